@@ -1,0 +1,344 @@
+// Raw uffd_msg bytes in, ordered decisions out.
+//
+// Rules:
+//  - The kernel's read hands out page faults before all other events, whatever their order of arrival, so
+//    nothing is offered before the queue was read to EAGAIN: `inboxNext` asks for a read until then.
+//  - Every mapping change that was read is delivered before any fault. It is applied to ranges, pages and
+//    waiting faults at the moment it is delivered, so the tables say what the handler has been told.
+//  - Memory per event is bounded: when EVENTS of them wait, `inboxRoom` is 0 and they are delivered first.
+//  - munmap and mremap wake nobody in the kernel: delivering one names the range whose sleepers to wake.
+//  - An unknown event and a byte count that is no multiple of 32 are answers, not crashes.
+
+import {
+  EAGAIN,
+  EBADF,
+  EINTR,
+  SIZEOF_UFFD_MSG,
+  UFFD_EVENT_FORK,
+  UFFD_EVENT_PAGEFAULT,
+  UFFD_EVENT_REMAP,
+  UFFD_EVENT_REMOVE,
+  UFFD_EVENT_UNMAP,
+  UFFD_FEATURE_EVENT_UNMAP,
+  UFFD_PAGEFAULT_FLAG_MINOR,
+  UFFD_PAGEFAULT_FLAG_WP,
+  UFFD_PAGEFAULT_FLAG_WRITE,
+  UFFDIO_REGISTER_MODE_WP,
+  uffd_msg,
+  uffd_msg_fork,
+  uffd_msg_pagefault,
+  uffd_msg_remap,
+  uffd_msg_remove,
+} from './abi';
+import {
+  current,
+  Fault,
+  faultCount,
+  faultDefer,
+  faultDelay,
+  faultDrop,
+  faultHurry,
+  faultPut,
+  faultReserve,
+  faultTake,
+  KIND_MINOR,
+  KIND_MISSING,
+  KIND_WRITE_PROTECT,
+} from './faults';
+import { PAGE_REMOVED, pagesForget, pagesMove, pagesSet, pagesWatch } from './pages';
+import { Range, rangeFind, rangeInsert, rangeRemove, rangeSeek, rangeHere } from './ranges';
+
+// What `inboxTake` answers.
+/** Taken in; read again. */
+export const READ_MORE: i32 = 0;
+/** The queue is empty. */
+export const READ_DRAINED: i32 = 1;
+/** End of file, or the descriptor is closed: nothing will come any more. */
+export const READ_ENDED: i32 = 2;
+/** read failed; the errno is what was passed in. */
+export const READ_FAILED: i32 = 3;
+/** The byte count is no multiple of 32; nothing was taken in. */
+export const READ_RAGGED: i32 = 4;
+/** An event this library does not know: `inboxUnknown` is its offset; those before it were taken in. */
+export const READ_UNKNOWN: i32 = 5;
+
+// What `inboxNext` answers; the particulars are in `delivery`.
+export const NEXT_NONE: i32 = 0;
+export const NEXT_FAULT: i32 = 1;
+export const NEXT_REMOVED: i32 = 2;
+export const NEXT_UNMAPPED: i32 = 3;
+export const NEXT_REMAPPED: i32 = 4;
+export const NEXT_FORKED: i32 = 5;
+/** Read first: what was not read yet may overtake what is here. */
+export const NEXT_READ: i32 = 6;
+/** The tables cannot grow: the memory's maximum is reached. */
+export const NEXT_NO_MEMORY: i32 = 7;
+
+const MESSAGES: u32 = 128;
+export const messages: usize = memory.data(MESSAGES * SIZEOF_UFFD_MSG, 8);
+
+const EVENTS: u32 = 512;
+const events: usize = memory.data(EVENTS * SIZEOF_UFFD_MSG, 8);
+let eventFirst: u32 = 0;
+let eventCount: u32 = 0;
+
+/**
+ * The last thing handed out. Fault: address, page. Removed, unmapped: start, end. Remapped: from, to, length.
+ * Forked: the child's descriptor.
+ */
+@unmanaged
+class Delivery {
+  a: u64;
+  b: u64;
+  c: u64;
+  kind: u32;
+  write: u32;
+  tid: u32;
+  padding: u32;
+}
+
+export const delivery: usize = memory.data(40, 8);
+
+let pageShift: u32 = 12;
+let tellsUnmap: bool = false;
+let drained: bool = false;
+let taken: u32 = 0;
+let unknown: u32 = 0;
+
+// The fault that is out: what its transfers met decides whether a handler's "answered" can be believed.
+let out: bool = false;
+let cutShort: bool = false;
+let gone: bool = false;
+
+export function inboxStart(shift: u32, features: u64): void {
+  pageShift = shift;
+  tellsUnmap = (features & UFFD_FEATURE_EVENT_UNMAP) != 0;
+}
+
+/** How many messages came in so far, to see whether a read brought something. Wraps around. */
+export function inboxTaken(): u32 {
+  return taken;
+}
+
+/** Messages that wait for a handler: faults, deferred ones included, and mapping changes. */
+export function inboxWaiting(): u32 {
+  return faultCount() + eventCount;
+}
+
+/** Forgets that the queue was empty: called when a round begins. */
+export function inboxOpen(): void {
+  drained = false;
+}
+
+/** How many bytes the next read may bring; 0: deliver first. */
+export function inboxRoom(): u32 {
+  const room = min(MESSAGES, EVENTS - eventCount);
+  return faultReserve(room) ? room * SIZEOF_UFFD_MSG : 0;
+}
+
+/** Takes in the result of a read into `messages`: bytes, or −errno. */
+export function inboxTake(result: i32): i32 {
+  if (result < 0) {
+    if (result == -EAGAIN) {
+      drained = true;
+      return READ_DRAINED;
+    }
+    if (result == -EINTR) return READ_MORE;
+    return result == -EBADF ? READ_ENDED : READ_FAILED;
+  }
+  if (result == 0) return READ_ENDED;
+  if (result % SIZEOF_UFFD_MSG != 0) return READ_RAGGED;
+  drained = false;
+  for (let offset: u32 = 0; offset < <u32>result; offset += SIZEOF_UFFD_MSG) {
+    const at = messages + offset;
+    const event = <u32>changetype<uffd_msg>(at).event;
+    if (event == UFFD_EVENT_PAGEFAULT) {
+      takeFault(changetype<uffd_msg_pagefault>(at));
+    } else if (event >= UFFD_EVENT_FORK && event <= UFFD_EVENT_UNMAP) {
+      takeEvent(at);
+    } else {
+      unknown = offset;
+      return READ_UNKNOWN;
+    }
+    taken++;
+  }
+  return READ_MORE;
+}
+
+/** Offset in `messages` of the event that `inboxTake` did not know. */
+export function inboxUnknown(): u32 {
+  return unknown;
+}
+
+function takeFault(message: uffd_msg_pagefault): void {
+  const flags = message.flags;
+  let kind = KIND_MISSING;
+  if (flags & UFFD_PAGEFAULT_FLAG_WP) kind = KIND_WRITE_PROTECT;
+  else if (flags & UFFD_PAGEFAULT_FLAG_MINOR) kind = KIND_MINOR;
+  const address = message.address;
+  faultPut(pageOf(address), address, kind, <u32>(flags & UFFD_PAGEFAULT_FLAG_WRITE), message.ptid);
+}
+
+function takeEvent(message: usize): void {
+  assert(eventCount < EVENTS, 'an event came in without room for it');
+  memory.copy(eventAt(eventCount), message, SIZEOF_UFFD_MSG);
+  eventCount++;
+}
+
+function eventAt(index: u32): usize {
+  return events + <usize>((eventFirst + index) % EVENTS) * SIZEOF_UFFD_MSG;
+}
+
+/** Bytes of the page that holds `address`: a huge page in a range that has them. */
+export function pageSizeAt(address: u64): u64 {
+  const range = rangeFind(address);
+  return <u64>1 << (range ? range.pageShift : pageShift);
+}
+
+function pageOf(address: u64): u64 {
+  return address & ~(pageSizeAt(address) - 1);
+}
+
+/** Hands out the next mapping change alone, or NEXT_NONE. */
+export function inboxNextEvent(): i32 {
+  return eventCount > 0 ? deliverEvent() : NEXT_NONE;
+}
+
+/** Hands out what the handler should hear next. */
+export function inboxNext(now: f64): i32 {
+  if (eventCount > 0) return deliverEvent();
+  if (!drained) return NEXT_READ;
+  if (!faultTake(now)) return NEXT_NONE;
+  const fault = changetype<Fault>(current);
+  const it = changetype<Delivery>(delivery);
+  it.a = fault.address;
+  it.b = fault.page;
+  it.kind = fault.kind;
+  it.write = fault.write;
+  it.tid = fault.tid;
+  out = true;
+  cutShort = false;
+  gone = false;
+  return NEXT_FAULT;
+}
+
+/**
+ * Ends the fault that is out. It is deferred if the handler could not answer, or if a transfer over its page
+ * was cut short by a mapping change, whatever the handler believes; not if its memory or process is gone.
+ */
+export function inboxAnswer(answered: bool, now: f64): void {
+  if (!out) return;
+  out = false;
+  if (!gone && (!answered || cutShort)) faultDefer(now);
+}
+
+/** Milliseconds until `inboxNext` has something without a new message: 0 now, −1 never. */
+export function inboxDelay(now: f64): f64 {
+  return eventCount > 0 ? 0 : faultDelay(now);
+}
+
+/** Whether a mapping change that was read and not delivered yet touches [start, end). */
+export function inboxOverlaps(start: u64, end: u64): bool {
+  for (let i: u32 = 0; i < eventCount; i++) {
+    const at = eventAt(i);
+    const event = <u32>changetype<uffd_msg>(at).event;
+    if (event == UFFD_EVENT_REMAP) {
+      const remap = changetype<uffd_msg_remap>(at);
+      if (meets(remap.from, remap.from + remap.len, start, end)) return true;
+      if (meets(remap.to, remap.to + remap.len, start, end)) return true;
+    } else if (event != UFFD_EVENT_FORK) {
+      const remove = changetype<uffd_msg_remove>(at);
+      if (meets(remove.start, remove.end, start, end)) return true;
+    }
+  }
+  return false;
+}
+
+function meets(a: u64, aEnd: u64, b: u64, bEnd: u64): bool {
+  return a < bEnd && b < aEnd;
+}
+
+/** A transfer over [start, end) ended short (or its memory is gone): what does that mean for the fault that is out? */
+export function inboxCut(start: u64, end: u64, forEver: bool): void {
+  if (!out) return;
+  const page = changetype<Fault>(current).page;
+  if (page < start || page >= end) return;
+  if (forEver) gone = true;
+  else cutShort = true;
+}
+
+/**
+ * Takes out the waiting faults one by one, the one that is with the handler first: their pages (in
+ * `delivery`) are to be woken, because the descriptor leaves this object and the next owner must hear of them.
+ */
+export function inboxEvict(): bool {
+  if (!out && !faultTake(f64.POSITIVE_INFINITY)) return false;
+  out = false;
+  changetype<Delivery>(delivery).b = changetype<Fault>(current).page;
+  return true;
+}
+
+function deliverEvent(): i32 {
+  const at = eventAt(0);
+  const it = changetype<Delivery>(delivery);
+  const event = <u32>changetype<uffd_msg>(at).event;
+  let next = NEXT_FORKED;
+  if (event == UFFD_EVENT_FORK) {
+    it.a = changetype<uffd_msg_fork>(at).ufd;
+  } else if (event == UFFD_EVENT_REMAP) {
+    const remap = changetype<uffd_msg_remap>(at);
+    if (!applyRemap(remap.from, remap.to, remap.len)) return NEXT_NO_MEMORY;
+    it.a = remap.from;
+    it.b = remap.to;
+    it.c = remap.len;
+    next = NEXT_REMAPPED;
+  } else {
+    const start = changetype<uffd_msg_remove>(at).start;
+    const end = changetype<uffd_msg_remove>(at).end;
+    if (event == UFFD_EVENT_REMOVE) {
+      pagesSet(start, end, PAGE_REMOVED);
+      next = NEXT_REMOVED;
+    } else {
+      if (!applyUnmap(start, end)) return NEXT_NO_MEMORY;
+      next = NEXT_UNMAPPED;
+    }
+    it.a = start;
+    it.b = end;
+  }
+  eventFirst = (eventFirst + 1) % EVENTS;
+  eventCount--;
+  faultHurry();
+  return next;
+}
+
+function applyUnmap(start: u64, end: u64): bool {
+  if (!rangeRemove(start, end)) return false;
+  pagesForget(start, end);
+  faultDrop(start, end);
+  return true;
+}
+
+/**
+ * Registers the new place like the old one. The old one goes with the UNMAP that follows a move; where that
+ * event is off it goes now. (MREMAP_DONTUNMAP keeps it registered, and sends no UNMAP.)
+ */
+function applyRemap(from: u64, to: u64, length: u64): bool {
+  const end = from + length;
+  let cursor = from;
+  while (cursor < end && rangeSeek(cursor) && rangeHere().start < end) {
+    const here = rangeHere();
+    const start = max(here.start, cursor);
+    const stop = min(here.end, end);
+    if (!registerLike(here, to + (start - from), to + (stop - from))) return false;
+    cursor = stop;
+  }
+  pagesMove(from, to, length);
+  faultDrop(from, end);
+  return tellsUnmap || applyUnmap(from, end);
+}
+
+function registerLike(range: Range, start: u64, end: u64): bool {
+  const modes = range.modes;
+  if (!pagesWatch(start, end, (modes & <u32>UFFDIO_REGISTER_MODE_WP) != 0)) return false;
+  return rangeInsert(start, end, modes, range.operations, range.pageShift);
+}

@@ -1,0 +1,119 @@
+// The core's exports: verbs with their noun in front. One instance serves one userfaultfd; addresses travel
+// through `parameters` and `report` in linear memory, counts and answers as small integers.
+
+import { UFFDIO_REGISTER_MODE_WP } from './abi';
+import { inboxStart } from './inbox';
+import { pageProtected, pageState, pagesClaim, pagesForget, pagesStart, pagesWatch, pagesWindow } from './pages';
+import { rangeAdvance, rangeFind, rangeHere, rangeInsert, rangeOverlaps, rangeRemove, rangeSeek, Range } from './ranges';
+import { argument } from './request';
+
+export {
+  inboxAnswer,
+  inboxDelay,
+  inboxEvict,
+  inboxNext,
+  inboxNextEvent,
+  inboxOpen,
+  inboxRoom,
+  inboxTake,
+  inboxUnknown,
+  inboxWaiting,
+} from './inbox';
+export { delivery, messages } from './inbox';
+export { pagesBytes, pagesWindowStart } from './pages';
+export { rangeCount } from './ranges';
+export {
+  apiFeatures,
+  openFlags,
+  openRequest,
+  pollStopped,
+  pollWatch,
+  polled,
+  parameters,
+  registerOperations,
+  request,
+  requestApi,
+  requestRegister,
+  requestUnregister,
+  requestWake,
+} from './request';
+export {
+  transferBegin,
+  transferCode,
+  transferDone,
+  transferErrno,
+  transferResult,
+  transferResume,
+} from './transfer';
+
+/** The range or window that the last question found: a `Range`. */
+export const report: usize = memory.data(32, 8);
+
+/** Called once, before anything else. `shift` is log2 of the system's page size. */
+export function start(shift: u32, features: u64): void {
+  pagesStart(shift);
+  inboxStart(shift, features);
+}
+
+/** Arguments 0 (start), 1 (length), 2 (operations): the kernel registered this. False: no memory left. */
+export function rangePut(modes: u32, pageShift: u32): bool {
+  const from = argument(0);
+  const to = from + argument(1);
+  if (!pagesWatch(from, to, (modes & <u32>UFFDIO_REGISTER_MODE_WP) != 0)) return false;
+  return rangeInsert(from, to, modes, argument(2), pageShift);
+}
+
+/** Arguments 0 (start), 1 (length): the kernel unregistered this. False: no memory left. */
+export function rangeTake(): bool {
+  const from = argument(0);
+  const to = from + argument(1);
+  if (!rangeRemove(from, to)) return false;
+  pagesForget(from, to);
+  return true;
+}
+
+function tell(range: Range): void {
+  memory.copy(report, changetype<usize>(range), offsetof<Range>());
+}
+
+/** Argument 0: the range that holds this address, into `report`. */
+export function rangeAt(): bool {
+  const range = rangeFind(argument(0));
+  if (!range) return false;
+  tell(range);
+  return true;
+}
+
+/** Arguments 0 (start), 1 (length): whether any part of it is registered. */
+export function rangeMeets(): bool {
+  return rangeOverlaps(argument(0), argument(0) + argument(1));
+}
+
+/** The lowest range, into `report`. */
+export function rangeFirst(): bool {
+  const found = rangeSeek(0);
+  if (found) tell(rangeHere());
+  return found;
+}
+
+/** The range behind the one reported last, into `report`. */
+export function rangeNext(): bool {
+  const found = rangeSeek(changetype<Range>(report).end);
+  if (found) tell(rangeHere());
+  return found;
+}
+
+/** Argument 0: the state of the page that holds this address; +4 where it is write-protected. */
+export function pageAt(): u32 {
+  return pageState(argument(0)) | (pageProtected(argument(0)) ? 4 : 0);
+}
+
+/** Arguments 0 (start), 1 (length): claims the missing pages there; how many they were. */
+export function pageClaim(): u32 {
+  return pagesClaim(argument(0), argument(0) + argument(1));
+}
+
+/** Argument 0: how many pages around this address to fill at once, at most `size`; see pagesWindowStart. */
+export function pageWindow(size: u32): u32 {
+  return pagesWindow(argument(0), size);
+}

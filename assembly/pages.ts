@@ -1,0 +1,297 @@
+// What this userfaultfd knows of each registered page: what it installed, and what it saw removed. Two bits
+// give the state, a third (only where write-protect mode is on) whether the page is write-protected.
+//
+// Rules:
+//  - Bits live in frames that hold one bit of 8192 pages (32 MiB of 4 KiB pages). A frame is promised when
+//    the range is registered and taken when one of its bits is first set, so nothing grows while faults are
+//    served, and 64 GiB cost at most two planes of 2 MiB.
+//  - A page outside all registered ranges has no state; asking gives `missing`.
+//  - `in flight` is a claim on a missing page by whoever fetches its data. A removal takes the claim away,
+//    so data fetched before it is never installed after it.
+//  - What another userfaultfd or another process did to the memory is not known here. The kernel's answer
+//    always decides; this is where to look before asking.
+
+import { FRAME, poolForgive, poolGive, poolPromise, poolTakePromised, spanGive, spanTake } from './pool';
+import { rangeFind, rangeOverlaps } from './ranges';
+
+export const PAGE_MISSING: u32 = 0;
+export const PAGE_PRESENT: u32 = 1;
+export const PAGE_REMOVED: u32 = 2;
+export const PAGE_IN_FLIGHT: u32 = 3;
+
+/** Bits of one plane of one chunk. */
+const CHUNK_SHIFT: u32 = 13;
+const CHUNK_PAGES: u64 = 1 << CHUNK_SHIFT;
+
+/** 8192 pages. A plane is 0 until one of its bits is set. */
+@unmanaged
+class Chunk {
+  /** Page number >> CHUNK_SHIFT, plus one; 0 marks a free place. */
+  key: u64;
+  low: usize;
+  high: usize;
+  protect: usize;
+  /** Planes promised or taken: 2, or 3 with write-protect mode. */
+  planes: u32;
+}
+
+const CHUNK: usize = 24;
+
+let chunks: usize = 0;
+let chunkCapacity: u32 = 0;
+let chunkCount: u32 = 0;
+let pageShift: u32 = 12;
+
+/** Bytes of bitmaps in use. */
+let planesTaken: u32 = 0;
+
+export function pagesStart(shift: u32): void {
+  pageShift = shift;
+}
+
+/** Bytes that the bitmaps and their directory take now. */
+export function pagesBytes(): u32 {
+  return planesTaken * <u32>FRAME + chunkCapacity * <u32>CHUNK;
+}
+
+// ---- the directory: open addressing, linear probing, at most half full -----------------------------------
+
+function place(index: u32): Chunk {
+  return changetype<Chunk>(chunks + <usize>index * CHUNK);
+}
+
+function home(key: u64): u32 {
+  return <u32>((key * 0x9e3779b97f4a7c15) >> 32) & (chunkCapacity - 1);
+}
+
+function find(page: u64): Chunk | null {
+  if (chunkCapacity == 0) return null;
+  const key = (page >> CHUNK_SHIFT) + 1;
+  let i = home(key);
+  while (place(i).key != 0) {
+    if (place(i).key == key) return place(i);
+    i = (i + 1) & (chunkCapacity - 1);
+  }
+  return null;
+}
+
+function add(page: u64): Chunk {
+  const key = (page >> CHUNK_SHIFT) + 1;
+  let i = home(key);
+  while (place(i).key != 0) i = (i + 1) & (chunkCapacity - 1);
+  const chunk = place(i);
+  chunk.key = key;
+  chunkCount++;
+  return chunk;
+}
+
+function reserveChunks(count: u32): bool {
+  if ((chunkCount + count) * 2 <= chunkCapacity) return true;
+  const old = chunks;
+  const oldCapacity = chunkCapacity;
+  let capacity = max<u32>(64, oldCapacity);
+  while (capacity < (chunkCount + count) * 2) capacity *= 2;
+  const next = spanTake(<usize>capacity * CHUNK);
+  if (!next) return false;
+  chunks = next;
+  chunkCapacity = capacity;
+  chunkCount = 0;
+  for (let i: u32 = 0; i < oldCapacity; i++) {
+    const from = changetype<Chunk>(old + <usize>i * CHUNK);
+    if (from.key == 0) continue;
+    memory.copy(changetype<usize>(add((from.key - 1) << CHUNK_SHIFT)), changetype<usize>(from), CHUNK);
+  }
+  if (old) spanGive(old, <usize>oldCapacity * CHUNK);
+  return true;
+}
+
+/** Takes a chunk out and closes the gap it leaves in its probe sequence. */
+function remove(chunk: Chunk): void {
+  let gap = <u32>((changetype<usize>(chunk) - chunks) / CHUNK);
+  const mask = chunkCapacity - 1;
+  for (let i = (gap + 1) & mask; place(i).key != 0; i = (i + 1) & mask) {
+    const wanted = home(place(i).key);
+    if (((i - wanted) & mask) >= ((i - gap) & mask)) {
+      memory.copy(changetype<usize>(place(gap)), changetype<usize>(place(i)), CHUNK);
+      gap = i;
+    }
+  }
+  memory.fill(changetype<usize>(place(gap)), 0, CHUNK);
+  chunkCount--;
+}
+
+// ---- watching --------------------------------------------------------------------------------------------
+
+/** Sets aside what the pages of [start, end) can need at most. False: no memory left. */
+export function pagesWatch(start: u64, end: u64, writeProtect: bool): bool {
+  const first = start >> pageShift;
+  const last = (end - 1) >> pageShift;
+  const count = <u32>((last >> CHUNK_SHIFT) - (first >> CHUNK_SHIFT) + 1);
+  if (!reserveChunks(count)) return false;
+  const planes: u32 = writeProtect ? 3 : 2;
+  for (let page = first & ~(CHUNK_PAGES - 1); page <= last; page += CHUNK_PAGES) {
+    const found = find(page);
+    const have = found ? found.planes : 0;
+    if (have >= planes) continue;
+    if (!poolPromise(planes - have)) return false;
+    (found ? found : add(page)).planes = planes;
+  }
+  return true;
+}
+
+/** Forgets [start, end), which is registered no more, and gives back chunks that hold no range at all. */
+export function pagesForget(start: u64, end: u64): void {
+  pagesSet(start, end, PAGE_MISSING);
+  pagesProtect(start, end, false);
+  const last = (end - 1) >> pageShift;
+  for (let page = (start >> pageShift) & ~(CHUNK_PAGES - 1); page <= last; page += CHUNK_PAGES) {
+    const chunk = find(page);
+    if (!chunk || rangeOverlaps(page << pageShift, (page + CHUNK_PAGES) << pageShift)) continue;
+    release(chunk.low);
+    release(chunk.high);
+    if (chunk.planes == 3) release(chunk.protect);
+    remove(chunk);
+  }
+}
+
+function release(plane: usize): void {
+  if (plane) {
+    poolGive(plane);
+    planesTaken--;
+  } else {
+    poolForgive(1);
+  }
+}
+
+// ---- setting and asking ----------------------------------------------------------------------------------
+
+/** Gives every watched page of [start, end) a state. */
+export function pagesSet(start: u64, end: u64, state: u32): void {
+  const last = end >> pageShift;
+  let page = start >> pageShift;
+  while (page < last) {
+    const chunkEnd = min((page | (CHUNK_PAGES - 1)) + 1, last);
+    const chunk = find(page);
+    if (chunk) {
+      const from = <u32>(page & (CHUNK_PAGES - 1));
+      const count = <u32>(chunkEnd - page);
+      chunk.low = setBits(chunk.low, from, count, state & 1);
+      chunk.high = setBits(chunk.high, from, count, state >> 1);
+    }
+    page = chunkEnd;
+  }
+}
+
+/** Notes whether the watched pages of [start, end) are write-protected, where that mode is on. */
+export function pagesProtect(start: u64, end: u64, on: bool): void {
+  const last = end >> pageShift;
+  let page = start >> pageShift;
+  while (page < last) {
+    const chunkEnd = min((page | (CHUNK_PAGES - 1)) + 1, last);
+    const chunk = find(page);
+    if (chunk && chunk.planes == 3) {
+      chunk.protect = setBits(chunk.protect, <u32>(page & (CHUNK_PAGES - 1)), <u32>(chunkEnd - page), on ? 1 : 0);
+    }
+    page = chunkEnd;
+  }
+}
+
+function setBits(plane: usize, from: u32, count: u32, value: u32): usize {
+  if (!plane) {
+    if (!value) return 0;
+    plane = poolTakePromised();
+    planesTaken++;
+  }
+  while (count > 0) {
+    const bit = from & 63;
+    const width = min<u32>(64 - bit, count);
+    const mask = (width == 64 ? u64.MAX_VALUE : (<u64>1 << width) - 1) << bit;
+    const at = plane + <usize>((from >> 6) << 3);
+    store<u64>(at, value ? load<u64>(at) | mask : load<u64>(at) & ~mask);
+    from += width;
+    count -= width;
+  }
+  return plane;
+}
+
+function bitOf(plane: usize, index: u32): u32 {
+  return plane ? <u32>(load<u64>(plane + <usize>((index >> 6) << 3)) >> (index & 63)) & 1 : 0;
+}
+
+/** The state of the page that holds `address`. */
+export function pageState(address: u64): u32 {
+  const chunk = find(address >> pageShift);
+  if (!chunk) return PAGE_MISSING;
+  const index = <u32>((address >> pageShift) & (CHUNK_PAGES - 1));
+  return bitOf(chunk.low, index) | (bitOf(chunk.high, index) << 1);
+}
+
+export function pageProtected(address: u64): bool {
+  const chunk = find(address >> pageShift);
+  return !!chunk && !!bitOf(chunk.protect, <u32>((address >> pageShift) & (CHUNK_PAGES - 1)));
+}
+
+/** Claims the missing pages of [start, end) for whoever fetches their data; the others stay what they are. */
+export function pagesClaim(start: u64, end: u64): u32 {
+  let claimed: u32 = 0;
+  const size = <u64>1 << pageShift;
+  for (let address = start; address < end; address += size) {
+    if (pageState(address) != PAGE_MISSING) continue;
+    pagesSet(address, address + size, PAGE_IN_FLIGHT);
+    claimed++;
+  }
+  return claimed;
+}
+
+/** Carries the states of a range that mremap moved; the old place is missing afterwards. */
+export function pagesMove(from: u64, to: u64, length: u64): void {
+  const size = <u64>1 << pageShift;
+  for (let offset: u64 = 0; offset < length; ) {
+    const page = (from + offset) >> pageShift;
+    const chunk = find(page);
+    if (!chunk || !(chunk.low | chunk.high | chunk.protect)) {
+      offset += (((page | (CHUNK_PAGES - 1)) + 1) << pageShift) - (from + offset);
+      continue;
+    }
+    const target = to + offset;
+    pagesSet(target, target + size, pageState(from + offset));
+    pagesProtect(target, target + size, pageProtected(from + offset));
+    offset += size;
+  }
+  pagesSet(from, from + length, PAGE_MISSING);
+  pagesProtect(from, from + length, false);
+}
+
+// The answer of `pagesWindow`.
+let windowFirst: u64 = 0;
+let windowPages: u32 = 0;
+
+/**
+ * The pages to fill for a fault at `address`: the run of pages around it in its state (missing: from the
+ * source; removed: zeros), inside its registered range and inside the aligned window of `size` pages.
+ * 0 where the page is neither missing nor removed: it is there, or somebody fetches it.
+ */
+export function pagesWindow(address: u64, size: u32): u32 {
+  const page = address >> pageShift;
+  windowFirst = page << pageShift;
+  windowPages = 0;
+  const state = pageState(address);
+  if (state != PAGE_MISSING && state != PAGE_REMOVED) return 0;
+  const range = rangeFind(address);
+  const base = page - (page % size);
+  let first = page;
+  let end = page + 1;
+  if (range) {
+    const lowest = max(base, range.start >> pageShift);
+    const highest = min(base + size, range.end >> pageShift);
+    while (first > lowest && pageState((first - 1) << pageShift) == state) first--;
+    while (end < highest && pageState(end << pageShift) == state) end++;
+  }
+  windowFirst = first << pageShift;
+  windowPages = <u32>(end - first);
+  return windowPages;
+}
+
+export function pagesWindowStart(): u64 {
+  return windowFirst;
+}

@@ -1,0 +1,291 @@
+// What is registered: disjoint ranges in ascending order, each with its modes, the operations the kernel
+// allows there and its page size.
+//
+// Invariants: no two ranges overlap; none is empty; neighbours that touch differ in modes, operations or
+// page size. A lookup is two binary searches (over the directory, then inside one block), so it stays
+// logarithmic; an insertion moves at most one block and the directory.
+
+import { FRAME, poolGive, poolReserve, poolTake, spanGive, spanTake } from './pool';
+
+/** One registered range. `end` is exclusive. */
+@unmanaged
+export class Range {
+  start: u64;
+  end: u64;
+  /** The kernel's `ioctls` bits, unknown ones included. */
+  operations: u64;
+  /** UFFDIO_REGISTER_MODE_*. */
+  modes: u32;
+  /** log2 of the page size: the system's, or that of the huge pages. */
+  pageShift: u32;
+}
+
+/** A block holds up to PER_BLOCK ranges in order; the directory holds a line per block, in order. */
+@unmanaged
+class Line {
+  first: u64;
+  block: usize;
+  count: u32;
+}
+
+const RANGE: usize = offsetof<Range>();
+const LINE: usize = 16;
+const PER_BLOCK: u32 = <u32>(FRAME / RANGE);
+const HALF: u32 = PER_BLOCK / 2;
+
+let lines: usize = 0;
+let lineCount: u32 = 0;
+let lineCapacity: u32 = 0;
+let total: u32 = 0;
+
+// Where the last `rangeSeek` or `rangeAdvance` stopped.
+let atLine: u32 = 0;
+let atSlot: u32 = 0;
+
+function line(index: u32): Line {
+  return changetype<Line>(lines + <usize>index * LINE);
+}
+
+function slot(block: usize, index: u32): Range {
+  return changetype<Range>(block + <usize>index * RANGE);
+}
+
+export function rangeCount(): u32 {
+  return total;
+}
+
+/** The range at which the last seek or advance stopped. */
+export function rangeHere(): Range {
+  return slot(line(atLine).block, atSlot);
+}
+
+/** Goes to the range that holds `address`, or else to the next one above it. False: there is none. */
+export function rangeSeek(address: u64): bool {
+  let low: u32 = 0;
+  let high = lineCount;
+  while (low < high) {
+    const middle = (low + high) >>> 1;
+    if (line(middle).first <= address) low = middle + 1;
+    else high = middle;
+  }
+  atSlot = 0;
+  if (low == 0) {
+    atLine = 0;
+    return lineCount > 0;
+  }
+  atLine = low - 1;
+  const block = line(atLine).block;
+  low = 1;
+  high = line(atLine).count;
+  while (low < high) {
+    const middle = (low + high) >>> 1;
+    if (slot(block, middle).start <= address) low = middle + 1;
+    else high = middle;
+  }
+  atSlot = low - 1;
+  return slot(block, atSlot).end > address || rangeAdvance();
+}
+
+/** Goes to the next range. False: that was the last. */
+export function rangeAdvance(): bool {
+  atSlot++;
+  if (atSlot == line(atLine).count) {
+    atLine++;
+    atSlot = 0;
+  }
+  return atLine < lineCount;
+}
+
+/** Whether any part of [start, end) is registered. */
+export function rangeOverlaps(start: u64, end: u64): bool {
+  return rangeSeek(start) && rangeHere().start < end;
+}
+
+/** The range that holds `address`, or null. */
+export function rangeFind(address: u64): Range | null {
+  return rangeSeek(address) && rangeHere().start <= address ? rangeHere() : null;
+}
+
+/**
+ * Registers [start, end) as the kernel does: where the modes asked for are among those a part already has,
+ * that part keeps its modes (registering a subset changes nothing); everywhere else they are replaced.
+ * False: no memory left, and nothing changed.
+ */
+export function rangeInsert(start: u64, end: u64, modes: u32, operations: u64, pageShift: u32): bool {
+  assert(start < end, 'an empty range');
+  let pieces: u32 = 1;
+  for (let more = rangeSeek(start); more && rangeHere().start < end; more = rangeAdvance()) pieces++;
+  if (!reserve(pieces)) return false;
+  let cursor = start;
+  while (cursor < end) {
+    const found = rangeSeek(cursor);
+    if (!found || rangeHere().start >= end) {
+      place(cursor, end, modes, operations, pageShift);
+      break;
+    }
+    const here = rangeHere();
+    if (here.start > cursor) {
+      const gapEnd = here.start;
+      place(cursor, gapEnd, modes, operations, pageShift);
+      cursor = gapEnd;
+      continue;
+    }
+    const pieceEnd = min(here.end, end);
+    if ((here.modes & modes) != modes) {
+      carve(cursor, pieceEnd);
+      place(cursor, pieceEnd, modes, operations, pageShift);
+    }
+    cursor = pieceEnd;
+  }
+  merge(start, end);
+  return true;
+}
+
+/** Forgets [start, end), cutting ranges that reach beyond it. False: no memory left, and nothing changed. */
+export function rangeRemove(start: u64, end: u64): bool {
+  if (!reserve(1)) return false;
+  carve(start, end);
+  return true;
+}
+
+/** Room for `pieces` more ranges wherever they fall: each splits at most one block. */
+function reserve(pieces: u32): bool {
+  const blocks = pieces / HALF + 3;
+  if (lineCount + blocks > lineCapacity) {
+    const capacity = max<u32>(64, (lineCount + blocks) * 2);
+    const next = spanTake(<usize>capacity * LINE);
+    if (!next) return false;
+    memory.copy(next, lines, <usize>lineCount * LINE);
+    if (lines) spanGive(lines, <usize>lineCapacity * LINE);
+    lines = next;
+    lineCapacity = capacity;
+  }
+  return poolReserve(blocks);
+}
+
+function carve(start: u64, end: u64): void {
+  while (rangeSeek(start) && rangeHere().start < end) {
+    const here = rangeHere();
+    const hereEnd = here.end;
+    if (here.start < start) {
+      here.end = start;
+      if (hereEnd > end) {
+        place(end, hereEnd, here.modes, here.operations, here.pageShift);
+        return;
+      }
+    } else if (hereEnd > end) {
+      here.start = end;
+      if (atSlot == 0) line(atLine).first = end;
+      return;
+    } else {
+      drop();
+    }
+  }
+}
+
+/** Puts a range where none is. */
+function place(start: u64, end: u64, modes: u32, operations: u64, pageShift: u32): void {
+  let index: u32 = 0;
+  let position: u32 = 0;
+  if (lineCount == 0) {
+    addLine(0);
+  } else {
+    rangeSeek(start);
+    index = atLine;
+    position = atSlot;
+    if (position == 0 && index > 0) {
+      index--;
+      position = line(index).count;
+    }
+  }
+  if (line(index).count == PER_BLOCK) {
+    addLine(index + 1);
+    // Ascending insertions fill blocks to the brim; others halve them.
+    if (position < PER_BLOCK) {
+      const upper = line(index + 1);
+      memory.copy(upper.block, line(index).block + <usize>HALF * RANGE, <usize>(PER_BLOCK - HALF) * RANGE);
+      upper.count = PER_BLOCK - HALF;
+      upper.first = slot(upper.block, 0).start;
+      line(index).count = HALF;
+    }
+    if (line(index).count < position || position == PER_BLOCK) {
+      position -= line(index).count;
+      index++;
+    }
+  }
+  const target = line(index);
+  const entry = slot(target.block, position);
+  const address = changetype<usize>(entry);
+  memory.copy(address + RANGE, address, <usize>(target.count - position) * RANGE);
+  entry.start = start;
+  entry.end = end;
+  entry.modes = modes;
+  entry.operations = operations;
+  entry.pageShift = pageShift;
+  target.count++;
+  if (position == 0) target.first = start;
+  total++;
+}
+
+/** Takes out the range at which the last seek stopped. */
+function drop(): void {
+  const here = line(atLine);
+  const address = changetype<usize>(rangeHere());
+  here.count--;
+  total--;
+  memory.copy(address, address + RANGE, <usize>(here.count - atSlot) * RANGE);
+  if (here.count == 0) {
+    dropLine(atLine);
+    return;
+  }
+  if (atSlot == 0) here.first = slot(here.block, 0).start;
+  if (atLine + 1 < lineCount) {
+    const next = line(atLine + 1);
+    if (here.count + next.count <= HALF) {
+      memory.copy(here.block + <usize>here.count * RANGE, next.block, <usize>next.count * RANGE);
+      here.count += next.count;
+      dropLine(atLine + 1);
+    }
+  }
+}
+
+function addLine(index: u32): void {
+  assert(lineCount < lineCapacity, 'the directory is full');
+  const address = lines + <usize>index * LINE;
+  memory.copy(address + LINE, address, <usize>(lineCount - index) * LINE);
+  const added = line(index);
+  added.first = 0;
+  added.block = poolTake();
+  added.count = 0;
+  lineCount++;
+}
+
+function dropLine(index: u32): void {
+  poolGive(line(index).block);
+  const address = lines + <usize>index * LINE;
+  lineCount--;
+  memory.copy(address, address + LINE, <usize>(lineCount - index) * LINE);
+}
+
+/** Joins neighbours in and around [start, end] that touch and are alike. */
+function merge(start: u64, end: u64): void {
+  let more = rangeSeek(start > 0 ? start - 1 : 0);
+  while (more) {
+    const lower = rangeHere();
+    const lowerStart = lower.start;
+    more = rangeAdvance();
+    if (!more) return;
+    const upper = rangeHere();
+    if (upper.start > end) return;
+    if (
+      lower.end == upper.start &&
+      lower.modes == upper.modes &&
+      lower.operations == upper.operations &&
+      lower.pageShift == upper.pageShift
+    ) {
+      lower.end = upper.end;
+      drop();
+      more = rangeSeek(lowerStart);
+    }
+  }
+}

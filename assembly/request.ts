@@ -1,0 +1,105 @@
+// Where the outside puts arguments and the core puts kernel structs. Both stay at one address for ever, so
+// the shim can hand the address of `request` to ioctl and the kernel writes its answer in place.
+
+import {
+  O_CLOEXEC,
+  O_NONBLOCK,
+  POLLIN,
+  pollfd,
+  UFFD_API,
+  UFFD_USER_MODE_ONLY,
+  UFFDIO_API,
+  UFFDIO_REGISTER,
+  UFFDIO_UNREGISTER,
+  UFFDIO_WAKE,
+  USERFAULTFD_IOC_NEW,
+  uffdio_api,
+  uffdio_range,
+  uffdio_register,
+} from './abi';
+
+/** Four u64 arguments: of a transfer, a registration, a question. */
+export const parameters: usize = memory.data(32, 8);
+
+/** The struct of the next ioctl. */
+export const request: usize = memory.data(64, 8);
+
+/** Two pollfds: the userfaultfd and the eventfd that stops its loop. */
+export const polled: usize = memory.data(16, 8);
+
+export function argument(index: u32): u64 {
+  return load<u64>(parameters + <usize>(index << 3));
+}
+
+/** Flags of userfaultfd(2), and of the device's request. */
+export function openFlags(userModeOnly: bool): u32 {
+  return O_CLOEXEC | O_NONBLOCK | (userModeOnly ? UFFD_USER_MODE_ONLY : 0);
+}
+
+/** The device's request; its argument is the flags. */
+export function openRequest(): u32 {
+  return USERFAULTFD_IOC_NEW;
+}
+
+// Each of these fills in `request` and gives the request number.
+
+export function requestApi(features: u64): u32 {
+  const it = changetype<uffdio_api>(request);
+  it.api = UFFD_API;
+  it.features = features;
+  it.ioctls = 0;
+  return UFFDIO_API;
+}
+
+/** Arguments 0 (start) and 1 (length). */
+export function requestRegister(modes: u32): u32 {
+  const it = changetype<uffdio_register>(request);
+  it.start = argument(0);
+  it.len = argument(1);
+  it.mode = modes;
+  it.ioctls = 0;
+  return UFFDIO_REGISTER;
+}
+
+/** Arguments 0 (start) and 1 (length). */
+export function requestUnregister(): u32 {
+  return range(UFFDIO_UNREGISTER);
+}
+
+/** Arguments 0 (start) and 1 (length). */
+export function requestWake(): u32 {
+  return range(UFFDIO_WAKE);
+}
+
+function range(code: u32): u32 {
+  const it = changetype<uffdio_range>(request);
+  it.start = argument(0);
+  it.len = argument(1);
+  return code;
+}
+
+/** The features the kernel granted, or with features 0 offers. */
+export function apiFeatures(): u64 {
+  return changetype<uffdio_api>(request).features;
+}
+
+export function registerOperations(): u64 {
+  return changetype<uffdio_register>(request).ioctls;
+}
+
+export function pollWatch(userfaultfd: i32, stop: i32): void {
+  watch(0, userfaultfd);
+  watch(1, stop);
+}
+
+function watch(index: u32, fd: i32): void {
+  const it = changetype<pollfd>(polled + <usize>(index << 3));
+  it.fd = fd;
+  it.events = POLLIN;
+  it.revents = 0;
+}
+
+/** Whether poll found the loop's stop signal. */
+export function pollStopped(): bool {
+  return changetype<pollfd>(polled + 8).revents != 0;
+}

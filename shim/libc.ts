@@ -1,0 +1,93 @@
+// The C functions the shim calls, declared once. koffi is loaded at the first call, not at import: a machine
+// without it can import everything, and hears what is missing when it asks for the real kernel.
+//
+// Rules: `errno` is read on the line after the call, because anything in between may change it. `ioctl` and
+// `fcntl` are declared without dots: on Linux their variadic arguments travel like the others.
+
+import { createRequire } from 'node:module';
+import { UnsupportedError } from '../src/kernel.js';
+
+type Koffi = typeof import('koffi');
+/** koffi gives an integer as a number where it fits and as a bigint where it does not. */
+type Word = number | bigint;
+
+export interface Libc {
+  koffi: Koffi;
+  errno(): number;
+  syscall(number: number, argument: number): number;
+  open(path: string, flags: number): number;
+  ioctl(fd: number, request: number, argument: Word): number;
+  fcntl(fd: number, command: number, argument: number): number;
+  read(fd: number, buffer: Word, length: number): number;
+  poll(fds: Word, count: number, timeoutMs: number): number;
+  close(fd: number): number;
+  eventfd(initial: number, flags: number): number;
+  eventfd_write(fd: number, value: number): number;
+  mmap(address: Word, length: number, protection: number, flags: number, fd: number, offset: number): Word;
+  munmap(address: Word, length: number): number;
+  mremap(address: Word, oldLength: number, newLength: number, flags: number, to: Word): Word;
+  madvise(address: Word, length: number, advice: number): number;
+  memfd_create(name: string, flags: number): number;
+  ftruncate(fd: number, length: number): number;
+  sysconf(name: number): number;
+}
+
+/** System call numbers by Node's name of the machine (kernel-semantics: Syscall numbers). */
+const SYS_USERFAULTFD: Readonly<Record<string, number>> = { x64: 323, arm64: 282 };
+
+let loaded: Libc | undefined;
+
+export function libc(): Libc {
+  loaded ??= load();
+  return loaded;
+}
+
+/** userfaultfd(2)'s number on this machine. */
+export function userfaultfdNumber(): number {
+  const number = SYS_USERFAULTFD[process.arch];
+  if (number === undefined) {
+    throw new UnsupportedError(`userfaultfd's system call number on ${process.arch} is not known here; x64 and arm64 are`);
+  }
+  return number;
+}
+
+function load(): Libc {
+  if (process.platform !== 'linux') {
+    throw new UnsupportedError(`userfaultfd is a part of Linux; this is ${process.platform}`);
+  }
+  userfaultfdNumber();
+  const koffi = loadKoffi();
+  const c = koffi.load(null);
+  return {
+    koffi,
+    errno: koffi.errno as () => number,
+    syscall: c.func('syscall', 'long', ['long', 'ulong']),
+    open: c.func('open', 'int', ['str', 'int']),
+    ioctl: c.func('ioctl', 'int', ['int', 'ulong', 'uintptr_t']),
+    fcntl: c.func('fcntl', 'int', ['int', 'int', 'long']),
+    read: c.func('read', 'intptr_t', ['int', 'uintptr_t', 'size_t']),
+    poll: c.func('poll', 'int', ['uintptr_t', 'ulong', 'int']),
+    close: c.func('close', 'int', ['int']),
+    eventfd: c.func('eventfd', 'int', ['uint', 'int']),
+    eventfd_write: c.func('eventfd_write', 'int', ['int', 'uint64_t']),
+    mmap: c.func('mmap', 'uintptr_t', ['uintptr_t', 'size_t', 'int', 'int', 'int', 'int64_t']),
+    munmap: c.func('munmap', 'int', ['uintptr_t', 'size_t']),
+    mremap: c.func('mremap', 'uintptr_t', ['uintptr_t', 'size_t', 'size_t', 'int', 'uintptr_t']),
+    madvise: c.func('madvise', 'int', ['uintptr_t', 'size_t', 'int']),
+    memfd_create: c.func('memfd_create', 'int', ['str', 'uint']),
+    ftruncate: c.func('ftruncate', 'int', ['int', 'int64_t']),
+    sysconf: c.func('sysconf', 'long', ['int']),
+  };
+}
+
+function loadKoffi(): Koffi {
+  try {
+    return createRequire(import.meta.url)('koffi');
+  } catch (error) {
+    throw new UnsupportedError(
+      `koffi, which makes the system calls, cannot be loaded on ${process.platform}-${process.arch}: ` +
+        `${(error as Error).message}. Install it with its optional dependency for this machine (npm install koffi)`,
+      { cause: error },
+    );
+  }
+}

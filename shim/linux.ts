@@ -1,0 +1,130 @@
+// The port on Linux. Every method is one call; a failure is −errno. The base of the core's memory is added
+// here, and read again after that memory grew.
+
+import type { Kernel, KernelPort, Watch } from '../src/kernel.js';
+import { type Libc, libc, userfaultfdNumber } from './libc.js';
+import { pageSize } from './memory.js';
+
+const O_RDWR_CLOEXEC = 0x80002;
+const EFD_NONBLOCK_CLOEXEC = 0x80800;
+
+/**
+ * libuv polls only as long as the handle is referenced, and a handle that is only waiting is referenced by
+ * nothing else: whoever watches is kept here.
+ */
+const watching = new Set<Watch>();
+
+/** The kernel this process runs on. Throws UnsupportedError where that is not Linux, or koffi is missing. */
+export function linuxKernel(): Kernel {
+  const c = libc();
+  return { pageSize: pageSize(), attach: (memory) => new LinuxPort(c, memory) };
+}
+
+/** Adds 1 to an eventfd's counter: for a thread that has no port. */
+export function signalEventfd(fd: number): number {
+  const c = libc();
+  return c.eventfd_write(fd, 1) < 0 ? -c.errno() : 0;
+}
+
+/** userfaultfd(2), for a probe without a port. */
+export function trySyscall(flags: number): number {
+  const c = libc();
+  const fd = c.syscall(userfaultfdNumber(), flags);
+  return fd < 0 ? -c.errno() : fd;
+}
+
+class LinuxPort implements KernelPort {
+  readonly #c: Libc;
+  readonly #memory: WebAssembly.Memory;
+  #buffer: ArrayBuffer | undefined;
+  #base = 0;
+
+  constructor(c: Libc, memory: WebAssembly.Memory) {
+    this.#c = c;
+    this.#memory = memory;
+  }
+
+  /** The address of an offset: below 2^48, so a number holds it. */
+  #address(at: number): number {
+    const { buffer } = this.#memory;
+    if (buffer !== this.#buffer) {
+      this.#buffer = buffer;
+      this.#base = Number(this.#c.koffi.address(new Uint8Array(buffer)));
+    }
+    return this.#base + at;
+  }
+
+  userfaultfd(flags: number): number {
+    return trySyscall(flags);
+  }
+
+  openDevice(): number {
+    const fd = this.#c.open('/dev/userfaultfd', O_RDWR_CLOEXEC);
+    return fd < 0 ? -this.#c.errno() : fd;
+  }
+
+  ioctl(fd: number, request: number, at: number): number {
+    const result = this.#c.ioctl(fd, request, this.#address(at));
+    return result < 0 ? -this.#c.errno() : result;
+  }
+
+  ioctlValue(fd: number, request: number, value: number): number {
+    const result = this.#c.ioctl(fd, request, value);
+    return result < 0 ? -this.#c.errno() : result;
+  }
+
+  read(fd: number, at: number, length: number): number {
+    const result = this.#c.read(fd, this.#address(at), length);
+    return result < 0 ? -this.#c.errno() : result;
+  }
+
+  poll(at: number, count: number, timeoutMs: number): number {
+    const result = this.#c.poll(this.#address(at), count, timeoutMs);
+    return result < 0 ? -this.#c.errno() : result;
+  }
+
+  fcntl(fd: number, command: number, argument: number): number {
+    const result = this.#c.fcntl(fd, command, argument);
+    return result < 0 ? -this.#c.errno() : result;
+  }
+
+  close(fd: number): number {
+    const result = this.#c.close(fd);
+    return result < 0 ? -this.#c.errno() : result;
+  }
+
+  eventfd(): number {
+    const fd = this.#c.eventfd(0, EFD_NONBLOCK_CLOEXEC);
+    return fd < 0 ? -this.#c.errno() : fd;
+  }
+
+  signal(fd: number): number {
+    return signalEventfd(fd);
+  }
+
+  now(): number {
+    return performance.now();
+  }
+
+  addressOf(view: ArrayBufferView): bigint {
+    return this.#c.koffi.address(view);
+  }
+
+  watch(fd: number, ready: () => void): Watch {
+    const handle = this.#c.koffi.node.poll(fd, { readable: true }, ready);
+    const watch = {
+      close() {
+        if (!watching.delete(watch)) return;
+        handle.stop();
+        handle.close();
+      },
+    };
+    watching.add(watch);
+    return watch;
+  }
+
+  after(delayMs: number, due: () => void): Watch {
+    const timer = setTimeout(due, delayMs);
+    return { close: () => clearTimeout(timer) };
+  }
+}

@@ -1,0 +1,73 @@
+// Memory calls on Linux. Addresses are bigint; a failure is −errno, for mmap and mremap as a bigint.
+
+import { libc } from './libc.js';
+
+export const PROT_READ = 1;
+export const PROT_WRITE = 2;
+export const MAP_SHARED = 0x01;
+export const MAP_PRIVATE = 0x02;
+export const MAP_FIXED = 0x10;
+export const MAP_ANONYMOUS = 0x20;
+export const MAP_NORESERVE = 0x4000;
+export const MREMAP_MAYMOVE = 1;
+export const MREMAP_FIXED = 2;
+export const MREMAP_DONTUNMAP = 4;
+export const MADV_DONTNEED = 4;
+export const MADV_NOHUGEPAGE = 15;
+const MFD_CLOEXEC = 1;
+const SC_PAGESIZE = 30;
+
+export function pageSize(): number {
+  return libc().sysconf(SC_PAGESIZE);
+}
+
+export function mmap(
+  address: bigint,
+  length: number,
+  protection: number,
+  flags: number,
+  fd = -1,
+  offset = 0,
+): bigint {
+  const c = libc();
+  return addressOrErrno(c.mmap(address, length, protection, flags, fd, offset), c.errno());
+}
+
+export function munmap(address: bigint, length: number): number {
+  const c = libc();
+  return c.munmap(address, length) < 0 ? -c.errno() : 0;
+}
+
+export function mremap(address: bigint, oldLength: number, newLength: number, flags: number, to = 0n): bigint {
+  const c = libc();
+  return addressOrErrno(c.mremap(address, oldLength, newLength, flags, to), c.errno());
+}
+
+export function madvise(address: bigint, length: number, advice: number): number {
+  const c = libc();
+  return c.madvise(address, length, advice) < 0 ? -c.errno() : 0;
+}
+
+/** A file in memory of `length` bytes, close-on-exec. */
+export function memfdCreate(name: string, length: number): number {
+  const c = libc();
+  const fd = c.memfd_create(name, MFD_CLOEXEC);
+  if (fd < 0) return -c.errno();
+  if (c.ftruncate(fd, length) < 0) {
+    const errno = c.errno();
+    c.close(fd);
+    return -errno;
+  }
+  return fd;
+}
+
+/** The bytes at an address. The buffer does not own them, and does not keep them mapped. */
+export function view(address: bigint, length: number): ArrayBuffer {
+  return libc().koffi.view(address, length);
+}
+
+/** mmap and mremap answer all ones (MAP_FAILED) where they fail. */
+function addressOrErrno(result: number | bigint, errno: number): bigint {
+  const address = BigInt.asUintN(64, BigInt(result));
+  return address === 0xffffffffffffffffn ? BigInt(-errno) : address;
+}

@@ -1,0 +1,78 @@
+// Checks of what callers pass, before the kernel is asked. Each error names its argument, and says what was
+// expected and what came. Codes are Node's: ERR_INVALID_ARG_TYPE, ERR_OUT_OF_RANGE.
+
+import { hex } from './errors.js';
+
+/** User addresses end below this on the machines supported (5-level paging). */
+const ADDRESS_END = 1n << 56n;
+
+function wrongType(argument: string, expected: string, value: unknown): TypeError {
+  const got = value === null ? 'null' : typeof value;
+  return Object.assign(new TypeError(`${argument} must be ${expected}; it is ${got}`), {
+    code: 'ERR_INVALID_ARG_TYPE',
+  });
+}
+
+export function outOfRange(argument: string, expected: string, value: unknown): RangeError {
+  const got = typeof value === 'bigint' ? hex(value) : String(value);
+  return Object.assign(new RangeError(`${argument} must be ${expected}; it is ${got}`), { code: 'ERR_OUT_OF_RANGE' });
+}
+
+export function checkAddress(value: unknown, argument: string): asserts value is bigint {
+  if (typeof value !== 'bigint') throw wrongType(argument, 'an address, a bigint', value);
+  if (value < 0n || value >= ADDRESS_END) throw outOfRange(argument, 'an address of user memory', value);
+}
+
+/** An address on a page boundary. */
+export function checkPageAddress(value: unknown, argument: string, pageSize: number): asserts value is bigint {
+  checkAddress(value, argument);
+  if (value & BigInt(pageSize - 1)) throw outOfRange(argument, `a multiple of the page size, ${pageSize}`, value);
+}
+
+/** A number of bytes: whole pages, at least one. */
+export function checkLength(value: unknown, argument: string, pageSize: number): asserts value is number {
+  if (typeof value !== 'number') throw wrongType(argument, 'a number of bytes', value);
+  if (!Number.isSafeInteger(value) || value <= 0 || value % pageSize !== 0) {
+    throw outOfRange(argument, `a positive multiple of the page size, ${pageSize}`, value);
+  }
+}
+
+/** A page-aligned address and a whole number of pages behind it, inside user memory. */
+export function checkRange(start: unknown, length: unknown, pageSize: number, name = 'start'): void {
+  checkPageAddress(start, name, pageSize);
+  checkLength(length, 'length', pageSize);
+  if (start + BigInt(length) > ADDRESS_END) throw outOfRange(`${name} + length`, 'an address of user memory', start);
+}
+
+/** A non-negative integer, `lowest` at the least. */
+export function checkInteger(value: unknown, argument: string, lowest: number, highest: number): asserts value is number {
+  if (typeof value !== 'number') throw wrongType(argument, 'a number', value);
+  if (!Number.isInteger(value) || value < lowest || value > highest) {
+    throw outOfRange(argument, `an integer from ${lowest} to ${highest}`, value);
+  }
+}
+
+export function checkDescriptor(value: unknown, argument: string): asserts value is number {
+  checkInteger(value, argument, 0, 0x7fffffff);
+}
+
+export function checkFunction(value: unknown, argument: string): void {
+  if (typeof value !== 'function') throw wrongType(argument, 'a function', value);
+}
+
+export function checkOneOf<T>(value: unknown, argument: string, choices: readonly T[]): asserts value is T {
+  if (!choices.includes(value as T)) {
+    throw Object.assign(new TypeError(`${argument} must be one of ${choices.join(', ')}; it is ${String(value)}`), {
+      code: 'ERR_INVALID_ARG_VALUE',
+    });
+  }
+}
+
+export function checkView(value: unknown, argument: string): asserts value is ArrayBufferView {
+  if (!ArrayBuffer.isView(value)) throw wrongType(argument, 'a Buffer, a typed array or an address', value);
+}
+
+/** Something is asked for that the object cannot do in the state it is in. */
+export function invalidState(message: string): Error {
+  return Object.assign(new Error(message), { code: 'ERR_INVALID_STATE' });
+}

@@ -1,0 +1,119 @@
+// One userfaultfd's core, port and descriptor put together: what the core asks for is done, and its answers
+// become bytes or errors. No handler is known here, and nothing is decided that the core could decide.
+
+import { type Core, MESSAGE_BYTES, type Op, Read, Step } from './core.js';
+import { Errno, UffdError } from './errors.js';
+import type { KernelPort } from './kernel.js';
+
+/** The kernel's names of the operations, by row of the transfer table. */
+const OPERATIONS = [
+  'UFFDIO_COPY',
+  'UFFDIO_ZEROPAGE',
+  'UFFDIO_CONTINUE',
+  'UFFDIO_POISON',
+  'UFFDIO_MOVE',
+  'UFFDIO_WRITEPROTECT',
+] as const;
+
+const F_GETFL = 3;
+const F_SETFL = 4;
+const O_NONBLOCK = 0x800;
+
+export class Channel {
+  readonly core: Core;
+  readonly port: KernelPort;
+  readonly fd: number;
+  /** Set for good once reading failed: the descriptor is of no use any more. */
+  broken: UffdError | undefined;
+  /** A fill said that the process whose memory this is has exited or called exec. */
+  exited = false;
+
+  constructor(core: Core, port: KernelPort, fd: number) {
+    this.core = core;
+    this.port = port;
+    this.fd = fd;
+  }
+
+  /** The same core and port on another descriptor. */
+  on(fd: number): Channel {
+    return new Channel(this.core, this.port, fd);
+  }
+
+  /** The kernel's name of an operation. */
+  static nameOf(operation: Op): string {
+    return OPERATIONS[operation];
+  }
+
+  /** Turns O_NONBLOCK on: without it poll says error, and a read would hang. */
+  unblock(): void {
+    const flags = this.port.fcntl(this.fd, F_GETFL, 0);
+    if (flags >= 0 && !(flags & O_NONBLOCK)) this.port.fcntl(this.fd, F_SETFL, flags | O_NONBLOCK);
+  }
+
+  /** Lets the sleepers of a range try again; that of an unmapped range is no failure. */
+  wake(start: bigint, length: number): number {
+    return this.ioctl(this.core.arguments(start, length).requestWake());
+  }
+
+  /** Issues the ioctl whose struct the core has prepared. */
+  ioctl(request: number): number {
+    for (;;) {
+      const result = this.port.ioctl(this.fd, request >>> 0, this.core.request);
+      if (result !== -(Errno.EINTR as number)) return result;
+    }
+  }
+
+  /** Runs a transfer to its end. Bytes resolved; a failure of the kernel's throws with `transferred`. */
+  transfer(operation: Op, options: number, start: bigint, length: number, source = 0n): number {
+    const exports = this.core.arguments(start, length, source);
+    let step = exports.transferBegin(operation, options);
+    while (step === Step.call || step === Step.read) {
+      if (step === Step.call) {
+        const result = this.port.ioctl(this.fd, exports.transferCode() >>> 0, this.core.request);
+        step = exports.transferResult(result);
+      } else {
+        this.drain();
+        step = exports.transferResume();
+      }
+    }
+    const transferred = exports.transferDone();
+    if (step === Step.exited) this.exited = true;
+    if (step === Step.failed) {
+      throw new UffdError(exports.transferErrno(), OPERATIONS[operation], {
+        transferred,
+        address: start + BigInt(transferred),
+        length: length - transferred,
+      });
+    }
+    return transferred;
+  }
+
+  /** Reads until the queue is empty or the core wants to deliver first. False: nothing will come any more. */
+  drain(): boolean {
+    const { exports, messages } = this.core;
+    for (;;) {
+      const room = exports.inboxRoom();
+      if (room === 0) return true;
+      const result = this.port.read(this.fd, messages, room);
+      const verdict = exports.inboxTake(result);
+      if (verdict === Read.more) continue;
+      if (verdict === Read.drained) return true;
+      if (verdict === Read.ended) return false;
+      this.broken = this.#readError(verdict, result);
+      throw this.broken;
+    }
+  }
+
+  #readError(verdict: number, result: number): UffdError {
+    if (verdict === Read.failed) return new UffdError(result, 'read');
+    const unknown = verdict === Read.unknown;
+    const offset = unknown ? this.core.exports.inboxUnknown() : 0;
+    const bytes = this.core.messageBytes(offset, unknown ? MESSAGE_BYTES : result);
+    const raw = Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join(' ');
+    return new UffdError(Errno.EIO as number, 'read', {
+      reason: unknown
+        ? `the kernel sent an event that this library does not know: ${raw}`
+        : `the kernel sent ${result} bytes, which is no multiple of ${MESSAGE_BYTES}: ${raw}`,
+    });
+  }
+}

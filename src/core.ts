@@ -1,0 +1,191 @@
+// The only file that touches WebAssembly. The module is compiled once, when first needed; each `Core` is an
+// instance of its own with its own memory, because one instance serves one userfaultfd.
+
+import { instantiateSync } from '@assemblyscript/loader';
+import wasm from '#wasm';
+
+/** What assembly/index.ts exports. Booleans are 0 or 1; `u64` and addresses travel through memory. */
+interface Exports extends Record<string, unknown> {
+  memory: WebAssembly.Memory;
+  // Regions of memory that never move, as offsets.
+  parameters: WebAssembly.Global;
+  report: WebAssembly.Global;
+  delivery: WebAssembly.Global;
+  messages: WebAssembly.Global;
+  request: WebAssembly.Global;
+  polled: WebAssembly.Global;
+  /** Once, before anything else: log2 of the page size, and the features granted. */
+  start(pageShift: number, features: bigint): void;
+  openFlags(userModeOnly: number): number;
+  openRequest(): number;
+  requestApi(features: bigint): number;
+  requestRegister(modes: number): number;
+  requestUnregister(): number;
+  requestWake(): number;
+  apiFeatures(): bigint;
+  registerOperations(): bigint;
+  pollWatch(userfaultfd: number, stop: number): void;
+  pollStopped(): number;
+  rangePut(modes: number, pageShift: number): number;
+  rangeTake(): number;
+  rangeAt(): number;
+  rangeMeets(): number;
+  rangeFirst(): number;
+  rangeNext(): number;
+  rangeCount(): number;
+  pageAt(): number;
+  pageClaim(): number;
+  pageWindow(size: number): number;
+  pagesWindowStart(): bigint;
+  pagesBytes(): number;
+  inboxOpen(): void;
+  inboxRoom(): number;
+  inboxTake(result: number): number;
+  inboxUnknown(): number;
+  inboxNext(now: number): number;
+  inboxNextEvent(): number;
+  inboxAnswer(answered: number, now: number): void;
+  inboxDelay(now: number): number;
+  inboxWaiting(): number;
+  inboxEvict(): number;
+  transferBegin(operation: number, options: number): number;
+  transferCode(): number;
+  transferResult(result: number): number;
+  transferResume(): number;
+  transferDone(): number;
+  transferErrno(): number;
+}
+
+/** What a read brought (assembly/inbox.ts, READ_*). */
+export const Read = { more: 0, drained: 1, ended: 2, failed: 3, ragged: 4, unknown: 5 } as const;
+
+/** What to tell the handler next (assembly/inbox.ts, NEXT_*). */
+export const Next = {
+  none: 0,
+  fault: 1,
+  removed: 2,
+  unmapped: 3,
+  remapped: 4,
+  forked: 5,
+  read: 6,
+  noMemory: 7,
+} as const;
+
+/** What a transfer needs next (assembly/transfer.ts, STEP_*). */
+export const Step = { call: 0, read: 1, done: 2, short: 3, unmapped: 4, exited: 5, failed: 6 } as const;
+
+/** Rows of the transfer table (assembly/transfer.ts, OP_*). */
+export const Op = { copy: 0, zero: 1, continue: 2, poison: 3, move: 4, writeProtect: 5 } as const;
+export type Op = (typeof Op)[keyof typeof Op];
+
+/** Options of a transfer (assembly/transfer.ts, OPTION_*). */
+export const Option = { dontWake: 1, writeProtect: 2, allowHoles: 4 } as const;
+
+/** Kinds of faults, and modes by bit number, in the kernel's order (missing 1, wp 2, minor 4). */
+export const MODES = ['missing', 'write-protect', 'minor'] as const;
+
+/** States of a page (assembly/pages.ts, PAGE_*). */
+export const PAGE_STATES = ['missing', 'present', 'removed', 'in-flight'] as const;
+
+/** Bytes of a uffd_msg. */
+export const MESSAGE_BYTES = 32;
+
+/** A registered range, as the core tells it. */
+export interface RangeReport {
+  start: bigint;
+  end: bigint;
+  operations: bigint;
+  modes: number;
+  pageShift: number;
+}
+
+let compiled: WebAssembly.Module | undefined;
+
+/** Raised by the debug build's assertions; the release build has none, and imports nothing. */
+function abort(message: number, file: number, line: number, column: number): never {
+  throw new Error(`the core's assertion at ${file}:${line}:${column} failed (message at ${message})`);
+}
+
+/** Makes a core: runs anywhere WebAssembly does. */
+export function instantiate(): Core {
+  compiled ??= new WebAssembly.Module(wasm);
+  const imports = WebAssembly.Module.imports(compiled).length === 0 ? {} : { env: { abort } };
+  return new Core(instantiateSync<Exports>(compiled, imports).exports);
+}
+
+/**
+ * One instance of the core, with views of the regions it shares. Offsets (`request`, `messages`, `polled`)
+ * are what a `KernelPort` takes; they never change, while the buffer behind them does when memory grows.
+ */
+export class Core {
+  readonly exports: Exports;
+  readonly memory: WebAssembly.Memory;
+  readonly request: number;
+  readonly messages: number;
+  readonly polled: number;
+  readonly #parameters: number;
+  readonly #report: number;
+  readonly #delivery: number;
+  #words = new BigUint64Array();
+  #halves = new Uint32Array();
+
+  constructor(exports: Exports) {
+    this.exports = exports;
+    this.memory = exports.memory;
+    this.request = exports.request.value;
+    this.messages = exports.messages.value;
+    this.polled = exports.polled.value;
+    this.#parameters = exports.parameters.value >>> 3;
+    this.#report = exports.report.value >>> 3;
+    this.#delivery = exports.delivery.value >>> 3;
+  }
+
+  /** All of memory as u64; taken again after it grew. */
+  get words(): BigUint64Array {
+    if (this.#words.length === 0) this.#views();
+    return this.#words;
+  }
+
+  #views(): void {
+    this.#words = new BigUint64Array(this.memory.buffer);
+    this.#halves = new Uint32Array(this.memory.buffer);
+  }
+
+  /** Sets the arguments of the next call: usually start (or dst), length, and src (or operations). */
+  arguments(first: bigint, second = 0, third = 0n): Exports {
+    const words = this.words;
+    words[this.#parameters] = first;
+    words[this.#parameters + 1] = BigInt(second);
+    words[this.#parameters + 2] = third;
+    return this.exports;
+  }
+
+  /** The u64 number `index` of what was delivered: see `Delivery` in assembly/inbox.ts. */
+  delivered(index: 0 | 1 | 2): bigint {
+    return this.words[this.#delivery + index] as bigint;
+  }
+
+  /** Of the fault that was delivered: 0 its kind (an index of MODES), 1 whether it is a write, 2 the tid. */
+  deliveredFault(index: 0 | 1 | 2): number {
+    if (this.#halves.length === 0) this.#views();
+    return this.#halves[(this.#delivery + 3) * 2 + index] as number;
+  }
+
+  /** The range reported last. */
+  reported(): RangeReport {
+    const at = this.#report;
+    const [start, end, operations, last] = this.words.subarray(at, at + 4) as unknown as bigint[];
+    return {
+      start: start as bigint,
+      end: end as bigint,
+      operations: operations as bigint,
+      modes: Number((last as bigint) & 0xffffffffn),
+      pageShift: Number((last as bigint) >> 32n),
+    };
+  }
+
+  /** The `length` bytes that the kernel wrote at `offset` of the message buffer. */
+  messageBytes(offset: number, length: number): Uint8Array {
+    return new Uint8Array(this.memory.buffer, this.messages + offset, length);
+  }
+}

@@ -1,0 +1,125 @@
+// Names for the kernel's bits. The position in a list is the bit number; test/abi.test.ts holds the lists
+// against the C header.
+
+import { UnsupportedError } from './errors.js';
+import { MODES } from './core.js';
+
+/** Features by bit number, with the kernel that brought each (kernel-semantics: Features). */
+const FEATURE_TABLE = [
+  ['pagefault-flag-wp', '5.7'],
+  ['event-fork', '4.11'],
+  ['event-remap', '4.11'],
+  ['event-remove', '4.11'],
+  ['missing-hugetlbfs', '4.11'],
+  ['missing-shmem', '4.11'],
+  ['event-unmap', '4.11'],
+  ['sigbus', '4.14'],
+  ['thread-id', '4.14'],
+  ['minor-hugetlbfs', '5.13'],
+  ['minor-shmem', '5.14'],
+  ['exact-address', '5.18'],
+  ['wp-hugetlbfs-shmem', '5.19'],
+  ['wp-unpopulated', '6.4'],
+  ['poison', '6.6'],
+  ['wp-async', '6.7'],
+  ['move', '6.8'],
+] as const;
+
+/** A feature that `open` can ask for. */
+export type Feature = (typeof FEATURE_TABLE)[number][0];
+
+/** All features, by bit number. */
+export const FEATURES: readonly Feature[] = FEATURE_TABLE.map(([name]) => name);
+
+/** Operations by bit number in REGISTER's answer; the last are those of the descriptor itself. */
+const OPERATION_BITS = {
+  register: 0,
+  unregister: 1,
+  wake: 2,
+  copy: 3,
+  zero: 4,
+  move: 5,
+  'write-protect': 6,
+  continue: 7,
+  poison: 8,
+  api: 63,
+} as const;
+
+/** An operation that a range allows. `bit-9` and so on: one this library has no name for yet. */
+export type Operation = keyof typeof OPERATION_BITS | `bit-${number}`;
+
+/** A kind of fault to be told of; what `register` turns on. */
+export type Mode = (typeof MODES)[number];
+
+/** The kernel's bits for some features. Unknown names are the caller's mistake. */
+export function featureBits(features: Iterable<Feature>, argument: string): bigint {
+  let bits = 0n;
+  for (const feature of features) {
+    const bit = FEATURES.indexOf(feature);
+    if (bit < 0) {
+      throw Object.assign(
+        new TypeError(`${argument}: there is no feature '${feature}'; those known are ${FEATURES.join(', ')}`),
+        { code: 'ERR_INVALID_ARG_VALUE' },
+      );
+    }
+    bits |= 1n << BigInt(bit);
+  }
+  return bits;
+}
+
+/** The names of the features in a mask; bits without a name are left out. */
+export function featureNames(bits: bigint): ReadonlySet<Feature> {
+  return new Set(FEATURES.filter((_, bit) => (bits >> BigInt(bit)) & 1n));
+}
+
+/** Says which of the features asked for this kernel lacks, and which version brings them. */
+export function missingFeatures(wanted: bigint, offered: bigint): UnsupportedError {
+  const missing = FEATURE_TABLE.filter((_, bit) => ((wanted & ~offered) >> BigInt(bit)) & 1n);
+  const list = missing.map(([name, version]) => `'${name}' (Linux ${version})`).join(', ');
+  return new UnsupportedError(`this kernel lacks ${list}; ask for it under 'optional' where you can do without`);
+}
+
+/** The names of the operations in REGISTER's answer. */
+export function operationNames(bits: bigint): ReadonlySet<Operation> {
+  const names = new Set<Operation>();
+  const known = Object.entries(OPERATION_BITS) as [Operation, number][];
+  for (let bit = 0; bit < 64; bit++) {
+    if ((bits >> BigInt(bit)) & 1n) names.add(known.find((entry) => entry[1] === bit)?.[0] ?? `bit-${bit}`);
+  }
+  return names;
+}
+
+/** The kernel's bits for some operations. */
+export function operationBits(operations: Iterable<Operation>): bigint {
+  let bits = 0n;
+  for (const name of operations) {
+    const bit = (OPERATION_BITS as Record<string, number>)[name] ?? Number(name.slice('bit-'.length));
+    bits |= 1n << BigInt(bit);
+  }
+  return bits;
+}
+
+/** The kernel's bits for some modes: missing 1, write-protect 2, minor 4. */
+export function modeBits(mode: Mode | readonly Mode[]): number {
+  let bits = 0;
+  for (const name of typeof mode === 'string' ? [mode] : mode) {
+    const bit = MODES.indexOf(name);
+    if (bit < 0) {
+      throw Object.assign(new TypeError(`mode: there is no mode '${name}'; those known are ${MODES.join(', ')}`), {
+        code: 'ERR_INVALID_ARG_VALUE',
+      });
+    }
+    bits |= 1 << bit;
+  }
+  if (bits === 0) {
+    throw Object.assign(new TypeError('mode: at least one of missing, write-protect and minor is needed'), {
+      code: 'ERR_INVALID_ARG_VALUE',
+    });
+  }
+  return bits;
+}
+
+/** The names of the modes in a mask. */
+export function modeNames(bits: number): ReadonlySet<Mode> {
+  return new Set(MODES.filter((_, bit) => (bits >> bit) & 1));
+}

@@ -1,0 +1,52 @@
+// What a program implements to answer faults, and what it is told.
+
+import type { UffdError } from './errors.js';
+import type { Mode, Operation } from './features.js';
+import type { Userfaultfd } from './userfaultfd.js';
+
+/** A thread waits for a page. */
+export interface Pagefault {
+  /** Where it touched: the page's address, unless the feature 'exact-address' is on. */
+  readonly address: bigint;
+  /** The page's address; in huge-page ranges the huge page's. */
+  readonly page: bigint;
+  readonly access: 'read' | 'write';
+  /** What is asked for: the page (missing), leave to write (write-protect), or a page table entry (minor). */
+  readonly kind: Mode;
+  /** The thread that touched, where the feature 'thread-id' is on; else 0. It may belong to another process. */
+  readonly tid: number;
+}
+
+/**
+ * Called by the loop, one call at a time, on the thread that runs it. Every mapping change is told before any
+ * fault that was read with it or before it. A callback that throws stops the loop; nothing is lost by it.
+ */
+export interface FaultHandler {
+  /**
+   * Resolve the fault with one of `uffd`'s operations. `false`: not now; it is offered again by itself, after
+   * the next mapping change and on a delay that grows from 1 to 64 ms, and never holds up other faults. A fill
+   * that a mapping change cut short has the same effect. Anything else: answered, now or later from elsewhere.
+   */
+  pagefault(fault: Pagefault, uffd: Userfaultfd): boolean | void;
+  /** MADV_DONTNEED and the like took the pages of [start, end) away: they are zero from now on. ('event-remove') */
+  removed?(start: bigint, end: bigint): void;
+  /** [start, end) was unmapped, unregistered parts included. ('event-unmap') */
+  unmapped?(start: bigint, end: bigint): void;
+  /** mremap moved `length` bytes, the old length; a grown part follows behind them. ('event-remap') */
+  remapped?(from: bigint, to: bigint, length: number): void;
+  /** The process forked; `child` serves the child's memory and is yours to close. ('event-fork') */
+  forked?(child: Userfaultfd): void;
+  /** Always last, exactly once. No error: `close`, `release`, end of file. */
+  closed?(error?: UffdError): void;
+}
+
+/** A part of memory that a userfaultfd watches. Can be posted to another thread, for `wrap`. */
+export interface RegisteredRange {
+  readonly start: bigint;
+  /** Bytes. */
+  readonly length: number;
+  readonly modes: ReadonlySet<Mode>;
+  readonly operations: ReadonlySet<Operation>;
+  /** Bytes of a page there: the system's, or the huge page's. */
+  readonly pageSize: number;
+}

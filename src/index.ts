@@ -1,0 +1,19 @@
+// The package's main entry. Importing it never fails and asks nothing of the system.
+
+export { UffdError, UnsupportedError } from './errors.js';
+export type { Feature, Mode, Operation } from './features.js';
+export { FEATURES } from './features.js';
+export type { FaultHandler, Pagefault, RegisteredRange } from './handler.js';
+export type { Kernel, KernelPort, Watch } from './kernel.js';
+export type { Wait } from './loop.js';
+export { Mapping, type MappingOptions, type SharedMapping } from './mapping.js';
+export type {
+  CopyOptions,
+  FillOptions,
+  MoveOptions,
+  OpenOptions,
+  PageState,
+  StartOptions,
+  WrapOptions,
+} from './options.js';
+export { Userfaultfd } from './userfaultfd.js';

@@ -1,0 +1,312 @@
+// Serves faults: a round reads everything, then tells the handler in the core's order; a wait strategy says
+// when the next round is.
+//
+// Rules:
+//  - One round at a time; callbacks never nest rounds.
+//  - Between rounds something always leads to the next one: the descriptor, the delay of a deferred fault,
+//    or a stop.
+//  - `stop` and `close` inside a callback take effect when the callback returns.
+
+import type { Channel } from './channel.js';
+import { MODES, Next } from './core.js';
+import { Errno, UffdError } from './errors.js';
+import type { FaultHandler } from './handler.js';
+import type { Watch } from './kernel.js';
+import type { Stopper } from './stopper.js';
+import type { Userfaultfd } from './userfaultfd.js';
+
+export const WAITS = ['poll', 'block', 'spin', 'adaptive'] as const;
+
+/**
+ * How to wait for faults. `poll`: on Node's event loop; `start` returns at once. The others run in the calling
+ * thread until stopped, and are meant for workers: `block` sleeps in poll(2); `spin` never sleeps; `adaptive`
+ * spins while faults come fast and sleeps otherwise.
+ */
+export type Wait = (typeof WAITS)[number];
+
+/** What the loop needs of the object it serves. */
+export interface Served {
+  readonly channel: Channel;
+  readonly stopper: Stopper;
+  /** Still owns its descriptor. */
+  readonly open: boolean;
+  /** The object that callbacks are given. */
+  readonly face: Userfaultfd;
+  /** Makes the child's object. */
+  adopt(fd: number): Userfaultfd;
+  /** Nothing will come any more: closes and tells the handler. */
+  end(error?: UffdError): void;
+  /** A round is over: tells `closed` if it ended the watch. */
+  settle(): void;
+}
+
+/** Longest and first time that `adaptive` spins for the next message, in milliseconds. */
+const SPIN_MOST_MS = 0.2;
+const SPIN_FIRST_MS = 0.05;
+
+export class Loop {
+  readonly #served: Served;
+  readonly handler: FaultHandler;
+  /** A strategy is at work. */
+  running = false;
+  /** A round is under way: its callbacks are on the stack. */
+  inRound = false;
+  #watches: Watch[] = [];
+  #timer: Watch | undefined;
+
+  constructor(served: Served, handler: FaultHandler) {
+    this.#served = served;
+    this.handler = handler;
+  }
+
+  /** Runs (or for `poll` starts) the loop. `stopFd`: the eventfd that wakes it up to stop. */
+  run(wait: Wait, stopFd: number): void {
+    this.running = true;
+    if (wait === 'poll') {
+      this.#watch(stopFd);
+      return;
+    }
+    try {
+      if (wait === 'block') this.#block(stopFd);
+      else if (wait === 'spin') this.#spin();
+      else this.#adapt(stopFd);
+    } finally {
+      this.#leave(stopFd);
+    }
+  }
+
+  /** Ends the loop after the callback it is in. */
+  stop(): void {
+    this.running = false;
+    for (const watch of this.#watches.splice(0)) watch.close();
+    this.#timer?.close();
+    this.#timer = undefined;
+  }
+
+  /** Something came in outside a round: sees to it that one follows. */
+  kick(): void {
+    if (this.running && !this.inRound && this.#watches.length > 0) this.#schedule();
+  }
+
+  /** Reads everything, tells the handler. How many messages were handled. */
+  round(): number {
+    const { channel } = this.#served;
+    const { exports } = channel.core;
+    const begun = channel.port.now();
+    let handled = 0;
+    this.inRound = true;
+    try {
+      exports.inboxOpen();
+      while (this.#served.open) {
+        const next = exports.inboxNext(begun);
+        if (next === Next.none) break;
+        if (next === Next.read) {
+          if (channel.drain()) continue;
+          this.#served.end();
+          break;
+        }
+        this.#tell(next);
+        handled++;
+        if (this.#served.stopper.requested || !(this.running || this.#single)) break;
+      }
+    } catch (error) {
+      if (error !== channel.broken) throw error;
+      this.#served.end(channel.broken);
+      throw error;
+    } finally {
+      this.inRound = false;
+      this.#served.settle();
+    }
+    return handled;
+  }
+
+  #single = false;
+
+  /** One round without a strategy. */
+  once(): number {
+    this.#single = !this.running;
+    try {
+      return this.round();
+    } finally {
+      this.#single = false;
+      this.kick();
+    }
+  }
+
+  /** Tells the handler of mapping changes that were read, and of nothing else. */
+  tellChanges(): void {
+    const { exports } = this.#served.channel.core;
+    for (let next = exports.inboxNextEvent(); next !== Next.none; next = exports.inboxNextEvent()) this.#tell(next);
+  }
+
+  #tell(next: number): void {
+    const { core } = this.#served.channel;
+    switch (next) {
+      case Next.fault:
+        this.#offer();
+        break;
+      case Next.removed:
+        this.handler.removed?.(core.delivered(0), core.delivered(1));
+        break;
+      case Next.unmapped: {
+        const start = core.delivered(0);
+        const end = core.delivered(1);
+        this.#served.channel.wake(start, Number(end - start));
+        this.handler.unmapped?.(start, end);
+        break;
+      }
+      case Next.remapped: {
+        const from = core.delivered(0);
+        const to = core.delivered(1);
+        const length = Number(core.delivered(2));
+        this.#served.channel.wake(from, length);
+        this.handler.remapped?.(from, to, length);
+        break;
+      }
+      case Next.forked:
+        this.#fork(Number(core.delivered(0)));
+        break;
+      default:
+        this.#served.channel.broken = new UffdError(Errno.ENOMEM as number, 'userfaultfd core', {
+          reason: 'its tables have reached the largest size of their memory',
+        });
+        throw this.#served.channel.broken;
+    }
+  }
+
+  #offer(): void {
+    const { core, port } = this.#served.channel;
+    const fault = {
+      address: core.delivered(0),
+      page: core.delivered(1),
+      access: core.deliveredFault(1) ? 'write' : 'read',
+      kind: MODES[core.deliveredFault(0)] as (typeof MODES)[number],
+      tid: core.deliveredFault(2),
+    } as const;
+    let answered = false;
+    try {
+      answered = this.handler.pagefault(fault, this.#served.face) !== false;
+    } finally {
+      // After a throw the fault stays: nothing is lost for whoever starts again.
+      core.exports.inboxAnswer(answered ? 1 : 0, port.now());
+    }
+    if (this.#served.channel.exited && this.#served.open) {
+      this.#served.end(
+        new UffdError(Errno.ESRCH as number, 'userfaultfd', {
+          reason: 'the process whose memory this is has exited or called exec',
+        }),
+      );
+    }
+  }
+
+  #fork(fd: number): void {
+    const child = this.#served.adopt(fd);
+    if (!this.handler.forked) {
+      child.close();
+      return;
+    }
+    try {
+      this.handler.forked(child);
+    } catch (error) {
+      child.close();
+      throw error;
+    }
+  }
+
+  // ---- strategies ----------------------------------------------------------------------------------------
+
+  #watch(stopFd: number): void {
+    const { port, fd } = this.#served.channel;
+    if (this.#served.stopper.requested) {
+      this.#leave(stopFd);
+      return;
+    }
+    this.#watches = [
+      port.watch(fd, () => this.#turn()),
+      port.watch(stopFd, () => {
+        if (this.running) this.#leave(stopFd);
+      }),
+    ];
+    // What was put off before a stop, or came in by a fill, has no message of its own.
+    this.#schedule();
+  }
+
+  /** One turn of the event loop. An error must not reach libuv's callback: it would end the process. */
+  #turn(): void {
+    if (!this.running || this.inRound) return;
+    try {
+      this.round();
+      this.#schedule();
+    } catch (error) {
+      this.stop();
+      if (error === this.#served.channel.broken && this.handler.closed) return;
+      this.#served.channel.port.after(0, () => {
+        throw error;
+      });
+    }
+  }
+
+  #schedule(): void {
+    this.#timer?.close();
+    this.#timer = undefined;
+    if (!this.running) return;
+    const delay = this.#delay();
+    if (delay >= 0) this.#timer = this.#served.channel.port.after(delay, () => this.#turn());
+  }
+
+  /** Milliseconds until a waiting fault is due; −1: none waits. */
+  #delay(): number {
+    const { core, port } = this.#served.channel;
+    return core.exports.inboxWaiting() === 0 ? -1 : core.exports.inboxDelay(port.now());
+  }
+
+  get #goes(): boolean {
+    return this.running && this.#served.open && !this.#served.stopper.requested;
+  }
+
+  #block(stopFd: number): void {
+    while (this.#goes) {
+      this.round();
+      if (this.#goes) this.#sleep(stopFd);
+    }
+  }
+
+  #spin(): void {
+    while (this.#goes) this.round();
+  }
+
+  /** Spins as long as that keeps paying: the budget doubles when a message came in it, and halves when not. */
+  #adapt(stopFd: number): void {
+    const { port } = this.#served.channel;
+    let budget = SPIN_FIRST_MS;
+    let since = port.now();
+    while (this.#goes) {
+      if (this.round() > 0) {
+        const now = port.now();
+        if (now - since <= SPIN_MOST_MS) budget = Math.min(Math.max(budget * 2, SPIN_FIRST_MS), SPIN_MOST_MS);
+        since = now;
+      } else if (port.now() - since > budget) {
+        budget = budget < SPIN_FIRST_MS / 8 ? 0 : budget / 2;
+        this.#sleep(stopFd);
+      }
+    }
+  }
+
+  /** Sleeps until there is a message, a stop, or a fault due. */
+  #sleep(stopFd: number): void {
+    const { core, port, fd } = this.#served.channel;
+    core.exports.pollWatch(fd, stopFd);
+    const delay = this.#delay();
+    const result = port.poll(core.polled, 2, delay < 0 ? -1 : Math.ceil(delay));
+    if (result < 0 && result !== -(Errno.EINTR as number)) throw new UffdError(result, 'poll');
+  }
+
+  /** The loop ends: a stop from another thread is used up with it. */
+  #leave(stopFd: number): void {
+    const { core, port } = this.#served.channel;
+    this.stop();
+    if (!this.#served.stopper.requested) return;
+    this.#served.stopper.obeyed();
+    if (this.#served.open) port.read(stopFd, core.messages, 8);
+  }
+}

@@ -1,0 +1,60 @@
+// Stops a loop from another thread. A `Stopper` is shared memory with the loop's eventfd in it: post
+// `stopper.shared` to the other thread, and there call `new Stopper(shared).stop()`.
+//
+// The eventfd's number is read and used under a lock that its owner takes before closing it, so a signal can
+// never reach a descriptor that was recycled.
+
+/** Words of the shared memory. */
+const REQUESTED = 0;
+const LOCK = 1;
+/** The eventfd, plus one; 0 once it is closed. */
+const EVENTFD = 2;
+
+type Signal = (fd: number) => void;
+
+export class Stopper {
+  /** What to post to the other thread. */
+  readonly shared: SharedArrayBuffer;
+  readonly #words: Int32Array;
+
+  constructor(shared: SharedArrayBuffer = new SharedArrayBuffer(12)) {
+    this.shared = shared;
+    this.#words = new Int32Array(shared);
+  }
+
+  /** Whether a stop was asked for and no loop has obeyed yet. */
+  get requested(): boolean {
+    return Atomics.load(this.#words, REQUESTED) !== 0;
+  }
+
+  /**
+   * Asks the loop to stop, from any thread: it ends after the callback it is in. Where no loop runs, the next
+   * one ends at once, so a stop that races a start is not lost. `signal` writes to an eventfd.
+   */
+  request(signal: Signal): void {
+    Atomics.store(this.#words, REQUESTED, 1);
+    this.#locked(() => {
+      const fd = Atomics.load(this.#words, EVENTFD) - 1;
+      if (fd >= 0) signal(fd);
+    });
+  }
+
+  /** The loop has obeyed. */
+  obeyed(): void {
+    Atomics.store(this.#words, REQUESTED, 0);
+  }
+
+  /** Tells the other threads which eventfd to signal; −1: none any more. */
+  publish(eventfd: number): void {
+    this.#locked(() => Atomics.store(this.#words, EVENTFD, eventfd + 1));
+  }
+
+  #locked(action: () => void): void {
+    while (Atomics.compareExchange(this.#words, LOCK, 0, 1) !== 0);
+    try {
+      action();
+    } finally {
+      Atomics.store(this.#words, LOCK, 0);
+    }
+  }
+}

@@ -1,0 +1,561 @@
+// The public face of a userfaultfd: checks what callers pass, does the calls through a Channel, and owns the
+// descriptor. Exactly one object owns a descriptor at any time, and closes or gives it away exactly once.
+
+import { linuxKernel, signalEventfd, trySyscall } from '../shim/linux.js';
+import {
+  checkAddress,
+  checkDescriptor,
+  checkFunction,
+  checkInteger,
+  checkLength,
+  checkOneOf,
+  checkPageAddress,
+  checkRange,
+  checkView,
+  invalidState,
+  outOfRange,
+} from './arguments.js';
+import { Channel } from './channel.js';
+import { instantiate, Next, Op, Option, PAGE_STATES, type RangeReport } from './core.js';
+import { Errno, errnoName, UffdError } from './errors.js';
+import {
+  type Feature,
+  featureBits,
+  featureNames,
+  type Mode,
+  modeBits,
+  modeNames,
+  type Operation,
+  operationBits,
+  operationNames,
+} from './features.js';
+import type { FaultHandler, RegisteredRange } from './handler.js';
+import type { Kernel } from './kernel.js';
+import { Loop, type Served, WAITS } from './loop.js';
+import { handshake, openDescriptor, type Way, waysToOpen } from './open.js';
+import {
+  type CopyOptions,
+  type FillOptions,
+  fillBits,
+  type MoveOptions,
+  type OpenOptions,
+  type PageState,
+  type StartOptions,
+  type WrapOptions,
+} from './options.js';
+import { enroll, strike } from './registry.js';
+import { Stopper } from './stopper.js';
+
+/** Why `wrap` refuses a descriptor, by errno. */
+const WRAP_REASONS: Readonly<Record<string, string>> = {
+  EBADF: 'fd is no open file descriptor',
+  ENOTTY: 'fd is no userfaultfd',
+  EINVAL: 'the handshake of this userfaultfd is not done; open one with Userfaultfd.open',
+};
+
+export class Userfaultfd implements Disposable {
+  /** How it was opened; undefined after `wrap`, which cannot know. */
+  readonly via: 'syscall' | 'device' | undefined;
+  /** Whether only faults of user mode are served; undefined after `wrap`. */
+  readonly userModeOnly: boolean | undefined;
+  /** The features that are on. */
+  readonly features: ReadonlySet<Feature>;
+  /** Bytes of a page, a power of two. */
+  readonly pageSize: number;
+  readonly #channel: Channel;
+  readonly #kernel: Kernel;
+  readonly #way: Way | undefined;
+  readonly #stopper = new Stopper();
+  readonly #served: Served;
+  #stopFd = -1;
+  #state: 'open' | 'released' | 'closed' = 'open';
+  #loop: Loop | undefined;
+  /** What to tell `closed` once the callback that is on the stack has returned. */
+  #farewell: { error?: UffdError } | undefined;
+
+  private constructor(channel: Channel, kernel: Kernel, features: bigint, way?: Way) {
+    this.#channel = channel;
+    this.#kernel = kernel;
+    this.features = featureNames(features);
+    this.pageSize = kernel.pageSize;
+    this.#way = way;
+    this.via = way?.via;
+    this.userModeOnly = way?.userModeOnly;
+    const isOpen = () => this.#state === 'open';
+    this.#served = {
+      channel,
+      stopper: this.#stopper,
+      face: this,
+      get open() {
+        return isOpen();
+      },
+      adopt: (fd) => this.#child(fd),
+      end: (error) => this.#end(error),
+      settle: () => this.#sayFarewell(),
+    };
+    channel.core.exports.start(Math.log2(kernel.pageSize), features);
+    enroll(this);
+  }
+
+  /**
+   * Whether this system has userfaultfd. Asks with flags that no kernel takes, so no descriptor comes into
+   * being; says nothing of permission. Never throws.
+   */
+  static isSupported(): boolean {
+    try {
+      return trySyscall(0x7fffffff) === -(Errno.EINVAL as number);
+    } catch {
+      return false;
+    }
+  }
+
+  /**
+   * Opens a userfaultfd: non-blocking, close-on-exec, its features fixed for life.
+   *
+   * @throws UnsupportedError where this is not Linux, koffi is missing, or the kernel lacks a feature
+   * @throws UffdError EPERM (no privilege), ENOSYS, EMFILE; what to do is in the message
+   */
+  static open(options: OpenOptions = {}): Userfaultfd {
+    const { features = [], optional = [], userModeOnly = 'auto', via = 'auto' } = options;
+    checkOneOf(via, 'via', ['auto', 'syscall', 'device']);
+    checkOneOf(userModeOnly, 'userModeOnly', [true, false, 'auto']);
+    featureBits(features, 'features');
+    featureBits(optional, 'optional');
+    const kernel = options.kernel ?? linuxKernel();
+    const core = instantiate();
+    const port = kernel.attach(core.memory);
+    const { fd, way } = openDescriptor(core, port, waysToOpen(via, userModeOnly));
+    const channel = new Channel(core, port, fd);
+    try {
+      return new Userfaultfd(channel, kernel, handshake(channel, way, features, optional), way);
+    } catch (error) {
+      port.close(fd);
+      throw error;
+    }
+  }
+
+  /**
+   * Adopts a descriptor whose handshake is done: one received over a socket, or released on another thread.
+   * It belongs to the new object from then on; where this throws it still belongs to the caller.
+   *
+   * @throws UffdError EBADF, ENOTTY (no userfaultfd), EINVAL (its handshake is not done)
+   */
+  static wrap(fd: number, options: WrapOptions = {}): Userfaultfd {
+    checkDescriptor(fd, 'fd');
+    const features = featureBits(options.features ?? [], 'features');
+    const ranges = [...(options.ranges ?? [])];
+    const kernel = options.kernel ?? linuxKernel();
+    for (const { start, length } of ranges) checkRange(start, length, kernel.pageSize, 'ranges: start');
+    const core = instantiate();
+    const channel = new Channel(core, kernel.attach(core.memory), fd);
+    // A WAKE of nobody: only a userfaultfd whose handshake is done takes it.
+    const probe = channel.wake(0n, kernel.pageSize);
+    if (probe < 0) {
+      const reason = WRAP_REASONS[errnoName(-probe)];
+      throw new UffdError(probe, 'wrap', reason ? { reason } : {});
+    }
+    channel.unblock();
+    const uffd = new Userfaultfd(channel, kernel, features);
+    for (const range of ranges) uffd.#adoptRange(range);
+    return uffd;
+  }
+
+  /**
+   * Asks a loop on another thread to stop. `handle` is the `stopHandle` of the object that runs it. The loop
+   * ends after the callback it is in; where none runs yet, the next one ends at once.
+   */
+  static stop(handle: SharedArrayBuffer): void {
+    new Stopper(handle).request((fd) => signalEventfd(fd));
+  }
+
+  /** To be posted to another thread, for `Userfaultfd.stop`. */
+  get stopHandle(): SharedArrayBuffer {
+    return this.#stopper.shared;
+  }
+
+  /** The descriptor; −1 once it was closed or released. */
+  get fd(): number {
+    return this.#state === 'open' ? this.#channel.fd : -1;
+  }
+
+  /** Whether it was closed or released: nothing but `close` does anything any more. */
+  get closed(): boolean {
+    return this.#state !== 'open';
+  }
+
+  /** Whether a loop serves faults now. */
+  get waiting(): boolean {
+    return this.#loop?.running ?? false;
+  }
+
+  /**
+   * What is registered, in ascending order; neighbours that are alike are one. It follows unmap and remap as
+   * far as the handler has been told, and stays readable after `release` and `close`.
+   */
+  get ranges(): readonly RegisteredRange[] {
+    const { core } = this.#channel;
+    const ranges: RegisteredRange[] = [];
+    for (let more = core.exports.rangeFirst(); more; more = core.exports.rangeNext()) {
+      ranges.push(rangeOf(core.reported()));
+    }
+    return ranges;
+  }
+
+  /**
+   * Watches `length` bytes from `start` on, whole pages; holes are allowed. Registering again with some of
+   * the modes a range has changes nothing; with others it replaces them (the kernel's rule).
+   *
+   * @returns the operations that the range allows (huge pages have no zero page, for one)
+   * @throws RangeError, TypeError; UffdError EINVAL, EBUSY, EPERM, ENOMEM
+   */
+  register(start: bigint, length: number, mode: Mode | readonly Mode[] = 'missing'): ReadonlySet<Operation> {
+    checkRange(start, length, this.pageSize);
+    const modes = modeBits(mode);
+    this.#mustBeOpen('UFFDIO_REGISTER');
+    const { core } = this.#channel;
+    const result = this.#channel.ioctl(core.arguments(start, length).requestRegister(modes));
+    if (result < 0) throw new UffdError(result, 'UFFDIO_REGISTER', { address: start, length });
+    const operations = BigInt.asUintN(64, core.exports.registerOperations());
+    this.#note(core.arguments(start, length, operations).rangePut(modes, Math.log2(this.pageSize)));
+    return operationNames(operations);
+  }
+
+  /**
+   * Stops watching, and lets every kind of waiter go: missing pages become zeros. (The kernel alone leaves
+   * those who wait for write-protect and minor faults asleep.)
+   *
+   * @throws RangeError, TypeError; UffdError EINVAL, ENOMEM
+   */
+  unregister(start: bigint, length: number): void {
+    checkRange(start, length, this.pageSize);
+    this.#mustBeOpen('UFFDIO_UNREGISTER');
+    const { core } = this.#channel;
+    const result = this.#channel.ioctl(core.arguments(start, length).requestUnregister());
+    if (result < 0) throw new UffdError(result, 'UFFDIO_UNREGISTER', { address: start, length });
+    this.#note(core.arguments(start, length).rangeTake());
+    this.#channel.wake(start, length);
+  }
+
+  /**
+   * Installs pages with the bytes of `src` (any alignment) at `dst`, and wakes who waits for them. Pages that
+   * are there already are woken and counted, and keep what they hold.
+   *
+   * `src` is read by the kernel on this thread: it must not lie in memory that this thread serves.
+   *
+   * @param length whole pages; default: all of `src`, which must then be whole pages
+   * @returns bytes resolved. Fewer than `length`: a mapping change came first, the memory is gone, or its
+   *   process is; in a handler return `false`, and the fault comes again where it still stands.
+   * @throws RangeError, TypeError; UffdError EFAULT (source), ENOMEM, EINVAL with `transferred`
+   */
+  copy(dst: bigint, src: ArrayBufferView | bigint, length?: number, options: CopyOptions = {}): number {
+    let source: bigint;
+    let bytes = length;
+    if (typeof src === 'bigint') {
+      checkAddress(src, 'src');
+      source = src;
+    } else {
+      checkView(src, 'src');
+      bytes ??= src.byteLength;
+      if (bytes > src.byteLength) {
+        throw outOfRange('length', `at most what src holds, ${src.byteLength} bytes`, bytes);
+      }
+      source = this.#channel.port.addressOf(src);
+    }
+    checkLength(bytes, 'length', this.pageSize);
+    return this.#transfer(Op.copy, dst, bytes, fillBits(options), source, 'dst');
+  }
+
+  /** Installs zero pages. Returns and throws like `copy`; EINVAL for huge pages, which have no zero page. */
+  zero(start: bigint, length: number, options: FillOptions = {}): number {
+    return this.#transfer(Op.zero, start, length, fillBits(options));
+  }
+
+  /**
+   * Maps pages that are in the page cache of a shared mapping: the answer to minor faults. Returns like
+   * `copy`; throws UffdError EFAULT (not in the page cache), EINVAL (memory that is not shared).
+   */
+  continue(start: bigint, length: number, options: CopyOptions = {}): number {
+    return this.#transfer(Op.continue, start, length, fillBits(options));
+  }
+
+  /** Makes touching the pages SIGBUS (a system call gets EFAULT): for data that cannot be had. Linux 6.6. */
+  poison(start: bigint, length: number, options: FillOptions = {}): number {
+    return this.#transfer(Op.poison, start, length, fillBits(options));
+  }
+
+  /**
+   * Moves pages from `src` to `dst` without a copy: same process, private anonymous memory. Linux 6.8.
+   * Returns like `copy`; throws UffdError EBUSY (shared after a fork), EEXIST (a page is there already: the
+   * source keeps the rest), ENOENT (a hole in the source).
+   */
+  move(dst: bigint, src: bigint, length: number, options: MoveOptions = {}): number {
+    checkPageAddress(src, 'src', this.pageSize);
+    const bits = fillBits(options) | (options.allowHoles ? Option.allowHoles : 0);
+    return this.#transfer(Op.move, dst, length, bits, src, 'dst');
+  }
+
+  /**
+   * Write-protects pages, or lifts that again. Lifting wakes every waiter in the range, unless `dontWake`.
+   * `dontWake` means nothing where `on` is true. Linux 5.7; the range must be registered for write-protect.
+   */
+  writeProtect(start: bigint, length: number, on: boolean, options: FillOptions = {}): number {
+    const bits = on ? Option.writeProtect : fillBits(options);
+    return this.#transfer(Op.writeProtect, start, length, bits);
+  }
+
+  /** Lets the sleepers of a range try again; nothing is installed. A missing page posts a new message. */
+  wake(start: bigint, length: number): void {
+    checkRange(start, length, this.pageSize);
+    this.#mustBeOpen('UFFDIO_WAKE');
+    const result = this.#channel.wake(start, length);
+    if (result < 0) throw new UffdError(result, 'UFFDIO_WAKE', { address: start, length });
+  }
+
+  /**
+   * What this object knows of the page that holds `address`: `missing`; `present`, installed by it; `removed`,
+   * taken away by madvise, so zeros are due and never the source's data; `in-flight`, claimed by `claim`. What
+   * others did to the memory is not known here.
+   */
+  pageState(address: bigint): PageState {
+    checkAddress(address, 'address');
+    return PAGE_STATES[this.#channel.core.arguments(address).pageAt() & 3] as PageState;
+  }
+
+  /** Whether this object has write-protected the page that holds `address`. */
+  isWriteProtected(address: bigint): boolean {
+    checkAddress(address, 'address');
+    return (this.#channel.core.arguments(address).pageAt() & 4) !== 0;
+  }
+
+  /**
+   * Claims the missing pages of a range for data that is being fetched. A removal takes the claim away: look
+   * at `pageState` again before installing what was fetched, and zero-fill where it says `removed`.
+   *
+   * @returns how many pages were missing, and are now `in-flight`
+   */
+  claim(start: bigint, length: number): number {
+    checkRange(start, length, this.pageSize);
+    return this.#channel.core.arguments(start, length).pageClaim();
+  }
+
+  /**
+   * What to fill at once for a fault: the pages around it that are in its state (missing, or removed), inside
+   * its range and inside the aligned window of `pages` pages. Length 0: the page is there, or being fetched.
+   */
+  window(page: bigint, pages: number): { start: bigint; length: number } {
+    checkAddress(page, 'page');
+    checkInteger(pages, 'pages', 1, 0x7fffffff);
+    const count = this.#channel.core.arguments(page).pageWindow(pages);
+    const start = BigInt.asUintN(64, this.#channel.core.exports.pagesWindowStart());
+    return { start, length: count * this.pageSize };
+  }
+
+  /** Whether any part of `length` bytes at `start` is registered here. */
+  watches(start: bigint, length: number): boolean {
+    return this.#channel.core.arguments(start, length).rangeMeets() !== 0;
+  }
+
+  /**
+   * Serves faults. With `wait: 'poll'` (default) on the event loop: returns at once, and keeps the process
+   * alive. With 'block', 'spin' or 'adaptive' in this thread: returns when stopped.
+   *
+   * A handler that throws stops the loop. The error reaches the caller: of `start`, or with 'poll' as an
+   * uncaught exception. The fault it was about stays, for the next `start`; `close` lets every thread go.
+   *
+   * @returns false for a descriptor that is closed or released, and without a handler. A second call while a
+   *   loop runs is true, warns, and keeps the first handler.
+   * @throws UffdError where reading fails; the object is closed then, and `closed` was told
+   */
+  start(handler: FaultHandler, options: StartOptions = {}): boolean {
+    const { wait = 'poll' } = options;
+    checkOneOf(wait, 'wait', WAITS);
+    if (this.closed || !handler) return false;
+    checkFunction(handler.pagefault, 'handler.pagefault');
+    if (this.#loop?.running) {
+      process.emitWarning('a loop is running already; it keeps its handler', 'UserfaultfdWarning');
+      return true;
+    }
+    this.#useHandler(handler).run(wait, this.#stopEventfd());
+    return true;
+  }
+
+  /** Ends the loop, after the callback it is in. The descriptor stays open, and `start` goes on with what is left. */
+  stop(): void {
+    this.#loop?.stop();
+  }
+
+  /**
+   * One round without a loop: reads what is there, tells the handler, returns. Does not wait.
+   *
+   * @param handler default: the one of the last `start` or `poll`
+   * @returns how many messages were handled
+   */
+  poll(handler?: FaultHandler): number {
+    this.#mustBeOpen('read');
+    if (handler !== undefined) {
+      checkFunction(handler?.pagefault, 'handler.pagefault');
+      if (this.#loop?.running) throw invalidState('poll: a loop is running; it has a handler of its own');
+      if (!this.#loop?.inRound) this.#useHandler(handler);
+    }
+    if (!this.#loop) throw invalidState('poll: there is no handler; pass one');
+    if (this.#loop.inRound) throw invalidState('poll: called from inside a callback of the same userfaultfd');
+    return this.#loop.once();
+  }
+
+  /**
+   * Gives the descriptor away, and stops watching it. What was read and not answered is woken, so that the
+   * next owner hears of it; mapping changes that were read are told to the handler first, then `closed`.
+   *
+   * To hand it to another thread: post `fd`, `ranges` and `features` there, and `wrap` them.
+   *
+   * @throws UffdError EBADF where it was closed or released before
+   */
+  release(): number {
+    this.#mustBeOpen('release');
+    const { fd } = this.#channel;
+    this.#loop?.stop();
+    this.#loop?.tellChanges();
+    this.#evict();
+    this.#state = 'released';
+    this.#leave();
+    return fd;
+  }
+
+  /**
+   * Closes it: every thread that waits goes on, and missing pages become zeros. Where that would lose data,
+   * fill or poison first. Idempotent; inside a callback it takes effect at once, and `closed` is told when
+   * the callback has returned.
+   */
+  close(): void {
+    this.#end();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  #end(error?: UffdError): void {
+    const state = this.#state;
+    if (state === 'closed') return;
+    this.#state = 'closed';
+    if (state === 'released') return;
+    this.#loop?.stop();
+    this.#discard();
+    this.#evict();
+    this.#channel.port.close(this.#channel.fd);
+    this.#leave(error);
+  }
+
+  /** Reads what is there before a close: a fork that waits for its reader would wait for ever, and leak the child's descriptor. */
+  #discard(): void {
+    const { core, port } = this.#channel;
+    if (!this.#channel.broken) {
+      try {
+        this.#channel.drain();
+      } catch {
+        // It is being closed: what cannot be read is nobody's any more.
+      }
+    }
+    for (let next = core.exports.inboxNextEvent(); next !== Next.none; next = core.exports.inboxNextEvent()) {
+      if (next === Next.forked) port.close(Number(core.delivered(0)));
+      if (next === Next.noMemory) break;
+    }
+  }
+
+  /** Wakes the threads whose faults were read and not answered. */
+  #evict(): void {
+    const { core } = this.#channel;
+    while (core.exports.inboxEvict()) this.#channel.wake(core.delivered(1), this.pageSize);
+  }
+
+  /** The end of this object's watch. */
+  #leave(error?: UffdError): void {
+    strike(this);
+    if (this.#stopFd >= 0) {
+      this.#stopper.publish(-1);
+      this.#channel.port.close(this.#stopFd);
+    }
+    if (!this.#loop) return;
+    this.#farewell = error ? { error } : {};
+    if (!this.#loop.inRound) this.#sayFarewell();
+  }
+
+  #sayFarewell(): void {
+    const farewell = this.#farewell;
+    if (!farewell) return;
+    this.#farewell = undefined;
+    this.#loop?.handler.closed?.(farewell.error);
+  }
+
+  #useHandler(handler: FaultHandler): Loop {
+    if (this.#loop?.handler !== handler) this.#loop = new Loop(this.#served, handler);
+    return this.#loop;
+  }
+
+  /** The eventfd that other threads signal; made when a loop first runs. */
+  #stopEventfd(): number {
+    if (this.#stopFd < 0) {
+      const fd = this.#channel.port.eventfd();
+      if (fd < 0) throw new UffdError(fd, 'eventfd');
+      this.#stopFd = fd;
+      this.#stopper.publish(fd);
+    }
+    return this.#stopFd;
+  }
+
+  #transfer(
+    operation: Op,
+    start: bigint,
+    length: number,
+    options: number,
+    source = 0n,
+    name = 'start',
+  ): number {
+    checkRange(start, length, this.pageSize, name);
+    this.#mustBeOpen(Channel.nameOf(operation));
+    try {
+      return this.#channel.transfer(operation, options, start, length, source);
+    } finally {
+      if (this.#channel.core.exports.inboxWaiting() > 0) this.#loop?.kick();
+    }
+  }
+
+  #adoptRange(range: RegisteredRange): void {
+    const { start, length, modes, operations, pageSize } = range;
+    const { core } = this.#channel;
+    const bits = operationBits(operations);
+    this.#note(core.arguments(start, length, bits).rangePut(modeBits([...modes]), Math.log2(pageSize)));
+  }
+
+  /** The object of a child that a fork event brought: it watches what this one watched at the fork. */
+  #child(fd: number): Userfaultfd {
+    try {
+      const core = instantiate();
+      const channel = new Channel(core, this.#kernel.attach(core.memory), fd);
+      const child = new Userfaultfd(channel, this.#kernel, featureBits(this.features, 'features'), this.#way);
+      for (const range of this.ranges) child.#adoptRange(range);
+      return child;
+    } catch (error) {
+      this.#channel.port.close(fd);
+      throw error;
+    }
+  }
+
+  #mustBeOpen(syscall: string): void {
+    if (this.closed) throw new UffdError(Errno.EBADF as number, syscall);
+  }
+
+  #note(done: number): void {
+    if (!done) throw new UffdError(Errno.ENOMEM as number, 'userfaultfd core');
+  }
+}
+
+function rangeOf(report: RangeReport): RegisteredRange {
+  return {
+    start: report.start,
+    length: Number(report.end - report.start),
+    modes: modeNames(report.modes),
+    operations: operationNames(report.operations),
+    pageSize: 2 ** report.pageShift,
+  };
+}
