@@ -10,7 +10,7 @@
 //    in order by itself. A mapping change makes all of them due, with the delay starting over.
 //  - Time is an argument, in milliseconds of any monotonic clock.
 
-import { FRAME, spanGive, spanTake } from './pool';
+import { spanGive, spanTake } from './pool';
 
 export const KIND_MISSING: u32 = 0;
 export const KIND_WRITE_PROTECT: u32 = 1;
@@ -44,6 +44,7 @@ export class Fault {
 }
 
 const FAULT: usize = offsetof<Fault>();
+const FIRST_CAPACITY: u32 = 256;
 /** Entries are numbered from 1; 0 is none. */
 const NONE: u32 = 0;
 
@@ -84,7 +85,8 @@ export function faultCount(): u32 {
 export function faultReserve(count: u32): bool {
   count++;
   if (freeCount + (capacity - used) >= count) return true;
-  let next = max<u32>(<u32>(FRAME / FAULT) * 16, capacity);
+  // A power of two: the hash is cut down with a mask.
+  let next = max<u32>(FIRST_CAPACITY, capacity);
   while (next - used + freeCount < count) next *= 2;
   const nextEntries = spanTake(<usize>next * FAULT);
   if (!nextEntries) return false;
@@ -131,7 +133,6 @@ export function faultPut(page: u64, address: u64, kind: u32, write: u32, tid: u3
 
 /** Hands out the next fault that is ready or due at `now`, into `current`. False: there is none. */
 export function faultTake(now: f64): bool {
-  if (waiting == 0) return false;
   for (let level: u32 = 1; level <= LEVELS; level++) {
     for (let index = head(level); index != NONE && entry(index).due <= now; index = head(level)) {
       shift(level);

@@ -115,7 +115,7 @@ export function inboxStart(shift: u32, features: u64): void {
   tellsUnmap = (features & UFFD_FEATURE_EVENT_UNMAP) != 0;
 }
 
-/** How many messages came in so far, to see whether a read brought something. Wraps around. */
+/** How many mapping changes came in so far, to see whether a read brought one. Wraps around. */
 export function inboxTaken(): u32 {
   return taken;
 }
@@ -160,7 +160,6 @@ export function inboxTake(result: i32): i32 {
       unknown = offset;
       return READ_UNKNOWN;
     }
-    taken++;
   }
   return READ_MORE;
 }
@@ -183,6 +182,7 @@ function takeEvent(message: usize): void {
   assert(eventCount < EVENTS, 'an event came in without room for it');
   memory.copy(eventAt(eventCount), message, SIZEOF_UFFD_MSG);
   eventCount++;
+  taken++;
 }
 
 function eventAt(index: u32): usize {
@@ -207,7 +207,7 @@ export function inboxNextEvent(): i32 {
 /** Hands out what the handler should hear next. */
 export function inboxNext(now: f64): i32 {
   if (eventCount > 0) return deliverEvent();
-  if (!drained) return NEXT_READ;
+  if (!drained) return inboxRoom() > 0 ? NEXT_READ : NEXT_NO_MEMORY;
   if (!faultTake(now)) return NEXT_NONE;
   const fault = changetype<Fault>(current);
   const it = changetype<Delivery>(delivery);
@@ -314,8 +314,14 @@ function deliverEvent(): i32 {
 function applyUnmap(start: u64, end: u64): bool {
   if (!rangeRemove(start, end)) return false;
   pagesForget(start, end);
-  faultDrop(start, end);
+  inboxForget(start, end);
   return true;
+}
+
+/** [start, end) is not registered any more: its faults are nobody's, also the one that is out. */
+export function inboxForget(start: u64, end: u64): void {
+  faultDrop(start, end);
+  inboxCut(start, end, true);
 }
 
 /**
@@ -333,7 +339,7 @@ function applyRemap(from: u64, to: u64, length: u64): bool {
     cursor = stop;
   }
   pagesMove(from, to, length);
-  faultDrop(from, end);
+  inboxForget(from, end);
   return tellsUnmap || applyUnmap(from, end);
 }
 

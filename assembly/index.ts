@@ -2,7 +2,7 @@
 // through `parameters` and `report` in linear memory, counts and answers as small integers.
 
 import { UFFDIO_REGISTER_MODE_WP } from './abi';
-import { inboxStart } from './inbox';
+import { inboxForget, inboxStart } from './inbox';
 import { pageProtected, pageState, pagesClaim, pagesForget, pagesStart, pagesWatch, pagesWindow } from './pages';
 import { rangeAdvance, rangeFind, rangeHere, rangeInsert, rangeOverlaps, rangeRemove, rangeSeek, Range } from './ranges';
 import { argument } from './request';
@@ -69,6 +69,7 @@ export function rangeTake(): bool {
   const to = from + argument(1);
   if (!rangeRemove(from, to)) return false;
   pagesForget(from, to);
+  inboxForget(from, to);
   return true;
 }
 

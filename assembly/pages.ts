@@ -12,7 +12,7 @@
 //    always decides; this is where to look before asking.
 
 import { FRAME, poolForgive, poolGive, poolPromise, poolTakePromised, spanGive, spanTake } from './pool';
-import { rangeFind, rangeOverlaps } from './ranges';
+import { rangeAdvance, rangeFind, rangeHere, rangeOverlaps, rangeSeek } from './ranges';
 
 export const PAGE_MISSING: u32 = 0;
 export const PAGE_PRESENT: u32 = 1;
@@ -122,27 +122,36 @@ function remove(chunk: Chunk): void {
 
 // ---- watching --------------------------------------------------------------------------------------------
 
-/** Sets aside what the pages of [start, end) can need at most. False: no memory left. */
+/** Sets aside what the pages of [start, end) can need at most. False: no memory left, and nothing changed. */
 export function pagesWatch(start: u64, end: u64, writeProtect: bool): bool {
   const first = start >> pageShift;
   const last = (end - 1) >> pageShift;
-  const count = <u32>((last >> CHUNK_SHIFT) - (first >> CHUNK_SHIFT) + 1);
-  if (!reserveChunks(count)) return false;
   const planes: u32 = writeProtect ? 3 : 2;
+  let fresh: u32 = 0;
+  let frames: u32 = 0;
   for (let page = first & ~(CHUNK_PAGES - 1); page <= last; page += CHUNK_PAGES) {
     const found = find(page);
     const have = found ? found.planes : 0;
-    if (have >= planes) continue;
-    if (!poolPromise(planes - have)) return false;
-    (found ? found : add(page)).planes = planes;
+    if (!found) fresh++;
+    if (have < planes) frames += planes - have;
+  }
+  if (!poolPromise(frames)) return false;
+  if (!reserveChunks(fresh)) {
+    poolForgive(frames);
+    return false;
+  }
+  for (let page = first & ~(CHUNK_PAGES - 1); page <= last; page += CHUNK_PAGES) {
+    const found = find(page);
+    const chunk = found ? found : add(page);
+    chunk.planes = max(chunk.planes, planes);
   }
   return true;
 }
 
 /** Forgets [start, end), which is registered no more, and gives back chunks that hold no range at all. */
 export function pagesForget(start: u64, end: u64): void {
-  pagesSet(start, end, PAGE_MISSING);
-  pagesProtect(start, end, false);
+  paint(start, end, PAGE_MISSING);
+  paintProtect(start, end, false);
   const last = (end - 1) >> pageShift;
   for (let page = (start >> pageShift) & ~(CHUNK_PAGES - 1); page <= last; page += CHUNK_PAGES) {
     const chunk = find(page);
@@ -165,8 +174,23 @@ function release(plane: usize): void {
 
 // ---- setting and asking ----------------------------------------------------------------------------------
 
-/** Gives every watched page of [start, end) a state. */
+/** Gives every registered page of [start, end) a state. */
 export function pagesSet(start: u64, end: u64, state: u32): void {
+  for (let more = rangeSeek(start); more && rangeHere().start < end; more = rangeAdvance()) {
+    paint(max(start, rangeHere().start), min(end, rangeHere().end), state);
+  }
+}
+
+/** Notes whether the registered pages of [start, end) are write-protected, where that mode is on. */
+export function pagesProtect(start: u64, end: u64, on: bool): void {
+  for (let more = rangeSeek(start); more && rangeHere().start < end; more = rangeAdvance()) {
+    paintProtect(max(start, rangeHere().start), min(end, rangeHere().end), on);
+  }
+}
+
+// A chunk may hold pages that are not registered beside those that are: the callers of `paint` know which.
+
+function paint(start: u64, end: u64, state: u32): void {
   const last = end >> pageShift;
   let page = start >> pageShift;
   while (page < last) {
@@ -182,8 +206,7 @@ export function pagesSet(start: u64, end: u64, state: u32): void {
   }
 }
 
-/** Notes whether the watched pages of [start, end) are write-protected, where that mode is on. */
-export function pagesProtect(start: u64, end: u64, on: bool): void {
+function paintProtect(start: u64, end: u64, on: bool): void {
   const last = end >> pageShift;
   let page = start >> pageShift;
   while (page < last) {
@@ -235,10 +258,13 @@ export function pageProtected(address: u64): bool {
 export function pagesClaim(start: u64, end: u64): u32 {
   let claimed: u32 = 0;
   const size = <u64>1 << pageShift;
-  for (let address = start; address < end; address += size) {
-    if (pageState(address) != PAGE_MISSING) continue;
-    pagesSet(address, address + size, PAGE_IN_FLIGHT);
-    claimed++;
+  for (let more = rangeSeek(start); more && rangeHere().start < end; more = rangeAdvance()) {
+    const stop = min(end, rangeHere().end);
+    for (let address = max(start, rangeHere().start); address < stop; address += size) {
+      if (pageState(address) != PAGE_MISSING) continue;
+      paint(address, address + size, PAGE_IN_FLIGHT);
+      claimed++;
+    }
   }
   return claimed;
 }

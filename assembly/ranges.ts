@@ -164,7 +164,8 @@ function reserve(pieces: u32): bool {
 }
 
 function carve(start: u64, end: u64): void {
-  while (rangeSeek(start) && rangeHere().start < end) {
+  // An empty piece would cut the range around it in two.
+  while (start < end && rangeSeek(start) && rangeHere().start < end) {
     const here = rangeHere();
     const hereEnd = here.end;
     if (here.start < start) {

@@ -8,8 +8,8 @@
 //   EAGAIN, out > 0        go on from there: waiters in the part that was done are awake
 //   EAGAIN, out ≤ 0        a mapping change is going on, and its thread sleeps until its event is read:
 //                          read, then the same arguments. If what was read touches the rest, end short. If
-//                          nothing was read twice in a row, the change's own thread has to run: end short,
-//                          the fault comes again on its delay. Never spin.
+//                          no change was read twice in a row, the change's own thread has to run: end short,
+//                          the fault comes again on its delay. Never spin, however many faults come in.
 //   EEXIST                 the page is there, but nobody was woken: wake that page, step over it
 //                          (MOVE: fail, because the source still holds its pages)
 //   ENOENT                 the mapping is gone or not registered: wake the rest, end
@@ -114,7 +114,7 @@ const PHASE_STEP_OVER: u32 = 1;
 /** The WAKE behind an ENOENT, or behind a MOVE that failed with EEXIST. */
 const PHASE_END: u32 = 2;
 
-/** Reads in a row that may bring nothing before the transfer ends short. */
+/** Reads in a row that may bring no mapping change before the transfer ends short. */
 const FRUITLESS_READS: u32 = 2;
 
 let operation: u32 = 0;
@@ -219,8 +219,11 @@ function passOver(): i32 {
 function resolved(bytes: u64): i32 {
   const to = cursor + bytes;
   if (operation != OP_WRITEPROTECT) pagesSet(cursor, to, PAGE_PRESENT);
-  if (operation == OP_MOVE) pagesSet(source, source + bytes, PAGE_MISSING);
-  pagesProtect(cursor, to, (options & OPTION_WP) != 0);
+  if (operation == OP_MOVE) {
+    pagesSet(source, source + bytes, PAGE_MISSING);
+    pagesProtect(source, source + bytes, false);
+  }
+  pagesProtect(cursor, to, (mode & row().writeProtect) != 0);
   return advance(to);
 }
 

@@ -39,6 +39,8 @@ async function runFile(file: string, core: CoreName): Promise<void> {
   const begun = performance.now();
   const child = spawn(process.execPath, ['--expose-gc', ...CORES[core], join(here, file)], {
     stdio: ['ignore', 'pipe', 'pipe', 'pipe'],
+    // A group of its own, so that what it started goes with it.
+    detached: true,
     env: { ...process.env, UFFD_REPORT_FD: '3', UFFD_CORE: core },
   });
   const count = { passed: 0, failed: 0, skipped: 0 };
@@ -58,7 +60,7 @@ async function runFile(file: string, core: CoreName): Promise<void> {
       current = report.name;
       timer = setTimeout(() => {
         notes.push(`${report.name}: still running after ${report.limitMs} ms`, ...threads(child.pid as number));
-        child.kill('SIGKILL');
+        process.kill(-(child.pid as number), 'SIGKILL');
       }, report.limitMs);
       return;
     }

@@ -1,0 +1,192 @@
+// The core by itself: no kernel, no koffi, no other thread. What each figure covers is said beside it, in
+// `covers`; the clock's own cost (some 50 ns a sample) is in all of them.
+
+import { type Core, instantiate, MESSAGE_BYTES, Next, Op } from '../src/core.js';
+import { type Spread, spread } from './statistics.js';
+
+export interface CoreFigure {
+  name: string;
+  unit: string;
+  value: Spread;
+  covers: string;
+}
+
+const PAGE_SHIFT = 12;
+const PAGE = 2 ** PAGE_SHIFT;
+const BASE = 0x7f00_0000_0000n;
+const EAGAIN = 11;
+/** UFFD_EVENT_PAGEFAULT. */
+const PAGEFAULT = 0x12n;
+/** Messages of one read: all that the core's buffer holds. */
+const READ_MESSAGES = 128;
+const SAMPLE_MS = 200;
+
+/** Runs `sample` (which answers the milliseconds and the things it did) for a while; things a second. */
+function rate(sample: () => { ms: number; done: number }): number {
+  let ms = 0;
+  let done = 0;
+  const until = performance.now() + SAMPLE_MS;
+  while (performance.now() < until) {
+    const result = sample();
+    ms += result.ms;
+    done += result.done;
+  }
+  return (done / ms) * 1000;
+}
+
+/** A core with `count` ranges of one page each, 2 pages apart, or one range of `count` pages. */
+function coreWith(count: number, apart: boolean): Core {
+  const core = instantiate();
+  core.exports.start(PAGE_SHIFT, 0n);
+  const operations = 0x1ffn;
+  if (!apart) core.arguments(BASE, count * PAGE, operations).rangePut(1, PAGE_SHIFT);
+  for (let i = 0; apart && i < count; i++) {
+    core.arguments(BASE + BigInt(i * 2 * PAGE), PAGE, operations).rangePut(1, PAGE_SHIFT);
+  }
+  return core;
+}
+
+/** Reads of `READ_MESSAGES` page faults each, as the kernel writes them: every page of the range once, shuffled. */
+function rawReads(pages: number): Uint8Array[] {
+  const order = Array.from({ length: pages }, (_, i) => (i * 7919) % pages);
+  const reads: Uint8Array[] = [];
+  for (let at = 0; at < pages; at += READ_MESSAGES) {
+    const words = new BigUint64Array((READ_MESSAGES * MESSAGE_BYTES) / 8);
+    for (let i = 0; i < READ_MESSAGES; i++) {
+      words[i * 4] = PAGEFAULT;
+      words[i * 4 + 2] = BASE + BigInt(order[at + i] as number) * BigInt(PAGE);
+    }
+    reads.push(new Uint8Array(words.buffer));
+  }
+  return reads;
+}
+
+/** Hands out everything that waits. How many faults that was. */
+function empty(core: Core): number {
+  const { exports } = core;
+  let taken = 0;
+  exports.inboxTake(-EAGAIN);
+  while (exports.inboxNext(0) === Next.fault) {
+    exports.inboxAnswer(1, 0);
+    taken++;
+  }
+  return taken;
+}
+
+function decoding(): () => { ms: number; done: number } {
+  const pages = 8192;
+  const core = coreWith(pages, false);
+  const reads = rawReads(pages);
+  const buffer = core.messageBytes(0, READ_MESSAGES * MESSAGE_BYTES);
+  let turn = 0;
+  return () => {
+    buffer.set(reads[turn++ % reads.length] as Uint8Array);
+    core.exports.inboxOpen();
+    const begin = performance.now();
+    core.exports.inboxTake(core.exports.inboxRoom());
+    const ms = performance.now() - begin;
+    return { ms, done: counted(empty(core)) };
+  };
+}
+
+function cycle(): () => { ms: number; done: number } {
+  const pages = 8192;
+  const core = coreWith(pages, false);
+  const reads = rawReads(pages);
+  const buffer = core.messageBytes(0, READ_MESSAGES * MESSAGE_BYTES);
+  let turn = 0;
+  return () => {
+    buffer.set(reads[turn++ % reads.length] as Uint8Array);
+    const begin = performance.now();
+    core.exports.inboxOpen();
+    core.exports.inboxTake(core.exports.inboxRoom());
+    const taken = empty(core);
+    return { ms: performance.now() - begin, done: counted(taken) };
+  };
+}
+
+function counted(taken: number): number {
+  if (taken !== READ_MESSAGES) throw new Error(`the core handed out ${taken} of ${READ_MESSAGES} faults`);
+  return taken;
+}
+
+function lookup(): () => { ms: number; done: number } {
+  const ranges = 100_000;
+  const core = coreWith(ranges, true);
+  const addresses = Array.from({ length: 4096 }, (_, i) => BASE + BigInt(((i * 48_611) % ranges) * 2 * PAGE + 8));
+  return () => {
+    let found = 0;
+    const begin = performance.now();
+    for (const address of addresses) found += core.arguments(address).rangeAt();
+    const ms = performance.now() - begin;
+    if (found !== addresses.length) throw new Error(`the core found ${found} of ${addresses.length} ranges`);
+    return { ms, done: found };
+  };
+}
+
+function transfer(): () => { ms: number; done: number } {
+  const pages = 8192;
+  const core = coreWith(pages, false);
+  const destinations = Array.from({ length: pages }, (_, i) => BASE + BigInt(i * PAGE));
+  return () => {
+    let bytes = 0;
+    const begin = performance.now();
+    for (const destination of destinations) {
+      const exports = core.arguments(destination, PAGE, BASE);
+      exports.transferBegin(Op.copy, 0);
+      exports.transferCode();
+      exports.transferResult(0);
+      bytes += exports.transferDone();
+    }
+    const ms = performance.now() - begin;
+    if (bytes !== pages * PAGE) throw new Error(`the core counted ${bytes} of ${pages * PAGE} bytes`);
+    return { ms, done: pages };
+  };
+}
+
+const perSecond = (value: number): number => value / 1e6;
+const nanoseconds = (value: number): number => 1e9 / value;
+
+const MEASURES = [
+  {
+    name: 'decode',
+    unit: 'million messages/s',
+    make: decoding,
+    convert: perSecond,
+    covers:
+      'inboxRoom and inboxTake on reads of 128 raw page faults: decoded, rounded to their page by its range, ' +
+      'merged by page and queued. Putting the bytes there (the kernel does) and emptying the queue are not timed',
+  },
+  {
+    name: 'whole cycle',
+    unit: 'million messages/s',
+    make: cycle,
+    convert: perSecond,
+    covers: 'the same, and inboxNext and inboxAnswer for each message, called from TypeScript',
+  },
+  {
+    name: 'range lookup',
+    unit: 'ns',
+    make: lookup,
+    convert: nanoseconds,
+    covers: 'core.arguments and rangeAt from TypeScript, scattered addresses, 100,000 ranges of one page',
+  },
+  {
+    name: 'transfer',
+    unit: 'ns',
+    make: transfer,
+    convert: nanoseconds,
+    covers:
+      'one page COPY with the ioctl left out: core.arguments, transferBegin, transferCode, transferResult, transferDone',
+  },
+] as const;
+
+/** Each figure `rounds` times, after one that is not counted. */
+export function benchCore(rounds: number): CoreFigure[] {
+  return MEASURES.map(({ name, unit, make, convert, covers }) => {
+    const sample = make();
+    rate(sample);
+    const values = Array.from({ length: rounds }, () => convert(rate(sample)));
+    return { name, unit, value: spread(values), covers };
+  });
+}

@@ -1,0 +1,156 @@
+// Single-page missing faults of one thread, answered by C and by us in turn. Only the handler differs between
+// the two: process, memory, toucher, source page and placement are the same.
+//
+// Rules:
+//  - A figure belongs to a placement, and a ratio to two rounds that follow each other.
+//  - After every round each page is compared with the source, and answers with touches: what is wrong does not
+//    count, it throws.
+
+import * as memory from '../shim/memory.js';
+import { Mapping } from '../src/index.js';
+import { WAITS, type Wait } from '../src/loop.js';
+import { type Arena, cHandler, type Handler, ourHandler } from './handlers.js';
+import { checked, load, type Native } from './native.js';
+import { percentile } from './statistics.js';
+
+/** Pages touched before the clock starts. */
+const LEAD = 256;
+/** A round ends here even if pages are left. */
+const ROUND_LIMIT_NS = 1.5e9;
+
+export interface Round {
+  faults: number;
+  perSecond: number;
+  p50Us: number;
+  p99Us: number;
+  maxUs: number;
+}
+
+export interface Pair {
+  c: Round;
+  handler: Round;
+}
+
+/** One handler beside C's on poll, in one placement. */
+export interface Contest {
+  handler: string;
+  pairs: Pair[];
+}
+
+export interface Placement {
+  name: string;
+  title: string;
+  toucher: number;
+  handler: number;
+}
+
+export const PLACEMENTS = ['same', 'other', 'free'] as const;
+export const HANDLERS = ['C again', 'C spin', ...WAITS] as const;
+export type HandlerName = (typeof HANDLERS)[number];
+
+/** Wrong pages, missing answers or none at all: no figure is worth anything after that. */
+export class WrongAnswer extends Error {}
+
+/** The placements this machine has, and why the others are left out. */
+export function placements(native: Native): { possible: Placement[]; leftOut: string[] } {
+  const first = native.processor(0);
+  const second = native.processor(1);
+  const same = { name: 'same', title: 'both on one processor', toucher: first, handler: first };
+  if (second < 0) {
+    return { possible: [same], leftOut: ['this process has one processor: there is no other to place a thread on'] };
+  }
+  const other = { name: 'other', title: 'each on a processor of its own', toucher: first, handler: second };
+  const free = { name: 'free', title: 'both left to the scheduler', toucher: -1, handler: -1 };
+  return { possible: [same, other, free], leftOut: [] };
+}
+
+export class FaultBench {
+  readonly #arena: Arena;
+  readonly #pages: number;
+  readonly #latency: Uint32Array;
+  readonly #elapsed = new BigUint64Array(1);
+  readonly native: Native;
+  /** Microseconds that a page of memory took the host and the kernel to provide, the first time and the last. */
+  readonly warmth: { firstUs: number; lastUs: number };
+
+  constructor(library: string, pages: number) {
+    const pageSize = memory.pageSize();
+    this.native = load(library);
+    this.#pages = pages;
+    this.#latency = new Uint32Array(pages).fill(1);
+    const region = Mapping.anonymous((pages + LEAD) * pageSize);
+    const source = Mapping.anonymous(pageSize);
+    source.bytes.forEach((_, i, bytes) => {
+      bytes[i] = 1 + (i * 31) % 255;
+    });
+    this.#arena = { native: this.native, library, region, source, pageSize };
+    this.warmth = this.#warm();
+  }
+
+  /** Touches four times the memory that a round needs until that is as fast as it gets. */
+  #warm(): { firstUs: number; lastUs: number } {
+    const { region, pageSize } = this.#arena;
+    const bytes = region.length * 4;
+    const perPage = (): number => checked('mmap', this.native.warm(bytes)) / 1000 / (bytes / pageSize);
+    const firstUs = perPage();
+    perPage();
+    return { firstUs, lastUs: perPage() };
+  }
+
+  /** A handler's pairs in a placement, after one of each that is not counted. */
+  async contest(placement: Placement, name: HandlerName, rounds: number): Promise<Contest> {
+    const c = cHandler(this.#arena, 'C', false);
+    const handler = this.#handler(name);
+    const pairs: Pair[] = [];
+    globalThis.gc?.();
+    try {
+      for (let i = -1; i < rounds; i++) {
+        const pair = { c: await this.#round(placement, c), handler: await this.#round(placement, handler) };
+        if (i >= 0) pairs.push(pair);
+      }
+    } finally {
+      await handler.dismiss();
+    }
+    return { handler: name, pairs };
+  }
+
+  #handler(name: HandlerName): Handler {
+    if (name === 'C again') return cHandler(this.#arena, name, false);
+    if (name === 'C spin') return cHandler(this.#arena, name, true);
+    return ourHandler(this.#arena, name as Wait);
+  }
+
+  async #round(placement: Placement, handler: Handler): Promise<Round> {
+    const { native, region, source, pageSize } = this.#arena;
+    await handler.begin(placement.handler);
+    const touched = native.touch(
+      region.address,
+      pageSize,
+      LEAD,
+      this.#pages,
+      placement.toucher,
+      ROUND_LIMIT_NS,
+      this.#latency,
+      this.#elapsed,
+    );
+    if (touched < 0) throw new WrongAnswer(`${handler.name}: a page is not answered (errno ${-touched})`);
+    const answered = await handler.end();
+    const wrong = native.wrongPages(region.address, pageSize, LEAD + touched, source.address);
+    checked('madvise', memory.madvise(region.address, region.length, memory.MADV_DONTNEED));
+    if (wrong > 0) throw new WrongAnswer(`${handler.name}: ${wrong} of ${LEAD + touched} pages hold wrong bytes`);
+    if (answered !== LEAD + touched) {
+      throw new WrongAnswer(`${handler.name}: ${answered} answers to ${LEAD + touched} faults`);
+    }
+    return roundOf(this.#latency.slice(0, touched).sort(), Number(this.#elapsed[0]));
+  }
+}
+
+function roundOf(sorted: Uint32Array, elapsedNs: number): Round {
+  return {
+    faults: sorted.length,
+    perSecond: sorted.length / (elapsedNs / 1e9),
+    p50Us: percentile(sorted, 50) / 1000,
+    p99Us: percentile(sorted, 99) / 1000,
+    maxUs: (sorted.at(-1) ?? Number.NaN) / 1000,
+  };
+}

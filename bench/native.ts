@@ -1,0 +1,76 @@
+// native.c from TypeScript: compiled when the benchmark starts, into a directory that goes with the process.
+
+import { spawnSync } from 'node:child_process';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import koffi from 'koffi';
+
+/** From dist/bench as from bench: two levels down, or one. */
+const SOURCE = fileURLToPath(
+  new URL(import.meta.url.includes('/dist/') ? '../../bench/native.c' : 'native.c', import.meta.url),
+);
+
+const FLAGS = ['-O2', '-shared', '-fPIC', '-pthread'];
+
+/** What native.c offers; the meaning of each is told there. */
+export interface Native {
+  processor(index: number): number;
+  pin(cpu: number): number;
+  warm(bytes: number): number;
+  touch(
+    region: bigint,
+    page: number,
+    first: number,
+    count: number,
+    cpu: number,
+    limit: number,
+    latency: Uint32Array,
+    elapsed: BigUint64Array,
+  ): number;
+  wrongPages(region: bigint, page: number, count: number, source: bigint): number;
+  serveBegin(region: bigint, bytes: number, page: number, source: bigint, spin: 0 | 1, cpu: number): number;
+  serveEnd(): number;
+}
+
+/** Compiles native.c: where the library is, or why there is none. */
+export function compile(): { library: string } | { reason: string } {
+  const directory = mkdtempSync(join(tmpdir(), 'uffd-bench-'));
+  process.on('exit', () => rmSync(directory, { recursive: true, force: true }));
+  const library = join(directory, 'native.so');
+  const compiler = process.env.CC || 'cc';
+  const result = spawnSync(compiler, [...FLAGS, '-o', library, SOURCE], { encoding: 'utf8' });
+  if (result.error) return { reason: `there is no C compiler: ${result.error.message} (CC names another)` };
+  if (result.status !== 0) return { reason: `${compiler} could not compile bench/native.c:\n${result.stderr}` };
+  return { library };
+}
+
+/** Loads the library on this thread. All threads that load it share its one set of variables. */
+export function load(library: string): Native {
+  const c = koffi.load(library);
+  return {
+    processor: c.func('processor', 'int', ['int']),
+    pin: c.func('pin', 'int', ['int']),
+    warm: c.func('warm', 'int64_t', ['size_t']),
+    touch: c.func('touch', 'int', [
+      'uintptr_t',
+      'size_t',
+      'int',
+      'int',
+      'int',
+      'uint64_t',
+      'uint32_t *',
+      'uint64_t *',
+    ]),
+    wrongPages: c.func('wrong_pages', 'int', ['uintptr_t', 'size_t', 'int', 'uintptr_t']),
+    serveBegin: c.func('serve_begin', 'int', ['uintptr_t', 'size_t', 'size_t', 'uintptr_t', 'int', 'int']),
+    serveEnd: c.func('serve_end', 'int', []),
+  };
+}
+
+/** The number that a function of native.c answered, or an error where it failed. */
+export function checked(what: string, result: number): number {
+  if (result < 0) throw new Error(`${what} failed: errno ${-result}`);
+  return result;
+}

@@ -1,0 +1,62 @@
+// The thread that runs our handler: told to begin, it opens a userfaultfd over the region and serves it with one
+// page per fault until it is stopped. A stop comes through `stopHandle`; `end` follows it as a message.
+
+import { parentPort, workerData } from 'node:worker_threads';
+import { type FaultHandler, Mapping, type SharedMapping, Userfaultfd, type Wait } from '../src/index.js';
+import { checked, load } from './native.js';
+
+export interface ServerData {
+  library: string;
+  wait: Wait;
+  region: SharedMapping;
+  source: SharedMapping;
+  pageSize: number;
+}
+
+/** Begin on processor `cpu` (−1: any), or end. */
+export type ServerOrder = { begin: number } | { end: true };
+
+/** It serves, and this stops it; or it has ended, after so many answers; or it failed. */
+export type ServerReport = { stopHandle: SharedArrayBuffer } | { answered: number } | { error: string };
+
+const { library, wait, region, source, pageSize }: ServerData = workerData;
+const native = load(library);
+const bytes = Mapping.attach(source).bytes;
+let uffd: Userfaultfd | undefined;
+let answered = 0;
+
+const handler: FaultHandler = {
+  pagefault({ page }, userfaultfd) {
+    answered += userfaultfd.copy(page, bytes) / pageSize;
+  },
+};
+
+function begin(cpu: number): void {
+  checked('sched_setaffinity', native.pin(cpu));
+  answered = 0;
+  uffd ??= Userfaultfd.open();
+  uffd.register(region.address, region.length);
+  report({ stopHandle: uffd.stopHandle });
+  uffd.start(handler, { wait });
+}
+
+function end(): void {
+  uffd?.stop();
+  uffd?.unregister(region.address, region.length);
+  report({ answered });
+}
+
+function report(message: ServerReport): void {
+  parentPort?.postMessage(message);
+}
+
+parentPort?.on('message', (order: ServerOrder) => {
+  try {
+    if ('begin' in order) begin(order.begin);
+    else end();
+  } catch (error) {
+    // Whoever still waits goes on with zeros, and the check of the pages fails.
+    uffd?.close();
+    report({ error: String(error) });
+  }
+});

@@ -1,0 +1,44 @@
+// Exit codes, and how an error is told: an error with a code is one that the user can act on, so its message
+// is enough; any other is a fault of this program, and its stack is told too.
+
+import { CommanderError } from 'commander';
+
+export const EXIT = { done: 0, failed: 1, usage: 2, interrupted: 130, terminated: 143 } as const;
+
+/** For the help of every command. */
+export const EXIT_HELP = `
+Exit codes:
+  0    all went well
+  1    it failed; the reason is on stderr
+  2    an option or an argument is wrong
+  130  interrupted (Ctrl-C)
+  143  terminated (SIGTERM)
+`;
+
+/** What was asked for cannot be done, for a reason that the user can act on. */
+export class Refusal extends Error {
+  readonly code: string = 'ERR_UFFD_REFUSED';
+}
+
+/** A signal asked the command to end. */
+export class Interrupted extends Refusal {
+  override readonly code = 'ERR_UFFD_INTERRUPTED';
+  readonly exitCode: number;
+
+  constructor(signal: 'SIGINT' | 'SIGTERM') {
+    super(signal === 'SIGINT' ? 'interrupted' : 'terminated');
+    this.exitCode = signal === 'SIGINT' ? EXIT.interrupted : EXIT.terminated;
+  }
+}
+
+export function exitCodeOf(error: unknown): number {
+  if (error instanceof Interrupted) return error.exitCode;
+  if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.done : EXIT.usage;
+  return EXIT.failed;
+}
+
+export function explain(error: unknown): string {
+  if (!(error instanceof Error)) return String(error);
+  const { code } = error as NodeJS.ErrnoException;
+  return typeof code === 'string' ? error.message : (error.stack ?? error.message);
+}

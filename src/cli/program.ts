@@ -1,0 +1,25 @@
+// Puts the subcommands together. Usage errors are thrown as CommanderError, after they were printed; nothing
+// here ends the process.
+
+import { readFileSync } from 'node:fs';
+import { Command } from 'commander';
+import { addDemo } from './demo/command.js';
+
+export function createProgram(): Command {
+  const program = new Command('uffd')
+    .description('Linux page faults, served from TypeScript')
+    .version(version(), '-V, --version', 'print the version')
+    .helpOption('-h, --help', 'print this help')
+    .helpCommand(false)
+    .exitOverride()
+    .configureOutput({ outputError: (text, write) => write(text.replace(/^error: /, 'uffd: ')) })
+    .showHelpAfterError("Add '--help' for the options.")
+    .addHelpText('after', "\n'uffd <command> --help' tells all of a command.\n");
+  addDemo(program);
+  return program;
+}
+
+function version(): string {
+  const file = new URL('../../../package.json', import.meta.url);
+  return (JSON.parse(readFileSync(file, 'utf8')) as { version: string }).version;
+}

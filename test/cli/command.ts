@@ -1,0 +1,129 @@
+// Runs the built command as a user's shell would, in a process of its own, on the core that is being tested.
+
+import { spawn } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { Userfaultfd } from '../../src/index.js';
+import { skip } from '../harness.js';
+
+const MAIN = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
+const CONDITIONS = process.execArgv.filter((argument) => argument.startsWith('--conditions'));
+
+/** What to start for `uffd <args…>`: a program and its arguments. */
+export function commandLine(args: readonly string[]): [string, ...string[]] {
+  return [process.execPath, ...CONDITIONS, MAIN, ...args];
+}
+
+export interface RunOptions {
+  env?: NodeJS.ProcessEnv;
+  /** Started instead by `uffd`, with the command line appended. */
+  under?: readonly string[];
+  /** A module of this directory that every thread of the command loads first. */
+  preload?: string;
+  cwd?: string;
+  /** Is given the process once it runs. */
+  started?: (pid: number) => void | Promise<void>;
+}
+
+export interface Ended {
+  /** The exit code, or the signal that ended it. */
+  code: number | string;
+  stdout: string;
+  stderr: string;
+}
+
+/** Runs `uffd <args…>` to its end. */
+export function uffd(args: readonly string[], options: RunOptions = {}): Promise<Ended> {
+  return run([...(options.under ?? []), ...commandLine(args)], options);
+}
+
+/** Runs `uffd <args…>` to its end in a terminal of so many columns; all it shows is in `stdout`. */
+export function uffdOnTerminal(
+  args: readonly string[],
+  columns: number,
+  options: RunOptions = {},
+): Promise<Ended> {
+  // Set after the shell has started: a shell may set COLUMNS itself.
+  const variables = Object.entries(options.env ?? {}).map(([name, value]) => `${name}=${value}`);
+  const words = ['env', ...variables, ...commandLine(args)].map((word) => `'${word}'`);
+  const command = `stty cols ${columns} rows 24; exec ${words.join(' ')}`;
+  const env = { NO_COLOR: undefined, COLUMNS: undefined, TERM: 'xterm' };
+  return run(['script', '-qec', command, '/dev/null'], { ...options, env });
+}
+
+async function run([program, ...rest]: readonly string[], options: RunOptions): Promise<Ended> {
+  const env: NodeJS.ProcessEnv = { ...process.env, NO_COLOR: '1', ...options.env };
+  if (options.preload) env.NODE_OPTIONS = `--import=${new URL(options.preload, import.meta.url)}`;
+  const child = spawn(program as string, rest, { env, cwd: options.cwd, stdio: ['ignore', 'pipe', 'pipe'] });
+  const ended: Ended = { code: '', stdout: '', stderr: '' };
+  child.stdout.setEncoding('utf8').on('data', (text: string) => {
+    ended.stdout += text;
+  });
+  child.stderr.setEncoding('utf8').on('data', (text: string) => {
+    ended.stderr += text;
+  });
+  const closed = new Promise<number | string>((resolve, reject) => {
+    child.on('error', reject);
+    child.on('close', (code, signal) => resolve(code ?? signal ?? ''));
+  });
+  const kill = (): void => {
+    child.kill('SIGKILL');
+  };
+  process.once('exit', kill);
+  if (options.started && child.pid !== undefined) await options.started(child.pid);
+  ended.code = await closed;
+  process.off('exit', kill);
+  return ended;
+}
+
+/** Skips the test where no userfaultfd can be opened. */
+export function needKernel(): void {
+  if (!Userfaultfd.isSupported()) skip('this system has no userfaultfd');
+  try {
+    Userfaultfd.open().close();
+  } catch (error) {
+    skip((error as Error).message);
+  }
+}
+
+/** Calls `body` with a directory that is gone afterwards. */
+export async function inDirectory(body: (directory: string) => void | Promise<void>): Promise<void> {
+  const directory = mkdtempSync(join(tmpdir(), 'uffd-cli-'));
+  try {
+    await body(directory);
+  } finally {
+    rmSync(directory, { recursive: true, force: true });
+  }
+}
+
+/** A file with these bytes, or this many zeros that take no room on the disk. */
+export function fileOf(directory: string, name: string, content: Uint8Array | number): string {
+  const path = join(directory, name);
+  writeFileSync(path, typeof content === 'number' ? '' : content);
+  if (typeof content === 'number') truncateSync(path, content);
+  return path;
+}
+
+export function sha256(path: string): string {
+  return createHash('sha256').update(readFileSync(path)).digest('hex');
+}
+
+/** Resolves once the process holds so many bytes of memory of its own, or is gone. */
+export async function untilResident(pid: number, bytes: number): Promise<void> {
+  for (;;) {
+    let status: string;
+    try {
+      status = readFileSync(`/proc/${pid}/status`, 'utf8');
+    } catch {
+      return;
+    }
+    const resident = /^RssAnon:\s*(\d+) kB$/m.exec(status);
+    if (!resident || Number(resident[1]) * 1024 >= bytes) return;
+    await new Promise((resolve) => {
+      setTimeout(resolve, 10);
+    });
+  }
+}

@@ -1,0 +1,178 @@
+// `uffd demo` puts exactly the file's bytes into memory, by one page fault for each page where the window is 1.
+
+import { randomBytes } from 'node:crypto';
+import { freemem } from 'node:os';
+import * as assert from 'uvu/assert';
+import type { Report } from '../../src/cli/demo/report.js';
+import { skip, suite } from '../harness.js';
+import { type Ended, fileOf, inDirectory, needKernel, type RunOptions, sha256, uffd } from './command.js';
+
+const test = suite('cli/demo');
+
+const FIELDS: Record<keyof Report, string> = {
+  file: 'string',
+  fileBytes: 'number',
+  pageSize: 'number',
+  pages: 'number',
+  seed: 'number',
+  threads: 'number',
+  window: 'number',
+  wait: 'string',
+  via: 'string',
+  userModeOnly: 'boolean',
+  faults: 'number',
+  fills: 'number',
+  durationMs: 'number',
+  faultsPerSecond: 'number',
+  latencyP50Us: 'number',
+  latencyP99Us: 'number',
+  memorySha256: 'string',
+  fileSha256: 'string',
+  equal: 'boolean',
+};
+
+/** Runs the demo on a file; its result must be right. */
+async function demo(file: string, args: string[] = [], options: RunOptions = {}): Promise<Report> {
+  const ended = await uffd(['demo', file, '--json', ...args], options);
+  assert.is(ended.code, 0, ended.stderr);
+  assert.is(ended.stderr, '');
+  const report = JSON.parse(ended.stdout) as Report;
+  assert.is(ended.stdout, `${JSON.stringify(report)}\n`);
+  assert.ok(report.equal);
+  assert.is(report.memorySha256, report.fileSha256);
+  assert.is(report.pages, Math.ceil(report.fileBytes / report.pageSize));
+  assert.ok(report.fills <= report.faults && report.fills <= report.pages);
+  return report;
+}
+
+function assertPlain({ stdout, stderr }: Ended): void {
+  for (const drawn of ['\u001b', '█', '░', '│'])
+    assert.not((stdout + stderr).includes(drawn), stdout + stderr);
+}
+
+test('files of all sizes: every page by one fault, the bytes equal', async () => {
+  needKernel();
+  await inDirectory(async (directory) => {
+    for (const size of [1, 4095, 4096, 4097, 65_536, 1_000_003, 8 * 2 ** 20]) {
+      const file = fileOf(directory, `of-${size}`, randomBytes(size));
+      const report = await demo(file);
+      assert.is(report.fileBytes, size);
+      assert.is(report.memorySha256, sha256(file));
+      assert.is(report.faults, report.pages);
+      assert.is(report.fills, report.pages);
+    }
+  });
+});
+
+test('every wait strategy, with one thread and with eight', async () => {
+  needKernel();
+  await inDirectory(async (directory) => {
+    const file = fileOf(directory, 'file', randomBytes(2_000_000));
+    for (const wait of ['poll', 'block', 'spin', 'adaptive']) {
+      for (const threads of [1, 8]) {
+        const report = await demo(file, ['--wait', wait, '--threads', `${threads}`]);
+        assert.equal([report.wait, report.threads], [wait, threads]);
+        assert.is(report.memorySha256, sha256(file));
+        assert.is(report.faults, report.pages);
+      }
+    }
+  });
+});
+
+test('a window: one fill brings its pages, also if they are no power of two or more than the file has', async () => {
+  needKernel();
+  await inDirectory(async (directory) => {
+    const file = fileOf(directory, 'file', randomBytes(2_000_000));
+    for (const window of [2, 16, 100, 2 ** 20]) {
+      const report = await demo(file, ['--window', `${window}`]);
+      // The first window may begin before the memory does, because windows are aligned.
+      const least = Math.ceil(report.pages / window);
+      assert.ok(report.fills === least || report.fills === least + 1, `${report.fills} fills`);
+      assert.ok(report.faults < report.pages);
+      assert.is(report.memorySha256, sha256(file));
+    }
+  });
+});
+
+test('more threads than pages', async () => {
+  needKernel();
+  await inDirectory(async (directory) => {
+    const report = await demo(fileOf(directory, 'file', randomBytes(5000)), ['--threads', '32']);
+    assert.is(report.faults, report.pages);
+  });
+});
+
+test('the largest and smallest seed, and one of its own where none is given', async () => {
+  needKernel();
+  await inDirectory(async (directory) => {
+    const file = fileOf(directory, 'file', randomBytes(100_000));
+    for (const seed of [0, 4294967295]) assert.is((await demo(file, ['--seed', `${seed}`])).seed, seed);
+    const { seed } = await demo(file);
+    assert.ok(Number.isInteger(seed) && seed >= 0 && seed < 2 ** 32);
+    assert.is((await demo(file, ['--seed', `${seed}`])).seed, seed);
+  });
+});
+
+test('a sparse file of 1 GiB', async () => {
+  needKernel();
+  if (freemem() < 2 * 2 ** 30) skip('less than 2 GiB of memory are free');
+  await inDirectory(async (directory) => {
+    const report = await demo(fileOf(directory, 'sparse', 2 ** 30), ['--window', '32', '--threads', '8']);
+    assert.is(report.pages, 2 ** 30 / report.pageSize);
+    assert.is(report.memorySha256, '49bc20df15e412a64472421e13fe86ff1c5165e18b2afccf160d4dc19fe68a14');
+  });
+}, 300_000);
+
+test('without FILE it is the Node binary', async () => {
+  needKernel();
+  const { code, stdout, stderr } = await uffd(['demo', '--window', '64']);
+  assert.is(code, 0, stderr);
+  assert.ok(stdout.includes(process.execPath));
+  assert.ok(stdout.includes(sha256(process.execPath)));
+});
+
+test('JSON: these fields and no others, of these types; the help names them', async () => {
+  needKernel();
+  await inDirectory(async (directory) => {
+    const report = await demo(fileOf(directory, 'file', randomBytes(100_000)));
+    assert.equal(Object.keys(report).sort(), Object.keys(FIELDS).sort());
+    const help = (await uffd(['demo', '--help'])).stdout.split(/\s+/);
+    for (const [field, type] of Object.entries(FIELDS)) {
+      const value = report[field as keyof Report];
+      assert.is(typeof value, type, field);
+      if (typeof value === 'number') assert.ok(Number.isFinite(value) && value >= 0, field);
+      assert.ok(help.includes(field), field);
+    }
+    assert.ok(report.latencyP50Us > 0 && report.latencyP50Us <= report.latencyP99Us);
+  });
+});
+
+test('into pipes go plain lines: no bar, no frame, no colour', async () => {
+  needKernel();
+  await inDirectory(async (directory) => {
+    const file = fileOf(directory, 'file', randomBytes(100_000));
+    for (const env of [{}, { COLUMNS: '40' }, { CI: 'true' }, { TERM: 'dumb' }]) {
+      const ended = await uffd(['demo', file, '--seed', '7'], { env });
+      assert.is(ended.code, 0);
+      assertPlain(ended);
+      assert.match(ended.stderr, /seed 7/);
+      assert.match(ended.stdout, /^memory SHA-256 {2}[0-9a-f]{64}$/m);
+      assert.match(ended.stdout, /^file SHA-256 {4}[0-9a-f]{64}$/m);
+      assert.match(ended.stdout, /^verdict {9}equal$/m);
+    }
+  });
+});
+
+test('file names as people have them', async () => {
+  needKernel();
+  await inDirectory(async (directory) => {
+    for (const name of ['with blanks', '-dash', 'ünï', "it's", 'a\u001b[31mred']) {
+      fileOf(directory, name, randomBytes(5000));
+      const ended = await uffd(['demo', '--', name], { cwd: directory });
+      assert.is(ended.code, 0, ended.stderr);
+      assertPlain(ended);
+    }
+  });
+});
+
+test.run();

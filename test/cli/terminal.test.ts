@@ -1,0 +1,80 @@
+// On a terminal: a live bar, then a framed table; and the cursor is always given back.
+
+import { spawnSync } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
+import { freemem } from 'node:os';
+import { stripVTControlCharacters } from 'node:util';
+import * as assert from 'uvu/assert';
+import { skip, suite } from '../harness.js';
+import { fileOf, inDirectory, needKernel, uffdOnTerminal } from './command.js';
+
+const test = suite('cli/terminal');
+
+const HIDE = '\u001b[?25l';
+const SHOW = '\u001b[?25h';
+const GREEN = '\u001b[32m';
+
+function needTerminal(): void {
+  needKernel();
+  if (spawnSync('script', ['--version']).status !== 0)
+    skip('script(1), which makes a terminal, is not installed');
+}
+
+test('a bar, then a framed table that fits', async () => {
+  needTerminal();
+  await inDirectory(async (directory) => {
+    const file = fileOf(directory, 'file', randomBytes(2_000_000));
+    for (const columns of [120, 80, 40]) {
+      const { code, stdout } = await uffdOnTerminal(['demo', file], columns);
+      assert.is(code, 0, stdout);
+      assert.match(stdout, /█.*100%.* faults\/s/);
+      assert.ok(stdout.lastIndexOf(SHOW) > stdout.lastIndexOf(HIDE));
+      const frame = stripVTControlCharacters(stdout)
+        .split('\r\n')
+        .filter((line) => line.includes('│'));
+      assert.ok(frame.length > 10, stdout);
+      for (const line of frame) assert.ok(line.length <= columns, line);
+      assert.ok(stdout.includes(`${GREEN}equal`));
+    }
+  });
+});
+
+test('COLUMNS narrows it, NO_COLOR takes the colours, a dumb terminal gets no bar', async () => {
+  needTerminal();
+  await inDirectory(async (directory) => {
+    const file = fileOf(directory, 'file', randomBytes(100_000));
+    const narrow = await uffdOnTerminal(['demo', file], 120, { env: { COLUMNS: '50', NO_COLOR: '1' } });
+    const frame = narrow.stdout.split('\r\n').filter((line) => line.includes('│'));
+    for (const line of frame) assert.ok(line.length <= 50, line);
+    assert.not(narrow.stdout.includes(GREEN));
+    const dumb = await uffdOnTerminal(['demo', file], 80, { env: { TERM: 'dumb' } });
+    assert.not(dumb.stdout.includes('\u001b'), dumb.stdout);
+  });
+});
+
+test('--json on a terminal is JSON and nothing else', async () => {
+  needTerminal();
+  await inDirectory(async (directory) => {
+    const { stdout } = await uffdOnTerminal(
+      ['demo', fileOf(directory, 'file', randomBytes(100_000)), '--json'],
+      80,
+    );
+    assert.ok(JSON.parse(stdout).equal);
+  });
+});
+
+test('Ctrl-C gives the cursor back', async () => {
+  needTerminal();
+  if (freemem() < 2 * 2 ** 30) skip('less than 2 GiB of memory are free');
+  await inDirectory(async (directory) => {
+    const file = fileOf(directory, 'sparse', 2 ** 30);
+    // The demo interrupts itself as soon as its bar is there.
+    const { code, stdout } = await uffdOnTerminal(['demo', file], 80, { preload: './interrupt.js' });
+    assert.is(code, 130, stdout);
+    assert.ok(stdout.includes(HIDE));
+    assert.ok(stdout.lastIndexOf(SHOW) > stdout.lastIndexOf(HIDE));
+    assert.match(stdout, /uffd: interrupted\r\n$/);
+  });
+});
+
+test.run();

@@ -1,0 +1,75 @@
+// Help and usage errors: whatever is typed, the exit code and the message are right, and nothing is run.
+
+import * as assert from 'uvu/assert';
+import { createProgram } from '../../src/cli/program.js';
+import { suite } from '../harness.js';
+import { uffd } from './command.js';
+
+const test = suite('cli/usage');
+
+/** What is typed, and what the message names. */
+const WRONG: [string[], RegExp][] = [
+  [['demo', '--threads', '0'], /--threads <N>.*'0'.*1 to 256/],
+  [['demo', '--threads', '257'], /--threads/],
+  [['demo', '--threads', 'NaN'], /--threads/],
+  [['demo', '--threads', '-1'], /--threads/],
+  [['demo', '--threads', '1.5'], /--threads/],
+  [['demo', '--threads', '1e2'], /--threads/],
+  [['demo', '--threads', ''], /--threads/],
+  [['demo', '--threads', ' 2'], /--threads/],
+  [['demo', '--threads', '99999999999999999999'], /--threads/],
+  [['demo', '--threads'], /--threads <N>' argument missing/],
+  [['demo', '--window', '0'], /--window <N>.*1 to 1048576/],
+  [['demo', '--window', '1048577'], /--window/],
+  [['demo', '--window', '0x10'], /--window/],
+  [['demo', '--wait', 'nap'], /--wait.*poll, block, spin, adaptive/],
+  [['demo', '--seed', '-1'], /--seed/],
+  [['demo', '--seed', '4294967296'], /--seed/],
+  [['demo', '--bogus'], /--bogus/],
+  [['demo', '--thread', '2'], /--threads/],
+  [['demo', 'one', 'two'], /too many arguments/],
+  [['nope'], /'nope'/],
+  [['--nope'], /--nope/],
+];
+
+test('a wrong option or argument is named, and the exit code is 2', async () => {
+  for (const [args, message] of WRONG) {
+    const { code, stdout, stderr } = await uffd(args);
+    assert.is(code, 2, args.join(' '));
+    assert.match(stderr, message);
+    assert.match(stderr, /^uffd: /);
+    assert.is(stdout, '');
+    assert.not.match(stderr, /\n\s+at /);
+  }
+});
+
+test('without a command the help goes to stderr, and the exit code is 2', async () => {
+  const { code, stdout, stderr } = await uffd([]);
+  assert.is(code, 2);
+  assert.is(stdout, '');
+  assert.match(stderr, /Usage: uffd/);
+});
+
+test('--version', async () => {
+  const { code, stdout } = await uffd(['--version']);
+  assert.is(code, 0);
+  assert.match(stdout, /^\d+\.\d+\.\d+\n$/);
+});
+
+test('the help of every command tells every option, the exit codes and an example, in 80 columns', async () => {
+  const program = createProgram();
+  const top = await uffd(['--help']);
+  assert.is(top.code, 0);
+  for (const command of program.commands) {
+    assert.ok(top.stdout.includes(`  ${command.name()} `), command.name());
+    const { code, stdout } = await uffd([command.name(), '--help']);
+    assert.is(code, 0);
+    for (const option of command.options)
+      assert.ok(stdout.includes(option.long as string), option.long as string);
+    assert.match(stdout, /Exit codes:\n( {2}\d+ .*\n)+/);
+    assert.match(stdout, new RegExp(`Examples:\n {2}uffd ${command.name()}`));
+    for (const line of stdout.split('\n')) assert.ok(line.length <= 80, line);
+  }
+});
+
+test.run();

@@ -1,0 +1,108 @@
+// 100,000 ranges: all are found, in memory that is bounded by what they take, and given back with them.
+//
+// That a lookup stays logarithmic is asserted in loads from memory, not in time: an instrumented copy of the
+// module counts them.
+
+import { strict as assert } from 'node:assert';
+import type { Core } from '../../src/core.js';
+import { generator, seed, suite } from '../harness.js';
+import { brief, countingCore, lookup, MINOR, MISSING, makeCore, page, put, take } from './support.js';
+
+const test = suite('many ranges');
+const MANY = 100_000;
+
+/** The numbers 0 to `count` − 1 in an order that depends on `random` alone. */
+function shuffled(count: number, random: (below: number) => number): number[] {
+  const order = Array.from({ length: count }, (_, index) => index);
+  for (let i = count - 1; i > 0; i--) {
+    const other = random(i + 1);
+    [order[i], order[other]] = [order[other] as number, order[i] as number];
+  }
+  return order;
+}
+
+function checkMany(core: Core): void {
+  assert.equal(core.exports.rangeCount(), MANY);
+  for (let i = 0; i < MANY; i++) {
+    const found = lookup(core, page(i * 2) + 1n);
+    assert.ok(found?.start === page(i * 2) && found.end === page(i * 2 + 1), `range ${i}`);
+    assert.equal(core.arguments(page(i * 2 + 1)).rangeAt(), 0, `hole ${i}`);
+  }
+}
+
+/** MiB by which memory grows while `body` runs. */
+function grown(core: Core, body: () => void): number {
+  const before = core.memory.buffer.byteLength;
+  body();
+  return (core.memory.buffer.byteLength - before) / 2 ** 20;
+}
+
+test('100,000 ranges, ascending: all are found, in 32 bytes each', () => {
+  const core = makeCore();
+  const mib = grown(core, () => {
+    for (let i = 0; i < MANY; i++) put(core, i * 2, 1);
+  });
+  checkMany(core);
+  // 3.05 MiB of ranges; the rest is the directory, at its sizes so far, and the promise of page bitmaps.
+  assert.ok(mib < 4, `${mib} MiB`);
+});
+
+test('100,000 ranges, shuffled: all are found, in half-full blocks at worst, and given back', () => {
+  const random = generator(seed());
+  const core = makeCore();
+  const insert = () => {
+    for (const i of shuffled(MANY, random)) put(core, i * 2, 1);
+  };
+  const mib = grown(core, insert);
+  checkMany(core);
+  assert.ok(mib < 7.5, `${mib} MiB`);
+  for (const i of shuffled(MANY, random)) take(core, i * 2, 1);
+  assert.equal(core.exports.rangeCount(), 0);
+  assert.equal(core.exports.rangeFirst(), 0);
+  // The order is another one, so a few blocks more may be needed than the first time.
+  const again = grown(core, insert);
+  checkMany(core);
+  assert.ok(again < 0.5, `${again} MiB the second time`);
+  // One registration over all of it fills the holes, and leaves one range.
+  put(core, 0, MANY * 2);
+  assert.deepEqual(brief(core), [[0, MANY * 2, 1]]);
+});
+
+test('100,000 ranges whose modes are replaced all at once, holes included', () => {
+  const core = makeCore();
+  for (let i = 0; i < MANY; i++) put(core, i * 2, 1, { modes: i % 3 === 0 ? MISSING | MINOR : MISSING });
+  put(core, 0, MANY * 2, { modes: MINOR });
+  const expected: number[][] = [];
+  const ranges = brief(core);
+  for (let i = 0; i < MANY; i++) {
+    if (i % 3 === 0)
+      expected.push([i * 2, i * 2 + 1, MISSING | MINOR], [i * 2 + 1, Math.min(i * 2 + 6, MANY * 2), MINOR]);
+  }
+  assert.deepEqual(ranges, expected);
+  take(core, 0, MANY * 2);
+  assert.equal(core.exports.rangeCount(), 0);
+});
+
+test('the work of a lookup is logarithmic, in loads from memory', async () => {
+  // Among 128 times as many ranges it may do a few more (log2(128) = 7 steps of a search, a handful of loads
+  // each), and not 128 times as many.
+  const { core, loads } = await countingCore();
+  const most = (count: number) => {
+    let result = 0;
+    for (let i = core.exports.rangeCount(); i < count; i++) put(core, i * 2, 1);
+    for (let i = 0; i < count; i += Math.ceil(count / 1000)) {
+      core.arguments(page(i * 2));
+      result = Math.max(
+        result,
+        loads(() => assert.equal(core.exports.rangeAt(), 1)),
+      );
+    }
+    return result;
+  };
+  const few = most(800);
+  const many = most(102_400);
+  assert.ok(few > 0 && many > few, 'the instrumented module counts nothing');
+  assert.ok(many - few <= 7 * 4, `${few} loads among 800 ranges, ${many} among 102,400`);
+});
+
+test.run();

@@ -1,0 +1,89 @@
+// The worker behind `looper()` in support.ts: adopts a userfaultfd, serves it with one of the wait strategies,
+// and tells what it saw. Pages come from `source`, page by page; without one they are zero.
+
+import { parentPort, workerData } from 'node:worker_threads';
+import { type FaultHandler, type RegisteredRange, type UffdError, Userfaultfd, type Wait } from '../../src/index.js';
+
+export interface LooperOptions {
+  fd: number;
+  features: Userfaultfd['features'];
+  ranges: readonly RegisteredRange[];
+  wait: Wait;
+  /** Where page 0's bytes are, and which page is page 0. */
+  source?: bigint;
+  base?: bigint;
+  /** Serve this many faults, then throw. */
+  throwAfter?: number;
+  /** What to do when the loop has stopped. Default: close. */
+  after?: 'close' | 'release';
+  /** Collect garbage again and again while waiting. */
+  collect?: boolean;
+}
+
+export type LooperMessage =
+  | { type: 'ready'; stopHandle: SharedArrayBuffer }
+  | { type: 'event'; call: string }
+  | { type: 'stopped'; faults: number; error?: string }
+  | { type: 'released'; fd: number; ranges: readonly RegisteredRange[] }
+  | { type: 'closed'; error?: string };
+
+const options = workerData as LooperOptions;
+const port = parentPort as NonNullable<typeof parentPort>;
+const tell = (message: LooperMessage): void => port.postMessage(message);
+
+const uffd = Userfaultfd.wrap(options.fd, { features: options.features, ranges: options.ranges });
+let faults = 0;
+let finished = false;
+
+const handler: FaultHandler = {
+  pagefault(fault) {
+    if (faults === options.throwAfter) throw new Error('the handler gives up');
+    faults++;
+    const { source, base = 0n } = options;
+    const done =
+      source === undefined
+        ? uffd.zero(fault.page, uffd.pageSize)
+        : uffd.copy(fault.page, source + (fault.page - base), uffd.pageSize);
+    return done === uffd.pageSize;
+  },
+  removed: (start, end) => tell({ type: 'event', call: `removed ${start} ${end}` }),
+  unmapped: (start, end) => tell({ type: 'event', call: `unmapped ${start} ${end}` }),
+  remapped: (from, to, length) => tell({ type: 'event', call: `remapped ${from} ${to} ${length}` }),
+  forked(child) {
+    tell({ type: 'event', call: `forked ${child.ranges.length}` });
+    child.close();
+  },
+  closed: (error?: UffdError) => tell({ type: 'closed', ...(error ? { error: error.message } : {}) }),
+};
+
+tell({ type: 'ready', stopHandle: uffd.stopHandle });
+if (options.collect) setInterval(() => (globalThis as { gc?: () => void }).gc?.(), 1).unref();
+if (options.wait === 'poll') {
+  process.once('uncaughtException', (error) => finish(error));
+  uffd.start(handler);
+  const timer = setInterval(() => {
+    if (uffd.waiting) return;
+    clearInterval(timer);
+    // An error that stopped it is thrown by a timer that was set before this one.
+    setTimeout(finish, 10);
+  }, 1);
+} else {
+  try {
+    uffd.start(handler, { wait: options.wait });
+    finish();
+  } catch (error) {
+    finish(error as Error);
+  }
+}
+
+function finish(error?: Error): void {
+  if (finished) return;
+  finished = true;
+  tell({ type: 'stopped', faults, ...(error ? { error: error.message } : {}) });
+  if (options.after === 'release') {
+    const { ranges } = uffd;
+    tell({ type: 'released', fd: uffd.release(), ranges });
+  } else {
+    uffd.close();
+  }
+}

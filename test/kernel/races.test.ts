@@ -1,0 +1,178 @@
+// Races on the real kernel: many threads, changes of the mapping under them, stops and closes at any moment.
+// Invariant: nobody is left asleep, and every page that is read holds what its source or a removal says.
+
+import { setTimeout as sleep } from 'node:timers/promises';
+import * as assert from 'uvu/assert';
+import { MADV_DONTNEED, MREMAP_FIXED, MREMAP_MAYMOVE, view } from '../../shim/memory.js';
+import { Userfaultfd, type Wait } from '../../src/index.js';
+import { generator, seed, suite } from '../harness.js';
+import { at, endAll, looper, map, numbered, openWith, P, touchers } from './support.js';
+
+const test = suite('races');
+const random = generator(seed());
+
+function sourceOf(pages: number): bigint {
+  const source = map(pages);
+  new Uint8Array(view(source, pages * P)).set(numbered(pages));
+  return source;
+}
+
+test('32 threads on the same 10,000 pages', async () => {
+  const pages = 10_000;
+  const uffd = openWith();
+  const base = map(pages);
+  uffd.register(base, pages * P);
+  const loop = await looper(uffd, { wait: 'block', source: sourceOf(pages), base });
+  const threads = await touchers(32);
+  const steps = threads.map((_, n) => (n % 4 === 0 ? 1 : 2 * n + 3)).map((step) => (pages % step ? step : step + 4));
+  const wrong = await Promise.all(threads.map((thread, n) => thread.verify(base, pages, P, steps[n] as number)));
+  assert.equal(wrong, Array(32).fill(0));
+  await loop.end();
+  await endAll();
+}, 120_000);
+
+for (const wait of ['poll', 'block', 'adaptive'] as Wait[]) {
+  test(`${wait}: removals while faults are in flight`, async () => {
+    const pages = 400;
+    const uffd = openWith(['event-remove']);
+    const base = map(pages);
+    uffd.register(base, pages * P);
+    const loop = await looper(uffd, { wait, source: sourceOf(pages), base });
+    const [remover, ...readers] = await touchers(5);
+    let reading = readers.length;
+    // The source is copied again after a removal here, so each page always holds its number.
+    const reads = readers.map(async (reader, n) => {
+      let wrong = 0;
+      for (let round = 0; round < 5; round++) wrong += await reader.verify(base, pages, P, 2 * n + 3);
+      reading--;
+      return wrong;
+    });
+    let removals = 0;
+    while (reading > 0) {
+      const first = random(pages - 8);
+      assert.is(await remover?.madvise(at(base, first), (1 + random(8)) * P, MADV_DONTNEED), 0);
+      removals++;
+    }
+    assert.equal(await Promise.all(reads), [0, 0, 0, 0]);
+    await loop.end();
+    assert.ok(loop.told.filter((message) => message.type === 'event').length >= removals);
+    await endAll();
+  });
+}
+
+test('mremap back and forth under readers that follow', async () => {
+  const pages = 64;
+  const uffd = openWith(['event-remap', 'event-unmap', 'event-remove']);
+  const places = [map(pages), map(pages)] as [bigint, bigint];
+  uffd.register(places[0], pages * P);
+  const source = sourceOf(pages);
+  let base = places[0];
+  uffd.start({
+    // The page's number follows its place, which the mover may change at any time before this is told of it.
+    pagefault: (fault) => uffd.copy(fault.page, source + (fault.page - base), P) === P,
+    remapped: (_from, to) => {
+      base = to;
+    },
+  });
+  const [mover, reader] = await touchers(2);
+  for (let round = 0; round < 30; round++) {
+    const from = places[round % 2] as bigint;
+    const to = places[(round + 1) % 2] as bigint;
+    const flags = MREMAP_MAYMOVE | MREMAP_FIXED;
+    assert.is(await mover?.mremap(from, pages * P, pages * P, flags, to), to);
+    const words = await Promise.all([0, 1, 2].map(() => reader?.verify(to, pages, P, 1 + 2 * random(30))));
+    assert.equal(words, [0, 0, 0]);
+    await mover?.madvise(at(to, random(pages)), P, MADV_DONTNEED);
+  }
+  assert.equal(
+    uffd.ranges.map(({ start, length }) => [start, length]),
+    [[places[0], pages * P]],
+  );
+  uffd.close();
+  await endAll();
+});
+
+test('memory is unmapped under its readers: each reads the old bytes, or what replaced them', async () => {
+  const pages = 32;
+  const uffd = openWith(['event-unmap', 'event-remap']);
+  const base = map(pages);
+  const source = sourceOf(pages);
+  uffd.start({ pagefault: (fault) => uffd.copy(fault.page, source + (fault.page - base), P) === P });
+  const [swapper, ...readers] = await touchers(4);
+  for (let round = 0; round < 40; round++) {
+    uffd.register(base, pages * P);
+    const reads = readers.map((reader) => reader.read(...Array.from({ length: pages }, (_, n) => at(base, n))));
+    await sleep(random(3));
+    // Fresh memory takes the place: an unmap of what is watched, without a hole to fault in.
+    assert.is(await swapper?.mremap(map(pages), pages * P, pages * P, MREMAP_MAYMOVE | MREMAP_FIXED, base), base);
+    for (const bytes of await Promise.all(reads)) {
+      bytes.forEach((byte, n) => void assert.ok(byte === 0 || byte === n + 1, `page ${n} held ${byte}`));
+    }
+    assert.equal(uffd.ranges, []);
+  }
+  uffd.close();
+  await endAll();
+});
+
+test('close at random moments under readers', async () => {
+  const pages = 200;
+  const source = sourceOf(pages);
+  const threads = await touchers(4);
+  for (let round = 0; round < 40; round++) {
+    const uffd = openWith();
+    const base = map(pages);
+    uffd.register(base, pages * P);
+    uffd.start({ pagefault: (fault) => void uffd.copy(fault.page, source + (fault.page - base), P) });
+    const reads = threads.map((thread) => thread.read(...Array.from({ length: pages }, (_, n) => at(base, n))));
+    await sleep(random(4));
+    uffd.close();
+    for (const bytes of await Promise.all(reads)) {
+      bytes.forEach((byte, n) => void assert.ok(byte === 0 || byte === (n + 1) % 256, `page ${n} held ${byte}`));
+    }
+  }
+  await endAll();
+});
+
+test('a loop on another thread is stopped and closed at random moments under readers', async () => {
+  const pages = 200;
+  const source = sourceOf(pages);
+  const threads = await touchers(3);
+  const waits: Wait[] = ['block', 'spin', 'adaptive', 'poll'];
+  for (let round = 0; round < 16; round++) {
+    const uffd = openWith(['event-remove']);
+    const base = map(pages);
+    uffd.register(base, pages * P);
+    const loop = await looper(uffd, { wait: waits[round % 4] as Wait, source, base });
+    const reads = threads.map((thread) => thread.read(...Array.from({ length: pages }, (_, n) => at(base, n))));
+    await sleep(random(3));
+    await loop.end();
+    for (const bytes of await Promise.all(reads)) {
+      bytes.forEach((byte, n) => void assert.ok(byte === 0 || byte === (n + 1) % 256, `page ${n} held ${byte}`));
+    }
+  }
+  await endAll();
+}, 120_000);
+
+test('a userfaultfd handed from thread to thread while readers wait', async () => {
+  const pages = 300;
+  const uffd = openWith();
+  const base = map(pages);
+  uffd.register(base, pages * P);
+  const source = sourceOf(pages);
+  const threads = await touchers(3);
+  const reads = threads.map((thread, n) => thread.verify(base, pages, P, [1, 7, 11][n] as number));
+  let current = uffd;
+  for (let round = 0; round < 6; round++) {
+    const loop = await looper(current, { wait: 'block', source, base, after: 'release' });
+    await sleep(random(3));
+    await loop.stop();
+    const { fd, ranges } = await loop.heard('released');
+    current = Userfaultfd.wrap(fd, { ranges });
+  }
+  const last = await looper(current, { wait: 'adaptive', source, base });
+  assert.equal(await Promise.all(reads), [0, 0, 0]);
+  await last.end();
+  await endAll();
+}, 120_000);
+
+test.run();

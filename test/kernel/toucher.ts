@@ -1,0 +1,67 @@
+// The worker behind `Toucher` in support.ts: does what it is told to memory, and says what came of it. It may
+// sleep in a page fault for as long as nobody answers.
+
+import { writeSync } from 'node:fs';
+import { parentPort } from 'node:worker_threads';
+import { libc } from '../../shim/libc.js';
+import { madvise, mremap, munmap, view } from '../../shim/memory.js';
+
+/** What a thread can be told to do. Addresses are bigint, lengths bytes. */
+export interface Actions {
+  tid(): number;
+  /** The byte at each address. */
+  read(...addresses: bigint[]): number[];
+  /** Writes a byte to each address. */
+  write(value: number, ...addresses: bigint[]): void;
+  /** Writes a 32-bit integer, and reads the two at the start of the page. */
+  writeInt(address: bigint, value: number): [number, number];
+  /** A copy of the bytes. */
+  bytes(address: bigint, length: number): Uint8Array;
+  /** Reads the first 8 bytes of each page of a range, in this order, `step` pages apart; how many differ from their page number plus 1. */
+  verify(start: bigint, pages: number, pageSize: number, step: number): number;
+  /** Lets the kernel read the bytes, by write(2) to a descriptor: bytes written, or the error's code. */
+  send(fd: number, address: bigint, length: number): number | string;
+  /** Forks with the compiled fork.c: the child's exit status. */
+  fork(library: string): number;
+  madvise(address: bigint, length: number, advice: number): number;
+  munmap(address: bigint, length: number): number;
+  mremap(address: bigint, oldLength: number, newLength: number, flags: number, to: bigint): bigint;
+}
+
+const actions: Actions = {
+  tid: () => libc().syscall(process.arch === 'x64' ? 186 : 178, 0),
+  read: (...addresses) => addresses.map((address) => new Uint8Array(view(address, 1))[0] as number),
+  write(value, ...addresses) {
+    for (const address of addresses) new Uint8Array(view(address, 1))[0] = value;
+  },
+  writeInt(address, value) {
+    const ints = new Int32Array(view(address, 8));
+    ints[0] = value;
+    return [ints[0] as number, ints[1] as number];
+  },
+  bytes: (address, length) => new Uint8Array(view(address, length)).slice(),
+  verify(start, pages, pageSize, step) {
+    const words = new BigUint64Array(view(start, pages * pageSize));
+    let wrong = 0;
+    for (let i = 0, page = 0; i < pages; i++, page = (page + step) % pages) {
+      if (words[(page * pageSize) / 8] !== BigInt(page + 1)) wrong++;
+    }
+    return wrong;
+  },
+  fork: (library) => libc().koffi.load(library).func('int fork_once()')(),
+  send(fd, address, length) {
+    try {
+      return writeSync(fd, new Uint8Array(view(address, length)), 0, length);
+    } catch (error) {
+      return (error as NodeJS.ErrnoException).code as string;
+    }
+  },
+  madvise,
+  munmap,
+  mremap,
+};
+
+parentPort?.on('message', ({ id, action, args }: { id: number; action: keyof Actions; args: unknown[] }) => {
+  const result = (actions[action] as (...args: unknown[]) => unknown)(...args);
+  parentPort?.postMessage({ id, result });
+});
