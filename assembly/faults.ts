@@ -90,7 +90,7 @@ export function faultReserve(count: u32): bool {
   while (next - used + freeCount < count) next *= 2;
   const nextEntries = spanTake(<usize>next * FAULT);
   if (!nextEntries) return false;
-  const nextBuckets = spanTake(<usize>next << 2);
+  const nextBuckets = spanTake((<usize>next) << 2);
   if (!nextBuckets) {
     spanGive(nextEntries, <usize>next * FAULT);
     return false;
@@ -98,7 +98,7 @@ export function faultReserve(count: u32): bool {
   memory.copy(nextEntries, entries, <usize>used * FAULT);
   if (entries) {
     spanGive(entries, <usize>capacity * FAULT);
-    spanGive(buckets, <usize>capacity << 2);
+    spanGive(buckets, (<usize>capacity) << 2);
   }
   entries = nextEntries;
   buckets = nextBuckets;
@@ -171,7 +171,7 @@ export function faultDefer(now: f64): void {
   memory.copy(changetype<usize>(entry(index)), current, FAULT);
   const deferred = entry(index);
   deferred.level = min<u32>(deferred.level + 1, LEVELS);
-  deferred.due = now + <f64>(<u32>1 << (deferred.level - 1));
+  deferred.due = now + <f64>((<u32>1) << (deferred.level - 1));
   deferred.state = DEFERRED;
   link(index);
   append(deferred.level, index);

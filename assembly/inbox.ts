@@ -46,7 +46,7 @@ import {
   KIND_WRITE_PROTECT,
 } from './faults';
 import { PAGE_REMOVED, pagesForget, pagesMove, pagesSet, pagesWatch } from './pages';
-import { Range, rangeFind, rangeInsert, rangeRemove, rangeSeek, rangeHere } from './ranges';
+import { Range, rangeFind, rangeHere, rangeInsert, rangeRemove, rangeSeek } from './ranges';
 
 // What `inboxTake` answers.
 /** Taken in; read again. */
@@ -192,7 +192,7 @@ function eventAt(index: u32): usize {
 /** Bytes of the page that holds `address`: a huge page in a range that has them. */
 export function pageSizeAt(address: u64): u64 {
   const range = rangeFind(address);
-  return <u64>1 << (range ? range.pageShift : pageShift);
+  return (<u64>1) << (range ? range.pageShift : pageShift);
 }
 
 function pageOf(address: u64): u64 {

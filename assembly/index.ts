@@ -3,11 +3,20 @@
 
 import { UFFDIO_REGISTER_MODE_WP } from './abi';
 import { inboxForget, inboxStart } from './inbox';
-import { pageProtected, pageState, pagesClaim, pagesForget, pagesStart, pagesWatch, pagesWindow } from './pages';
-import { rangeAdvance, rangeFind, rangeHere, rangeInsert, rangeOverlaps, rangeRemove, rangeSeek, Range } from './ranges';
+import {
+  pageProtected,
+  pageState,
+  pagesClaim,
+  pagesForget,
+  pagesStart,
+  pagesWatch,
+  pagesWindow,
+} from './pages';
+import { Range, rangeFind, rangeHere, rangeInsert, rangeOverlaps, rangeRemove, rangeSeek } from './ranges';
 import { argument } from './request';
 
 export {
+  delivery,
   inboxAnswer,
   inboxDelay,
   inboxEvict,
@@ -18,18 +27,18 @@ export {
   inboxTake,
   inboxUnknown,
   inboxWaiting,
+  messages,
 } from './inbox';
-export { delivery, messages } from './inbox';
 export { pagesBytes, pagesWindowStart } from './pages';
 export { rangeCount } from './ranges';
 export {
   apiFeatures,
   openFlags,
   openRequest,
+  parameters,
+  polled,
   pollStopped,
   pollWatch,
-  polled,
-  parameters,
   registerOperations,
   request,
   requestApi,

@@ -213,7 +213,12 @@ function paintProtect(start: u64, end: u64, on: bool): void {
     const chunkEnd = min((page | (CHUNK_PAGES - 1)) + 1, last);
     const chunk = find(page);
     if (chunk && chunk.planes == 3) {
-      chunk.protect = setBits(chunk.protect, <u32>(page & (CHUNK_PAGES - 1)), <u32>(chunkEnd - page), on ? 1 : 0);
+      chunk.protect = setBits(
+        chunk.protect,
+        <u32>(page & (CHUNK_PAGES - 1)),
+        <u32>(chunkEnd - page),
+        on ? 1 : 0,
+      );
     }
     page = chunkEnd;
   }
@@ -228,7 +233,7 @@ function setBits(plane: usize, from: u32, count: u32, value: u32): usize {
   while (count > 0) {
     const bit = from & 63;
     const width = min<u32>(64 - bit, count);
-    const mask = (width == 64 ? u64.MAX_VALUE : (<u64>1 << width) - 1) << bit;
+    const mask = (width == 64 ? u64.MAX_VALUE : ((<u64>1) << width) - 1) << bit;
     const at = plane + <usize>((from >> 6) << 3);
     store<u64>(at, value ? load<u64>(at) | mask : load<u64>(at) & ~mask);
     from += width;
@@ -257,7 +262,7 @@ export function pageProtected(address: u64): bool {
 /** Claims the missing pages of [start, end) for whoever fetches their data; the others stay what they are. */
 export function pagesClaim(start: u64, end: u64): u32 {
   let claimed: u32 = 0;
-  const size = <u64>1 << pageShift;
+  const size = (<u64>1) << pageShift;
   for (let more = rangeSeek(start); more && rangeHere().start < end; more = rangeAdvance()) {
     const stop = min(end, rangeHere().end);
     for (let address = max(start, rangeHere().start); address < stop; address += size) {
@@ -271,7 +276,7 @@ export function pagesClaim(start: u64, end: u64): u32 {
 
 /** Carries the states of a range that mremap moved; the old place is missing afterwards. */
 export function pagesMove(from: u64, to: u64, length: u64): void {
-  const size = <u64>1 << pageShift;
+  const size = (<u64>1) << pageShift;
   for (let offset: u64 = 0; offset < length; ) {
     const page = (from + offset) >> pageShift;
     const chunk = find(page);

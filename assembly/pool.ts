@@ -19,11 +19,11 @@ let freeCount: u32 = 0;
 let promised: u32 = 0;
 
 function untouched(): u32 {
-  return <u32>(((<usize>memory.size()) * WASM_PAGE - top) / FRAME);
+  return <u32>((<usize>memory.size() * WASM_PAGE - top) / FRAME);
 }
 
 function grow(frames: u32): bool {
-  return memory.grow(<i32>(((<usize>frames) * FRAME + WASM_PAGE - 1) / WASM_PAGE)) >= 0;
+  return memory.grow(<i32>((<usize>frames * FRAME + WASM_PAGE - 1) / WASM_PAGE)) >= 0;
 }
 
 /** Makes sure that `frames` frames can be taken beside those promised. False: the memory's maximum is reached. */
@@ -79,7 +79,7 @@ export function spanTake(bytes: usize): usize {
   const rest = untouched();
   if (rest < frames && !grow(frames - rest)) return 0;
   const span = top;
-  top += (<usize>frames) * FRAME;
+  top += <usize>frames * FRAME;
   return span;
 }
 

@@ -113,7 +113,10 @@ function counted(taken: number): number {
 function lookup(): () => { ms: number; done: number } {
   const ranges = 100_000;
   const core = coreWith(ranges, true);
-  const addresses = Array.from({ length: 4096 }, (_, i) => BASE + BigInt(((i * 48_611) % ranges) * 2 * PAGE + 8));
+  const addresses = Array.from(
+    { length: 4096 },
+    (_, i) => BASE + BigInt(((i * 48_611) % ranges) * 2 * PAGE + 8),
+  );
   return () => {
     let found = 0;
     const begin = performance.now();

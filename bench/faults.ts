@@ -10,7 +10,7 @@ import * as memory from '../shim/memory.js';
 import { Mapping } from '../src/index.js';
 import { WAITS, type Wait } from '../src/loop.js';
 import { type Arena, cHandler, type Handler, ourHandler } from './handlers.js';
-import { checked, load, type Native } from './native.js';
+import { CWait, checked, load, type Native } from './native.js';
 import { percentile } from './statistics.js';
 
 /** Pages touched before the clock starts. */
@@ -44,8 +44,11 @@ export interface Placement {
   handler: number;
 }
 
+/** The handlers in C that are compared with C's on poll(2) as ours are: the first is that very one again. */
+const C_HANDLERS = { 'C again': CWait.sleep, 'C read first': CWait.readFirst, 'C spin': CWait.spin } as const;
+
 export const PLACEMENTS = ['same', 'other', 'free'] as const;
-export const HANDLERS = ['C again', 'C spin', ...WAITS] as const;
+export const HANDLERS = [...WAITS, ...(Object.keys(C_HANDLERS) as (keyof typeof C_HANDLERS)[])] as const;
 export type HandlerName = (typeof HANDLERS)[number];
 
 /** Wrong pages, missing answers or none at all: no figure is worth anything after that. */
@@ -57,7 +60,10 @@ export function placements(native: Native): { possible: Placement[]; leftOut: st
   const second = native.processor(1);
   const same = { name: 'same', title: 'both on one processor', toucher: first, handler: first };
   if (second < 0) {
-    return { possible: [same], leftOut: ['this process has one processor: there is no other to place a thread on'] };
+    return {
+      possible: [same],
+      leftOut: ['this process has one processor: there is no other to place a thread on'],
+    };
   }
   const other = { name: 'other', title: 'each on a processor of its own', toucher: first, handler: second };
   const free = { name: 'free', title: 'both left to the scheduler', toucher: -1, handler: -1 };
@@ -81,7 +87,7 @@ export class FaultBench {
     const region = Mapping.anonymous((pages + LEAD) * pageSize);
     const source = Mapping.anonymous(pageSize);
     source.bytes.forEach((_, i, bytes) => {
-      bytes[i] = 1 + (i * 31) % 255;
+      bytes[i] = 1 + ((i * 31) % 255);
     });
     this.#arena = { native: this.native, library, region, source, pageSize };
     this.warmth = this.#warm();
@@ -99,7 +105,7 @@ export class FaultBench {
 
   /** A handler's pairs in a placement, after one of each that is not counted. */
   async contest(placement: Placement, name: HandlerName, rounds: number): Promise<Contest> {
-    const c = cHandler(this.#arena, 'C', false);
+    const c = cHandler(this.#arena, 'C', CWait.sleep);
     const handler = this.#handler(name);
     const pairs: Pair[] = [];
     globalThis.gc?.();
@@ -115,8 +121,7 @@ export class FaultBench {
   }
 
   #handler(name: HandlerName): Handler {
-    if (name === 'C again') return cHandler(this.#arena, name, false);
-    if (name === 'C spin') return cHandler(this.#arena, name, true);
+    if (name in C_HANDLERS) return cHandler(this.#arena, name, C_HANDLERS[name as keyof typeof C_HANDLERS]);
     return ourHandler(this.#arena, name as Wait);
   }
 
@@ -137,7 +142,8 @@ export class FaultBench {
     const answered = await handler.end();
     const wrong = native.wrongPages(region.address, pageSize, LEAD + touched, source.address);
     checked('madvise', memory.madvise(region.address, region.length, memory.MADV_DONTNEED));
-    if (wrong > 0) throw new WrongAnswer(`${handler.name}: ${wrong} of ${LEAD + touched} pages hold wrong bytes`);
+    if (wrong > 0)
+      throw new WrongAnswer(`${handler.name}: ${wrong} of ${LEAD + touched} pages hold wrong bytes`);
     if (answered !== LEAD + touched) {
       throw new WrongAnswer(`${handler.name}: ${answered} answers to ${LEAD + touched} faults`);
     }

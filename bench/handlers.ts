@@ -4,7 +4,7 @@
 import { once } from 'node:events';
 import { Worker } from 'node:worker_threads';
 import { type Mapping, Userfaultfd, type Wait } from '../src/index.js';
-import { checked, type Native } from './native.js';
+import { type CWait, checked, type Native } from './native.js';
 import type { ServerData, ServerOrder, ServerReport } from './server.js';
 
 /** What every handler answers with: the memory, and the page that goes everywhere. */
@@ -26,13 +26,13 @@ export interface Handler {
   dismiss(): Promise<void>;
 }
 
-export function cHandler(arena: Arena, name: string, spin: boolean): Handler {
+export function cHandler(arena: Arena, name: string, wait: CWait): Handler {
   const { native, region, source, pageSize } = arena;
   return {
     name,
     async begin(cpu) {
       const { address, length } = region;
-      checked(name, native.serveBegin(address, length, pageSize, source.address, spin ? 1 : 0, cpu));
+      checked(name, native.serveBegin(address, length, pageSize, source.address, wait, cpu));
     },
     async end() {
       return native.serveEnd();

@@ -115,8 +115,12 @@ int wrong_pages(const char *region, size_t page, int count, const char *source) 
 
 // ---- the handler -----------------------------------------------------------------------------------------
 
+// How it waits. SLEEP: poll(2), read, answer, as the example in userfaultfd(2). READ_FIRST: sleeps in poll(2) only
+// after a read that found nothing. SPIN: reads again and again.
+enum { SLEEP, READ_FIRST, SPIN };
+
 static struct {
-  int uffd, stop, cpu, spin;
+  int uffd, stop, cpu, wait;
   atomic_int stopping;
   size_t page;
   char *source;
@@ -138,11 +142,13 @@ static int answer(const struct uffd_msg *message) {
 
 static void *serve(__attribute__((unused)) void *argument) {
   struct pollfd polled[2] = {{server.uffd, POLLIN, 0}, {server.stop, POLLIN, 0}};
+  ssize_t bytes = 0;
   pin(server.cpu);
   while (!atomic_load(&server.stopping)) {
-    if (!server.spin && poll(polled, 2, -1) < 0 && errno != EINTR) break;
+    int sleeps = server.wait == SLEEP || (server.wait == READ_FIRST && bytes <= 0);
+    if (sleeps && poll(polled, 2, -1) < 0 && errno != EINTR) break;
     struct uffd_msg messages[16];
-    ssize_t bytes = read(server.uffd, messages, sizeof messages);
+    bytes = read(server.uffd, messages, sizeof messages);
     if (bytes < 0 && errno != EAGAIN && errno != EINTR) break;
     for (int i = 0; i < bytes / (ssize_t)sizeof messages[0]; i++)
       if (answer(&messages[i])) goto out;
@@ -158,11 +164,10 @@ static int open_uffd(void) {
   return fd < 0 && errno == EPERM ? syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY) : fd;
 }
 
-// Serves `region` from a thread on `cpu`: each fault gets a copy of the page `source`. `spin`: instead of
-// sleeping in poll(2) it reads again and again.
-int serve_begin(void *region, size_t bytes, size_t page, void *source, int spin, int cpu) {
+// Serves `region` from a thread on `cpu`: each fault gets a copy of the page `source`.
+int serve_begin(void *region, size_t bytes, size_t page, void *source, int wait, int cpu) {
   server.cpu = cpu;
-  server.spin = spin;
+  server.wait = wait;
   server.page = page;
   server.source = source;
   server.answered = 0;

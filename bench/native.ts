@@ -14,6 +14,10 @@ const SOURCE = fileURLToPath(
 
 const FLAGS = ['-O2', '-shared', '-fPIC', '-pthread'];
 
+/** How the handler in C waits: the numbers of native.c. */
+export const CWait = { sleep: 0, readFirst: 1, spin: 2 } as const;
+export type CWait = (typeof CWait)[keyof typeof CWait];
+
 /** What native.c offers; the meaning of each is told there. */
 export interface Native {
   processor(index: number): number;
@@ -30,7 +34,7 @@ export interface Native {
     elapsed: BigUint64Array,
   ): number;
   wrongPages(region: bigint, page: number, count: number, source: bigint): number;
-  serveBegin(region: bigint, bytes: number, page: number, source: bigint, spin: 0 | 1, cpu: number): number;
+  serveBegin(region: bigint, bytes: number, page: number, source: bigint, wait: CWait, cpu: number): number;
   serveEnd(): number;
 }
 
@@ -42,7 +46,8 @@ export function compile(): { library: string } | { reason: string } {
   const compiler = process.env.CC || 'cc';
   const result = spawnSync(compiler, [...FLAGS, '-o', library, SOURCE], { encoding: 'utf8' });
   if (result.error) return { reason: `there is no C compiler: ${result.error.message} (CC names another)` };
-  if (result.status !== 0) return { reason: `${compiler} could not compile bench/native.c:\n${result.stderr}` };
+  if (result.status !== 0)
+    return { reason: `${compiler} could not compile bench/native.c:\n${result.stderr}` };
   return { library };
 }
 

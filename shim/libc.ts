@@ -46,7 +46,9 @@ export function libc(): Libc {
 export function userfaultfdNumber(): number {
   const number = SYS_USERFAULTFD[process.arch];
   if (number === undefined) {
-    throw new UnsupportedError(`userfaultfd's system call number on ${process.arch} is not known here; x64 and arm64 are`);
+    throw new UnsupportedError(
+      `userfaultfd's system call number on ${process.arch} is not known here; x64 and arm64 are`,
+    );
   }
   return number;
 }

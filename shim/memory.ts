@@ -38,7 +38,13 @@ export function munmap(address: bigint, length: number): number {
   return c.munmap(address, length) < 0 ? -c.errno() : 0;
 }
 
-export function mremap(address: bigint, oldLength: number, newLength: number, flags: number, to = 0n): bigint {
+export function mremap(
+  address: bigint,
+  oldLength: number,
+  newLength: number,
+  flags: number,
+  to = 0n,
+): bigint {
   const c = libc();
   return addressOrErrno(c.mremap(address, oldLength, newLength, flags, to), c.errno());
 }

@@ -15,7 +15,9 @@ function wrongType(argument: string, expected: string, value: unknown): TypeErro
 
 export function outOfRange(argument: string, expected: string, value: unknown): RangeError {
   const got = typeof value === 'bigint' ? hex(value) : String(value);
-  return Object.assign(new RangeError(`${argument} must be ${expected}; it is ${got}`), { code: 'ERR_OUT_OF_RANGE' });
+  return Object.assign(new RangeError(`${argument} must be ${expected}; it is ${got}`), {
+    code: 'ERR_OUT_OF_RANGE',
+  });
 }
 
 export function checkAddress(value: unknown, argument: string): asserts value is bigint {
@@ -24,9 +26,14 @@ export function checkAddress(value: unknown, argument: string): asserts value is
 }
 
 /** An address on a page boundary. */
-export function checkPageAddress(value: unknown, argument: string, pageSize: number): asserts value is bigint {
+export function checkPageAddress(
+  value: unknown,
+  argument: string,
+  pageSize: number,
+): asserts value is bigint {
   checkAddress(value, argument);
-  if (value & BigInt(pageSize - 1)) throw outOfRange(argument, `a multiple of the page size, ${pageSize}`, value);
+  if (value & BigInt(pageSize - 1))
+    throw outOfRange(argument, `a multiple of the page size, ${pageSize}`, value);
 }
 
 /** A number of bytes: whole pages, at least one. */
@@ -41,11 +48,17 @@ export function checkLength(value: unknown, argument: string, pageSize: number):
 export function checkRange(start: unknown, length: unknown, pageSize: number, name = 'start'): void {
   checkPageAddress(start, name, pageSize);
   checkLength(length, 'length', pageSize);
-  if (start + BigInt(length) > ADDRESS_END) throw outOfRange(`${name} + length`, 'an address of user memory', start);
+  if (start + BigInt(length) > ADDRESS_END)
+    throw outOfRange(`${name} + length`, 'an address of user memory', start);
 }
 
 /** A non-negative integer, `lowest` at the least. */
-export function checkInteger(value: unknown, argument: string, lowest: number, highest: number): asserts value is number {
+export function checkInteger(
+  value: unknown,
+  argument: string,
+  lowest: number,
+  highest: number,
+): asserts value is number {
   if (typeof value !== 'number') throw wrongType(argument, 'a number', value);
   if (!Number.isInteger(value) || value < lowest || value > highest) {
     throw outOfRange(argument, `an integer from ${lowest} to ${highest}`, value);
@@ -62,9 +75,12 @@ export function checkFunction(value: unknown, argument: string): void {
 
 export function checkOneOf<T>(value: unknown, argument: string, choices: readonly T[]): asserts value is T {
   if (!choices.includes(value as T)) {
-    throw Object.assign(new TypeError(`${argument} must be one of ${choices.join(', ')}; it is ${String(value)}`), {
-      code: 'ERR_INVALID_ARG_VALUE',
-    });
+    throw Object.assign(
+      new TypeError(`${argument} must be one of ${choices.join(', ')}; it is ${String(value)}`),
+      {
+        code: 'ERR_INVALID_ARG_VALUE',
+      },
+    );
   }
 }
 

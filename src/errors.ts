@@ -29,9 +29,9 @@ const ERRNO: Readonly<Record<number, string>> = {
 };
 
 /** Positive errno values, by name. */
-export const Errno = Object.fromEntries(Object.entries(ERRNO).map(([value, name]) => [name, Number(value)])) as Readonly<
-  Record<string, number>
->;
+export const Errno = Object.fromEntries(
+  Object.entries(ERRNO).map(([value, name]) => [name, Number(value)]),
+) as Readonly<Record<string, number>>;
 
 /** 'EBUSY' for 16; 'E123' for a number without a name here. */
 export function errnoName(errno: number): string {
@@ -42,7 +42,7 @@ export function errnoName(errno: number): string {
 const REASONS: Readonly<Record<string, string>> = {
   'userfaultfd EPERM':
     'faults of kernel mode need CAP_SYS_PTRACE, or vm.unprivileged_userfaultfd=1, or access to /dev/userfaultfd; ' +
-    "or open with userModeOnly: true, which serves faults of user mode only. In a container, its seccomp profile may forbid the call",
+    'or open with userModeOnly: true, which serves faults of user mode only. In a container, its seccomp profile may forbid the call',
   'userfaultfd ENOSYS': 'this kernel was built without CONFIG_USERFAULTFD, or a seccomp filter hides it',
   'userfaultfd EMFILE': 'the process has no file descriptor left (ulimit -n)',
   'userfaultfd ENFILE': 'the system has no file descriptor left (fs.file-max)',
@@ -58,14 +58,19 @@ const REASONS: Readonly<Record<string, string>> = {
   'UFFDIO_REGISTER ENOMEM': 'the process has exited or called exec, or its memory is used up',
   'UFFDIO_UNREGISTER EINVAL': 'nothing is mapped there, or a part of it belongs to another userfaultfd',
   'UFFDIO_UNREGISTER ENOMEM': 'the process has exited or called exec',
-  'UFFDIO_COPY EFAULT': 'the source cannot be read: it is not mapped, or lies behind the end of a file that was truncated',
-  'UFFDIO_COPY EINVAL': 'write-protecting while copying needs a range registered for write-protect; huge pages come only whole',
+  'UFFDIO_COPY EFAULT':
+    'the source cannot be read: it is not mapped, or lies behind the end of a file that was truncated',
+  'UFFDIO_COPY EINVAL':
+    'write-protecting while copying needs a range registered for write-protect; huge pages come only whole',
   'UFFDIO_ZEROPAGE EINVAL': 'this memory has no zero page (huge pages have none): copy zeros instead',
-  'UFFDIO_CONTINUE EFAULT': 'the page is not in the page cache; write it through another mapping of the file first',
+  'UFFDIO_CONTINUE EFAULT':
+    'the page is not in the page cache; write it through another mapping of the file first',
   'UFFDIO_CONTINUE EINVAL': 'only shared memory (memfd, shmem, hugetlbfs) can be continued',
-  'UFFDIO_MOVE EBUSY': 'a page is shared after a fork, or pinned; rewrite it, or keep the memory out of forks with MADV_DONTFORK',
+  'UFFDIO_MOVE EBUSY':
+    'a page is shared after a fork, or pinned; rewrite it, or keep the memory out of forks with MADV_DONTFORK',
   'UFFDIO_MOVE EEXIST': 'a page is already there; the source keeps what was not moved',
-  'UFFDIO_MOVE EINVAL': 'both ranges must be private anonymous memory of this process with equal protection, the target registered here',
+  'UFFDIO_MOVE EINVAL':
+    'both ranges must be private anonymous memory of this process with equal protection, the target registered here',
   'UFFDIO_MOVE ENOENT': 'the source has a hole (allow it with allowHoles), or is not mapped',
   'read EINVAL': 'the descriptor is no userfaultfd whose handshake is done',
   EBADF: 'the userfaultfd is closed or was released',
@@ -99,7 +104,8 @@ export class UffdError extends Error {
   constructor(errno: number, syscall: string, options: UffdErrorOptions = {}) {
     const code = errnoName(Math.abs(errno));
     const { transferred = 0, address, length, reason } = options;
-    const where = address === undefined ? '' : ` at ${hex(address)}${length === undefined ? '' : `, ${length} bytes`}`;
+    const where =
+      address === undefined ? '' : ` at ${hex(address)}${length === undefined ? '' : `, ${length} bytes`}`;
     const why = reason ?? REASONS[`${syscall} ${code}`] ?? REASONS[code];
     const done = transferred > 0 ? ` (${transferred} bytes were resolved before)` : '';
     super(`${code}: ${syscall}${where} failed${why ? `: ${why}` : ''}${done}`);

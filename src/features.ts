@@ -1,8 +1,8 @@
 // Names for the kernel's bits. The position in a list is the bit number; test/abi.test.ts holds the lists
 // against the C header.
 
-import { UnsupportedError } from './errors.js';
 import { MODES } from './core.js';
+import { UnsupportedError } from './errors.js';
 
 /** Features by bit number, with the kernel that brought each (kernel-semantics: Features). */
 const FEATURE_TABLE = [
@@ -58,7 +58,9 @@ export function featureBits(features: Iterable<Feature>, argument: string): bigi
     const bit = FEATURES.indexOf(feature);
     if (bit < 0) {
       throw Object.assign(
-        new TypeError(`${argument}: there is no feature '${feature}'; those known are ${FEATURES.join(', ')}`),
+        new TypeError(
+          `${argument}: there is no feature '${feature}'; those known are ${FEATURES.join(', ')}`,
+        ),
         { code: 'ERR_INVALID_ARG_VALUE' },
       );
     }
@@ -76,7 +78,9 @@ export function featureNames(bits: bigint): ReadonlySet<Feature> {
 export function missingFeatures(wanted: bigint, offered: bigint): UnsupportedError {
   const missing = FEATURE_TABLE.filter((_, bit) => ((wanted & ~offered) >> BigInt(bit)) & 1n);
   const list = missing.map(([name, version]) => `'${name}' (Linux ${version})`).join(', ');
-  return new UnsupportedError(`this kernel lacks ${list}; ask for it under 'optional' where you can do without`);
+  return new UnsupportedError(
+    `this kernel lacks ${list}; ask for it under 'optional' where you can do without`,
+  );
 }
 
 /** The names of the operations in REGISTER's answer. */
@@ -105,9 +109,12 @@ export function modeBits(mode: Mode | readonly Mode[]): number {
   for (const name of typeof mode === 'string' ? [mode] : mode) {
     const bit = MODES.indexOf(name);
     if (bit < 0) {
-      throw Object.assign(new TypeError(`mode: there is no mode '${name}'; those known are ${MODES.join(', ')}`), {
-        code: 'ERR_INVALID_ARG_VALUE',
-      });
+      throw Object.assign(
+        new TypeError(`mode: there is no mode '${name}'; those known are ${MODES.join(', ')}`),
+        {
+          code: 'ERR_INVALID_ARG_VALUE',
+        },
+      );
     }
     bits |= 1 << bit;
   }

@@ -51,6 +51,8 @@ export class Loop {
   running = false;
   /** A round is under way: its callbacks are on the stack. */
   inRound = false;
+  /** That round was asked for by `poll`, and no strategy is at work. */
+  #single = false;
   #watches: Watch[] = [];
   #timer: Watch | undefined;
 
@@ -83,9 +85,12 @@ export class Loop {
     this.#timer = undefined;
   }
 
-  /** Something came in outside a round: sees to it that one follows. */
-  kick(): void {
-    if (this.running && !this.inRound && this.#watches.length > 0) this.#schedule();
+  /** Sees to what a transfer outside a round brought: messages that were read, or the news that the process is gone. */
+  follow(): void {
+    if (this.inRound) return;
+    const { channel } = this.#served;
+    if (channel.exited) this.#endExited();
+    else if (this.#watches.length > 0 && channel.core.exports.inboxWaiting() > 0) this.#schedule();
   }
 
   /** Reads everything, tells the handler. How many messages were handled. */
@@ -107,6 +112,7 @@ export class Loop {
         }
         this.#tell(next);
         handled++;
+        if (channel.exited) this.#endExited();
         if (this.#served.stopper.requested || !(this.running || this.#single)) break;
       }
     } catch (error) {
@@ -120,8 +126,6 @@ export class Loop {
     return handled;
   }
 
-  #single = false;
-
   /** One round without a strategy. */
   once(): number {
     this.#single = !this.running;
@@ -129,14 +133,15 @@ export class Loop {
       return this.round();
     } finally {
       this.#single = false;
-      this.kick();
+      this.follow();
     }
   }
 
   /** Tells the handler of mapping changes that were read, and of nothing else. */
   tellChanges(): void {
     const { exports } = this.#served.channel.core;
-    for (let next = exports.inboxNextEvent(); next !== Next.none; next = exports.inboxNextEvent()) this.#tell(next);
+    for (let next = exports.inboxNextEvent(); next !== Next.none; next = exports.inboxNextEvent())
+      this.#tell(next);
   }
 
   #tell(next: number): void {
@@ -190,13 +195,11 @@ export class Loop {
       // After a throw the fault stays: nothing is lost for whoever starts again.
       core.exports.inboxAnswer(answered ? 1 : 0, port.now());
     }
-    if (this.#served.channel.exited && this.#served.open) {
-      this.#served.end(
-        new UffdError(Errno.ESRCH as number, 'userfaultfd', {
-          reason: 'the process whose memory this is has exited or called exec',
-        }),
-      );
-    }
+  }
+
+  #endExited(): void {
+    const reason = 'the process whose memory this is has exited or called exec';
+    if (this.#served.open) this.#served.end(new UffdError(Errno.ESRCH as number, 'userfaultfd', { reason }));
   }
 
   #fork(fd: number): void {

@@ -7,8 +7,8 @@
 //  - The thread that serves a range must not touch it: `bytes` refuses there, with the reason.
 //  - Unmapping memory that this thread watches would wait for this thread: `close` unregisters it first.
 
-import { closeSync, constants, fstatSync, openSync } from 'node:fs';
 import { constants as bufferConstants } from 'node:buffer';
+import { closeSync, constants, fstatSync, openSync } from 'node:fs';
 import { isMainThread, threadId } from 'node:worker_threads';
 import * as memory from '../shim/memory.js';
 import { checkAddress, checkInteger, invalidState, outOfRange } from './arguments.js';
@@ -108,7 +108,8 @@ export class Mapping implements Disposable {
   static #map(length: number, options: MappingOptions, flags: number, fd: number): Mapping {
     const protection = memory.PROT_READ | (options.writable === false ? 0 : memory.PROT_WRITE);
     const address = memory.mmap(0n, wholePages(length), protection, flags, fd);
-    if (address < 0n) throw new UffdError(Number(address), 'mmap', { reason: `${length} bytes cannot be mapped` });
+    if (address < 0n)
+      throw new UffdError(Number(address), 'mmap', { reason: `${length} bytes cannot be mapped` });
     return new Mapping(address, length, new SharedArrayBuffer(8), true);
   }
 
@@ -172,7 +173,11 @@ export class Mapping implements Disposable {
 
   /** To be posted to another thread of this process, for `Mapping.attach`. */
   share(): SharedMapping {
-    return { address: this.address, length: this.length, users: this.#space.users.buffer as SharedArrayBuffer };
+    return {
+      address: this.address,
+      length: this.length,
+      users: this.#space.users.buffer as SharedArrayBuffer,
+    };
   }
 
   /**

@@ -103,7 +103,7 @@ export class Userfaultfd implements Disposable {
    */
   static isSupported(): boolean {
     try {
-      return trySyscall(0x7fffffff) === -(Errno.EINVAL as number);
+      return trySyscall(0x7fffffff) !== -(Errno.ENOSYS as number);
     } catch {
       return false;
     }
@@ -448,18 +448,27 @@ export class Userfaultfd implements Disposable {
 
   /** Reads what is there before a close: a fork that waits for its reader would wait for ever, and leak the child's descriptor. */
   #discard(): void {
+    if (this.#channel.broken) return;
     const { core, port } = this.#channel;
-    if (!this.#channel.broken) {
+    let events: number;
+    do {
+      events = 0;
       try {
         this.#channel.drain();
       } catch {
         // It is being closed: what cannot be read is nobody's any more.
+        return;
       }
-    }
-    for (let next = core.exports.inboxNextEvent(); next !== Next.none; next = core.exports.inboxNextEvent()) {
-      if (next === Next.forked) port.close(Number(core.delivered(0)));
-      if (next === Next.noMemory) break;
-    }
+      for (
+        let next = core.exports.inboxNextEvent();
+        next !== Next.none;
+        next = core.exports.inboxNextEvent()
+      ) {
+        if (next === Next.noMemory) return;
+        if (next === Next.forked) port.close(Number(core.delivered(0)));
+        events++;
+      }
+    } while (events > 0);
   }
 
   /** Wakes the threads whose faults were read and not answered. */
@@ -516,7 +525,7 @@ export class Userfaultfd implements Disposable {
     try {
       return this.#channel.transfer(operation, options, start, length, source);
     } finally {
-      if (this.#channel.core.exports.inboxWaiting() > 0) this.#loop?.kick();
+      this.#loop?.follow();
     }
   }
 

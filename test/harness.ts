@@ -17,7 +17,8 @@ class Skip extends Error {}
 
 /** Ends the test that calls it. Where UFFD_REQUIRE_KERNEL is set, that is a failure. */
 export function skip(reason: string): never {
-  if (process.env.UFFD_REQUIRE_KERNEL) throw new Error(`skipped although UFFD_REQUIRE_KERNEL is set: ${reason}`);
+  if (process.env.UFFD_REQUIRE_KERNEL)
+    throw new Error(`skipped although UFFD_REQUIRE_KERNEL is set: ${reason}`);
   throw new Skip(reason);
 }
 

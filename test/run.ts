@@ -22,7 +22,9 @@ const totals = { passed: 0, failed: 0, skipped: 0 };
 
 const words = process.argv.slice(2);
 const files = readdirSync(here, { recursive: true, encoding: 'utf8' })
-  .filter((file) => file.endsWith('.test.js') && (words.length === 0 || words.some((word) => file.includes(word))))
+  .filter(
+    (file) => file.endsWith('.test.js') && (words.length === 0 || words.some((word) => file.includes(word))),
+  )
   .sort();
 const only = process.env.UFFD_CORE as CoreName | undefined;
 const cores = only ? [only] : (Object.keys(CORES) as CoreName[]);
@@ -59,7 +61,10 @@ async function runFile(file: string, core: CoreName): Promise<void> {
     if (report.event === 'begin') {
       current = report.name;
       timer = setTimeout(() => {
-        notes.push(`${report.name}: still running after ${report.limitMs} ms`, ...threads(child.pid as number));
+        notes.push(
+          `${report.name}: still running after ${report.limitMs} ms`,
+          ...threads(child.pid as number),
+        );
         process.kill(-(child.pid as number), 'SIGKILL');
       }, report.limitMs);
       return;
@@ -85,7 +90,9 @@ async function runFile(file: string, core: CoreName): Promise<void> {
   }
   const name = relative(here, join(here, file)).replace(/\.js$/, '.ts');
   const seconds = ((performance.now() - begun) / 1000).toFixed(1);
-  console.log(`${count.failed ? 'FAILED' : 'ok    '} ${core.padEnd(7)} ${name}  ${count.passed} passed, ${seconds} s`);
+  console.log(
+    `${count.failed ? 'FAILED' : 'ok    '} ${core.padEnd(7)} ${name}  ${count.passed} passed, ${seconds} s`,
+  );
   for (const note of notes) console.log(`       ${note}`);
   if (count.failed) console.log(output.replace(/^/gm, '       | '));
   for (const key of ['passed', 'failed', 'skipped'] as const) totals[key] += count[key];

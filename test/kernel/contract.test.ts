@@ -5,7 +5,20 @@ import * as assert from 'uvu/assert';
 import { MADV_DONTNEED, MREMAP_FIXED, MREMAP_MAYMOVE, munmap } from '../../shim/memory.js';
 import { type FaultHandler, Userfaultfd } from '../../src/index.js';
 import { generator, seed, suite } from '../harness.js';
-import { at, type Call, endAll, map, never, openWith, P, pageOf, recorder, sleepers, type Toucher, toucher } from './support.js';
+import {
+  at,
+  type Call,
+  endAll,
+  map,
+  never,
+  openWith,
+  P,
+  pageOf,
+  recorder,
+  sleepers,
+  type Toucher,
+  toucher,
+} from './support.js';
 
 const test = suite('contract');
 
@@ -160,7 +173,8 @@ test('8. copy pages one by one, touched at random offsets', async () => {
       assert.equal(await thread.read(at(base, n, random(P))), ['a'.charCodeAt(0) + n]);
       expected.push(['pagefault', at(base, n), 'read']);
     }
-    for (let n = 0; n < 20; n++) assert.equal(Buffer.compare(await thread.bytes(at(base, n), P), letters(n)), 0);
+    for (let n = 0; n < 20; n++)
+      assert.equal(Buffer.compare(await thread.bytes(at(base, n), P), letters(n)), 0);
     assert.equal(calls, expected);
   });
 });

@@ -2,7 +2,13 @@
 // and tells what it saw. Pages come from `source`, page by page; without one they are zero.
 
 import { parentPort, workerData } from 'node:worker_threads';
-import { type FaultHandler, type RegisteredRange, type UffdError, Userfaultfd, type Wait } from '../../src/index.js';
+import {
+  type FaultHandler,
+  type RegisteredRange,
+  type UffdError,
+  Userfaultfd,
+  type Wait,
+} from '../../src/index.js';
 
 export interface LooperOptions {
   fd: number;

@@ -1,7 +1,7 @@
 // Mappings: their bytes, who may touch them, and what is left of them after close.
 
-import { mkdtempSync, readFileSync, truncateSync, writeFileSync } from 'node:fs';
 import { constants } from 'node:buffer';
+import { mkdtempSync, readFileSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';

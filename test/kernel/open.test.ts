@@ -89,7 +89,11 @@ test('features: what was asked for is on; what the kernel lacks is named, with i
     () => Userfaultfd.open({ kernel: old, features: ['event-remove', 'poison', 'move'] }),
     /lacks 'poison' \(Linux 6\.6\), 'move' \(Linux 6\.8\)/,
   );
-  const without = Userfaultfd.open({ kernel: old, features: ['event-remove'], optional: ['poison', 'thread-id'] });
+  const without = Userfaultfd.open({
+    kernel: old,
+    features: ['event-remove'],
+    optional: ['poison', 'thread-id'],
+  });
   assert.equal([...without.features].sort(), ['event-remove', 'thread-id']);
   without.close();
 });
@@ -130,7 +134,12 @@ test('bad arguments are refused by name, before the kernel is asked', () => {
   let asked = 0;
   const counting = kernelWith((port) => {
     const ioctl = port.ioctl.bind(port);
-    return { ioctl: (...args) => (asked++, ioctl(...args)) };
+    return {
+      ioctl(...args) {
+        asked++;
+        return ioctl(...args);
+      },
+    };
   });
   needKernel();
   const uffd = Userfaultfd.open({ kernel: counting });
@@ -147,7 +156,11 @@ test('bad arguments are refused by name, before the kernel is asked', () => {
     ['length bigint', () => uffd.zero(base, 4096n as unknown as number), /^length must be a number/],
     ['length missing', () => uffd.zero(base, undefined as unknown as number), /^length must be a number/],
     ['start unaligned', () => uffd.zero(base + 1n, P), /^start must be a multiple of the page size/],
-    ['start number', () => uffd.zero(Number(base) as unknown as bigint, P), /^start must be an address, a bigint/],
+    [
+      'start number',
+      () => uffd.zero(Number(base) as unknown as bigint, P),
+      /^start must be an address, a bigint/,
+    ],
     ['start negative', () => uffd.register(-4096n, P), /^start must be an address/],
     ['start too high', () => uffd.register(1n << 63n, P), /^start must be an address/],
     ['range too high', () => uffd.register((1n << 56n) - 4096n, 2 * P), /^start \+ length must be/],
@@ -158,14 +171,26 @@ test('bad arguments are refused by name, before the kernel is asked', () => {
     ['src null', () => uffd.copy(base, null as unknown as Uint8Array), /^src must be a Buffer/],
     ['src without length', () => uffd.copy(base, base), /^length must be a number/],
     ['move src unaligned', () => uffd.move(base, base + 1n, P), /^src must be a multiple/],
-    ['mode unknown', () => uffd.register(base, P, 'sometimes' as 'missing'), /^mode: there is no mode 'sometimes'/],
+    [
+      'mode unknown',
+      () => uffd.register(base, P, 'sometimes' as 'missing'),
+      /^mode: there is no mode 'sometimes'/,
+    ],
     ['mode empty', () => uffd.register(base, P, []), /^mode: at least one/],
     ['window 0', () => uffd.window(base, 0), /^pages must be an integer from 1/],
     ['wait unknown', () => uffd.start({ pagefault() {} }, { wait: 'nap' as 'spin' }), /^wait must be one of/],
     ['handler without pagefault', () => uffd.start({} as never), /^handler.pagefault must be a function/],
-    ['feature unknown', () => Userfaultfd.open({ features: ['x' as 'sigbus'] }), /^features: there is no feature 'x'/],
+    [
+      'feature unknown',
+      () => Userfaultfd.open({ features: ['x' as 'sigbus'] }),
+      /^features: there is no feature 'x'/,
+    ],
     ['via unknown', () => Userfaultfd.open({ via: 'door' as 'device' }), /^via must be one of/],
-    ['userModeOnly unknown', () => Userfaultfd.open({ userModeOnly: 1 as never }), /^userModeOnly must be one of/],
+    [
+      'userModeOnly unknown',
+      () => Userfaultfd.open({ userModeOnly: 1 as never }),
+      /^userModeOnly must be one of/,
+    ],
   ];
   for (const [name, act, message] of cases) {
     assert.throws(
@@ -205,7 +230,11 @@ test('what the kernel refuses says which call, where, and what to do', () => {
   const base = map(2);
   uffd.register(base, P);
   const refusals: [() => unknown, string, RegExp][] = [
-    [() => other.register(base, P), 'EBUSY', /UFFDIO_REGISTER at 0x[0-9a-f]+, 4096 bytes failed: another userfaultfd/],
+    [
+      () => other.register(base, P),
+      'EBUSY',
+      /UFFDIO_REGISTER at 0x[0-9a-f]+, 4096 bytes failed: another userfaultfd/,
+    ],
     [() => uffd.register(4096n, P), 'EINVAL', /UFFDIO_REGISTER.*nothing is mapped/],
     [() => uffd.register(base, P, 'minor'), 'EINVAL', /'minor' needs shared memory/],
   ];

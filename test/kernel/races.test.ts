@@ -24,8 +24,12 @@ test('32 threads on the same 10,000 pages', async () => {
   uffd.register(base, pages * P);
   const loop = await looper(uffd, { wait: 'block', source: sourceOf(pages), base });
   const threads = await touchers(32);
-  const steps = threads.map((_, n) => (n % 4 === 0 ? 1 : 2 * n + 3)).map((step) => (pages % step ? step : step + 4));
-  const wrong = await Promise.all(threads.map((thread, n) => thread.verify(base, pages, P, steps[n] as number)));
+  const steps = threads
+    .map((_, n) => (n % 4 === 0 ? 1 : 2 * n + 3))
+    .map((step) => (pages % step ? step : step + 4));
+  const wrong = await Promise.all(
+    threads.map((thread, n) => thread.verify(base, pages, P, steps[n] as number)),
+  );
   assert.equal(wrong, Array(32).fill(0));
   await loop.end();
   await endAll();
@@ -101,10 +105,15 @@ test('memory is unmapped under its readers: each reads the old bytes, or what re
   const [swapper, ...readers] = await touchers(4);
   for (let round = 0; round < 40; round++) {
     uffd.register(base, pages * P);
-    const reads = readers.map((reader) => reader.read(...Array.from({ length: pages }, (_, n) => at(base, n))));
+    const reads = readers.map((reader) =>
+      reader.read(...Array.from({ length: pages }, (_, n) => at(base, n))),
+    );
     await sleep(random(3));
     // Fresh memory takes the place: an unmap of what is watched, without a hole to fault in.
-    assert.is(await swapper?.mremap(map(pages), pages * P, pages * P, MREMAP_MAYMOVE | MREMAP_FIXED, base), base);
+    assert.is(
+      await swapper?.mremap(map(pages), pages * P, pages * P, MREMAP_MAYMOVE | MREMAP_FIXED, base),
+      base,
+    );
     for (const bytes of await Promise.all(reads)) {
       bytes.forEach((byte, n) => void assert.ok(byte === 0 || byte === n + 1, `page ${n} held ${byte}`));
     }
@@ -123,11 +132,15 @@ test('close at random moments under readers', async () => {
     const base = map(pages);
     uffd.register(base, pages * P);
     uffd.start({ pagefault: (fault) => void uffd.copy(fault.page, source + (fault.page - base), P) });
-    const reads = threads.map((thread) => thread.read(...Array.from({ length: pages }, (_, n) => at(base, n))));
+    const reads = threads.map((thread) =>
+      thread.read(...Array.from({ length: pages }, (_, n) => at(base, n))),
+    );
     await sleep(random(4));
     uffd.close();
     for (const bytes of await Promise.all(reads)) {
-      bytes.forEach((byte, n) => void assert.ok(byte === 0 || byte === (n + 1) % 256, `page ${n} held ${byte}`));
+      bytes.forEach(
+        (byte, n) => void assert.ok(byte === 0 || byte === (n + 1) % 256, `page ${n} held ${byte}`),
+      );
     }
   }
   await endAll();
@@ -143,11 +156,15 @@ test('a loop on another thread is stopped and closed at random moments under rea
     const base = map(pages);
     uffd.register(base, pages * P);
     const loop = await looper(uffd, { wait: waits[round % 4] as Wait, source, base });
-    const reads = threads.map((thread) => thread.read(...Array.from({ length: pages }, (_, n) => at(base, n))));
+    const reads = threads.map((thread) =>
+      thread.read(...Array.from({ length: pages }, (_, n) => at(base, n))),
+    );
     await sleep(random(3));
     await loop.end();
     for (const bytes of await Promise.all(reads)) {
-      bytes.forEach((byte, n) => void assert.ok(byte === 0 || byte === (n + 1) % 256, `page ${n} held ${byte}`));
+      bytes.forEach(
+        (byte, n) => void assert.ok(byte === 0 || byte === (n + 1) % 256, `page ${n} held ${byte}`),
+      );
     }
   }
   await endAll();

@@ -10,7 +10,14 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { Worker } from 'node:worker_threads';
 import * as memory from '../../shim/memory.js';
-import { type FaultHandler, type Feature, type OpenOptions, type Pagefault, type UffdError, Userfaultfd } from '../../src/index.js';
+import {
+  type FaultHandler,
+  type Feature,
+  type OpenOptions,
+  type Pagefault,
+  type UffdError,
+  Userfaultfd,
+} from '../../src/index.js';
 import { skip } from '../harness.js';
 import type { LooperMessage, LooperOptions } from './looper.js';
 import type { Actions } from './toucher.js';
@@ -94,7 +101,9 @@ export function numbered(pages: number): Uint8Array {
   return new Uint8Array(words.buffer);
 }
 
-type Promised<T> = { [K in keyof T]: T[K] extends (...args: infer A) => infer R ? (...args: A) => Promise<R> : never };
+type Promised<T> = {
+  [K in keyof T]: T[K] extends (...args: infer A) => infer R ? (...args: A) => Promise<R> : never;
+};
 
 /** A thread that touches memory. Its calls resolve when it got through; they may wait for a fault's answer. */
 export type Toucher = Promised<Actions> & {
@@ -228,7 +237,10 @@ export interface Looper {
 }
 
 /** Gives a userfaultfd away to a thread of its own, which serves it. */
-export async function looper(uffd: Userfaultfd, options: Omit<LooperOptions, 'fd' | 'features' | 'ranges'>): Promise<Looper> {
+export async function looper(
+  uffd: Userfaultfd,
+  options: Omit<LooperOptions, 'fd' | 'features' | 'ranges'>,
+): Promise<Looper> {
   const { features, ranges } = uffd;
   const workerData: LooperOptions = { ...options, features, ranges, fd: uffd.release() };
   const worker = new Worker(new URL('./looper.js', import.meta.url), { workerData });

@@ -6,7 +6,21 @@ import * as assert from 'uvu/assert';
 import { MADV_DONTNEED, view } from '../../shim/memory.js';
 import { Userfaultfd, type Wait } from '../../src/index.js';
 import { suite } from '../harness.js';
-import { at, compileLibrary, endAll, holdings, looper, map, numbered, openWith, P, skipWithout, touchers, toucher, until } from './support.js';
+import {
+  at,
+  compileLibrary,
+  endAll,
+  holdings,
+  looper,
+  map,
+  numbered,
+  openWith,
+  P,
+  skipWithout,
+  toucher,
+  touchers,
+  until,
+} from './support.js';
 
 const test = suite('waits');
 const WAITS: Wait[] = ['poll', 'block', 'spin', 'adaptive'];

@@ -1,0 +1,128 @@
+// `npm run bench`: page faults answered by C and by us, in the same places, and the core alone. Figures are
+// printed whatever they are; the exit code is 1 only where an answer was wrong.
+
+import { writeFileSync } from 'node:fs';
+import { Command, InvalidArgumentError, Option } from 'commander';
+import { Userfaultfd } from '../src/index.js';
+import { benchCore } from './core.js';
+import { FaultBench, HANDLERS, type HandlerName, PLACEMENTS, placements, WrongAnswer } from './faults.js';
+import { loadWarning, machine, OtherWork } from './machine.js';
+import { compile } from './native.js';
+import { aimTable, coreTable, markdownReport, placementTable } from './report.js';
+import type { PlacementResult, Results } from './results.js';
+
+interface Options {
+  rounds: number;
+  pages: number;
+  placement?: string[];
+  handler?: string[];
+  core: boolean;
+  quick?: boolean;
+  json?: string | true;
+  markdown?: boolean;
+}
+
+function positive(text: string): number {
+  const value = Number(text);
+  if (!Number.isInteger(value) || value < 1 || value > 1e6) {
+    throw new InvalidArgumentError('It must be an integer from 1 to 1000000.');
+  }
+  return value;
+}
+
+function parse(): Options {
+  const program = new Command('npm run bench --')
+    .description('Page faults of one thread, answered by C and by userfaultfd in turn; then the core alone.')
+    .option('--rounds <n>', 'pairs of rounds per handler and placement', positive, 7)
+    .option('--pages <n>', 'faults a round', positive, 16_384)
+    .addOption(new Option('--placement <names...>', 'only these placements').choices(PLACEMENTS))
+    .addOption(new Option('--handler <names...>', 'only these beside C').choices(HANDLERS))
+    .option('--no-core', 'leave out the core alone')
+    .option('--quick', '3 rounds of 4,096 pages')
+    .option('--json [file]', 'every round as JSON, into a file or instead of the tables')
+    .option('--markdown', 'the tables of docs/benchmarks.md instead of those for a terminal')
+    .showHelpAfterError();
+  const options = program.parse().opts<Options>();
+  return options.quick ? { ...options, rounds: 3, pages: 4096 } : options;
+}
+
+/** Why this machine cannot serve faults, or the library to do it with. */
+function prepare(): { library: string } | { reason: string } {
+  if (!Userfaultfd.isSupported()) return { reason: 'this system has no userfaultfd' };
+  try {
+    Userfaultfd.open().close();
+  } catch (error) {
+    return { reason: (error as Error).message };
+  }
+  return compile();
+}
+
+async function benchFaults(options: Options, results: Results, say: (text: string) => void): Promise<void> {
+  const prepared = prepare();
+  if ('reason' in prepared) {
+    results.leftOut.push(`all page faults: ${prepared.reason}`);
+    return;
+  }
+  const bench = new FaultBench(prepared.library, options.pages);
+  const { possible, leftOut } = placements(bench.native);
+  results.leftOut.push(...leftOut);
+  const { firstUs, lastUs } = bench.warmth;
+  say(`memory: ${firstUs.toFixed(1)} µs a page when first touched, ${lastUs.toFixed(1)} µs now`);
+  for (const placement of possible) {
+    if (options.placement && !options.placement.includes(placement.name)) continue;
+    const result: PlacementResult = { name: placement.name, title: placement.title, contests: [] };
+    for (const handler of HANDLERS) {
+      if (options.handler && !options.handler.includes(handler)) continue;
+      result.contests.push(await bench.contest(placement, handler as HandlerName, options.rounds));
+    }
+    results.placements.push(result);
+    say(placementTable(result));
+  }
+}
+
+function finish(options: Options, results: Results): void {
+  const json = JSON.stringify(results, null, 1);
+  if (typeof options.json === 'string') writeFileSync(options.json, `${json}\n`);
+  if (options.json === true) console.log(json);
+  else if (options.markdown) console.log(markdownReport(results));
+  else console.log(aimTable(results));
+}
+
+async function main(): Promise<void> {
+  const options = parse();
+  const { rounds, pages } = options;
+  const results: Results = {
+    machine: machine(),
+    rounds,
+    pages,
+    warnings: [],
+    leftOut: [],
+    placements: [],
+    core: [],
+  };
+  const quiet = options.markdown || options.json === true;
+  const say = (text: string): void => {
+    if (!quiet) console.log(text);
+  };
+  const warn = (text: string | undefined): void => {
+    if (!text) return;
+    results.warnings.push(text);
+    console.error(`warning: ${text}`);
+  };
+  say(results.machine);
+  warn(loadWarning());
+  const others = new OtherWork();
+  await benchFaults(options, results, say);
+  if (options.core) {
+    results.core = benchCore(rounds);
+    say(coreTable(results.core));
+  }
+  warn(others.warning());
+  for (const what of results.leftOut) console.error(`left out: ${what}`);
+  finish(options, results);
+}
+
+main().catch((error) => {
+  console.error(error instanceof WrongAnswer ? `wrong: ${error.message}` : error);
+  process.exit(1);
+});

@@ -1,0 +1,107 @@
+// Results as tables: for a terminal, or as the Markdown that docs/benchmarks.md holds.
+
+import Table from 'cli-table3';
+import type { CoreFigure } from './core.js';
+import { type PlacementResult, type Results, rowsOf, type Verdict, verdicts } from './results.js';
+import type { Spread } from './statistics.js';
+
+type Cells = string[][];
+
+/** How a table is written: its head, then its rows. */
+type Writer = (head: string[], rows: Cells) => string;
+
+const terminal: Writer = (head, rows) => {
+  const table = new Table({ head, style: { head: [], border: [], compact: true }, colAligns: aligned(head) });
+  table.push(...rows);
+  return table.toString();
+};
+
+const markdown: Writer = (head, rows) => {
+  const rule = aligned(head).map((align) => (align === 'right' ? '---:' : '---'));
+  return [head, rule, ...rows].map((cells) => `| ${cells.join(' | ')} |`).join('\n');
+};
+
+/** Words to the left, figures to the right. */
+function aligned(head: string[]): ('left' | 'right')[] {
+  const words = ['handler', 'aim', 'where', 'figure', 'what it covers', ''];
+  return head.map((title) => (words.includes(title) ? 'left' : 'right'));
+}
+
+/** Median, and in brackets the smallest and the largest. */
+function text({ median, min, max }: Spread, digits: number): string {
+  const one = (value: number): string =>
+    value.toLocaleString('en', { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  return `${one(median)} (${one(min)}–${one(max)})`;
+}
+
+const PLACEMENT_HEAD = ['handler', 'faults/s', 'p50 µs', 'p99 µs', 'faults/s ÷ C', 'p99 ÷ C'];
+
+function placementCells(result: PlacementResult): Cells {
+  return rowsOf(result).map(({ handler, perSecond, p50Us, p99Us, speed, p99 }) => [
+    handler,
+    text(perSecond, 0),
+    text(p50Us, 1),
+    text(p99Us, 1),
+    speed ? text(speed, 2) : '1',
+    p99 ? text(p99, 2) : '1',
+  ]);
+}
+
+const CORE_HEAD = ['figure', 'median (least–most)', 'what it covers'];
+
+function coreCells(figures: CoreFigure[], width: number): Cells {
+  return figures.map(({ name, unit, value, covers }) => [
+    name,
+    `${text(value, 1)} ${unit}`,
+    folded(covers, width),
+  ]);
+}
+
+function folded(words: string, width: number): string {
+  return words.replace(new RegExp(`(.{1,${width}})( |$)`, 'g'), '$1\n').trimEnd();
+}
+
+const AIM_HEAD = ['aim', 'where', 'median (least–most)', ''];
+
+function aimCells(all: Verdict[]): Cells {
+  return all.map(({ aim, where, value, met }) => [aim, where, text(value, 2), met ? 'met' : 'missed']);
+}
+
+/** One placement's table, for a terminal. */
+export function placementTable(result: PlacementResult): string {
+  return `\n${result.title}\n${terminal(PLACEMENT_HEAD, placementCells(result))}`;
+}
+
+/** The core's table, for a terminal. */
+export function coreTable(figures: CoreFigure[]): string {
+  return `\nthe core alone\n${terminal(CORE_HEAD, coreCells(figures, 60))}`;
+}
+
+/** The aims, for a terminal. */
+export function aimTable(results: Results): string {
+  return `\naims\n${terminal(AIM_HEAD, aimCells(verdicts(results)))}`;
+}
+
+/** All of it as docs/benchmarks.md holds it. */
+export function markdownReport(results: Results): string {
+  const { machine, rounds, pages, placements, core, leftOut, warnings } = results;
+  const parts = [
+    `${machine}. ${rounds} pairs of rounds of ${pages.toLocaleString('en')} faults; medians, least and most in brackets.`,
+  ];
+  for (const note of [
+    ...leftOut.map((what) => `Left out: ${what}.`),
+    ...warnings.map((what) => `Note: ${what}.`),
+  ]) {
+    parts.push(note);
+  }
+  for (const result of placements) {
+    parts.push(`### ${capital(result.title)}`, markdown(PLACEMENT_HEAD, placementCells(result)));
+  }
+  if (core.length > 0) parts.push('### The core alone', markdown(CORE_HEAD, coreCells(core, 1000)));
+  parts.push('### Aims', markdown(AIM_HEAD, aimCells(verdicts(results))));
+  return parts.join('\n\n');
+}
+
+function capital(words: string): string {
+  return words.charAt(0).toUpperCase() + words.slice(1);
+}

@@ -1,0 +1,95 @@
+// The results of one run: what --json writes, what the tables show, and how it compares with the aims.
+
+import type { CoreFigure } from './core.js';
+import type { Contest, Round } from './faults.js';
+import { type Spread, spread } from './statistics.js';
+
+export interface PlacementResult {
+  name: string;
+  title: string;
+  contests: Contest[];
+}
+
+export interface Results {
+  machine: string;
+  rounds: number;
+  pages: number;
+  warnings: string[];
+  leftOut: string[];
+  placements: PlacementResult[];
+  core: CoreFigure[];
+}
+
+/** A row of a placement's table. */
+export interface Row {
+  handler: string;
+  perSecond: Spread;
+  p50Us: Spread;
+  p99Us: Spread;
+  /** To the C round before it; C itself has none. */
+  speed?: Spread;
+  p99?: Spread;
+}
+
+/** C on poll(2), over all of its rounds, and then whoever was compared with it. */
+export function rowsOf({ contests }: PlacementResult): Row[] {
+  const reference = figures(
+    'C',
+    contests.flatMap(({ pairs }) => pairs.map(({ c }) => c)),
+  );
+  const others = contests.map(({ handler, pairs }) => ({
+    ...figures(
+      handler,
+      pairs.map((pair) => pair.handler),
+    ),
+    speed: spread(pairs.map((pair) => pair.handler.perSecond / pair.c.perSecond)),
+    p99: spread(pairs.map((pair) => pair.handler.p99Us / pair.c.p99Us)),
+  }));
+  return [reference, ...others];
+}
+
+function figures(handler: string, rounds: Round[]): Row {
+  return {
+    handler,
+    perSecond: spread(rounds.map((round) => round.perSecond)),
+    p50Us: spread(rounds.map((round) => round.p50Us)),
+    p99Us: spread(rounds.map((round) => round.p99Us)),
+  };
+}
+
+/** An aim, a figure that belongs to it, and whether the figure's median is there. */
+export interface Verdict {
+  aim: string;
+  where: string;
+  value: Spread;
+  met: boolean;
+}
+
+const BLOCK_SPEED = 0.9;
+const SPIN_SPEED = 2;
+const P99 = 1.2;
+const DECODE = 50;
+
+/** The aims that this run has figures for. They are there to be seen, and fail nothing. */
+export function verdicts({ placements, core }: Results): Verdict[] {
+  const all: Verdict[] = [];
+  const atLeast = (aim: string, where: string, value: Spread, least: number): void => {
+    all.push({ aim, where, value, met: value.median >= least });
+  };
+  for (const placement of placements) {
+    for (const { handler, speed, p99 } of rowsOf(placement)) {
+      if (!speed || !p99 || handler.startsWith('C')) continue;
+      const where = `${handler}, ${placement.title}`;
+      if (handler === 'block')
+        atLeast(`faults/s of block at least ${BLOCK_SPEED} of C`, where, speed, BLOCK_SPEED);
+      if (handler === 'spin' && placement.name === 'free') {
+        atLeast(`faults/s of spin at least ${SPIN_SPEED} times C`, where, speed, SPIN_SPEED);
+      }
+      all.push({ aim: `p99 at most ${P99} times C`, where, value: p99, met: p99.median <= P99 });
+    }
+  }
+  for (const { name, value } of core) {
+    if (name === 'decode') atLeast(`${DECODE} million messages/s decoded`, 'the core alone', value, DECODE);
+  }
+  return all.sort((a, b) => a.aim.localeCompare(b.aim));
+}

@@ -1,0 +1,92 @@
+// Importing the library never fails; what a machine lacks is said at `open`. And the README's example is the
+// one that is run here.
+
+import { spawnSync } from 'node:child_process';
+import { cpSync, mkdirSync, mkdtempSync, readFileSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import * as assert from 'uvu/assert';
+import { skip, suite } from './harness.js';
+
+const test = suite('portable');
+const root = fileURLToPath(new URL('../..', import.meta.url));
+
+/** Runs a script in a folder where the package and its loader are installed, and nothing else. */
+function runWithout(koffi: 'koffi' | 'nothing', script: string): string {
+  const folder = mkdtempSync(join(tmpdir(), 'uffd-portable-'));
+  const installed = join(folder, 'node_modules/userfaultfd');
+  mkdirSync(installed, { recursive: true });
+  cpSync(join(root, 'package.json'), join(installed, 'package.json'));
+  for (const part of ['core', 'src', 'shim'])
+    cpSync(join(root, 'dist', part), join(installed, 'dist', part), { recursive: true });
+  const loader = 'node_modules/@assemblyscript/loader';
+  cpSync(join(root, loader), join(folder, loader), { recursive: true });
+  if (koffi === 'nothing') {
+    for (const name of ['koffi', '@koromix']) {
+      cpSync(join(root, 'node_modules', name), join(folder, 'node_modules', name), { recursive: true });
+    }
+  }
+  writeFileSync(join(folder, 'script.mjs'), script);
+  const { stdout, stderr, status } = spawnSync(process.execPath, ['script.mjs'], {
+    cwd: folder,
+    encoding: 'utf8',
+  });
+  assert.is(status, 0, stderr);
+  return stdout.trim();
+}
+
+const OPEN = `
+  import { Userfaultfd, Mapping } from 'userfaultfd';
+  import { instantiate } from 'userfaultfd/core';
+  console.log(Userfaultfd.isSupported());
+  for (const act of [() => Userfaultfd.open(), () => Userfaultfd.wrap(3), () => Mapping.anonymous(4096)]) {
+    try { act(); console.log('opened'); } catch (error) { console.log(error.code, error.message); }
+  }
+  instantiate().exports.start(12, 0n);
+  console.log('the core runs');
+`;
+
+test('without koffi everything imports, the core runs, and open says what is missing', () => {
+  const lines = runWithout('koffi', OPEN).split('\n');
+  assert.is(lines[0], 'false');
+  for (const line of lines.slice(1).filter((text) => text.startsWith('ERR'))) {
+    assert.match(line, /^ERR_UFFD_UNSUPPORTED koffi, which makes the system calls, cannot be loaded/);
+  }
+  assert.is(lines.filter((line) => line.startsWith('ERR')).length, 3);
+  assert.is(lines.at(-1), 'the core runs');
+});
+
+for (const [what, change, message] of [
+  ['another system', "'platform', { value: 'darwin' }", /userfaultfd is a part of Linux; this is darwin/],
+  ['another machine', "'arch', { value: 'mips' }", /system call number on mips is not known/],
+] as const) {
+  test(`on ${what} everything imports, and open says so`, () => {
+    const script = `Object.defineProperty(process, ${change});\n${OPEN.replaceAll(/import (.*?) from '(.*?)';/g, "const $1 = await import('$2');")}`;
+    const lines = runWithout('nothing', script).split('\n');
+    assert.is(lines[0], 'false');
+    assert.match(lines[1] as string, /^ERR_UFFD_UNSUPPORTED/);
+    assert.match(lines[1] as string, message);
+    assert.is(lines.at(-1), 'the core runs');
+  });
+}
+
+test("the README's example is examples/answer-faults.ts, and does what it says", async () => {
+  const example = readFileSync(join(root, 'examples/answer-faults.ts'), 'utf8');
+  const readme = readFileSync(join(root, 'README.md'), 'utf8');
+  assert.ok(readme.includes(`\`\`\`ts\n${example}\`\`\``), 'the README shows the example as it is');
+  const { Userfaultfd } = await import('../src/index.js');
+  if (!Userfaultfd.isSupported()) skip('this system has no userfaultfd');
+  const ran = spawnSync(process.execPath, [join(root, 'dist/examples/answer-faults.js')], {
+    encoding: 'utf8',
+  });
+  assert.is(ran.status, 0, ran.stderr);
+  assert.equal(ran.stdout.trim().split('\n').sort(), [
+    'CAD',
+    'read of page 0',
+    'read of page 2',
+    'read of page 3',
+  ]);
+});
+
+test.run();
