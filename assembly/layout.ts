@@ -1,8 +1,10 @@
-// Sizes and offsets as exports, for the debug build only: the test that compares them with the C header
-// reads them from there. Names are `struct__field`.
+// Sizes and offsets as exports, for the test that compares them with the C header. It compiles this file and
+// abi.ts by themselves; no build of the core contains it. Names are `struct__field`; `overlay_struct_member` is
+// the size of a class that lies over a union's member, and must be that of the struct.
 
 import {
   pollfd,
+  uffd_msg,
   uffd_msg_fork,
   uffd_msg_pagefault,
   uffd_msg_remap,
@@ -18,6 +20,12 @@ import {
   uffdio_zeropage,
 } from './abi';
 
+export const uffd_msg__event: usize = offsetof<uffd_msg>('event');
+export const sizeof_uffd_msg: usize = offsetof<uffd_msg>();
+export const overlay_uffd_msg_pagefault: usize = offsetof<uffd_msg_pagefault>();
+export const overlay_uffd_msg_fork: usize = offsetof<uffd_msg_fork>();
+export const overlay_uffd_msg_remap: usize = offsetof<uffd_msg_remap>();
+export const overlay_uffd_msg_remove: usize = offsetof<uffd_msg_remove>();
 export const uffd_msg__arg_pagefault_flags: usize = offsetof<uffd_msg_pagefault>('flags');
 export const uffd_msg__arg_pagefault_address: usize = offsetof<uffd_msg_pagefault>('address');
 export const uffd_msg__arg_pagefault_feat_ptid: usize = offsetof<uffd_msg_pagefault>('ptid');
@@ -78,3 +86,4 @@ export const sizeof_uffdio_poison: usize = offsetof<uffdio_poison>();
 export const pollfd__fd: usize = offsetof<pollfd>('fd');
 export const pollfd__events: usize = offsetof<pollfd>('events');
 export const pollfd__revents: usize = offsetof<pollfd>('revents');
+export const sizeof_pollfd: usize = offsetof<pollfd>();

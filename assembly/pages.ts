@@ -4,7 +4,7 @@
 // Rules:
 //  - Bits live in frames that hold one bit of 8192 pages (32 MiB of 4 KiB pages). A frame is promised when
 //    the range is registered and taken when one of its bits is first set, so nothing grows while faults are
-//    served, and 64 GiB cost at most two planes of 2 MiB.
+//    served, and 64 GiB cost at most two planes of 2 MiB; three with write-protect mode.
 //  - A page outside all registered ranges has no state; asking gives `missing`.
 //  - `in flight` is a claim on a missing page by whoever fetches its data. A removal takes the claim away,
 //    so data fetched before it is never installed after it.

@@ -240,14 +240,19 @@ function drop(): void {
     return;
   }
   if (atSlot == 0) here.first = slot(here.block, 0).start;
-  if (atLine + 1 < lineCount) {
-    const next = line(atLine + 1);
-    if (here.count + next.count <= HALF) {
-      memory.copy(here.block + <usize>here.count * RANGE, next.block, <usize>next.count * RANGE);
-      here.count += next.count;
-      dropLine(atLine + 1);
-    }
-  }
+  join(atLine);
+  if (atLine > 0) join(atLine - 1);
+}
+
+/** Makes one block of two that are nearly empty. */
+function join(index: u32): void {
+  if (index + 1 == lineCount) return;
+  const here = line(index);
+  const next = line(index + 1);
+  if (here.count + next.count > HALF) return;
+  memory.copy(here.block + <usize>here.count * RANGE, next.block, <usize>next.count * RANGE);
+  here.count += next.count;
+  dropLine(index + 1);
 }
 
 function addLine(index: u32): void {

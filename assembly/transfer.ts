@@ -13,6 +13,7 @@
 //   EEXIST                 the page is there, but nobody was woken: wake that page, step over it
 //                          (MOVE: fail, because the source still holds its pages)
 //   ENOENT                 the mapping is gone or not registered: wake the rest, end
+//                          (MOVE without holes: fail, because the source may have one)
 //   ESRCH                  the process is gone: end
 //   EINTR                  the same again
 //   any other              failed; `transferErrno` says why, `transferDone` how far it came
@@ -111,7 +112,7 @@ const rows: usize = memory.data<u32>([
 const PHASE_FILL: u32 = 0;
 /** The WAKE behind an EEXIST. */
 const PHASE_STEP_OVER: u32 = 1;
-/** The WAKE behind an ENOENT, or behind a MOVE that failed with EEXIST. */
+/** The WAKE behind an ENOENT, or behind a MOVE that failed. */
 const PHASE_END: u32 = 2;
 
 /** Reads in a row that may bring no mapping change before the transfer ends short. */
@@ -180,7 +181,10 @@ export function transferResult(result: i32): i32 {
     return STEP_READ;
   }
   if (result == -EEXIST) return stepOver();
-  if (result == -ENOENT) return wake(end - cursor, PHASE_END);
+  if (result == -ENOENT) {
+    if (operation == OP_MOVE && !(options & OPTION_HOLES)) errno = ENOENT;
+    return wake(end - cursor, PHASE_END);
+  }
   if (result == -ESRCH) return cut(STEP_EXITED);
   errno = -result;
   return STEP_FAILED;

@@ -6,6 +6,7 @@
 //  - After every round each page is compared with the source, and answers with touches: what is wrong does not
 //    count, it throws.
 
+import { freemem } from 'node:os';
 import * as memory from '../shim/memory.js';
 import { Mapping } from '../src/index.js';
 import { WAITS, type Wait } from '../src/loop.js';
@@ -62,7 +63,9 @@ export function placements(native: Native): { possible: Placement[]; leftOut: st
   if (second < 0) {
     return {
       possible: [same],
-      leftOut: ['this process has one processor: there is no other to place a thread on'],
+      leftOut: [
+        'two of three placements: this process has one processor, so there is no other to place a thread on',
+      ],
     };
   }
   const other = { name: 'other', title: 'each on a processor of its own', toucher: first, handler: second };
@@ -93,10 +96,10 @@ export class FaultBench {
     this.warmth = this.#warm();
   }
 
-  /** Touches four times the memory that a round needs until that is as fast as it gets. */
+  /** Touches four times the memory that a round needs, as far as there is, and then again. */
   #warm(): { firstUs: number; lastUs: number } {
     const { region, pageSize } = this.#arena;
-    const bytes = region.length * 4;
+    const bytes = Math.min(region.length * 4, Math.floor(freemem() / 2 / pageSize) * pageSize);
     const perPage = (): number => checked('mmap', this.native.warm(bytes)) / 1000 / (bytes / pageSize);
     const firstUs = perPage();
     perPage();
@@ -114,9 +117,12 @@ export class FaultBench {
         const pair = { c: await this.#round(placement, c), handler: await this.#round(placement, handler) };
         if (i >= 0) pairs.push(pair);
       }
-    } finally {
-      await handler.dismiss();
+    } catch (error) {
+      // What failed is what counts, not that its thread cannot leave in peace.
+      await handler.dismiss().catch(() => {});
+      throw error;
     }
+    await handler.dismiss();
     return { handler: name, pairs };
   }
 

@@ -1,5 +1,5 @@
-// Who answers the faults of a round: a thread in C, or a worker that runs our loop. Both open the userfaultfd,
-// register the region and bind their thread to a processor before a round, and close it behind.
+// Who answers the faults of a round: a thread in C, or a worker that runs our loop. Both register the region and
+// bind their thread to a processor before a round, and let go of the region behind it.
 
 import { once } from 'node:events';
 import { Worker } from 'node:worker_threads';
@@ -45,10 +45,18 @@ export function ourHandler(arena: Arena, wait: Wait): Handler {
   const { library, region, source, pageSize } = arena;
   const workerData: ServerData = { library, wait, region: region.share(), source: source.share(), pageSize };
   const worker = new Worker(new URL('server.js', import.meta.url), { workerData });
+  const ended = once(worker, 'exit').then(() => {
+    throw new Error(`${wait}: its thread has ended`);
+  });
+  ended.catch(() => {});
   let stopHandle: SharedArrayBuffer | undefined;
+  const stop = (): void => {
+    if (stopHandle) Userfaultfd.stop(stopHandle);
+    stopHandle = undefined;
+  };
   const ask = async (order: ServerOrder): Promise<ServerReport> => {
     worker.postMessage(order);
-    const [report] = (await once(worker, 'message')) as [ServerReport];
+    const [report] = (await Promise.race([once(worker, 'message'), ended])) as [ServerReport];
     if ('error' in report) throw new Error(`${wait}: ${report.error}`);
     return report;
   };
@@ -59,11 +67,13 @@ export function ourHandler(arena: Arena, wait: Wait): Handler {
       if ('stopHandle' in report) stopHandle = report.stopHandle;
     },
     async end() {
-      if (stopHandle) Userfaultfd.stop(stopHandle);
-      const report = await ask({ end: true });
+      stop();
+      const report = await ask('end');
       return 'answered' in report ? report.answered : 0;
     },
     async dismiss() {
+      stop();
+      await ask('leave');
       await worker.terminate();
     },
   };

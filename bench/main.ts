@@ -9,7 +9,7 @@ import { FaultBench, HANDLERS, type HandlerName, PLACEMENTS, placements, WrongAn
 import { loadWarning, machine, OtherWork } from './machine.js';
 import { compile } from './native.js';
 import { aimTable, coreTable, markdownReport, placementTable } from './report.js';
-import type { PlacementResult, Results } from './results.js';
+import { type PlacementResult, type Results, verdicts } from './results.js';
 
 interface Options {
   rounds: number;
@@ -22,19 +22,19 @@ interface Options {
   markdown?: boolean;
 }
 
-function positive(text: string): number {
-  const value = Number(text);
-  if (!Number.isInteger(value) || value < 1 || value > 1e6) {
-    throw new InvalidArgumentError('It must be an integer from 1 to 1000000.');
-  }
-  return value;
+function upTo(most: number): (text: string) => number {
+  return (text) => {
+    const value = Number(text);
+    if (Number.isInteger(value) && value >= 1 && value <= most) return value;
+    throw new InvalidArgumentError(`It must be an integer from 1 to ${most}.`);
+  };
 }
 
 function parse(): Options {
   const program = new Command('npm run bench --')
     .description('Page faults of one thread, answered by C and by userfaultfd in turn; then the core alone.')
-    .option('--rounds <n>', 'pairs of rounds per handler and placement', positive, 7)
-    .option('--pages <n>', 'faults a round', positive, 16_384)
+    .option('--rounds <n>', 'pairs of rounds per handler and placement', upTo(1000), 7)
+    .option('--pages <n>', 'faults a round', upTo(2 ** 18), 16_384)
     .addOption(new Option('--placement <names...>', 'only these placements').choices(PLACEMENTS))
     .addOption(new Option('--handler <names...>', 'only these beside C').choices(HANDLERS))
     .option('--no-core', 'leave out the core alone')
@@ -85,7 +85,7 @@ function finish(options: Options, results: Results): void {
   if (typeof options.json === 'string') writeFileSync(options.json, `${json}\n`);
   if (options.json === true) console.log(json);
   else if (options.markdown) console.log(markdownReport(results));
-  else console.log(aimTable(results));
+  else if (verdicts(results).length > 0) console.log(aimTable(results));
 }
 
 async function main(): Promise<void> {

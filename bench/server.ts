@@ -1,5 +1,6 @@
-// The thread that runs our handler: told to begin, it opens a userfaultfd over the region and serves it with one
-// page per fault until it is stopped. A stop comes through `stopHandle`; `end` follows it as a message.
+// The thread that runs our handler: told to begin, it registers the region and answers each fault with one page
+// until it is stopped. A stop comes through `stopHandle`; 'end' follows it as a message. One userfaultfd serves
+// all rounds: what V8 has compiled for it stays.
 
 import { parentPort, workerData } from 'node:worker_threads';
 import { type FaultHandler, Mapping, type SharedMapping, Userfaultfd, type Wait } from '../src/index.js';
@@ -13,8 +14,8 @@ export interface ServerData {
   pageSize: number;
 }
 
-/** Begin on processor `cpu` (−1: any), or end. */
-export type ServerOrder = { begin: number } | { end: true };
+/** Begin on a processor (−1: any), end, or leave for good. */
+export type ServerOrder = { begin: number } | 'end' | 'leave';
 
 /** It serves, and this stops it; or it has ended, after so many answers; or it failed. */
 export type ServerReport = { stopHandle: SharedArrayBuffer } | { answered: number } | { error: string };
@@ -46,14 +47,20 @@ function end(): void {
   report({ answered });
 }
 
+function leave(): void {
+  uffd?.close();
+  report({ answered });
+}
+
 function report(message: ServerReport): void {
   parentPort?.postMessage(message);
 }
 
 parentPort?.on('message', (order: ServerOrder) => {
   try {
-    if ('begin' in order) begin(order.begin);
-    else end();
+    if (order === 'leave') leave();
+    else if (order === 'end') end();
+    else begin(order.begin);
   } catch (error) {
     // Whoever still waits goes on with zeros, and the check of the pages fails.
     uffd?.close();

@@ -14,6 +14,7 @@ import {
   hear,
   hearAll,
   holding,
+  makeCore,
   P,
   PAGE,
   page,
@@ -108,6 +109,22 @@ test('a repeat of a page that was put off merges with it, and waits as it does',
   assert.equal(hear(core, 0.5).is, 'none');
   const heard = hear(core, 1);
   assert.ok(heard.is === 'fault' && heard.write);
+});
+
+test('faults that were put off are still known after the table has grown', () => {
+  const core = makeCore();
+  const some = Array.from({ length: 100 }, (_, i) => fault(page(i)));
+  feed(core, ...some);
+  drain(core);
+  for (const _ of some) {
+    hear(core);
+    answer(core, false);
+  }
+  feed(core, ...Array.from({ length: 2000 }, (_, i) => fault(page(1000 + i))));
+  feed(core, ...some);
+  assert.equal(core.exports.inboxWaiting(), 2100);
+  apply(core, unmap(page(0), page(50)));
+  assert.equal(core.exports.inboxWaiting(), 2050);
 });
 
 test('a repeat read while the fault is out is a question of its own', () => {

@@ -137,9 +137,10 @@ test('registering and unregistering 1000 times at moving addresses does not grow
 test('the same registration again and again does not grow memory', () => {
   const core = makeCore();
   put(core, 0, 100 * CHUNK);
-  put(core, 0, 100 * CHUNK);
   const memory = core.memory.buffer.byteLength;
+  const bytes = core.exports.pagesBytes();
   for (let i = 0; i < 1000; i++) put(core, i % 50, 90 * CHUNK);
+  assert.equal(core.exports.pagesBytes(), bytes);
   assert.equal(core.memory.buffer.byteLength, memory);
 });
 
@@ -160,6 +161,15 @@ test('a registration too large for the tables is refused, and changes nothing', 
   transfer(core, Op.copy, 1000, 10 * CHUNK);
   assert.deepEqual([stateOf(core, 9), stateOf(core, 10), stateOf(core, 1000)], [1, 0, 1]);
   assert.ok(core.exports.inboxRoom() > 0);
+});
+
+test('a registration refused for its directory leaves the bitmaps to others', () => {
+  const core = makeCore();
+  // 16 TiB less 256 GiB: 1008 MiB of bitmaps fit beside nothing, but not beside 24 MiB of directory.
+  assert.equal(core.arguments(page(0), 2 ** 44 - 2 ** 38, 0n).rangePut(MISSING, 12), 0);
+  assert.equal(core.exports.rangeCount(), 0);
+  for (let i = 0; i < 2; i++)
+    assert.equal(core.arguments(page(i * 2 ** 30), 2 ** 42, 0n).rangePut(MISSING, 12), 1);
 });
 
 test.run();

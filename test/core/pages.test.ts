@@ -130,6 +130,13 @@ test('write protection has a plane of its own', () => {
   // A fill without protection puts a page without it.
   transfer(core, Op.zero, 0, 2);
   assert.deepEqual(states(core, 0, 4), [present, present, present, present]);
+  // Where the mode is off there is no protection to note, and no room was set aside for it.
+  const off = makeCore();
+  put(off, 0, 4);
+  const bytes = off.exports.pagesBytes();
+  transfer(off, Op.writeProtect, 0, 4, Option.writeProtect);
+  assert.deepEqual(states(off, 0, 4), [missing, missing, missing, missing]);
+  assert.equal(off.exports.pagesBytes(), bytes);
   // An option that an operation does not have does nothing.
   transfer(core, Op.zero, 0, 1, Option.writeProtect);
   transfer(core, Op.poison, 1, 1, Option.writeProtect);

@@ -83,6 +83,26 @@ test('100,000 ranges whose modes are replaced all at once, holes included', () =
   assert.equal(core.exports.rangeCount(), 0);
 });
 
+test('blocks that are nearly empty are joined: what is left over keeps no memory', () => {
+  for (const ascending of [true, false]) leaveFew(ascending);
+});
+
+function leaveFew(ascending: boolean): void {
+  const core = makeCore();
+  for (let i = 0; i < MANY; i++) put(core, i * 2, 1);
+  // One range stays in every block of 32.
+  for (let i = 0; i < MANY; i++) {
+    const index = ascending ? i : MANY - 1 - i;
+    if (index % 32 !== 7) take(core, index * 2, 1);
+  }
+  assert.equal(core.exports.rangeCount(), MANY / 32);
+  const mib = grown(core, () => {
+    for (let i = 0; i < MANY * 0.9; i++) put(core, (MANY + i) * 2, 1);
+  });
+  assert.ok(mib < 0.25, `${mib} MiB`);
+  for (let i = 7; i < MANY; i += 32) assert.equal(lookup(core, page(i * 2))?.end, page(i * 2 + 1));
+}
+
 test('the work of a lookup is logarithmic, in loads from memory', async () => {
   // Among 128 times as many ranges it may do a few more (log2(128) = 7 steps of a search, a handful of loads
   // each), and not 128 times as many.

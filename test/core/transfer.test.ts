@@ -2,153 +2,12 @@
 // follows from every answer, and how far it came. No answer of the kernel's makes a transfer endless.
 
 import { strict as assert } from 'node:assert';
-import { type Core, Op, Option, Step } from '../../src/core.js';
+import { Op, Option, Step } from '../../src/core.js';
 import { suite } from '../harness.js';
-import {
-  BASE,
-  EAGAIN,
-  fault,
-  feed,
-  fork,
-  type Message,
-  makeCore,
-  P,
-  PAGE,
-  page,
-  put,
-  remap,
-  remove,
-  still,
-  unmap,
-} from './support.js';
+import { EAGAIN, fault, feed, fork, makeCore, P, page, put, remap, remove, unmap } from './support.js';
+import { EEXIST, EINTR, ENOENT, ESRCH, FILLS, ROWS, type Row, Run, SOURCE, STEPPERS } from './transfers.js';
 
 const test = suite('transfer');
-
-const EINTR = -4;
-const EEXIST = -17;
-const ENOENT = -2;
-const ESRCH = -3;
-const WAKE = 0x8010aa02;
-const SOURCE = 0x55aa_0000_1234n;
-const PATTERN = 0xeeee_eeee_eeee_eeeen;
-
-interface Row {
-  name: string;
-  op: Op;
-  request: number;
-  /** Where the signed result is, in u64; undefined: there is none. */
-  result: number | undefined;
-  source: boolean;
-  stepsOver: boolean;
-  /** The kernel's mode bits for the options. */
-  dontWake: bigint;
-  writeProtect: bigint;
-  holes: bigint;
-}
-
-const row = (name: string, op: Op, request: number, rest: Partial<Row>): Row => ({
-  name,
-  op,
-  request,
-  result: 3,
-  source: false,
-  stepsOver: true,
-  dontWake: 1n,
-  writeProtect: 0n,
-  holes: 0n,
-  ...rest,
-});
-
-const ROWS: Row[] = [
-  row('COPY', Op.copy, 0xc028aa03, { result: 4, source: true, writeProtect: 2n }),
-  row('ZEROPAGE', Op.zero, 0xc020aa04, {}),
-  row('CONTINUE', Op.continue, 0xc020aa07, { writeProtect: 2n }),
-  row('POISON', Op.poison, 0xc020aa08, {}),
-  row('MOVE', Op.move, 0xc028aa05, { result: 4, source: true, holes: 2n, stepsOver: false }),
-  row('WRITEPROTECT', Op.writeProtect, 0xc018aa06, { result: undefined, dontWake: 2n, writeProtect: 1n }),
-];
-const FILLS = ROWS.filter((one) => one.result !== undefined);
-const STEPPERS = FILLS.filter((one) => one.stepsOver);
-
-/** One transfer, with the kernel played by the test. */
-class Run {
-  readonly core: Core;
-  readonly row: Row;
-  readonly count: number;
-  readonly mode: bigint;
-  step: number;
-
-  /** Over `count` pages from page 0 on, in a core that may have read messages before. */
-  constructor(row: Row, count = 8, options = 0, core = makeCore()) {
-    this.core = core;
-    this.row = row;
-    this.count = count;
-    this.mode =
-      (options & Option.dontWake ? row.dontWake : 0n) |
-      (options & Option.writeProtect ? row.writeProtect : 0n) |
-      (options & Option.allowHoles ? row.holes : 0n);
-    if (core.exports.rangeCount() === 0) put(core, 0, 64);
-    // Whatever the last call left in the struct.
-    this.words.fill(PATTERN);
-    this.step = core.arguments(BASE, count * PAGE, SOURCE).transferBegin(row.op, options);
-  }
-
-  get words(): BigUint64Array {
-    return this.core.words.subarray(this.core.request >>> 3, (this.core.request >>> 3) + 8);
-  }
-
-  get done(): number {
-    return this.core.exports.transferDone();
-  }
-
-  /** The call to make is the operation, from page `first` on, with its result zeroed. */
-  isFill(first: number): this {
-    const { row, count } = this;
-    assert.equal(this.step, Step.call);
-    assert.equal(this.core.exports.transferCode() >>> 0, row.request);
-    const length = BigInt(count - first) * P;
-    const expected = row.source
-      ? [page(first), SOURCE + BigInt(first) * P, length, this.mode, 0n]
-      : [page(first), length, this.mode, 0n];
-    // WRITEPROTECT's struct ends before the result.
-    const size = row.result === undefined ? 3 : row.result + 1;
-    assert.deepEqual([...this.words.subarray(0, size)], expected.slice(0, size));
-    return this;
-  }
-
-  /** The call to make is a WAKE of `pages` pages from page `first` on. */
-  isWake(first: number, pages: number): this {
-    assert.equal(this.step, Step.call);
-    assert.equal(this.core.exports.transferCode() >>> 0, WAKE);
-    assert.deepEqual([...this.words.subarray(0, 2)], [page(first), BigInt(pages) * P]);
-    return this;
-  }
-
-  /** The call's answer: ≥ 0 or −errno, and what the kernel wrote into the result. */
-  answers(result: number, out?: bigint): this {
-    if (out !== undefined && this.row.result !== undefined) {
-      this.words[this.row.result] = BigInt.asUintN(64, out);
-    }
-    this.step = still(this.core, 'transferResult', () => this.core.exports.transferResult(result));
-    return this;
-  }
-
-  /** Events are to be read; these are what there was. */
-  reads(...messages: Message[]): this {
-    assert.equal(this.step, Step.read);
-    feed(this.core, ...messages);
-    this.core.exports.inboxTake(EAGAIN);
-    this.words.fill(PATTERN);
-    this.step = still(this.core, 'transferResume', () => this.core.exports.transferResume());
-    return this;
-  }
-
-  ends(step: number, pages: number, errno = 0): void {
-    assert.equal(this.step, step);
-    assert.equal(this.done, pages * PAGE);
-    if (step === Step.failed) assert.equal(this.core.exports.transferErrno(), errno);
-  }
-}
 
 for (const row of ROWS) {
   test(`${row.name}: 0 is all of it`, () => {
@@ -181,6 +40,10 @@ for (const row of ROWS) {
 
   test(`${row.name}: after two reads that brought no change it ends short`, () => {
     new Run(row).answers(EAGAIN, -11n).reads().isFill(0).answers(EAGAIN, -11n).reads().ends(Step.short, 0);
+    // The next transfer counts from nothing.
+    const core = makeCore();
+    new Run(row, 8, 0, core).answers(EAGAIN, 0n).reads().answers(0).ends(Step.done, 8);
+    new Run(row, 8, 0, core).answers(EAGAIN, 0n).reads().isFill(0);
     // Faults are no change, however many come in.
     const run = new Run(row)
       .answers(EAGAIN, -11n)
@@ -248,14 +111,15 @@ for (const row of ROWS) {
   });
 
   test(`${row.name}: EINTR makes the same call again`, () => {
-    const run = new Run(row).isFill(0).answers(EINTR, -4n).isFill(0).answers(EINTR).isFill(0);
+    const run = new Run(row, 8, row.plain).isFill(0).answers(EINTR, -4n).isFill(0).answers(EINTR).isFill(0);
     run.answers(ENOENT, -2n).isWake(0, 8).answers(EINTR).isWake(0, 8).answers(0).ends(Step.unmapped, 0);
   });
 
   test(`${row.name}: ENOENT wakes the rest and ends`, () => {
-    new Run(row).answers(ENOENT, -2n).isWake(0, 8).answers(0).ends(Step.unmapped, 0);
+    new Run(row, 8, row.plain).answers(ENOENT, -2n).isWake(0, 8).answers(0).ends(Step.unmapped, 0);
     // Also where the sleepers were to be left asleep: nobody can wake them later.
-    new Run(row, 8, Option.dontWake).answers(ENOENT, -2n).isWake(0, 8).answers(-22).ends(Step.unmapped, 0);
+    const asleep = new Run(row, 8, row.plain | Option.dontWake).answers(ENOENT, -2n);
+    asleep.isWake(0, 8).answers(-22).ends(Step.unmapped, 0);
   });
 
   test(`${row.name}: ESRCH ends at once`, () => {
@@ -277,7 +141,7 @@ for (const row of ROWS) {
 for (const row of FILLS) {
   test(`${row.name}: goes on after a part, and then meets any cause`, () => {
     const part = () =>
-      new Run(row)
+      new Run(row, 8, row.plain)
         .isFill(0)
         .answers(EAGAIN, 3n * P)
         .isFill(3);
@@ -353,6 +217,13 @@ for (const row of STEPPERS) {
     run.answers(EEXIST, -17n).isFill(2).answers(EEXIST, -17n).ends(Step.done, 3);
   });
 
+  test(`${row.name}: stepping over a huge page does not go beyond the end`, () => {
+    const core = makeCore();
+    put(core, 0, 512, { pageShift: 21 });
+    const run = new Run(row, 100, 0, core).answers(EEXIST, -17n).isWake(0, 512);
+    run.answers(0).ends(Step.done, 100);
+  });
+
   test(`${row.name}: a huge page is stepped over as a whole`, () => {
     const huge = 512;
     const core = makeCore();
@@ -380,6 +251,15 @@ test('MOVE: EEXIST wakes that page and fails, because the source keeps the rest'
     .isFill(2)
     .answers(EEXIST, -17n);
   run.isWake(2, 1).answers(EINTR).isWake(2, 1).answers(0).ends(Step.failed, 2, 17);
+});
+
+test('MOVE: ENOENT may be a hole in the source where none is allowed: it wakes and fails', () => {
+  const run = new Run(MOVE)
+    .answers(EAGAIN, 2n * P)
+    .isFill(2)
+    .answers(ENOENT, -2n)
+    .isWake(2, 6);
+  run.answers(0).ends(Step.failed, 2, 2);
 });
 
 test('MOVE: a change that touches what is left of the source ends it short; for COPY the source is not watched', () => {

@@ -1,0 +1,304 @@
+// The repository is what ARCHITECTURE.md says: imports go down, one file touches WebAssembly, nothing built or
+// machine-bound is in it; and the release module imports nothing, is small, and grows its memory only on paths
+// that register or read.
+
+import { strict as assert } from 'node:assert';
+import { execFileSync } from 'node:child_process';
+import { existsSync, readdirSync, readFileSync, realpathSync, statSync } from 'node:fs';
+import { dirname, join, posix, relative } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { skip, suite } from './harness.js';
+
+const test = suite('layout');
+const root = realpathSync(fileURLToPath(new URL('../../', import.meta.url)));
+
+/**
+ * What stands on what: a file imports only from rows below its own. Imports of types alone are free, since they
+ * are gone when it runs. The command line stands above all of them, on src/index.ts only.
+ */
+const LAYERS = [
+  ['src/index.ts'],
+  ['src/userfaultfd.ts'],
+  ['src/open.ts', 'src/loop.ts', 'src/mapping.ts', 'shim/linux.ts'],
+  ['src/features.ts', 'src/arguments.ts', 'src/options.ts', 'src/channel.ts', 'shim/memory.ts'],
+  ['src/errors.ts', 'shim/libc.ts'],
+  ['src/kernel.ts', 'src/core.ts', 'src/handler.ts', 'src/registry.ts', 'src/stopper.ts', 'src/wasm.d.ts'],
+];
+const CLI = 'src/cli/';
+const INDEX = 'src/index.ts';
+
+/** Packages, and the only places that may import them. */
+const PACKAGES: Record<string, RegExp> = {
+  '#wasm': /^src\/core\.ts$/,
+  '@assemblyscript/loader': /^src\/core\.ts$/,
+  koffi: /^shim\/libc\.ts$/,
+  commander: /^src\/cli\//,
+  'cli-progress': /^src\/cli\//,
+  'cli-table3': /^src\/cli\//,
+  picocolors: /^src\/cli\//,
+};
+
+/** What may stand at the top, beside files whose name begins with a dot. */
+const TOP = [
+  ...['package.json', 'package-lock.json', 'tsconfig.json', 'asconfig.json', 'biome.json'],
+  ...['assembly', 'shim', 'src', 'test', 'bench', 'docs', 'examples'],
+  ...['README.md', 'ARCHITECTURE.md', 'CHANGELOG.md', 'LICENSE'],
+  // Not tracked.
+  ...['node_modules', 'dist'],
+];
+
+// ---- the sources -------------------------------------------------------------------------------------------
+
+interface Import {
+  from: string;
+  typesOnly: boolean;
+}
+
+/** Files below a folder, relative to the root, with forward slashes. */
+function filesIn(folder: string): string[] {
+  return readdirSync(join(root, folder), { recursive: true, encoding: 'utf8' })
+    .map((file) => posix.join(folder, file.replaceAll('\\', '/')))
+    .filter((file) => statSync(join(root, file)).isFile());
+}
+
+const sources = [...filesIn('src'), ...filesIn('shim')];
+
+function textOf(file: string): string {
+  return readFileSync(join(root, file), 'utf8');
+}
+
+/** The text without its comments. */
+function codeOf(file: string): string {
+  return textOf(file)
+    .replace(/\/\*[\s\S]*?\*\//g, '')
+    .replace(/(^|\s)\/\/.*$/gm, '$1');
+}
+
+/** What a source imports; its own files by their names in the repository. */
+function importsOf(file: string): Import[] {
+  const code = codeOf(file);
+  const found: Import[] = [];
+  const own = (name: string) =>
+    name.startsWith('.') ? posix.join(posix.dirname(file), name).replace(/\.js$/, '.ts') : name;
+  for (const [, clause = '', name = ''] of code.matchAll(/^(?:import|export)\b([^;]*?)\bfrom '([^']+)';/gm)) {
+    const names = /\{([^}]*)\}/
+      .exec(clause)?.[1]
+      ?.split(',')
+      .map((one) => one.trim())
+      .filter(Boolean);
+    const braced = /^\s*\{[^}]*\}\s*$/.test(clause) && names?.every((one) => one.startsWith('type '));
+    found.push({ from: own(name), typesOnly: /^\s*type\b/.test(clause) || braced === true });
+  }
+  for (const [, name = ''] of code.matchAll(/^import '([^']+)';/gm))
+    found.push({ from: own(name), typesOnly: false });
+  for (const [, isType, name = ''] of code.matchAll(/(typeof )?\b(?:import|require)\('([^']+)'\)/g)) {
+    found.push({ from: own(name), typesOnly: isType !== undefined });
+  }
+  return found;
+}
+
+test('imports go down only', () => {
+  const row = (file: string) => LAYERS.findIndex((files) => files.includes(file));
+  let checked = 0;
+  for (const file of sources.filter((file) => !file.startsWith(CLI))) {
+    assert.ok(row(file) >= 0, `${file} has no place in the table of layers`);
+    for (const { from, typesOnly } of importsOf(file)) {
+      if (!/^(src|shim)\//.test(from)) continue;
+      assert.ok(existsSync(join(root, from)), `${file} imports ${from}, which is not there`);
+      checked++;
+      if (!typesOnly)
+        assert.ok(row(from) > row(file), `${file} imports ${from}, which does not stand below it`);
+    }
+  }
+  assert.ok(checked > 40, `only ${checked} imports were found`);
+  for (const file of LAYERS.flat())
+    assert.ok(sources.includes(file), `the table names ${file}, which is not there`);
+});
+
+test('the command line uses the library as anybody would', () => {
+  for (const file of sources.filter((file) => file.startsWith(CLI))) {
+    for (const { from } of importsOf(file)) {
+      if (/^(src|shim)\//.test(from))
+        assert.ok(from === INDEX || from.startsWith(CLI), `${file} imports ${from}`);
+    }
+  }
+});
+
+test('the shim knows nothing of the library but its port', () => {
+  for (const file of sources.filter((file) => file.startsWith('shim/'))) {
+    for (const { from } of importsOf(file)) {
+      if (from.startsWith('src/')) assert.equal(from, 'src/kernel.ts', `${file} imports ${from}`);
+    }
+  }
+});
+
+test('packages are imported where they belong, and no others', () => {
+  const declared = Object.keys(JSON.parse(textOf('package.json')).dependencies);
+  const known = Object.keys(PACKAGES).filter((name) => !name.startsWith('#'));
+  assert.deepEqual(declared.sort(), known.sort());
+  const used = new Set<string>();
+  for (const file of sources) {
+    for (const { from } of importsOf(file)) {
+      if (/^(src\/|shim\/|node:)/.test(from)) continue;
+      assert.ok(PACKAGES[from]?.test(file), `${file} imports ${from}`);
+      used.add(from);
+    }
+  }
+  assert.deepEqual([...used].sort(), Object.keys(PACKAGES).sort());
+});
+
+test('nothing imports itself in a circle', () => {
+  const done = new Set<string>();
+  const visit = (file: string, path: string[]) => {
+    assert.ok(!path.includes(file), `a circle of imports: ${[...path, file].join(' → ')}`);
+    if (done.has(file)) return;
+    for (const { from, typesOnly } of importsOf(file)) {
+      if (!typesOnly && sources.includes(from)) visit(from, [...path, file]);
+    }
+    done.add(file);
+  };
+  for (const file of sources) visit(file, []);
+});
+
+test('src/core.ts alone touches WebAssembly', () => {
+  for (const file of sources) {
+    if (file === 'src/core.ts') continue;
+    // Others may name the type of a memory.
+    const other = codeOf(file).replaceAll(/: WebAssembly\.Memory\b/g, '');
+    assert.ok(!/\bWebAssembly\b/.test(other), `${file} uses WebAssembly`);
+  }
+  assert.match(codeOf('src/core.ts'), /new WebAssembly\.Module\(/);
+});
+
+// ---- the repository ----------------------------------------------------------------------------------------
+
+/** What git says, if this is a checkout. */
+function git(...args: string[]): string[] | undefined {
+  try {
+    const options = { cwd: root, encoding: 'utf8', stdio: 'pipe' } as const;
+    const top = execFileSync('git', ['rev-parse', '--show-toplevel'], options).trim();
+    if (realpathSync(top) !== root) return undefined;
+    return execFileSync('git', [...args, '-z'], options)
+      .split('\0')
+      .filter(Boolean);
+  } catch {
+    return undefined;
+  }
+}
+
+/** Every file that is tracked or about to be; without git, every file that is not built or installed. */
+function repository(): string[] {
+  const listed = git('ls-files', '--cached', '--others', '--exclude-standard');
+  if (listed) return listed.filter((file) => statSync(join(root, file), { throwIfNoEntry: false })?.isFile());
+  const top = readdirSync(root).filter((name) => !['node_modules', 'dist', '.git'].includes(name));
+  return top.flatMap((name) => (statSync(join(root, name)).isDirectory() ? filesIn(name) : [name]));
+}
+
+test('the top level holds nothing unexpected', () => {
+  const names = readdirSync(root).filter((name) => !name.startsWith('.') && !TOP.includes(name));
+  assert.deepEqual(names, []);
+});
+
+test('nothing built is tracked', () => {
+  const tracked = git('ls-files', '--cached') ?? skip('this is no git checkout');
+  const built = /(^|\/)(dist|node_modules)\/|\.(wasm|wat|map|tgz|node|o|so|js|mjs|cjs)$/;
+  assert.deepEqual(
+    tracked.filter((file) => built.test(file)),
+    [],
+  );
+  assert.ok(tracked.includes('package.json'));
+});
+
+/** Lines of the repository that match, as `file:line: text`. The pattern must not match where it is written. */
+function linesWith(pattern: RegExp): string[] {
+  return repository().flatMap((file) =>
+    textOf(file)
+      .split('\n')
+      .flatMap((line, index) =>
+        pattern.test(line) ? [`${file}:${index + 1}: ${line.trim().slice(0, 100)}`] : [],
+      ),
+  );
+}
+
+test('no file names a place on somebody’s machine', () => {
+  assert.deepEqual(linesWith(/(?<![\w.:/-])\/(?:work|root|home|Users)\/[\w.]/), []);
+});
+
+test('no file names a package registry', () => {
+  const words = ['registry.', '[a-z]+\\.(org|com)|', 'npm', 'js\\.(org|com)|', 'npm', 'mirror'].join('');
+  assert.deepEqual(linesWith(new RegExp(words)), []);
+  const lock = JSON.parse(textOf('package-lock.json')) as { packages: Record<string, object> };
+  assert.deepEqual(
+    Object.entries(lock.packages).filter(([, entry]) => 'resolved' in entry),
+    [],
+  );
+  assert.ok(Object.values(lock.packages).filter((entry) => 'integrity' in entry).length > 10);
+});
+
+test('nothing is left to be done', () => {
+  assert.deepEqual(
+    linesWith(new RegExp(`\\b(${['TO', 'FIX'].map((word, i) => word + ['DO', 'ME'][i]).join('|')})\\b`)),
+    [],
+  );
+});
+
+// ---- the release module ------------------------------------------------------------------------------------
+
+const release = join(dirname(fileURLToPath(import.meta.url)), '../core/release.wasm');
+
+/** Exports that may grow the tables, and memory with them: a registration, a mapping change, room for a read. */
+const MAY_GROW = ['start', 'rangePut', 'rangeTake', 'inboxRoom', 'inboxNext', 'inboxNextEvent'];
+
+test('the release module imports nothing, and is at most 16 KiB', () => {
+  const binary = readFileSync(release);
+  assert.deepEqual(WebAssembly.Module.imports(new WebAssembly.Module(binary)), []);
+  assert.ok(binary.length <= 16 * 1024, `${relative(root, release)} is ${binary.length} bytes`);
+});
+
+test('memory grows on paths that register or read, and on no other', async () => {
+  const { default: binaryen } = await import('binaryen');
+  const module = binaryen.readBinary(readFileSync(release));
+  const text = module.emitText();
+  module.dispose();
+  // Calls are all direct, or this says nothing.
+  assert.ok(!/call_indirect|call_ref|ref\.func|\(table|\(elem/.test(text), 'the module has indirect calls');
+  const calls = new Map<string, string[]>();
+  const grows = new Set<string>();
+  for (const [, name = '', body = ''] of text.matchAll(/^ \(func (\$\S+)([\s\S]*?)^ \)$/gm)) {
+    calls.set(
+      name,
+      [...body.matchAll(/\((?:return_)?call (\$[^\s)]+)/g)].map(([, callee]) => callee as string),
+    );
+    if (body.includes('(memory.grow')) grows.add(name);
+  }
+  assert.equal(
+    text.match(/\(memory\.grow/g)?.length ?? 0,
+    text
+      .match(/^ \(func [\s\S]*?^ \)$/gm)
+      ?.join('')
+      .match(/\(memory\.grow/g)?.length,
+  );
+  assert.ok(grows.size > 0, 'no function grows memory: the text was not understood');
+  const reaches = (name: string, seen = new Set<string>()): boolean => {
+    if (grows.has(name)) return true;
+    if (seen.has(name)) return false;
+    seen.add(name);
+    return (calls.get(name) ?? assert.fail(`${name} is not in the text`)).some((callee) =>
+      reaches(callee, seen),
+    );
+  };
+  const exported = [...text.matchAll(/\(export "(\w+)" \(func (\$[^\s)]+)\)\)/g)];
+  const names = exported.filter(([, , name]) => reaches(name as string)).map(([, name]) => name as string);
+  assert.ok(
+    exported.length > 30 && names.includes('rangePut') && names.includes('inboxRoom'),
+    'too few exports were found',
+  );
+  assert.deepEqual(
+    names.filter((name) => !MAY_GROW.includes(name)),
+    [],
+  );
+  // What runs when the module is instantiated does not grow either.
+  for (const [, name] of text.matchAll(/^ \(start (\$[^\s)]+)\)/gm)) assert.ok(!reaches(name as string));
+});
+
+test.run();
