@@ -55,6 +55,7 @@ let used: u32 = 0;
 let freeHead: u32 = NONE;
 let freeCount: u32 = 0;
 let waiting: u32 = 0;
+let putOff: u32 = 0;
 
 // The ready queue is queue 0; deferred faults of level n are in queue n.
 const heads: usize = memory.data((LEVELS + 1) * 4, 4);
@@ -79,6 +80,11 @@ function bucket(page: u64, kind: u32): usize {
 /** Faults waiting for a handler, deferred ones included. */
 export function faultCount(): u32 {
   return waiting;
+}
+
+/** Entries in the queues of deferred faults, those included that were dropped since. */
+export function faultPutOff(): u32 {
+  return putOff;
 }
 
 /** Makes room for `count` more, and for the one that is out to come back. False: no memory left. */
@@ -133,7 +139,7 @@ export function faultPut(page: u64, address: u64, kind: u32, write: u32, tid: u3
 
 /** Hands out the next fault that is ready or due at `now`, into `current`. False: there is none. */
 export function faultTake(now: f64): bool {
-  for (let level: u32 = 1; level <= LEVELS; level++) {
+  for (let level: u32 = 1; putOff > 0 && level <= LEVELS; level++) {
     for (let index = head(level); index != NONE && entry(index).due <= now; index = head(level)) {
       shift(level);
       if (entry(index).state == DROPPED) {
@@ -265,6 +271,7 @@ function release(index: u32): void {
 }
 
 function append(queue: u32, index: u32): void {
+  if (queue > 0) putOff++;
   entry(index).next = NONE;
   const tail = tails + <usize>(queue << 2);
   if (head(queue) == NONE) store<u32>(heads + <usize>(queue << 2), index);
@@ -273,5 +280,6 @@ function append(queue: u32, index: u32): void {
 }
 
 function shift(queue: u32): void {
+  if (queue > 0) putOff--;
   store<u32>(heads + <usize>(queue << 2), entry(head(queue)).next);
 }

@@ -2,7 +2,8 @@
 //
 // Rules:
 //  - The kernel's read hands out page faults before all other events, whatever their order of arrival, so
-//    nothing is offered before the queue was read to EAGAIN: `inboxNext` asks for a read until then.
+//    nothing is offered before the queue was read to its end (EAGAIN, or a read that left room in the buffer,
+//    which the kernel ends only there): `inboxNext` asks for a read until then.
 //  - Every mapping change that was read is delivered before any fault. It is applied to ranges, pages and
 //    waiting faults at the moment it is delivered, so the tables say what the handler has been told.
 //  - Memory per event is bounded: when EVENTS of them wait, `inboxRoom` is 0 and they are delivered first.
@@ -39,6 +40,7 @@ import {
   faultDrop,
   faultHurry,
   faultPut,
+  faultPutOff,
   faultReserve,
   faultTake,
   KIND_MINOR,
@@ -102,6 +104,8 @@ export const delivery: usize = memory.data(40, 8);
 let pageShift: u32 = 12;
 let tellsUnmap: bool = false;
 let drained: bool = false;
+/** Bytes that the read under way may bring. */
+let asked: u32 = 0;
 let taken: u32 = 0;
 let unknown: u32 = 0;
 
@@ -125,6 +129,11 @@ export function inboxWaiting(): u32 {
   return faultCount() + eventCount;
 }
 
+/** Whether faults were put off: only they need to know what time it is. */
+export function inboxPutOff(): bool {
+  return faultPutOff() > 0;
+}
+
 /** Forgets that the queue was empty: called when a round begins. */
 export function inboxOpen(): void {
   drained = false;
@@ -133,7 +142,8 @@ export function inboxOpen(): void {
 /** How many bytes the next read may bring; 0: deliver first. */
 export function inboxRoom(): u32 {
   const room = min(MESSAGES, EVENTS - eventCount);
-  return faultReserve(room) ? room * SIZEOF_UFFD_MSG : 0;
+  asked = faultReserve(room) ? room * SIZEOF_UFFD_MSG : 0;
+  return asked;
 }
 
 /** Takes in the result of a read into `messages`: bytes, or −errno. */
@@ -149,19 +159,21 @@ export function inboxTake(result: i32): i32 {
   if (result == 0) return READ_ENDED;
   if (result % SIZEOF_UFFD_MSG != 0) return READ_RAGGED;
   drained = false;
+  const it = changetype<Delivery>(delivery);
   for (let offset: u32 = 0; offset < <u32>result; offset += SIZEOF_UFFD_MSG) {
-    const at = messages + offset;
-    const event = <u32>changetype<uffd_msg>(at).event;
-    if (event == UFFD_EVENT_PAGEFAULT) {
-      takeFault(changetype<uffd_msg_pagefault>(at));
-    } else if (event >= UFFD_EVENT_FORK && event <= UFFD_EVENT_UNMAP) {
-      takeEvent(at);
+    const what = decode(messages + offset);
+    if (what == NEXT_FAULT) {
+      faultPut(it.b, it.a, it.kind, it.write, it.tid);
+    } else if (what != NEXT_NONE) {
+      takeEvent(messages + offset);
     } else {
       unknown = offset;
       return READ_UNKNOWN;
     }
   }
-  return READ_MORE;
+  // The kernel goes on until the buffer is full or the queue is empty: a short read is a drained queue.
+  drained = <u32>result < asked;
+  return drained ? READ_DRAINED : READ_MORE;
 }
 
 /** Offset in `messages` of the event that `inboxTake` did not know. */
@@ -169,13 +181,45 @@ export function inboxUnknown(): u32 {
   return unknown;
 }
 
-function takeFault(message: uffd_msg_pagefault): void {
-  const flags = message.flags;
-  let kind = KIND_MISSING;
-  if (flags & UFFD_PAGEFAULT_FLAG_WP) kind = KIND_WRITE_PROTECT;
-  else if (flags & UFFD_PAGEFAULT_FLAG_MINOR) kind = KIND_MINOR;
-  const address = message.address;
-  faultPut(pageOf(address), address, kind, <u32>(flags & UFFD_PAGEFAULT_FLAG_WRITE), message.ptid);
+/**
+ * Decodes the message at an offset of `messages` into `delivery`, and does nothing else. What it is: NEXT_FAULT
+ * to NEXT_FORKED, or NEXT_NONE where the event is not known.
+ */
+export function messageDecode(offset: u32): i32 {
+  return decode(messages + offset);
+}
+
+function decode(at: usize): i32 {
+  const it = changetype<Delivery>(delivery);
+  switch (<u32>changetype<uffd_msg>(at).event) {
+    case UFFD_EVENT_PAGEFAULT: {
+      const message = changetype<uffd_msg_pagefault>(at);
+      const flags = message.flags;
+      it.a = message.address;
+      it.b = pageOf(message.address);
+      it.kind = KIND_MISSING;
+      if (flags & UFFD_PAGEFAULT_FLAG_WP) it.kind = KIND_WRITE_PROTECT;
+      else if (flags & UFFD_PAGEFAULT_FLAG_MINOR) it.kind = KIND_MINOR;
+      it.write = <u32>(flags & UFFD_PAGEFAULT_FLAG_WRITE);
+      it.tid = message.ptid;
+      return NEXT_FAULT;
+    }
+    case UFFD_EVENT_FORK:
+      it.a = changetype<uffd_msg_fork>(at).ufd;
+      return NEXT_FORKED;
+    case UFFD_EVENT_REMAP:
+      it.a = changetype<uffd_msg_remap>(at).from;
+      it.b = changetype<uffd_msg_remap>(at).to;
+      it.c = changetype<uffd_msg_remap>(at).len;
+      return NEXT_REMAPPED;
+    case UFFD_EVENT_REMOVE:
+    case UFFD_EVENT_UNMAP:
+      it.a = changetype<uffd_msg_remove>(at).start;
+      it.b = changetype<uffd_msg_remove>(at).end;
+      return changetype<uffd_msg>(at).event == UFFD_EVENT_REMOVE ? NEXT_REMOVED : NEXT_UNMAPPED;
+    default:
+      return NEXT_NONE;
+  }
 }
 
 function takeEvent(message: usize): void {
@@ -223,13 +267,19 @@ export function inboxNext(now: f64): i32 {
 }
 
 /**
- * Ends the fault that is out. It is deferred if the handler could not answer, or if a transfer over its page
- * was cut short by a mapping change, whatever the handler believes; not if its memory or process is gone.
+ * Ends the fault that is out. True: it comes again, so `inboxDefer` is next: the handler could not answer, or a
+ * transfer over its page was cut short by a mapping change, whatever the handler believes; not if its memory or
+ * process is gone.
  */
-export function inboxAnswer(answered: bool, now: f64): void {
-  if (!out) return;
+export function inboxAnswer(answered: bool): bool {
+  if (!out) return false;
   out = false;
-  if (!gone && (!answered || cutShort)) faultDefer(now);
+  return !gone && (!answered || cutShort);
+}
+
+/** Puts the fault that was out back, to be offered again. */
+export function inboxDefer(now: f64): void {
+  faultDefer(now);
 }
 
 /** Milliseconds until `inboxNext` has something without a new message: 0 now, −1 never. */
@@ -279,32 +329,11 @@ export function inboxEvict(): bool {
 }
 
 function deliverEvent(): i32 {
-  const at = eventAt(0);
   const it = changetype<Delivery>(delivery);
-  const event = <u32>changetype<uffd_msg>(at).event;
-  let next = NEXT_FORKED;
-  if (event == UFFD_EVENT_FORK) {
-    it.a = changetype<uffd_msg_fork>(at).ufd;
-  } else if (event == UFFD_EVENT_REMAP) {
-    const remap = changetype<uffd_msg_remap>(at);
-    if (!applyRemap(remap.from, remap.to, remap.len)) return NEXT_NO_MEMORY;
-    it.a = remap.from;
-    it.b = remap.to;
-    it.c = remap.len;
-    next = NEXT_REMAPPED;
-  } else {
-    const start = changetype<uffd_msg_remove>(at).start;
-    const end = changetype<uffd_msg_remove>(at).end;
-    if (event == UFFD_EVENT_REMOVE) {
-      pagesSet(start, end, PAGE_REMOVED);
-      next = NEXT_REMOVED;
-    } else {
-      if (!applyUnmap(start, end)) return NEXT_NO_MEMORY;
-      next = NEXT_UNMAPPED;
-    }
-    it.a = start;
-    it.b = end;
-  }
+  const next = decode(eventAt(0));
+  if (next == NEXT_REMAPPED && !applyRemap(it.a, it.b, it.c)) return NEXT_NO_MEMORY;
+  if (next == NEXT_REMOVED) pagesSet(it.a, it.b, PAGE_REMOVED);
+  if (next == NEXT_UNMAPPED && !applyUnmap(it.a, it.b)) return NEXT_NO_MEMORY;
   eventFirst = (eventFirst + 1) % EVENTS;
   eventCount--;
   faultHurry();

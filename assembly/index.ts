@@ -18,15 +18,18 @@ import { argument } from './request';
 export {
   delivery,
   inboxAnswer,
+  inboxDefer,
   inboxDelay,
   inboxEvict,
   inboxNext,
   inboxNextEvent,
   inboxOpen,
+  inboxPutOff,
   inboxRoom,
   inboxTake,
   inboxUnknown,
   inboxWaiting,
+  messageDecode,
   messages,
 } from './inbox';
 export { pagesBytes, pagesWindowStart } from './pages';

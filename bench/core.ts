@@ -67,7 +67,7 @@ function empty(core: Core): number {
   let taken = 0;
   exports.inboxTake(-EAGAIN);
   while (exports.inboxNext(0) === Next.fault) {
-    exports.inboxAnswer(1, 0);
+    exports.inboxAnswer(1);
     taken++;
   }
   return taken;

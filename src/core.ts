@@ -38,13 +38,16 @@ interface Exports extends Record<string, unknown> {
   pageWindow(size: number): number;
   pagesWindowStart(): bigint;
   pagesBytes(): number;
+  messageDecode(offset: number): number;
+  inboxPutOff(): number;
   inboxOpen(): void;
   inboxRoom(): number;
   inboxTake(result: number): number;
   inboxUnknown(): number;
   inboxNext(now: number): number;
   inboxNextEvent(): number;
-  inboxAnswer(answered: number, now: number): void;
+  inboxAnswer(answered: number): number;
+  inboxDefer(now: number): void;
   inboxDelay(now: number): number;
   inboxWaiting(): number;
   inboxEvict(): number;
@@ -90,6 +93,9 @@ export const PAGE_STATES = ['missing', 'present', 'removed', 'in-flight'] as con
 /** Bytes of a uffd_msg. */
 export const MESSAGE_BYTES = 32;
 
+/** Messages that the buffer at `Core.messages` holds. */
+export const MESSAGES_MOST = 128;
+
 /** A registered range, as the core tells it. */
 export interface RangeReport {
   start: bigint;
@@ -110,7 +116,20 @@ function abort(message: number, file: number, line: number, column: number): nev
 export function instantiate(): Core {
   compiled ??= new WebAssembly.Module(wasm);
   const imports = WebAssembly.Module.imports(compiled).length === 0 ? {} : { env: { abort } };
-  return new Core(instantiateSync<Exports>(compiled, imports).exports);
+  return new Core(bare(instantiateSync<Exports>(compiled, imports).exports));
+}
+
+/**
+ * The module's own exports, without what the loader puts around them: it wraps every function, to count optional
+ * arguments that the core has none of, in an object with too many properties for V8 to keep fast. On a prototype
+ * they are fast again. Both together cost twice as much as the calls themselves.
+ */
+function bare(exports: Exports): Exports {
+  const own: Record<string, unknown> = {};
+  for (const [name, value] of Object.entries(exports)) {
+    own[name] = (value as { original?: unknown } | undefined)?.original ?? value;
+  }
+  return Object.create(own) as Exports;
 }
 
 /**

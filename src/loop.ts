@@ -29,7 +29,7 @@ export interface Served {
   readonly channel: Channel;
   readonly stopper: Stopper;
   /** Still owns its descriptor. */
-  readonly open: boolean;
+  isOpen(): boolean;
   /** The object that callbacks are given. */
   readonly face: Userfaultfd;
   /** Makes the child's object. */
@@ -43,6 +43,9 @@ export interface Served {
 /** Longest and first time that `adaptive` spins for the next message, in milliseconds. */
 const SPIN_MOST_MS = 0.2;
 const SPIN_FIRST_MS = 0.05;
+
+/** Rounds in a row, each of which brought something, until others on the event loop have their turn. */
+const ROUNDS_A_TURN = 32;
 
 export class Loop {
   readonly #served: Served;
@@ -97,12 +100,13 @@ export class Loop {
   round(): number {
     const { channel } = this.#served;
     const { exports } = channel.core;
-    const begun = channel.port.now();
+    // Only what was put off needs the time, and nothing that this round puts off is due in it.
+    const begun = exports.inboxPutOff() ? channel.port.now() : 0;
     let handled = 0;
     this.inRound = true;
     try {
       exports.inboxOpen();
-      while (this.#served.open) {
+      while (this.#served.isOpen()) {
         const next = exports.inboxNext(begun);
         if (next === Next.none) break;
         if (next === Next.read) {
@@ -193,13 +197,14 @@ export class Loop {
       answered = this.handler.pagefault(fault, this.#served.face) !== false;
     } finally {
       // After a throw the fault stays: nothing is lost for whoever starts again.
-      core.exports.inboxAnswer(answered ? 1 : 0, port.now());
+      if (core.exports.inboxAnswer(answered ? 1 : 0)) core.exports.inboxDefer(port.now());
     }
   }
 
   #endExited(): void {
     const reason = 'the process whose memory this is has exited or called exec';
-    if (this.#served.open) this.#served.end(new UffdError(Errno.ESRCH as number, 'userfaultfd', { reason }));
+    if (!this.#served.isOpen()) return;
+    this.#served.end(new UffdError(Errno.ESRCH as number, 'userfaultfd', { reason }));
   }
 
   #fork(fd: number): void {
@@ -238,7 +243,10 @@ export class Loop {
   #turn(): void {
     if (!this.running || this.inRound) return;
     try {
-      this.round();
+      // Whoever was answered may have run and faulted again: reading costs less than a turn of the event loop.
+      for (let rounds = 0; rounds < ROUNDS_A_TURN && this.running; rounds++) {
+        if (this.round() === 0) break;
+      }
       this.#schedule();
     } catch (error) {
       this.stop();
@@ -264,13 +272,13 @@ export class Loop {
   }
 
   get #goes(): boolean {
-    return this.running && this.#served.open && !this.#served.stopper.requested;
+    return this.running && this.#served.isOpen() && !this.#served.stopper.requested;
   }
 
   #block(stopFd: number): void {
+    // Reads once more before it sleeps: whoever was answered may have run and faulted again meanwhile.
     while (this.#goes) {
-      this.round();
-      if (this.#goes) this.#sleep(stopFd);
+      if (this.round() === 0 && this.#goes) this.#sleep(stopFd);
     }
   }
 
@@ -310,6 +318,6 @@ export class Loop {
     this.stop();
     if (!this.#served.stopper.requested) return;
     this.#served.stopper.obeyed();
-    if (this.#served.open) port.read(stopFd, core.messages, 8);
+    if (this.#served.isOpen()) port.read(stopFd, core.messages, 8);
   }
 }

@@ -81,14 +81,11 @@ export class Userfaultfd implements Disposable {
     this.#way = way;
     this.via = way?.via;
     this.userModeOnly = way?.userModeOnly;
-    const isOpen = () => this.#state === 'open';
     this.#served = {
       channel,
       stopper: this.#stopper,
       face: this,
-      get open() {
-        return isOpen();
-      },
+      isOpen: () => this.#state === 'open',
       adopt: (fd) => this.#child(fd),
       end: (error) => this.#end(error),
       settle: () => this.#sayFarewell(),

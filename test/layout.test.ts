@@ -17,8 +17,8 @@ const root = realpathSync(fileURLToPath(new URL('../../', import.meta.url)));
  * are gone when it runs. The command line stands above all of them, on src/index.ts only.
  */
 const LAYERS = [
-  ['src/index.ts'],
-  ['src/userfaultfd.ts'],
+  ['src/index.ts', 'src/portable.ts'],
+  ['src/userfaultfd.ts', 'src/messages.ts'],
   ['src/open.ts', 'src/loop.ts', 'src/mapping.ts', 'shim/linux.ts'],
   ['src/features.ts', 'src/arguments.ts', 'src/options.ts', 'src/channel.ts', 'shim/memory.ts'],
   ['src/errors.ts', 'shim/libc.ts'],

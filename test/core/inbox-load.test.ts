@@ -89,8 +89,8 @@ test('a repeat among 100,000 waiting faults is found in a few loads', async () =
     sum += loads(() => core.exports.inboxTake(length));
   }
   assert.equal(core.exports.inboxWaiting(), 100_000);
-  // Half a dozen for the message and its range, and two or three for each entry of a chain.
-  assert.ok(sum / 1000 < 12, `${sum / 1000} loads on average`);
+  // A dozen for the message, its range and what was decoded, and two or three for each entry of a chain.
+  assert.ok(sum / 1000 < 18, `${sum / 1000} loads on average`);
 });
 
 test('faults that are dropped before they are heard do not pile up', () => {

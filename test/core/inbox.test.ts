@@ -3,8 +3,10 @@
 
 import { strict as assert } from 'node:assert';
 import { Read } from '../../src/core.js';
+import { decodeMessages } from '../../src/messages.js';
 import { suite } from '../harness.js';
 import {
+  answer,
   drain,
   EAGAIN,
   FLAG_MINOR,
@@ -114,6 +116,50 @@ test('other results of read', () => {
   // An interrupted read says nothing new.
   assert.equal(core.exports.inboxTake(-4), Read.more);
   assert.equal(hear(core).is, 'fault');
+});
+
+test('a read that left room has seen the end of the queue; one that filled the buffer has not', () => {
+  const core = makeCore();
+  const room = core.exports.inboxRoom();
+  assert.equal(core.exports.inboxTake(write(core, fault(page(1)))), Read.drained);
+  assert.equal(hear(core).is, 'fault');
+  answer(core, true);
+  assert.equal(core.exports.inboxRoom(), room);
+  const full = Array.from({ length: room / 32 }, (_, i) => fault(page(i)));
+  assert.equal(core.exports.inboxTake(write(core, ...full)), Read.more);
+  assert.equal(hear(core).is, 'read');
+  drain(core);
+  assert.equal(hear(core).is, 'fault');
+});
+
+test('decodeMessages gives all in their order, and changes nothing', () => {
+  const core = makeCore();
+  const most = 300;
+  const all = Array.from({ length: most }, (_, i) =>
+    i % 3 === 0 ? fault(page(i), WRITE | FLAG_WP, i) : i % 3 === 1 ? remap(page(i), page(2), 4096n) : fork(i),
+  );
+  const bytes = new Uint8Array(most * 32);
+  all.forEach((one, i) => {
+    write(core, one);
+    bytes.set(core.messageBytes(0, 32), i * 32);
+  });
+  const decoded = decodeMessages(bytes);
+  assert.equal(decoded.length, most);
+  assert.deepEqual(decoded.slice(0, 3), [
+    { event: 'pagefault', address: page(0), access: 'write', kind: 'write-protect', tid: 0 },
+    { event: 'remap', from: page(1), to: page(2), length: 4096 },
+    { event: 'fork', fd: 2 },
+  ]);
+  assert.deepEqual(decoded[299], { event: 'fork', fd: 299 });
+  assert.throws(() => decodeMessages(bytes.subarray(1)), /multiple of 32/);
+  bytes.set([0x99], 32);
+  assert.deepEqual(decodeMessages(bytes)[1], { event: 'unknown', code: 0x99, bytes: bytes.slice(32, 64) });
+  write(core, remove(page(1), page(3)), unmap(page(4), page(5)), fault(page(6), FLAG_MINOR));
+  assert.deepEqual(decodeMessages(core.messageBytes(0, 96)), [
+    { event: 'remove', start: page(1), end: page(3) },
+    { event: 'unmap', start: page(4), end: page(5) },
+    { event: 'pagefault', address: page(6), access: 'read', kind: 'minor', tid: 0 },
+  ]);
 });
 
 // ---- order -------------------------------------------------------------------------------------------------

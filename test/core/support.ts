@@ -124,7 +124,7 @@ export function write(core: Core, ...messages: Message[]): number {
   return messages.length * 32;
 }
 
-/** Reads messages into the core, in as many reads as it gives room for; not to EAGAIN. */
+/** Reads messages into the core, in as many reads as it gives room for; more may be in the kernel's queue. */
 export function feed(core: Core, ...messages: Message[]): void {
   for (let done = 0; done < messages.length; ) {
     const room = core.exports.inboxRoom() / 32;
@@ -133,10 +133,11 @@ export function feed(core: Core, ...messages: Message[]): void {
     const length = write(core, ...some);
     assert.equal(
       still(core, 'inboxTake', () => core.exports.inboxTake(length)),
-      Read.more,
+      some.length < room ? Read.drained : Read.more,
     );
     done += some.length;
   }
+  core.exports.inboxOpen();
 }
 
 /** The kernel's queue is empty. */
@@ -172,7 +173,9 @@ export function hear(core: Core, now = 0): Heard {
 
 /** Answers the fault that was heard last. */
 export function answer(core: Core, answered: boolean, now = 0): void {
-  still(core, 'inboxAnswer', () => core.exports.inboxAnswer(answered ? 1 : 0, now));
+  still(core, 'inboxAnswer', () => {
+    if (core.exports.inboxAnswer(answered ? 1 : 0)) core.exports.inboxDefer(now);
+  });
 }
 
 /** Everything there is to hear at `now`, each fault answered, with nothing left in the kernel. */
