@@ -105,8 +105,19 @@ const MUTANTS: Mutant[] = [
   },
 ];
 
+/** The core as it is: were it not to pass, noticing a mutant would mean nothing. */
+const CONTROL: Mutant = {
+  breaks: 'nothing',
+  file: 'index.ts',
+  from: '// The core',
+  to: '// The core',
+  test: 'core/',
+};
+
 const root = fileURLToPath(new URL('../..', import.meta.url));
 const survivors: string[] = [];
+
+if (isNoticed(CONTROL)) throw new Error('the tests fail on the core as it is');
 
 for (const mutant of MUTANTS) {
   const noticed = isNoticed(mutant);
