@@ -1,7 +1,7 @@
 // One userfaultfd's core, port and descriptor put together: what the core asks for is done, and its answers
 // become bytes or errors. No handler is known here, and nothing is decided that the core could decide.
 
-import { type Core, MESSAGE_BYTES, type Op, Read, Step } from './core.js';
+import { type Core, MESSAGE_BYTES, Next, type Op, Read, Step } from './core.js';
 import { Errno, UffdError } from './errors.js';
 import type { KernelPort } from './kernel.js';
 
@@ -28,15 +28,18 @@ export class Channel {
   /** A fill said that the process whose memory this is has exited or called exec. */
   exited = false;
 
-  constructor(core: Core, port: KernelPort, fd: number) {
+  readonly #pageSize: number;
+
+  constructor(core: Core, port: KernelPort, fd: number, pageSize: number) {
     this.core = core;
     this.port = port;
     this.fd = fd;
+    this.#pageSize = pageSize;
   }
 
   /** The same core and port on another descriptor. */
   on(fd: number): Channel {
-    return new Channel(this.core, this.port, fd);
+    return new Channel(this.core, this.port, fd, this.#pageSize);
   }
 
   /** The kernel's name of an operation. */
@@ -102,6 +105,40 @@ export class Channel {
       this.broken = this.#readError(verdict, result);
       throw this.broken;
     }
+  }
+
+  /**
+   * Reads what is there before a close, and gives up what it brings: a fork that waits for its reader would wait
+   * for ever, and leak the child's descriptor.
+   */
+  discard(): void {
+    if (this.broken) return;
+    const { core, port } = this;
+    let events: number;
+    do {
+      events = 0;
+      try {
+        this.drain();
+      } catch {
+        // It is being closed: what cannot be read is nobody's any more.
+        return;
+      }
+      for (
+        let next = core.exports.inboxNextEvent();
+        next !== Next.none;
+        next = core.exports.inboxNextEvent()
+      ) {
+        if (next === Next.noMemory) return;
+        if (next === Next.forked) port.close(Number(core.delivered(0)));
+        events++;
+      }
+    } while (events > 0);
+  }
+
+  /** Wakes the threads whose faults were read and not answered. */
+  evict(): void {
+    const { core } = this;
+    while (core.exports.inboxEvict()) this.wake(core.delivered(1), this.#pageSize);
   }
 
   #readError(verdict: number, result: number): UffdError {

@@ -16,7 +16,7 @@ import {
   outOfRange,
 } from './arguments.js';
 import { Channel } from './channel.js';
-import { instantiate, Next, Op, Option, PAGE_STATES, type RangeReport } from './core.js';
+import { instantiate, Op, Option, PAGE_STATES, type RangeReport } from './core.js';
 import { Errno, errnoName, UffdError } from './errors.js';
 import {
   type Feature,
@@ -122,7 +122,7 @@ export class Userfaultfd implements Disposable {
     const core = instantiate();
     const port = kernel.attach(core.memory);
     const { fd, way } = openDescriptor(core, port, waysToOpen(via, userModeOnly));
-    const channel = new Channel(core, port, fd);
+    const channel = new Channel(core, port, fd, kernel.pageSize);
     try {
       return new Userfaultfd(channel, kernel, handshake(channel, way, features, optional), way);
     } catch (error) {
@@ -144,7 +144,7 @@ export class Userfaultfd implements Disposable {
     const kernel = options.kernel ?? linuxKernel();
     for (const { start, length } of ranges) checkRange(start, length, kernel.pageSize, 'ranges: start');
     const core = instantiate();
-    const channel = new Channel(core, kernel.attach(core.memory), fd);
+    const channel = new Channel(core, kernel.attach(core.memory), fd, kernel.pageSize);
     // A WAKE of nobody: only a userfaultfd whose handshake is done takes it.
     const probe = channel.wake(0n, kernel.pageSize);
     if (probe < 0) {
@@ -412,7 +412,7 @@ export class Userfaultfd implements Disposable {
     const { fd } = this.#channel;
     this.#loop?.stop();
     this.#loop?.tellChanges();
-    this.#evict();
+    this.#channel.evict();
     this.#state = 'released';
     this.#leave();
     return fd;
@@ -437,41 +437,10 @@ export class Userfaultfd implements Disposable {
     this.#state = 'closed';
     if (state === 'released') return;
     this.#loop?.stop();
-    this.#discard();
-    this.#evict();
+    this.#channel.discard();
+    this.#channel.evict();
     this.#channel.port.close(this.#channel.fd);
     this.#leave(error);
-  }
-
-  /** Reads what is there before a close: a fork that waits for its reader would wait for ever, and leak the child's descriptor. */
-  #discard(): void {
-    if (this.#channel.broken) return;
-    const { core, port } = this.#channel;
-    let events: number;
-    do {
-      events = 0;
-      try {
-        this.#channel.drain();
-      } catch {
-        // It is being closed: what cannot be read is nobody's any more.
-        return;
-      }
-      for (
-        let next = core.exports.inboxNextEvent();
-        next !== Next.none;
-        next = core.exports.inboxNextEvent()
-      ) {
-        if (next === Next.noMemory) return;
-        if (next === Next.forked) port.close(Number(core.delivered(0)));
-        events++;
-      }
-    } while (events > 0);
-  }
-
-  /** Wakes the threads whose faults were read and not answered. */
-  #evict(): void {
-    const { core } = this.#channel;
-    while (core.exports.inboxEvict()) this.#channel.wake(core.delivered(1), this.pageSize);
   }
 
   /** The end of this object's watch. */
@@ -537,7 +506,7 @@ export class Userfaultfd implements Disposable {
   #child(fd: number): Userfaultfd {
     try {
       const core = instantiate();
-      const channel = new Channel(core, this.#kernel.attach(core.memory), fd);
+      const channel = new Channel(core, this.#kernel.attach(core.memory), fd, this.pageSize);
       const child = new Userfaultfd(channel, this.#kernel, featureBits(this.features, 'features'), this.#way);
       for (const range of this.ranges) child.#adoptRange(range);
       return child;
