@@ -46,7 +46,7 @@ function coreWith(count: number, apart: boolean): Core {
   return core;
 }
 
-/** Reads of `READ_MESSAGES` page faults each, as the kernel writes them: every page of the range once, shuffled. */
+/** Reads of `READ_MESSAGES` page faults each, as the kernel writes them: every page once, shuffled. */
 function rawReads(pages: number): Uint8Array[] {
   const order = Array.from({ length: pages }, (_, i) => (i * 7919) % pages);
   const reads: Uint8Array[] = [];
@@ -157,8 +157,9 @@ const MEASURES = [
     make: decoding,
     convert: perSecond,
     covers:
-      'inboxRoom and inboxTake on reads of 128 raw page faults: decoded, rounded to their page by its range, ' +
-      'merged by page and queued. Putting the bytes there (the kernel does) and emptying the queue are not timed',
+      'inboxRoom and inboxTake on reads of 128 raw page faults: decoded, rounded to their page by its ' +
+      'range, merged by page and queued. Putting the bytes there (the kernel does) and emptying the queue ' +
+      'are not timed',
   },
   {
     name: 'whole cycle',
@@ -180,7 +181,8 @@ const MEASURES = [
     make: transfer,
     convert: nanoseconds,
     covers:
-      'one page COPY with the ioctl left out: core.arguments, transferBegin, transferCode, transferResult, transferDone',
+      'one page COPY with the ioctl left out: core.arguments, transferBegin, transferCode, ' +
+      'transferResult, transferDone',
   },
 ] as const;
 

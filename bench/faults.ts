@@ -3,8 +3,8 @@
 //
 // Rules:
 //  - A figure belongs to a placement, and a ratio to two rounds that follow each other.
-//  - After every round each page is compared with the source, and answers with touches: what is wrong does not
-//    count, it throws.
+//  - After every round each page is compared with the source, and the answers with the touches: what is wrong
+//    does not count, it throws.
 
 import { freemem } from 'node:os';
 import * as memory from '../shim/memory.js';
@@ -79,7 +79,7 @@ export class FaultBench {
   readonly #latency: Uint32Array;
   readonly #elapsed = new BigUint64Array(1);
   readonly native: Native;
-  /** Microseconds that a page of memory took the host and the kernel to provide, the first time and the last. */
+  /** Microseconds that a page of memory took to be provided, the first time and the last. */
   readonly warmth: { firstUs: number; lastUs: number };
 
   constructor(library: string, pages: number) {

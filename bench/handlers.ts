@@ -1,5 +1,5 @@
-// Who answers the faults of a round: a thread in C, or a worker that runs our loop. Both register the region and
-// bind their thread to a processor before a round, and let go of the region behind it.
+// Who answers the faults of a round: a thread in C, or a worker that runs our loop. Both register the region
+// and bind their thread to a processor before a round, and let go of the region behind it.
 
 import { once } from 'node:events';
 import { Worker } from 'node:worker_threads';

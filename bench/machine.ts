@@ -29,7 +29,7 @@ export function loadWarning(): string | undefined {
 export class OtherWork {
   readonly #begin = look();
 
-  /** The share of all processors' time, from 0 to 1, that went to others; undefined where it cannot be known. */
+  /** The share of all processors' time, 0 to 1, that went to others; undefined where that cannot be known. */
   share(): number | undefined {
     const begin = this.#begin;
     const end = look();

@@ -1,6 +1,6 @@
 // The native half of the benchmark: the thread that touches memory, whoever answers it, and the handler in C
-// that ours is compared with. Loaded into the benchmark's process, so that memory, process and toucher are the
-// same for both. Functions answer a number >= 0, or -errno.
+// that ours is compared with. Loaded into the benchmark's process, so that memory, process and toucher are
+// the same for both. Functions answer a number >= 0, or -errno.
 
 #define _GNU_SOURCE
 #include <errno.h>
@@ -115,8 +115,8 @@ int wrong_pages(const char *region, size_t page, int count, const char *source) 
 
 // ---- the handler -----------------------------------------------------------------------------------------
 
-// How it waits. SLEEP: poll(2), read, answer, as the example in userfaultfd(2). READ_FIRST: sleeps in poll(2) only
-// after a read that found nothing. SPIN: reads again and again.
+// How it waits. SLEEP: poll(2), read, answer, as the example in userfaultfd(2). READ_FIRST: sleeps in poll(2)
+// only after a read that found nothing. SPIN: reads again and again.
 enum { SLEEP, READ_FIRST, SPIN };
 
 static struct {
@@ -160,8 +160,9 @@ out:
 }
 
 static int open_uffd(void) {
-  int fd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-  return fd < 0 && errno == EPERM ? syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY) : fd;
+  int flags = O_CLOEXEC | O_NONBLOCK;
+  int fd = syscall(SYS_userfaultfd, flags);
+  return fd < 0 && errno == EPERM ? syscall(SYS_userfaultfd, flags | UFFD_USER_MODE_ONLY) : fd;
 }
 
 // Serves `region` from a thread on `cpu`: each fault gets a copy of the page `source`.
@@ -177,7 +178,8 @@ int serve_begin(void *region, size_t bytes, size_t page, void *source, int wait,
   struct uffdio_api api = {.api = UFFD_API};
   struct uffdio_register watch = {{(uintptr_t)region, bytes}, UFFDIO_REGISTER_MODE_MISSING, 0};
   server.stop = eventfd(0, EFD_CLOEXEC);
-  if (server.stop < 0 || ioctl(server.uffd, UFFDIO_API, &api) || ioctl(server.uffd, UFFDIO_REGISTER, &watch)) {
+  if (server.stop < 0 || ioctl(server.uffd, UFFDIO_API, &api) ||
+      ioctl(server.uffd, UFFDIO_REGISTER, &watch)) {
     int error = errno;
     close(server.uffd);
     close(server.stop);

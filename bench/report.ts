@@ -85,9 +85,8 @@ export function aimTable(results: Results): string {
 /** All of it as docs/benchmarks.md holds it. */
 export function markdownReport(results: Results): string {
   const { machine, rounds, pages, placements, core, leftOut, warnings } = results;
-  const parts = [
-    `${machine}. ${rounds} pairs of rounds of ${pages.toLocaleString('en')} faults; medians, least and most in brackets.`,
-  ];
+  const size = `${rounds} pairs of rounds of ${pages.toLocaleString('en')} faults`;
+  const parts = [`${machine}. ${size}; medians, with the least and the most in brackets.`];
   for (const note of [
     ...leftOut.map((what) => `Left out: ${what}.`),
     ...warnings.map((what) => `Note: ${what}.`),

@@ -1,6 +1,6 @@
-// The thread that runs our handler: told to begin, it registers the region and answers each fault with one page
-// until it is stopped. A stop comes through `stopHandle`; 'end' follows it as a message. One userfaultfd serves
-// all rounds: what V8 has compiled for it stays.
+// The thread that runs our handler: told to begin, it registers the region and answers each fault with one
+// page until it is stopped. A stop comes through `stopHandle`; 'end' follows it as a message. One userfaultfd
+// serves all rounds: what V8 has compiled for it stays.
 
 import { parentPort, workerData } from 'node:worker_threads';
 import { type FaultHandler, Mapping, type SharedMapping, Userfaultfd, type Wait } from '../src/index.js';
