@@ -111,14 +111,15 @@ export function faultReserve(count: u32): bool {
   capacity = next;
   for (let i: u32 = 1; i <= used; i++) {
     const state = entry(i).state;
-    if (state == READY || state == DEFERRED) link(i);
+    if (state == READY || state == DEFERRED) link(bucket(entry(i).page, entry(i).kind), i);
   }
   return true;
 }
 
 /** Takes in a fault, or merges it into the entry of its page. */
 export function faultPut(page: u64, address: u64, kind: u32, write: u32, tid: u32): void {
-  const known = search(page, kind);
+  const at = bucket(page, kind);
+  const known = search(at, page, kind);
   if (known != NONE) {
     entry(known).write |= write;
     return;
@@ -132,7 +133,7 @@ export function faultPut(page: u64, address: u64, kind: u32, write: u32, tid: u3
   fault.tid = tid;
   fault.level = 0;
   fault.state = READY;
-  link(index);
+  link(at, index);
   append(0, index);
   waiting++;
 }
@@ -168,7 +169,8 @@ export function faultTake(now: f64): bool {
 /** Puts the fault in `current` off: it comes again after its delay, or when its page faults anew before that. */
 export function faultDefer(now: f64): void {
   const fault = changetype<Fault>(current);
-  const known = search(fault.page, fault.kind);
+  const at = bucket(fault.page, fault.kind);
+  const known = search(at, fault.page, fault.kind);
   if (known != NONE) {
     entry(known).write |= fault.write;
     return;
@@ -179,7 +181,7 @@ export function faultDefer(now: f64): void {
   deferred.level = min<u32>(deferred.level + 1, LEVELS);
   deferred.due = now + <f64>((<u32>1) << (deferred.level - 1));
   deferred.state = DEFERRED;
-  link(index);
+  link(at, index);
   append(deferred.level, index);
   waiting++;
 }
@@ -228,8 +230,8 @@ export function faultDelay(now: f64): f64 {
 
 // ---- the hash --------------------------------------------------------------------------------------------
 
-function search(page: u64, kind: u32): u32 {
-  let index = load<u32>(bucket(page, kind));
+function search(at: usize, page: u64, kind: u32): u32 {
+  let index = load<u32>(at);
   while (index != NONE) {
     const fault = entry(index);
     if (fault.page == page && fault.kind == kind) return index;
@@ -238,8 +240,7 @@ function search(page: u64, kind: u32): u32 {
   return NONE;
 }
 
-function link(index: u32): void {
-  const at = bucket(entry(index).page, entry(index).kind);
+function link(at: usize, index: u32): void {
   entry(index).chain = load<u32>(at);
   store<u32>(at, index);
 }

@@ -48,7 +48,7 @@ import {
   KIND_WRITE_PROTECT,
 } from './faults';
 import { PAGE_REMOVED, pagesForget, pagesMove, pagesSet, pagesWatch } from './pages';
-import { Range, rangeFind, rangeHere, rangeInsert, rangeRemove, rangeSeek } from './ranges';
+import { Range, rangeHere, rangeInsert, rangeNear, rangeRemove, rangeSeek } from './ranges';
 
 // What `inboxTake` answers.
 /** Taken in; read again. */
@@ -235,7 +235,7 @@ function eventAt(index: u32): usize {
 
 /** Bytes of the page that holds `address`: a huge page in a range that has them. */
 export function pageSizeAt(address: u64): u64 {
-  const range = rangeFind(address);
+  const range = rangeNear(address);
   return (<u64>1) << (range ? range.pageShift : pageShift);
 }
 
