@@ -40,7 +40,6 @@ export {
   openRequest,
   parameters,
   polled,
-  pollStopped,
   pollWatch,
   registerOperations,
   request,

@@ -98,8 +98,3 @@ function watch(index: u32, fd: i32): void {
   it.events = POLLIN;
   it.revents = 0;
 }
-
-/** Whether poll found the loop's stop signal. */
-export function pollStopped(): bool {
-  return changetype<pollfd>(polled + 8).revents != 0;
-}

@@ -25,7 +25,6 @@ interface Exports extends Record<string, unknown> {
   apiFeatures(): bigint;
   registerOperations(): bigint;
   pollWatch(userfaultfd: number, stop: number): void;
-  pollStopped(): number;
   rangePut(modes: number, pageShift: number): number;
   rangeTake(): number;
   rangeAt(): number;

@@ -3,12 +3,11 @@
 
 import * as assert from 'uvu/assert';
 import { MADV_DONTNEED, MREMAP_FIXED, MREMAP_MAYMOVE, munmap } from '../../shim/memory.js';
-import { type FaultHandler, Userfaultfd } from '../../src/index.js';
+import { type FaultHandler, type Feature, Userfaultfd } from '../../src/index.js';
 import { generator, seed, suite } from '../harness.js';
 import {
   at,
   type Call,
-  endAll,
   map,
   never,
   openWith,
@@ -17,24 +16,10 @@ import {
   recorder,
   sleepers,
   type Toucher,
-  toucher,
+  withUffd,
 } from './support.js';
 
 const test = suite('contract');
-
-/** Runs a body with a userfaultfd and a thread, and ends both whatever happens. */
-async function withUffd(
-  features: Parameters<typeof openWith>[0],
-  body: (uffd: Userfaultfd, thread: Toucher) => Promise<void>,
-): Promise<void> {
-  const uffd = openWith(features);
-  try {
-    await body(uffd, await toucher());
-  } finally {
-    uffd.close();
-    await endAll();
-  }
-}
 
 const letters = (index: number): Uint8Array => pageOf('a'.charCodeAt(0) + index);
 
@@ -87,33 +72,22 @@ test('3. a fault that is put off is offered again by itself, and the reader wait
   });
 });
 
-test('4. the thread id is that of the thread that touched', async () => {
-  await withUffd(['thread-id'], async (uffd, thread) => {
-    const base = map(1);
-    uffd.register(base, P);
-    const tids: number[] = [];
-    uffd.start({
-      pagefault(fault) {
-        tids.push(fault.tid);
-        uffd.zero(fault.page, P);
-      },
+test('4. the thread id is that of the thread that touched; without the feature it is 0', async () => {
+  for (const features of [['thread-id'], []] as Feature[][]) {
+    await withUffd(features, async (uffd, thread) => {
+      const base = map(1);
+      uffd.register(base, P);
+      const tids: number[] = [];
+      uffd.start({
+        pagefault(fault) {
+          tids.push(fault.tid);
+          uffd.zero(fault.page, P);
+        },
+      });
+      await thread.read(base);
+      assert.equal(tids, [features.length > 0 ? thread.kernelTid : 0]);
     });
-    await thread.read(base);
-    assert.equal(tids, [thread.kernelTid]);
-  });
-  await withUffd([], async (uffd, thread) => {
-    const base = map(1);
-    uffd.register(base, P);
-    const tids: number[] = [];
-    uffd.start({
-      pagefault(fault) {
-        tids.push(fault.tid);
-        uffd.zero(fault.page, P);
-      },
-    });
-    await thread.read(base);
-    assert.equal(tids, [0], 'without the feature it is 0');
-  });
+  }
 });
 
 test('5. zero page, write', async () => {

@@ -16,36 +16,11 @@ import {
   PROT_WRITE,
   view,
 } from '../../shim/memory.js';
-import { UffdError, type Userfaultfd } from '../../src/index.js';
+import { UffdError } from '../../src/index.js';
 import { suite } from '../harness.js';
-import {
-  at,
-  endAll,
-  map,
-  never,
-  openWith,
-  P,
-  pageOf,
-  recorder,
-  type Toucher,
-  toucher,
-  touchers,
-} from './support.js';
+import { at, map, never, P, pageOf, recorder, toucher, touchers, withUffd } from './support.js';
 
 const test = suite('operations');
-
-async function withUffd(
-  features: Parameters<typeof openWith>[0],
-  body: (uffd: Userfaultfd, thread: Toucher) => Promise<void>,
-): Promise<void> {
-  const uffd = openWith(features);
-  try {
-    await body(uffd, await toucher());
-  } finally {
-    uffd.close();
-    await endAll();
-  }
-}
 
 test('a wake without a resolution brings the fault again', async () => {
   await withUffd([], async (uffd, thread) => {

@@ -159,6 +159,20 @@ export async function endAll(): Promise<void> {
   living.clear();
 }
 
+/** Runs a body with a userfaultfd and a thread, and ends both whatever happens. */
+export async function withUffd(
+  features: OpenOptions['features'],
+  body: (uffd: Userfaultfd, thread: Toucher) => Promise<void>,
+): Promise<void> {
+  const uffd = openWith(features);
+  try {
+    await body(uffd, await toucher());
+  } finally {
+    uffd.close();
+    await endAll();
+  }
+}
+
 /** Whether a thread of this process sleeps in a userfault, or waits for an event to be read. */
 export function waitsInKernel(tid: number): boolean {
   const place = readFileSync(`/proc/self/task/${tid}/wchan`, 'utf8');
