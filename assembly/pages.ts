@@ -299,15 +299,15 @@ let windowPages: u32 = 0;
 
 /**
  * The pages to fill for a fault at `address`: the run of pages around it in its state (missing: from the
- * source; removed: zeros), inside its registered range and inside the aligned window of `size` pages.
- * 0 where the page is neither missing nor removed: it is there, or somebody fetches it.
+ * source; removed: zeros), inside its registered range and inside the aligned window of `size` pages. A page
+ * that should be there comes alone: the kernel says it is not, and knows better. 0: somebody fetches it.
  */
 export function pagesWindow(address: u64, size: u32): u32 {
   const page = address >> pageShift;
   windowFirst = page << pageShift;
-  windowPages = 0;
   const state = pageState(address);
-  if (state != PAGE_MISSING && state != PAGE_REMOVED) return 0;
+  windowPages = state == PAGE_IN_FLIGHT ? 0 : 1;
+  if (state == PAGE_IN_FLIGHT || state == PAGE_PRESENT) return windowPages;
   const range = rangeFind(address);
   const base = page - (page % size);
   let first = page;

@@ -23,7 +23,8 @@ function untouched(): u32 {
 }
 
 function grow(frames: u32): bool {
-  return memory.grow(<i32>((<usize>frames * FRAME + WASM_PAGE - 1) / WASM_PAGE)) >= 0;
+  // In wasm pages: the bytes of all frames asked for may not fit into 32 bits.
+  return memory.grow(<i32>(frames / <u32>(WASM_PAGE / FRAME) + 1)) >= 0;
 }
 
 /** Makes sure that `frames` frames can be taken beside those promised. False: the memory's maximum is reached. */

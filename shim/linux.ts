@@ -20,10 +20,10 @@ export function linuxKernel(): Kernel {
   return { pageSize: pageSize(), attach: (memory) => new LinuxPort(c, memory) };
 }
 
-/** Adds 1 to an eventfd's counter: for a thread that has no port. */
-export function signalEventfd(fd: number): number {
+/** What adds 1 to an eventfd's counter, for a thread that has no port. */
+export function eventfdSignal(): (fd: number) => number {
   const c = libc();
-  return c.eventfd_write(fd, 1) < 0 ? -c.errno() : 0;
+  return (fd) => (c.eventfd_write(fd, 1) < 0 ? -c.errno() : 0);
 }
 
 /** userfaultfd(2), for a probe without a port. */
@@ -99,7 +99,7 @@ class LinuxPort implements KernelPort {
   }
 
   signal(fd: number): number {
-    return signalEventfd(fd);
+    return this.#c.eventfd_write(fd, 1) < 0 ? -this.#c.errno() : 0;
   }
 
   now(): number {

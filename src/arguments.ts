@@ -6,7 +6,7 @@ import { hex } from './errors.js';
 /** User addresses end below this on the machines supported (5-level paging). */
 const ADDRESS_END = 1n << 56n;
 
-function wrongType(argument: string, expected: string, value: unknown): TypeError {
+export function wrongType(argument: string, expected: string, value: unknown): TypeError {
   const got = value === null ? 'null' : typeof value;
   return Object.assign(new TypeError(`${argument} must be ${expected}; it is ${got}`), {
     code: 'ERR_INVALID_ARG_TYPE',
@@ -67,6 +67,12 @@ export function checkInteger(
 
 export function checkDescriptor(value: unknown, argument: string): asserts value is number {
   checkInteger(value, argument, 0, 0x7fffffff);
+}
+
+export function checkIterable(value: unknown, argument: string): void {
+  if (typeof (value as Iterable<unknown> | null)?.[Symbol.iterator] !== 'function') {
+    throw wrongType(argument, 'a list of names', value);
+  }
 }
 
 export function checkFunction(value: unknown, argument: string): void {

@@ -47,6 +47,11 @@ export class Channel {
     return OPERATIONS[operation];
   }
 
+  /** Whether the descriptor is open still: nobody has closed it behind its owner's back. */
+  isOpen(): boolean {
+    return this.port.fcntl(this.fd, F_GETFL, 0) >= 0;
+  }
+
   /** Turns O_NONBLOCK on: without it poll says error, and a read would hang. */
   unblock(): void {
     const flags = this.port.fcntl(this.fd, F_GETFL, 0);
@@ -112,27 +117,25 @@ export class Channel {
    * for ever, and leak the child's descriptor.
    */
   discard(): void {
-    if (this.broken) return;
-    const { core, port } = this;
-    let events: number;
     do {
-      events = 0;
       try {
         this.drain();
       } catch {
         // It is being closed: what cannot be read is nobody's any more.
-        return;
       }
-      for (
-        let next = core.exports.inboxNextEvent();
-        next !== Next.none;
-        next = core.exports.inboxNextEvent()
-      ) {
-        if (next === Next.noMemory) return;
-        if (next === Next.forked) port.close(Number(core.delivered(0)));
-        events++;
-      }
-    } while (events > 0);
+    } while (this.giveUpChanges() > 0);
+  }
+
+  /** Applies the mapping changes that were read, closes the children's descriptors; how many they were. */
+  giveUpChanges(): number {
+    const { core, port } = this;
+    let given = 0;
+    for (let next = core.exports.inboxNextEvent(); next !== Next.none; next = core.exports.inboxNextEvent()) {
+      if (next === Next.noMemory) break;
+      if (next === Next.forked) port.close(Number(core.delivered(0)));
+      given++;
+    }
+    return given;
   }
 
   /** Wakes the threads whose faults were read and not answered. */

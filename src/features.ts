@@ -1,6 +1,7 @@
 // Names for the kernel's bits. The position in a list is the bit number; test/abi.test.ts holds the lists
 // against the C header.
 
+import { checkIterable } from './arguments.js';
 import { MODES } from './core.js';
 import { UnsupportedError } from './errors.js';
 
@@ -54,6 +55,7 @@ export type Mode = (typeof MODES)[number];
 /** The kernel's bits for some features. Unknown names are the caller's mistake. */
 export function featureBits(features: Iterable<Feature>, argument: string): bigint {
   let bits = 0n;
+  checkIterable(features, argument);
   for (const feature of features) {
     const bit = FEATURES.indexOf(feature);
     if (bit < 0) {
@@ -97,7 +99,12 @@ export function operationNames(bits: bigint): ReadonlySet<Operation> {
 export function operationBits(operations: Iterable<Operation>): bigint {
   let bits = 0n;
   for (const name of operations) {
-    const bit = (OPERATION_BITS as Record<string, number>)[name] ?? Number(name.slice('bit-'.length));
+    const bit = (OPERATION_BITS as Record<string, number>)[name] ?? Number(/^bit-(\d+)$/.exec(name)?.[1]);
+    if (!(bit < 64)) {
+      throw Object.assign(new TypeError(`operations: there is no operation '${name}'`), {
+        code: 'ERR_INVALID_ARG_VALUE',
+      });
+    }
     bits |= 1n << BigInt(bit);
   }
   return bits;
@@ -106,6 +113,7 @@ export function operationBits(operations: Iterable<Operation>): bigint {
 /** The kernel's bits for some modes: missing 1, write-protect 2, minor 4. */
 export function modeBits(mode: Mode | readonly Mode[]): number {
   let bits = 0;
+  checkIterable(mode, 'mode');
   for (const name of typeof mode === 'string' ? [mode] : mode) {
     const bit = MODES.indexOf(name);
     if (bit < 0) {

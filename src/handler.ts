@@ -36,7 +36,10 @@ export interface FaultHandler {
   remapped?(from: bigint, to: bigint, length: number): void;
   /** The process forked; `child` serves the child's memory and is yours to close. ('event-fork') */
   forked?(child: Userfaultfd): void;
-  /** Always last, exactly once. No error: `close`, `release`, end of file. */
+  /**
+   * Always last, exactly once: the one handler that is in charge then is told. No error: `close`, `release`, end
+   * of file.
+   */
   closed?(error?: UffdError): void;
 }
 

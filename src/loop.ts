@@ -5,7 +5,8 @@
 //  - One round at a time; callbacks never nest rounds.
 //  - Between rounds something always leads to the next one: the descriptor, the delay of a deferred fault,
 //    or a stop.
-//  - `stop` and `close` inside a callback take effect when the callback returns.
+//  - `stop` inside a callback ends the loop when the callback returns; `close` and `release` take effect at once,
+//    and `closed` is told when it returns. `start` and `poll` inside a callback are refused.
 
 import type { Channel } from './channel.js';
 import { MODES, Next } from './core.js';
@@ -44,6 +45,9 @@ export interface Served {
 const SPIN_MOST_MS = 0.2;
 const SPIN_FIRST_MS = 0.05;
 
+/** Longest sleep in one call: a thread in a system call hears nothing of `process.exit` or `terminate`. */
+const SLEEP_MOST_MS = 200;
+
 /** Rounds in a row, each of which brought something, until others on the event loop have their turn. */
 const ROUNDS_A_TURN = 32;
 
@@ -57,6 +61,8 @@ export class Loop {
   /** That round was asked for by `poll`, and no strategy is at work. */
   #single = false;
   #watches: Watch[] = [];
+  /** The eventfd of the run that goes on. */
+  #stopFd = -1;
   #timer: Watch | undefined;
 
   constructor(served: Served, handler: FaultHandler) {
@@ -67,16 +73,17 @@ export class Loop {
   /** Runs (or for `poll` starts) the loop. `stopFd`: the eventfd that wakes it up to stop. */
   run(wait: Wait, stopFd: number): void {
     this.running = true;
+    this.#stopFd = stopFd;
     if (wait === 'poll') {
-      this.#watch(stopFd);
+      this.#watch();
       return;
     }
     try {
-      if (wait === 'block') this.#block(stopFd);
+      if (wait === 'block') this.#block();
       else if (wait === 'spin') this.#spin();
-      else this.#adapt(stopFd);
+      else this.#adapt();
     } finally {
-      this.#leave(stopFd);
+      this.#leave();
     }
   }
 
@@ -223,18 +230,23 @@ export class Loop {
 
   // ---- strategies ----------------------------------------------------------------------------------------
 
-  #watch(stopFd: number): void {
+  #watch(): void {
     const { port, fd } = this.#served.channel;
     if (this.#served.stopper.requested) {
-      this.#leave(stopFd);
+      this.#leave();
       return;
     }
-    this.#watches = [
-      port.watch(fd, () => this.#turn()),
-      port.watch(stopFd, () => {
-        if (this.running) this.#leave(stopFd);
-      }),
-    ];
+    try {
+      this.#watches.push(port.watch(fd, () => this.#turn()));
+      this.#watches.push(
+        port.watch(this.#stopFd, () => {
+          if (this.running) this.#leave();
+        }),
+      );
+    } catch (error) {
+      this.stop();
+      throw error;
+    }
     // What was put off before a stop, or came in by a fill, has no message of its own.
     this.#schedule();
   }
@@ -244,12 +256,12 @@ export class Loop {
     if (!this.running || this.inRound) return;
     try {
       // Whoever was answered may have run and faulted again: reading costs less than a turn of the event loop.
-      for (let rounds = 0; rounds < ROUNDS_A_TURN && this.running; rounds++) {
+      for (let rounds = 0; rounds < ROUNDS_A_TURN && this.#goes; rounds++) {
         if (this.round() === 0) break;
       }
       this.#schedule();
     } catch (error) {
-      this.stop();
+      this.#leave();
       if (error === this.#served.channel.broken && this.handler.closed) return;
       this.#served.channel.port.after(0, () => {
         throw error;
@@ -275,10 +287,10 @@ export class Loop {
     return this.running && this.#served.isOpen() && !this.#served.stopper.requested;
   }
 
-  #block(stopFd: number): void {
+  #block(): void {
     // Reads once more before it sleeps: whoever was answered may have run and faulted again meanwhile.
     while (this.#goes) {
-      if (this.round() === 0 && this.#goes) this.#sleep(stopFd);
+      if (this.round() === 0 && this.#goes) this.#sleep();
     }
   }
 
@@ -287,7 +299,7 @@ export class Loop {
   }
 
   /** Spins as long as that keeps paying: the budget doubles when a message came in it, and halves when not. */
-  #adapt(stopFd: number): void {
+  #adapt(): void {
     const { port } = this.#served.channel;
     let budget = SPIN_FIRST_MS;
     let since = port.now();
@@ -298,26 +310,31 @@ export class Loop {
         since = now;
       } else if (port.now() - since > budget) {
         budget = budget < SPIN_FIRST_MS / 8 ? 0 : budget / 2;
-        this.#sleep(stopFd);
+        this.#sleep();
       }
     }
   }
 
   /** Sleeps until there is a message, a stop, or a fault due. */
-  #sleep(stopFd: number): void {
+  #sleep(): void {
     const { core, port, fd } = this.#served.channel;
-    core.exports.pollWatch(fd, stopFd);
+    core.exports.pollWatch(fd, this.#stopFd);
     const delay = this.#delay();
-    const result = port.poll(core.polled, 2, delay < 0 ? -1 : Math.ceil(delay));
+    const result = port.poll(
+      core.polled,
+      2,
+      delay < 0 ? SLEEP_MOST_MS : Math.min(Math.ceil(delay), SLEEP_MOST_MS),
+    );
     if (result < 0 && result !== -(Errno.EINTR as number)) throw new UffdError(result, 'poll');
   }
 
   /** The loop ends: a stop from another thread is used up with it. */
-  #leave(stopFd: number): void {
+  #leave(): void {
     const { core, port } = this.#served.channel;
     this.stop();
     if (!this.#served.stopper.requested) return;
-    this.#served.stopper.obeyed();
-    if (this.#served.isOpen()) port.read(stopFd, core.messages, 8);
+    this.#served.stopper.obeyed(() => {
+      if (this.#served.isOpen()) port.read(this.#stopFd, core.messages, 8);
+    });
   }
 }

@@ -3,7 +3,8 @@
 // Rules:
 //  - A view may outlive its mapping. `close` replaces the pages by fresh zero pages and keeps the address
 //    space; it goes back when every view that was handed out, on any thread, is collected. A stale view reads
-//    zeros and never crashes the process.
+//    zeros and never crashes the process. (A worker that ends with a view leaves the address space taken, not
+//    the memory.)
 //  - The thread that serves a range must not touch it: `bytes` refuses there, with the reason.
 //  - Unmapping memory that this thread watches would wait for this thread: `close` unregisters it first.
 
@@ -11,7 +12,7 @@ import { constants as bufferConstants } from 'node:buffer';
 import { closeSync, constants, fstatSync, openSync } from 'node:fs';
 import { isMainThread, threadId } from 'node:worker_threads';
 import * as memory from '../shim/memory.js';
-import { checkAddress, checkInteger, invalidState, outOfRange } from './arguments.js';
+import { checkInteger, checkPageAddress, invalidState, outOfRange, wrongType } from './arguments.js';
 import { hex, UffdError } from './errors.js';
 import { watchersOf } from './registry.js';
 
@@ -30,6 +31,9 @@ export interface SharedMapping {
 /** Words of the memory that all users of one mapping share. */
 const USERS = 0;
 const CLOSED = 1;
+/** The address space went back: who sets this does it. */
+const RETURNED = 2;
+const SHARED_BYTES = 12;
 
 /** Address space that goes back when the last view of it is collected. */
 interface Space {
@@ -43,9 +47,9 @@ const views = new FinalizationRegistry<Space>((space) => leave(space));
 
 /** One user less; the last one out returns the address space, if the mapping is closed. */
 function leave(space: Space): void {
-  if (Atomics.sub(space.users, USERS, 1) === 1 && Atomics.load(space.users, CLOSED)) {
-    memory.munmap(space.address, space.mapped);
-  }
+  if (Atomics.sub(space.users, USERS, 1) !== 1 || !Atomics.load(space.users, CLOSED)) return;
+  // Somebody who came too late to be a user may leave last as well.
+  if (Atomics.compareExchange(space.users, RETURNED, 0, 1) === 0) memory.munmap(space.address, space.mapped);
 }
 
 export class Mapping implements Disposable {
@@ -101,7 +105,11 @@ export class Mapping implements Disposable {
 
   /** Joins a mapping of another thread: `shared` is what its `share()` gave. Closing it leaves the owner's alone. */
   static attach(shared: SharedMapping): Mapping {
-    checkAddress(shared.address, 'shared.address');
+    checkPageAddress(shared.address, 'shared.address', memory.pageSize());
+    checkInteger(shared.length, 'shared.length', 1, Number.MAX_SAFE_INTEGER);
+    if (!(shared.users instanceof SharedArrayBuffer) || shared.users.byteLength !== SHARED_BYTES) {
+      throw wrongType('shared.users', "what a mapping's share() gave", shared.users);
+    }
     return new Mapping(shared.address, shared.length, shared.users, false);
   }
 
@@ -110,7 +118,7 @@ export class Mapping implements Disposable {
     const address = memory.mmap(0n, wholePages(length), protection, flags, fd);
     if (address < 0n)
       throw new UffdError(Number(address), 'mmap', { reason: `${length} bytes cannot be mapped` });
-    return new Mapping(address, length, new SharedArrayBuffer(8), true);
+    return new Mapping(address, length, new SharedArrayBuffer(SHARED_BYTES), true);
   }
 
   /** Whether it was closed, here or by its owner on another thread. */
@@ -187,18 +195,36 @@ export class Mapping implements Disposable {
    */
   close(): void {
     if (this.#closed) return;
-    this.#closed = true;
-    if (!this.#owner) return;
+    if (!this.#owner) {
+      this.#closed = true;
+      return;
+    }
     const { address, mapped, users } = this.#space;
-    for (const uffd of watchersOf(address, mapped)) uffd.unregister(address, mapped);
+    this.#unregister(address, address + BigInt(mapped));
     // Counted as a user meanwhile, so that the last view going now leaves the space to this.
     Atomics.add(users, USERS, 1);
     const { PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MAP_FIXED } = memory;
     const flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
     const replaced = memory.mmap(address, mapped, PROT_READ | PROT_WRITE, flags);
-    if (replaced < 0n) throw new UffdError(Number(replaced), 'mmap', { address, length: mapped });
+    if (replaced < 0n) {
+      Atomics.sub(users, USERS, 1);
+      throw new UffdError(Number(replaced), 'mmap', { address, length: mapped });
+    }
+    this.#closed = true;
     Atomics.store(users, CLOSED, 1);
     leave(this.#space);
+  }
+
+  /** Takes [start, end) from the userfaultfds of this thread, each its own part. */
+  #unregister(start: bigint, end: bigint): void {
+    for (const uffd of watchersOf(start, Number(end - start))) {
+      for (const range of uffd.ranges) {
+        const from = range.start > start ? range.start : start;
+        const rangeEnd = range.start + BigInt(range.length);
+        const to = rangeEnd < end ? rangeEnd : end;
+        if (from < to) uffd.unregister(from, Number(to - from));
+      }
+    }
   }
 
   [Symbol.dispose](): void {

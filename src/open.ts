@@ -4,7 +4,7 @@
 import type { Channel } from './channel.js';
 import type { Core } from './core.js';
 import { Errno, UffdError } from './errors.js';
-import { type Feature, featureBits, missingFeatures } from './features.js';
+import { featureBits, missingFeatures } from './features.js';
 import type { KernelPort } from './kernel.js';
 
 /** How a descriptor was opened. */
@@ -47,19 +47,12 @@ function tryToOpen(core: Core, port: KernelPort, way: Way): number | UffdError {
 }
 
 /**
- * The handshake: turns features on, once for the life of the descriptor. Those under `optional` are left out
- * where the kernel lacks them or refuses them. The features that are on.
+ * The handshake: turns features on, once for the life of the descriptor. Those that are only wished for are left
+ * out where the kernel lacks them or refuses them. The bits of the features that are on.
  *
  * @throws UnsupportedError for a feature that the kernel lacks: which, and the version that brings it
  */
-export function handshake(
-  channel: Channel,
-  way: Way,
-  features: Iterable<Feature>,
-  optional: Iterable<Feature>,
-): bigint {
-  const wanted = featureBits(features, 'features');
-  const wished = featureBits(optional, 'optional');
+export function handshake(channel: Channel, way: Way, wanted: bigint, wished: bigint): bigint {
   const offered = wished & ~wanted ? probeFeatures(channel, way) : undefined;
   let asked = wanted | (wished & (offered ?? 0n));
   let result = api(channel, asked);

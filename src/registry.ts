@@ -13,6 +13,11 @@ export function strike(uffd: Userfaultfd): void {
   open.delete(uffd);
 }
 
+/** The one that owns a descriptor. */
+export function ownerOf(fd: number): Userfaultfd | undefined {
+  return [...open].find((uffd) => uffd.fd === fd);
+}
+
 /** Those that have registered a part of the `length` bytes at `start`. */
 export function watchersOf(start: bigint, length: number): Userfaultfd[] {
   return [...open].filter((uffd) => uffd.watches(start, length));

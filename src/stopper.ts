@@ -1,10 +1,14 @@
 // Stops a loop from another thread. A `Stopper` is shared memory with the loop's eventfd in it: post
-// `stopper.shared` to the other thread, and there call `new Stopper(shared).stop()`.
+// `stopper.shared` to the other thread, and there call `new Stopper(shared).request(…)`.
 //
 // The eventfd's number is read and used under a lock that its owner takes before closing it, so a signal can
-// never reach a descriptor that was recycled.
+// never reach a descriptor that was recycled. A stop and its signal are one step under that lock, and so are
+// obeying and reading the signal: neither is left over without the other.
 
-/** Words of the shared memory. */
+/** Bytes of the shared memory. */
+export const STOPPER_BYTES = 12;
+
+/** Its words. */
 const REQUESTED = 0;
 const LOCK = 1;
 /** The eventfd, plus one; 0 once it is closed. */
@@ -17,7 +21,7 @@ export class Stopper {
   readonly shared: SharedArrayBuffer;
   readonly #words: Int32Array;
 
-  constructor(shared: SharedArrayBuffer = new SharedArrayBuffer(12)) {
+  constructor(shared: SharedArrayBuffer = new SharedArrayBuffer(STOPPER_BYTES)) {
     this.shared = shared;
     this.#words = new Int32Array(shared);
   }
@@ -32,16 +36,19 @@ export class Stopper {
    * one ends at once, so a stop that races a start is not lost. `signal` writes to an eventfd.
    */
   request(signal: Signal): void {
-    Atomics.store(this.#words, REQUESTED, 1);
     this.#locked(() => {
+      Atomics.store(this.#words, REQUESTED, 1);
       const fd = Atomics.load(this.#words, EVENTFD) - 1;
       if (fd >= 0) signal(fd);
     });
   }
 
-  /** The loop has obeyed. */
-  obeyed(): void {
-    Atomics.store(this.#words, REQUESTED, 0);
+  /** The loop has obeyed: uses the stop up. `drain` reads the eventfd. */
+  obeyed(drain: () => void): void {
+    this.#locked(() => {
+      Atomics.store(this.#words, REQUESTED, 0);
+      drain();
+    });
   }
 
   /** Tells the other threads which eventfd to signal; −1: none any more. */

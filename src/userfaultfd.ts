@@ -1,7 +1,7 @@
 // The public face of a userfaultfd: checks what callers pass, does the calls through a Channel, and owns the
 // descriptor. Exactly one object owns a descriptor at any time, and closes or gives it away exactly once.
 
-import { linuxKernel, signalEventfd, trySyscall } from '../shim/linux.js';
+import { eventfdSignal, linuxKernel, trySyscall } from '../shim/linux.js';
 import {
   checkAddress,
   checkDescriptor,
@@ -14,6 +14,7 @@ import {
   checkView,
   invalidState,
   outOfRange,
+  wrongType,
 } from './arguments.js';
 import { Channel } from './channel.js';
 import { instantiate, Op, Option, PAGE_STATES, type RangeReport } from './core.js';
@@ -43,8 +44,8 @@ import {
   type StartOptions,
   type WrapOptions,
 } from './options.js';
-import { enroll, strike } from './registry.js';
-import { Stopper } from './stopper.js';
+import { enroll, ownerOf, strike } from './registry.js';
+import { STOPPER_BYTES, Stopper } from './stopper.js';
 
 /** Why `wrap` refuses a descriptor, by errno. */
 const WRAP_REASONS: Readonly<Record<string, string>> = {
@@ -73,7 +74,13 @@ export class Userfaultfd implements Disposable {
   /** What to tell `closed` once the callback that is on the stack has returned. */
   #farewell: { error?: UffdError } | undefined;
 
-  private constructor(channel: Channel, kernel: Kernel, features: bigint, way?: Way) {
+  private constructor(
+    channel: Channel,
+    kernel: Kernel,
+    features: bigint,
+    ranges: readonly RegisteredRange[],
+    way?: Way,
+  ) {
     this.#channel = channel;
     this.#kernel = kernel;
     this.features = featureNames(features);
@@ -91,6 +98,7 @@ export class Userfaultfd implements Disposable {
       settle: () => this.#sayFarewell(),
     };
     channel.core.exports.start(Math.log2(kernel.pageSize), features);
+    for (const range of ranges) this.#adoptRange(range);
     enroll(this);
   }
 
@@ -113,18 +121,18 @@ export class Userfaultfd implements Disposable {
    * @throws UffdError EPERM (no privilege), ENOSYS, EMFILE; what to do is in the message
    */
   static open(options: OpenOptions = {}): Userfaultfd {
-    const { features = [], optional = [], userModeOnly = 'auto', via = 'auto' } = options;
+    const { userModeOnly = 'auto', via = 'auto' } = options;
     checkOneOf(via, 'via', ['auto', 'syscall', 'device']);
     checkOneOf(userModeOnly, 'userModeOnly', [true, false, 'auto']);
-    featureBits(features, 'features');
-    featureBits(optional, 'optional');
+    const features = featureBits(options.features ?? [], 'features');
+    const optional = featureBits(options.optional ?? [], 'optional');
     const kernel = options.kernel ?? linuxKernel();
     const core = instantiate();
     const port = kernel.attach(core.memory);
     const { fd, way } = openDescriptor(core, port, waysToOpen(via, userModeOnly));
     const channel = new Channel(core, port, fd, kernel.pageSize);
     try {
-      return new Userfaultfd(channel, kernel, handshake(channel, way, features, optional), way);
+      return new Userfaultfd(channel, kernel, handshake(channel, way, features, optional), [], way);
     } catch (error) {
       port.close(fd);
       throw error;
@@ -142,19 +150,20 @@ export class Userfaultfd implements Disposable {
     const features = featureBits(options.features ?? [], 'features');
     const ranges = [...(options.ranges ?? [])];
     const kernel = options.kernel ?? linuxKernel();
-    for (const { start, length } of ranges) checkRange(start, length, kernel.pageSize, 'ranges: start');
+    for (const range of ranges) checkRegistered(range, kernel.pageSize);
     const core = instantiate();
     const channel = new Channel(core, kernel.attach(core.memory), fd, kernel.pageSize);
-    // A WAKE of nobody: only a userfaultfd whose handshake is done takes it.
-    const probe = channel.wake(0n, kernel.pageSize);
+    if (ownerOf(fd))
+      throw invalidState(`fd ${fd} belongs to another Userfaultfd of this thread; release it first`);
+    // A WAKE of nobody: only a userfaultfd whose handshake is done takes it. (Older kernels refuse addresses
+    // below vm.mmap_min_addr.)
+    const probe = channel.wake(1n << 32n, kernel.pageSize);
     if (probe < 0) {
       const reason = WRAP_REASONS[errnoName(-probe)];
       throw new UffdError(probe, 'wrap', reason ? { reason } : {});
     }
     channel.unblock();
-    const uffd = new Userfaultfd(channel, kernel, features);
-    for (const range of ranges) uffd.#adoptRange(range);
-    return uffd;
+    return new Userfaultfd(channel, kernel, features, ranges);
   }
 
   /**
@@ -162,7 +171,10 @@ export class Userfaultfd implements Disposable {
    * ends after the callback it is in; where none runs yet, the next one ends at once.
    */
   static stop(handle: SharedArrayBuffer): void {
-    new Stopper(handle).request((fd) => signalEventfd(fd));
+    if (!(handle instanceof SharedArrayBuffer) || handle.byteLength !== STOPPER_BYTES) {
+      throw wrongType('handle', "a Userfaultfd's stopHandle", handle);
+    }
+    new Stopper(handle).request(eventfdSignal());
   }
 
   /** To be posted to another thread, for `Userfaultfd.stop`. */
@@ -213,7 +225,10 @@ export class Userfaultfd implements Disposable {
     const result = this.#channel.ioctl(core.arguments(start, length).requestRegister(modes));
     if (result < 0) throw new UffdError(result, 'UFFDIO_REGISTER', { address: start, length });
     const operations = BigInt.asUintN(64, core.exports.registerOperations());
-    this.#note(core.arguments(start, length, operations).rangePut(modes, Math.log2(this.pageSize)));
+    if (!core.arguments(start, length, operations).rangePut(modes, Math.log2(this.pageSize))) {
+      this.unregister(start, length);
+      throw noMemory();
+    }
     return operationNames(operations);
   }
 
@@ -229,8 +244,8 @@ export class Userfaultfd implements Disposable {
     const { core } = this.#channel;
     const result = this.#channel.ioctl(core.arguments(start, length).requestUnregister());
     if (result < 0) throw new UffdError(result, 'UFFDIO_UNREGISTER', { address: start, length });
-    this.#note(core.arguments(start, length).rangeTake());
     this.#channel.wake(start, length);
+    if (!core.arguments(start, length).rangeTake()) throw noMemory();
   }
 
   /**
@@ -337,7 +352,8 @@ export class Userfaultfd implements Disposable {
 
   /**
    * What to fill at once for a fault: the pages around it that are in its state (missing, or removed), inside
-   * its range and inside the aligned window of `pages` pages. Length 0: the page is there, or being fetched.
+   * its range and inside the aligned window of `pages` pages. A page that should be there comes alone: somebody
+   * else may have taken it away, and a fill of one that is there wakes. Length 0: `claim` has it.
    */
   window(page: bigint, pages: number): { start: bigint; length: number } {
     checkAddress(page, 'page');
@@ -349,6 +365,8 @@ export class Userfaultfd implements Disposable {
 
   /** Whether any part of `length` bytes at `start` is registered here. */
   watches(start: bigint, length: number): boolean {
+    checkAddress(start, 'start');
+    checkInteger(length, 'length', 1, Number.MAX_SAFE_INTEGER);
     return this.#channel.core.arguments(start, length).rangeMeets() !== 0;
   }
 
@@ -366,13 +384,16 @@ export class Userfaultfd implements Disposable {
   start(handler: FaultHandler, options: StartOptions = {}): boolean {
     const { wait = 'poll' } = options;
     checkOneOf(wait, 'wait', WAITS);
-    if (this.closed || !handler) return false;
+    if (this.closed || !handler || !this.#channel.isOpen()) return false;
     checkFunction(handler.pagefault, 'handler.pagefault');
     if (this.#loop?.running) {
       process.emitWarning('a loop is running already; it keeps its handler', 'UserfaultfdWarning');
       return true;
     }
-    this.#useHandler(handler).run(wait, this.#stopEventfd());
+    if (this.#loop?.inRound)
+      throw invalidState('start: called from inside a callback of the same userfaultfd');
+    const stopFd = this.#stopEventfd();
+    this.#useHandler(handler).run(wait, stopFd);
     return true;
   }
 
@@ -403,6 +424,8 @@ export class Userfaultfd implements Disposable {
    * Gives the descriptor away, and stops watching it. What was read and not answered is woken, so that the
    * next owner hears of it; mapping changes that were read are told to the handler first, then `closed`.
    *
+   * A callback that throws meanwhile is an uncaught exception: the descriptor is given away all the same.
+   *
    * To hand it to another thread: post `fd`, `ranges` and `features` there, and `wrap` them.
    *
    * @throws UffdError EBADF where it was closed or released before
@@ -411,11 +434,23 @@ export class Userfaultfd implements Disposable {
     this.#mustBeOpen('release');
     const { fd } = this.#channel;
     this.#loop?.stop();
-    this.#loop?.tellChanges();
-    this.#channel.evict();
     this.#state = 'released';
-    this.#leave();
+    this.#evenIfItThrows(() => this.#loop?.tellChanges());
+    this.#channel.giveUpChanges();
+    this.#channel.evict();
+    this.#evenIfItThrows(() => this.#leave());
     return fd;
+  }
+
+  /** Calls the handler where something must reach its end: what it throws is an uncaught exception, later. */
+  #evenIfItThrows(call: () => void): void {
+    try {
+      call();
+    } catch (error) {
+      this.#channel.port.after(0, () => {
+        throw error;
+      });
+    }
   }
 
   /**
@@ -437,6 +472,8 @@ export class Userfaultfd implements Disposable {
     this.#state = 'closed';
     if (state === 'released') return;
     this.#loop?.stop();
+    // First, because reading a fork's event needs a free descriptor.
+    this.#closeStopEventfd();
     this.#channel.discard();
     this.#channel.evict();
     this.#channel.port.close(this.#channel.fd);
@@ -446,13 +483,17 @@ export class Userfaultfd implements Disposable {
   /** The end of this object's watch. */
   #leave(error?: UffdError): void {
     strike(this);
-    if (this.#stopFd >= 0) {
-      this.#stopper.publish(-1);
-      this.#channel.port.close(this.#stopFd);
-    }
+    this.#closeStopEventfd();
     if (!this.#loop) return;
     this.#farewell = error ? { error } : {};
     if (!this.#loop.inRound) this.#sayFarewell();
+  }
+
+  #closeStopEventfd(): void {
+    if (this.#stopFd < 0) return;
+    this.#stopper.publish(-1);
+    this.#channel.port.close(this.#stopFd);
+    this.#stopFd = -1;
   }
 
   #sayFarewell(): void {
@@ -499,7 +540,8 @@ export class Userfaultfd implements Disposable {
     const { start, length, modes, operations, pageSize } = range;
     const { core } = this.#channel;
     const bits = operationBits(operations);
-    this.#note(core.arguments(start, length, bits).rangePut(modeBits([...modes]), Math.log2(pageSize)));
+    if (!core.arguments(start, length, bits).rangePut(modeBits([...modes]), Math.log2(pageSize)))
+      throw noMemory();
   }
 
   /** The object of a child that a fork event brought: it watches what this one watched at the fork. */
@@ -507,9 +549,13 @@ export class Userfaultfd implements Disposable {
     try {
       const core = instantiate();
       const channel = new Channel(core, this.#kernel.attach(core.memory), fd, this.pageSize);
-      const child = new Userfaultfd(channel, this.#kernel, featureBits(this.features, 'features'), this.#way);
-      for (const range of this.ranges) child.#adoptRange(range);
-      return child;
+      return new Userfaultfd(
+        channel,
+        this.#kernel,
+        featureBits(this.features, 'features'),
+        this.ranges,
+        this.#way,
+      );
     } catch (error) {
       this.#channel.port.close(fd);
       throw error;
@@ -518,10 +564,6 @@ export class Userfaultfd implements Disposable {
 
   #mustBeOpen(syscall: string): void {
     if (this.closed) throw new UffdError(Errno.EBADF as number, syscall);
-  }
-
-  #note(done: number): void {
-    if (!done) throw new UffdError(Errno.ENOMEM as number, 'userfaultfd core');
   }
 }
 
@@ -533,4 +575,19 @@ function rangeOf(report: RangeReport): RegisteredRange {
     operations: operationNames(report.operations),
     pageSize: 2 ** report.pageShift,
   };
+}
+
+function noMemory(): UffdError {
+  return new UffdError(Errno.ENOMEM as number, 'userfaultfd core');
+}
+
+/** One element of `WrapOptions.ranges`. */
+function checkRegistered(range: RegisteredRange, pageSize: number): void {
+  checkRange(range.start, range.length, pageSize, 'ranges: start');
+  checkInteger(range.pageSize, 'ranges: pageSize', pageSize, 2 ** 40);
+  if (!Number.isInteger(Math.log2(range.pageSize))) {
+    throw outOfRange('ranges: pageSize', 'a power of two', range.pageSize);
+  }
+  modeBits([...range.modes]);
+  operationBits(range.operations);
 }

@@ -20,8 +20,9 @@ const LAYERS = [
   ['src/index.ts', 'src/portable.ts'],
   ['src/userfaultfd.ts', 'src/messages.ts'],
   ['src/open.ts', 'src/loop.ts', 'src/mapping.ts', 'shim/linux.ts'],
-  ['src/features.ts', 'src/arguments.ts', 'src/options.ts', 'src/channel.ts', 'shim/memory.ts'],
-  ['src/errors.ts', 'shim/libc.ts'],
+  ['src/features.ts', 'src/options.ts', 'src/channel.ts', 'shim/memory.ts'],
+  ['src/arguments.ts', 'shim/libc.ts'],
+  ['src/errors.ts'],
   ['src/kernel.ts', 'src/core.ts', 'src/handler.ts', 'src/registry.ts', 'src/stopper.ts', 'src/wasm.d.ts'],
 ];
 const CLI = 'src/cli/';

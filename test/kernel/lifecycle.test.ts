@@ -164,7 +164,7 @@ test('release inside a callback: mapping changes that were read are told before 
     pagefault: never,
     removed() {
       calls.push('removed');
-      if (fd < 0) fd = uffd.release();
+      if (!uffd.closed) fd = uffd.release();
     },
     closed: () => void calls.push('closed'),
   });

@@ -3,9 +3,9 @@
 import { openSync } from 'node:fs';
 import * as assert from 'uvu/assert';
 import { linuxKernel } from '../../shim/linux.js';
-import { FEATURES, type Kernel, type KernelPort, Userfaultfd } from '../../src/index.js';
+import { FEATURES, Userfaultfd } from '../../src/index.js';
 import { suite } from '../harness.js';
-import { holdings, map, needKernel, openWith, P, pageOf } from './support.js';
+import { holdings, kernelWith, map, needKernel, openWith, P, pageOf } from './support.js';
 
 const test = suite('open');
 
@@ -30,18 +30,6 @@ test('by system call and through the device, for both modes and for user mode on
     }
   }
 });
-
-/** The real kernel with some calls answered otherwise. */
-function kernelWith(change: (port: KernelPort, memory: WebAssembly.Memory) => Partial<KernelPort>): Kernel {
-  const real = linuxKernel();
-  return {
-    pageSize: real.pageSize,
-    attach(memory) {
-      const port = real.attach(memory);
-      return Object.assign(port, change(port, memory));
-    },
-  };
-}
 
 test("'auto' takes the next way where one is shut, and says which it took", () => {
   needKernel();

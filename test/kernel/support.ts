@@ -9,10 +9,13 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { Worker } from 'node:worker_threads';
+import { linuxKernel } from '../../shim/linux.js';
 import * as memory from '../../shim/memory.js';
 import {
   type FaultHandler,
   type Feature,
+  type Kernel,
+  type KernelPort,
   type OpenOptions,
   type Pagefault,
   type UffdError,
@@ -69,6 +72,20 @@ export function compileLibrary(name: string): string {
   if (compiled.error) skip(`there is no C compiler: ${compiled.error.message}`);
   if (compiled.status !== 0) throw new Error(compiled.stderr);
   return library;
+}
+
+/** The real kernel with some calls answered otherwise. */
+export function kernelWith(
+  change: (port: KernelPort, memory: WebAssembly.Memory) => Partial<KernelPort>,
+): Kernel {
+  const real = linuxKernel();
+  return {
+    pageSize: real.pageSize,
+    attach(memory) {
+      const port = real.attach(memory);
+      return Object.assign(port, change(port, memory));
+    },
+  };
 }
 
 /** Bytes of a page. */

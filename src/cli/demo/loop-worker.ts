@@ -15,9 +15,9 @@ const pageBytes = BigInt(uffd.pageSize);
 const handler: FaultHandler = {
   pagefault({ page }: Pagefault): boolean {
     const { start, length } = uffd.window(page, task.window);
-    if (length === 0) {
-      // A neighbour's fill brought this page while its message was under way.
-      uffd.wake(page, uffd.pageSize);
+    if (uffd.pageState(page) === 'present') {
+      // A neighbour's fill brought this page while its message was under way; filling it again wakes.
+      uffd.copy(page, task.source + (page - task.memory), uffd.pageSize);
       board.countFault(0);
       return true;
     }
