@@ -96,7 +96,9 @@ async function demo(file: string, flags: Flags): Promise<void> {
 /** Framed on a terminal, plain lines elsewhere. */
 function asTable(report: Report): string {
   const { stdout } = process;
-  const colors = picocolors.createColors(stdout.isTTY && picocolors.isColorSupported);
+  // CI makes picocolors colour a dumb terminal too.
+  const plain = !stdout.isTTY || process.env.TERM === 'dumb';
+  const colors = picocolors.createColors(!plain && picocolors.isColorSupported);
   const rows = reportRows(report, { good: colors.green, bad: colors.red });
   return renderTable(rows, stdout.isTTY ? columnsOf(stdout) : undefined);
 }
