@@ -3,7 +3,7 @@
 
 import { setTimeout as sleep } from 'node:timers/promises';
 import * as assert from 'uvu/assert';
-import { MADV_DONTNEED, MREMAP_FIXED, MREMAP_MAYMOVE, view } from '../../shim/memory.js';
+import { MADV_DONTNEED, MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, view } from '../../shim/memory.js';
 import { Userfaultfd, type Wait } from '../../src/index.js';
 import { generator, seed, suite } from '../harness.js';
 import { at, endAll, looper, map, numbered, openWith, P, touchers } from './support.js';
@@ -92,6 +92,40 @@ test('mremap back and forth under readers that follow', async () => {
     uffd.ranges.map(({ start, length }) => [start, length]),
     [[places[0], pages * P]],
   );
+  uffd.close();
+  await endAll();
+});
+
+test('mremap while faults are in flight: what it leaves behind is filled again', async () => {
+  const pages = 64;
+  const uffd = openWith(['event-remap', 'event-unmap']);
+  const base = map(pages);
+  uffd.register(base, pages * P);
+  const source = sourceOf(pages);
+  let moves = 0;
+  uffd.start({
+    pagefault: (fault) => uffd.copy(fault.page, source + (fault.page - base), P) === P,
+    remapped: () => void moves++,
+  });
+  const [mover, ...readers] = await touchers(4);
+  let reading = readers.length;
+  const reads = readers.map(async (reader, n) => {
+    let wrong = 0;
+    for (let round = 0; round < 40; round++)
+      wrong += (await reader.verify(base, pages, P, 2 * n + 1)) as number;
+    reading--;
+    return wrong;
+  });
+  // The pages go, and the place stays mapped and watched: whoever reads it faults anew.
+  const flags = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP;
+  let asked = 0;
+  while (reading > 0 || asked < 10) {
+    const to = map(pages);
+    assert.is(await mover?.mremap(base, pages * P, pages * P, flags, to), to);
+    asked++;
+  }
+  assert.equal(await Promise.all(reads), [0, 0, 0]);
+  assert.is(moves, asked);
   uffd.close();
   await endAll();
 });
