@@ -98,10 +98,6 @@ class LinuxPort implements KernelPort {
     return fd < 0 ? -this.#c.errno() : fd;
   }
 
-  signal(fd: number): number {
-    return this.#c.eventfd_write(fd, 1) < 0 ? -this.#c.errno() : 0;
-  }
-
   now(): number {
     return performance.now();
   }

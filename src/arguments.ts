@@ -13,6 +13,11 @@ export function wrongType(argument: string, expected: string, value: unknown): T
   });
 }
 
+/** A value of the right type that is none of those there are. */
+export function invalidValue(message: string): TypeError {
+  return Object.assign(new TypeError(message), { code: 'ERR_INVALID_ARG_VALUE' });
+}
+
 export function outOfRange(argument: string, expected: string, value: unknown): RangeError {
   const got = typeof value === 'bigint' ? hex(value) : String(value);
   return Object.assign(new RangeError(`${argument} must be ${expected}; it is ${got}`), {
@@ -37,7 +42,7 @@ export function checkPageAddress(
 }
 
 /** A number of bytes: whole pages, at least one. */
-export function checkLength(value: unknown, argument: string, pageSize: number): asserts value is number {
+function checkLength(value: unknown, argument: string, pageSize: number): asserts value is number {
   if (typeof value !== 'number') throw wrongType(argument, 'a number of bytes', value);
   if (!Number.isSafeInteger(value) || value <= 0 || value % pageSize !== 0) {
     throw outOfRange(argument, `a positive multiple of the page size, ${pageSize}`, value);
@@ -81,12 +86,7 @@ export function checkFunction(value: unknown, argument: string): void {
 
 export function checkOneOf<T>(value: unknown, argument: string, choices: readonly T[]): asserts value is T {
   if (!choices.includes(value as T)) {
-    throw Object.assign(
-      new TypeError(`${argument} must be one of ${choices.join(', ')}; it is ${String(value)}`),
-      {
-        code: 'ERR_INVALID_ARG_VALUE',
-      },
-    );
+    throw invalidValue(`${argument} must be one of ${choices.join(', ')}; it is ${String(value)}`);
   }
 }
 

@@ -1,7 +1,7 @@
 // Names for the kernel's bits. The position in a list is the bit number; test/abi.test.ts holds the lists
 // against the C header.
 
-import { checkIterable } from './arguments.js';
+import { checkIterable, invalidValue } from './arguments.js';
 import { MODES } from './core.js';
 import { UnsupportedError } from './errors.js';
 
@@ -59,11 +59,8 @@ export function featureBits(features: Iterable<Feature>, argument: string): bigi
   for (const feature of features) {
     const bit = FEATURES.indexOf(feature);
     if (bit < 0) {
-      throw Object.assign(
-        new TypeError(
-          `${argument}: there is no feature '${feature}'; those known are ${FEATURES.join(', ')}`,
-        ),
-        { code: 'ERR_INVALID_ARG_VALUE' },
+      throw invalidValue(
+        `${argument}: there is no feature '${feature}'; those known are ${FEATURES.join(', ')}`,
       );
     }
     bits |= 1n << BigInt(bit);
@@ -101,9 +98,7 @@ export function operationBits(operations: Iterable<Operation>): bigint {
   for (const name of operations) {
     const bit = (OPERATION_BITS as Record<string, number>)[name] ?? Number(/^bit-(\d+)$/.exec(name)?.[1]);
     if (!(bit < 64)) {
-      throw Object.assign(new TypeError(`operations: there is no operation '${name}'`), {
-        code: 'ERR_INVALID_ARG_VALUE',
-      });
+      throw invalidValue(`operations: there is no operation '${name}'`);
     }
     bits |= 1n << BigInt(bit);
   }
@@ -117,19 +112,12 @@ export function modeBits(mode: Mode | readonly Mode[]): number {
   for (const name of typeof mode === 'string' ? [mode] : mode) {
     const bit = MODES.indexOf(name);
     if (bit < 0) {
-      throw Object.assign(
-        new TypeError(`mode: there is no mode '${name}'; those known are ${MODES.join(', ')}`),
-        {
-          code: 'ERR_INVALID_ARG_VALUE',
-        },
-      );
+      throw invalidValue(`mode: there is no mode '${name}'; those known are ${MODES.join(', ')}`);
     }
     bits |= 1 << bit;
   }
   if (bits === 0) {
-    throw Object.assign(new TypeError('mode: at least one of missing, write-protect and minor is needed'), {
-      code: 'ERR_INVALID_ARG_VALUE',
-    });
+    throw invalidValue('mode: at least one of missing, write-protect and minor is needed');
   }
   return bits;
 }

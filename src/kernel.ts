@@ -32,8 +32,6 @@ export interface KernelPort {
   close(fd: number): number;
   /** eventfd(2), non-blocking and close-on-exec. */
   eventfd(): number;
-  /** Adds 1 to an eventfd's counter. */
-  signal(fd: number): number;
   /** Monotonic milliseconds. */
   now(): number;
   /** Where the bytes of a view lie, for a kernel that reads them. */

@@ -7,7 +7,6 @@ import {
   checkDescriptor,
   checkFunction,
   checkInteger,
-  checkLength,
   checkOneOf,
   checkPageAddress,
   checkRange,
@@ -147,14 +146,15 @@ export class Userfaultfd implements Disposable {
    */
   static wrap(fd: number, options: WrapOptions = {}): Userfaultfd {
     checkDescriptor(fd, 'fd');
+    if (ownerOf(fd)) {
+      throw invalidState(`fd ${fd} belongs to another Userfaultfd of this thread; release it first`);
+    }
     const features = featureBits(options.features ?? [], 'features');
     const ranges = [...(options.ranges ?? [])];
     const kernel = options.kernel ?? linuxKernel();
     for (const range of ranges) checkRegistered(range, kernel.pageSize);
     const core = instantiate();
     const channel = new Channel(core, kernel.attach(core.memory), fd, kernel.pageSize);
-    if (ownerOf(fd))
-      throw invalidState(`fd ${fd} belongs to another Userfaultfd of this thread; release it first`);
     // A WAKE of nobody: only a userfaultfd whose handshake is done takes it. (Older kernels refuse addresses
     // below vm.mmap_min_addr.)
     const probe = channel.wake(1n << 32n, kernel.pageSize);
@@ -273,8 +273,8 @@ export class Userfaultfd implements Disposable {
       }
       source = this.#channel.port.addressOf(src);
     }
-    checkLength(bytes, 'length', this.pageSize);
-    return this.#transfer(Op.copy, dst, bytes, fillBits(options), source, 'dst');
+    // An address without a length is refused there, like any other wrong length.
+    return this.#transfer(Op.copy, dst, bytes as number, fillBits(options), source, 'dst');
   }
 
   /** Installs zero pages. Returns and throws like `copy`; EINVAL for huge pages, which have no zero page. */

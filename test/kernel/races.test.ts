@@ -3,26 +3,20 @@
 
 import { setTimeout as sleep } from 'node:timers/promises';
 import * as assert from 'uvu/assert';
-import { MADV_DONTNEED, MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, view } from '../../shim/memory.js';
+import { MADV_DONTNEED, MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE } from '../../shim/memory.js';
 import { Userfaultfd, type Wait } from '../../src/index.js';
 import { generator, seed, suite } from '../harness.js';
-import { at, endAll, looper, map, numbered, openWith, P, touchers } from './support.js';
+import { at, endAll, looper, map, numberedSource, openWith, P, touchers } from './support.js';
 
 const test = suite('races');
 const random = generator(seed());
-
-function sourceOf(pages: number): bigint {
-  const source = map(pages);
-  new Uint8Array(view(source, pages * P)).set(numbered(pages));
-  return source;
-}
 
 test('32 threads on the same 10,000 pages', async () => {
   const pages = 10_000;
   const uffd = openWith();
   const base = map(pages);
   uffd.register(base, pages * P);
-  const loop = await looper(uffd, { wait: 'block', source: sourceOf(pages), base });
+  const loop = await looper(uffd, { wait: 'block', source: numberedSource(pages), base });
   const threads = await touchers(32);
   const steps = threads
     .map((_, n) => (n % 4 === 0 ? 1 : 2 * n + 3))
@@ -41,7 +35,7 @@ for (const wait of ['poll', 'block', 'adaptive'] as Wait[]) {
     const uffd = openWith(['event-remove']);
     const base = map(pages);
     uffd.register(base, pages * P);
-    const loop = await looper(uffd, { wait, source: sourceOf(pages), base });
+    const loop = await looper(uffd, { wait, source: numberedSource(pages), base });
     const [remover, ...readers] = await touchers(5);
     let reading = readers.length;
     // The source is copied again after a removal here, so each page always holds its number.
@@ -69,7 +63,7 @@ test('mremap back and forth under readers that follow', async () => {
   const uffd = openWith(['event-remap', 'event-unmap', 'event-remove']);
   const places = [map(pages), map(pages)] as [bigint, bigint];
   uffd.register(places[0], pages * P);
-  const source = sourceOf(pages);
+  const source = numberedSource(pages);
   let base = places[0];
   uffd.start({
     // The page's number follows its place, which the mover may change at any time before this is told of it.
@@ -101,7 +95,7 @@ test('mremap while faults are in flight: what it leaves behind is filled again',
   const uffd = openWith(['event-remap', 'event-unmap']);
   const base = map(pages);
   uffd.register(base, pages * P);
-  const source = sourceOf(pages);
+  const source = numberedSource(pages);
   let moves = 0;
   uffd.start({
     pagefault: (fault) => uffd.copy(fault.page, source + (fault.page - base), P) === P,
@@ -134,7 +128,7 @@ test('memory is unmapped under its readers: each reads the old bytes, or what re
   const pages = 32;
   const uffd = openWith(['event-unmap', 'event-remap']);
   const base = map(pages);
-  const source = sourceOf(pages);
+  const source = numberedSource(pages);
   uffd.start({ pagefault: (fault) => uffd.copy(fault.page, source + (fault.page - base), P) === P });
   const [swapper, ...readers] = await touchers(4);
   for (let round = 0; round < 40; round++) {
@@ -159,7 +153,7 @@ test('memory is unmapped under its readers: each reads the old bytes, or what re
 
 test('close at random moments under readers', async () => {
   const pages = 200;
-  const source = sourceOf(pages);
+  const source = numberedSource(pages);
   const threads = await touchers(4);
   for (let round = 0; round < 40; round++) {
     const uffd = openWith();
@@ -182,7 +176,7 @@ test('close at random moments under readers', async () => {
 
 test('a loop on another thread is stopped and closed at random moments under readers', async () => {
   const pages = 200;
-  const source = sourceOf(pages);
+  const source = numberedSource(pages);
   const threads = await touchers(3);
   const waits: Wait[] = ['block', 'spin', 'adaptive', 'poll'];
   for (let round = 0; round < 16; round++) {
@@ -209,7 +203,7 @@ test('a userfaultfd handed from thread to thread while readers wait', async () =
   const uffd = openWith();
   const base = map(pages);
   uffd.register(base, pages * P);
-  const source = sourceOf(pages);
+  const source = numberedSource(pages);
   const threads = await touchers(3);
   const reads = threads.map((thread, n) => thread.verify(base, pages, P, [1, 7, 11][n] as number));
   let current = uffd;

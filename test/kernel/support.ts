@@ -112,10 +112,17 @@ export function pageOf(byte: number | string): Uint8Array {
 }
 
 /** Pages that carry their number plus 1 in their first 8 bytes, as `Toucher.verify` expects. */
-export function numbered(pages: number): Uint8Array {
+function numbered(pages: number): Uint8Array {
   const words = new BigUint64Array((pages * P) / 8);
   for (let page = 0; page < pages; page++) words[(page * P) / 8] = BigInt(page + 1);
   return new Uint8Array(words.buffer);
+}
+
+/** Memory whose pages carry their numbers, to copy from. */
+export function numberedSource(pages: number): bigint {
+  const source = map(pages);
+  new Uint8Array(memory.view(source, pages * P)).set(numbered(pages));
+  return source;
 }
 
 type Promised<T> = {

@@ -3,7 +3,7 @@
 
 import { setTimeout as sleep } from 'node:timers/promises';
 import * as assert from 'uvu/assert';
-import { MADV_DONTNEED, view } from '../../shim/memory.js';
+import { MADV_DONTNEED } from '../../shim/memory.js';
 import { Userfaultfd, type Wait } from '../../src/index.js';
 import { suite } from '../harness.js';
 import {
@@ -13,7 +13,7 @@ import {
   holdings,
   looper,
   map,
-  numbered,
+  numberedSource,
   openWith,
   P,
   skipWithout,
@@ -26,19 +26,12 @@ const test = suite('waits');
 const WAITS: Wait[] = ['poll', 'block', 'spin', 'adaptive'];
 const PAGES = 500;
 
-/** Memory whose pages carry their numbers, to copy from. */
-function numberedSource(): bigint {
-  const source = map(PAGES);
-  new Uint8Array(view(source, PAGES * P)).set(numbered(PAGES));
-  return source;
-}
-
 for (const wait of WAITS) {
   test(`${wait}: serves two threads, stops from another thread, goes on with the next owner`, async () => {
     const uffd = openWith(['event-remove']);
     const base = map(PAGES);
     uffd.register(base, PAGES * P);
-    const source = numberedSource();
+    const source = numberedSource(PAGES);
     const first = await looper(uffd, { wait, source, base, after: 'release' });
     assert.is(uffd.closed, true, 'it was given away');
     const threads = await touchers(2);
@@ -112,7 +105,7 @@ test('stops at random moments lose no fault', async () => {
   const uffd = openWith();
   const base = map(PAGES);
   uffd.register(base, PAGES * P);
-  const source = numberedSource();
+  const source = numberedSource(PAGES);
   const threads = await touchers(2);
   let done = 0;
   const work = threads.map(async (thread, n) => {
