@@ -319,12 +319,15 @@ export function inboxCut(start: u64, end: u64, forEver: bool): void {
 
 /**
  * Takes out the waiting faults one by one, the one that is with the handler first: their pages (in
- * `delivery`) are to be woken, because the descriptor leaves this object and the next owner must hear of them.
+ * `delivery`, with their sizes) are to be woken, because the descriptor leaves this object and the next owner must
+ * hear of them.
  */
 export function inboxEvict(): bool {
   if (!out && !faultTake(f64.POSITIVE_INFINITY)) return false;
   out = false;
-  changetype<Delivery>(delivery).b = changetype<Fault>(current).page;
+  const page = changetype<Fault>(current).page;
+  changetype<Delivery>(delivery).b = page;
+  changetype<Delivery>(delivery).c = pageSizeAt(page);
   return true;
 }
 

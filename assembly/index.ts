@@ -32,18 +32,21 @@ export {
   messageDecode,
   messages,
 } from './inbox';
-export { pagesBytes, pagesWindowStart } from './pages';
+export { pagesBytes, pagesWindowSize, pagesWindowStart } from './pages';
 export { rangeCount } from './ranges';
 export {
   apiFeatures,
+  apiOperations,
   openFlags,
   openRequest,
   parameters,
+  pollExited,
   polled,
   pollWatch,
   registerOperations,
   request,
   requestApi,
+  requestPresence,
   requestRegister,
   requestUnregister,
   requestWake,

@@ -259,12 +259,15 @@ export function pageProtected(address: u64): bool {
   return !!chunk && !!bitOf(chunk.protect, <u32>((address >> pageShift) & (CHUNK_PAGES - 1)));
 }
 
-/** Claims the missing pages of [start, end) for whoever fetches their data; the others stay what they are. */
+/**
+ * Claims the missing pages of [start, end) for whoever fetches their data; the others stay what they are. A huge
+ * page is one page.
+ */
 export function pagesClaim(start: u64, end: u64): u32 {
   let claimed: u32 = 0;
-  const size = (<u64>1) << pageShift;
   for (let more = rangeSeek(start); more && rangeHere().start < end; more = rangeAdvance()) {
     const stop = min(end, rangeHere().end);
+    const size = (<u64>1) << rangeHere().pageShift;
     for (let address = max(start, rangeHere().start); address < stop; address += size) {
       if (pageState(address) != PAGE_MISSING) continue;
       paint(address, address + size, PAGE_IN_FLIGHT);
@@ -296,33 +299,42 @@ export function pagesMove(from: u64, to: u64, length: u64): void {
 // The answer of `pagesWindow`.
 let windowFirst: u64 = 0;
 let windowPages: u32 = 0;
+let windowShift: u32 = 0;
 
 /**
  * The pages to fill for a fault at `address`: the run of pages around it in its state (missing: from the
- * source; removed: zeros), inside its registered range and inside the aligned window of `size` pages. A page
- * that should be there comes alone: the kernel says it is not, and knows better. 0: somebody fetches it.
+ * source; removed: zeros), inside its registered range and inside the aligned window of `size` pages, which are
+ * the range's own (huge ones, say). A page that should be there comes alone: the kernel says it is not, and knows
+ * better. 0: somebody fetches it.
  */
 export function pagesWindow(address: u64, size: u32): u32 {
-  const page = address >> pageShift;
-  windowFirst = page << pageShift;
-  const state = pageState(address);
+  const range = rangeFind(address);
+  const shift = range ? range.pageShift : pageShift;
+  const page = address >> shift;
+  windowShift = shift;
+  windowFirst = page << shift;
+  const state = pageState(windowFirst);
   windowPages = state == PAGE_IN_FLIGHT ? 0 : 1;
   if (state == PAGE_IN_FLIGHT || state == PAGE_PRESENT) return windowPages;
-  const range = rangeFind(address);
   const base = page - (page % size);
   let first = page;
   let end = page + 1;
   if (range) {
-    const lowest = max(base, range.start >> pageShift);
-    const highest = min(base + size, range.end >> pageShift);
-    while (first > lowest && pageState((first - 1) << pageShift) == state) first--;
-    while (end < highest && pageState(end << pageShift) == state) end++;
+    const lowest = max(base, range.start >> shift);
+    const highest = min(base + size, range.end >> shift);
+    while (first > lowest && pageState((first - 1) << shift) == state) first--;
+    while (end < highest && pageState(end << shift) == state) end++;
   }
-  windowFirst = first << pageShift;
+  windowFirst = first << shift;
   windowPages = <u32>(end - first);
   return windowPages;
 }
 
 export function pagesWindowStart(): u64 {
   return windowFirst;
+}
+
+/** Bytes of a page of the window. */
+export function pagesWindowSize(): f64 {
+  return <f64>((<u64>1) << windowShift);
 }

@@ -9,11 +9,13 @@ import {
   UFFD_API,
   UFFD_USER_MODE_ONLY,
   UFFDIO_API,
+  UFFDIO_COPY,
   UFFDIO_REGISTER,
   UFFDIO_UNREGISTER,
   UFFDIO_WAKE,
   USERFAULTFD_IOC_NEW,
   uffdio_api,
+  uffdio_copy,
   uffdio_range,
   uffdio_register,
 } from './abi';
@@ -24,8 +26,14 @@ export const parameters: usize = memory.data(32, 8);
 /** The struct of the next ioctl. */
 export const request: usize = memory.data(64, 8);
 
-/** Two pollfds: the userfaultfd and the eventfd that stops its loop. */
-export const polled: usize = memory.data(16, 8);
+/** Three pollfds: the userfaultfd, the eventfd that stops its loop, and the pidfd of the watched process. */
+export const polled: usize = memory.data(24, 8);
+
+/** Which of them is the process. */
+const PROCESS: u32 = 2;
+
+/** An address that nobody maps: far above every program, far below every library, on each machine supported. */
+const NOWHERE: u64 = 1 << 36;
 
 export function argument(index: u32): u64 {
   return load<u64>(parameters + <usize>(index << 3));
@@ -71,6 +79,20 @@ export function requestWake(): u32 {
   return range(UFFDIO_WAKE);
 }
 
+/**
+ * Argument 1: bytes of a page. A COPY that installs nothing: neither its target nor its source is mapped. It says
+ * ESRCH once the memory of the watched process is gone, which after an exec nothing else tells.
+ */
+export function requestPresence(): u32 {
+  const it = changetype<uffdio_copy>(request);
+  it.dst = NOWHERE;
+  it.src = NOWHERE;
+  it.len = argument(1);
+  it.mode = 0;
+  it.copy = 0;
+  return UFFDIO_COPY;
+}
+
 function range(code: u32): u32 {
   const it = changetype<uffdio_range>(request);
   it.start = argument(0);
@@ -83,17 +105,33 @@ export function apiFeatures(): u64 {
   return changetype<uffdio_api>(request).features;
 }
 
+/** A bit per operation that the descriptor itself allows. */
+export function apiOperations(): u64 {
+  return changetype<uffdio_api>(request).ioctls;
+}
+
 export function registerOperations(): u64 {
   return changetype<uffdio_register>(request).ioctls;
 }
 
-export function pollWatch(userfaultfd: i32, stop: i32): void {
+/** Whom to poll; −1: nobody. */
+export function pollWatch(userfaultfd: i32, stop: i32, process: i32): void {
   watch(0, userfaultfd);
   watch(1, stop);
+  watch(PROCESS, process);
+}
+
+/** Whether the last poll found that the watched process has exited. */
+export function pollExited(): bool {
+  return pollfdAt(PROCESS).revents != 0;
+}
+
+function pollfdAt(index: u32): pollfd {
+  return changetype<pollfd>(polled + <usize>(index << 3));
 }
 
 function watch(index: u32, fd: i32): void {
-  const it = changetype<pollfd>(polled + <usize>(index << 3));
+  const it = pollfdAt(index);
   it.fd = fd;
   it.events = POLLIN;
   it.revents = 0;

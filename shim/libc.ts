@@ -15,6 +15,7 @@ export interface Libc {
   koffi: Koffi;
   errno(): number;
   syscall(number: number, argument: number): number;
+  pidfd_open(number: number, pid: number, flags: number): number;
   open(path: string, flags: number): number;
   ioctl(fd: number, request: number, argument: Word): number;
   fcntl(fd: number, command: number, argument: number): number;
@@ -34,6 +35,8 @@ export interface Libc {
 
 /** System call numbers by Node's name of the machine (kernel-semantics: Syscall numbers). */
 const SYS_USERFAULTFD: Readonly<Record<string, number>> = { x64: 323, arm64: 282 };
+/** The same on all machines. */
+export const SYS_PIDFD_OPEN = 434;
 
 let loaded: Libc | undefined;
 
@@ -64,6 +67,8 @@ function load(): Libc {
     koffi,
     errno: koffi.errno as () => number,
     syscall: c.func('syscall', 'long', ['long', 'ulong']),
+    // As a bare system call: C libraries have it since 2022 only.
+    pidfd_open: c.func('syscall', 'long', ['long', 'int', 'uint']),
     open: c.func('open', 'int', ['str', 'int']),
     ioctl: c.func('ioctl', 'int', ['int', 'ulong', 'uintptr_t']),
     fcntl: c.func('fcntl', 'int', ['int', 'int', 'long']),

@@ -2,9 +2,10 @@
 // here, and read again after that memory grew.
 
 import type { Kernel, KernelPort, Watch } from '../src/kernel.js';
-import { type Libc, libc, userfaultfdNumber } from './libc.js';
-import { pageSize } from './memory.js';
+import { type Libc, libc, SYS_PIDFD_OPEN, userfaultfdNumber } from './libc.js';
+import { pageSize, pageSizeAt } from './memory.js';
 
+const O_RDONLY_CLOEXEC = 0x80000;
 const O_RDWR_CLOEXEC = 0x80002;
 const EFD_NONBLOCK_CLOEXEC = 0x80800;
 
@@ -59,8 +60,25 @@ class LinuxPort implements KernelPort {
   }
 
   openDevice(): number {
-    const fd = this.#c.open('/dev/userfaultfd', O_RDWR_CLOEXEC);
+    return this.#open('/dev/userfaultfd', O_RDWR_CLOEXEC);
+  }
+
+  openPagemap(pid: number): number {
+    return this.#open(`/proc/${pid || 'self'}/pagemap`, O_RDONLY_CLOEXEC);
+  }
+
+  #open(path: string, flags: number): number {
+    const fd = this.#c.open(path, flags);
     return fd < 0 ? -this.#c.errno() : fd;
+  }
+
+  pidfd(pid: number): number {
+    const fd = this.#c.pidfd_open(SYS_PIDFD_OPEN, pid, 0);
+    return fd < 0 ? -this.#c.errno() : fd;
+  }
+
+  pageSizeAt(pid: number, address: bigint): number {
+    return pageSizeAt(pid, address);
   }
 
   ioctl(fd: number, request: number, at: number): number {

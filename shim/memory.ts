@@ -1,5 +1,7 @@
 // Memory calls on Linux. Addresses are bigint; a failure is −errno, for mmap and mremap as a bigint.
 
+import { readFileSync } from 'node:fs';
+import { constants } from 'node:os';
 import { libc } from './libc.js';
 
 export const PROT_READ = 1;
@@ -9,12 +11,18 @@ export const MAP_PRIVATE = 0x02;
 export const MAP_FIXED = 0x10;
 export const MAP_ANONYMOUS = 0x20;
 export const MAP_NORESERVE = 0x4000;
+export const MAP_HUGETLB = 0x40000;
 export const MREMAP_MAYMOVE = 1;
 export const MREMAP_FIXED = 2;
 export const MREMAP_DONTUNMAP = 4;
 export const MADV_DONTNEED = 4;
+export const MADV_HUGEPAGE = 14;
 export const MADV_NOHUGEPAGE = 15;
 const MFD_CLOEXEC = 1;
+const MFD_HUGETLB = 4;
+/** Where mmap's and memfd_create's flags carry log2 of the huge page's size. */
+const HUGE_SHIFT = 26;
+const F_DUPFD_CLOEXEC = 1030;
 const SC_PAGESIZE = 30;
 
 export function pageSize(): number {
@@ -54,10 +62,19 @@ export function madvise(address: bigint, length: number, advice: number): number
   return c.madvise(address, length, advice) < 0 ? -c.errno() : 0;
 }
 
-/** A file in memory of `length` bytes, close-on-exec. */
-export function memfdCreate(name: string, length: number): number {
+/** The flags that ask for huge pages of a size, for mmap; none for the system's own page size. */
+export function hugeFlags(size: number): number {
+  return size === pageSize() ? 0 : MAP_HUGETLB | (Math.log2(size) << HUGE_SHIFT);
+}
+
+/**
+ * A file in memory of `length` bytes, close-on-exec. `size`: bytes of its pages; others than the system's are
+ * huge pages out of the pool.
+ */
+export function memfdCreate(name: string, length: number, size = pageSize()): number {
   const c = libc();
-  const fd = c.memfd_create(name, MFD_CLOEXEC);
+  const huge = size === pageSize() ? 0 : MFD_HUGETLB | (Math.log2(size) << HUGE_SHIFT);
+  const fd = c.memfd_create(name, MFD_CLOEXEC | huge);
   if (fd < 0) return -c.errno();
   if (c.ftruncate(fd, length) < 0) {
     const errno = c.errno();
@@ -65,6 +82,29 @@ export function memfdCreate(name: string, length: number): number {
     return -errno;
   }
   return fd;
+}
+
+/** Another descriptor of the same file, close-on-exec. */
+export function duplicate(fd: number): number {
+  const c = libc();
+  const copy = c.fcntl(fd, F_DUPFD_CLOEXEC, 0);
+  return copy < 0 ? -c.errno() : copy;
+}
+
+/** KernelPageSize of the mapping that holds `address`, in bytes. `pid` 0: this process. */
+export function pageSizeAt(pid: number, address: bigint): number {
+  let text: string;
+  try {
+    text = readFileSync(`/proc/${pid || 'self'}/smaps`, 'latin1');
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).errno ?? -constants.errno.EIO;
+  }
+  for (const [, start, end, size] of text.matchAll(
+    /^([0-9a-f]+)-([0-9a-f]+) [\s\S]*?^KernelPageSize:\s*(\d+) kB$/gm,
+  )) {
+    if (address >= BigInt(`0x${start}`) && address < BigInt(`0x${end}`)) return Number(size) * 1024;
+  }
+  return -constants.errno.ENOENT;
 }
 
 /** The bytes at an address. The buffer does not own them, and does not keep them mapped. */

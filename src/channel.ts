@@ -27,19 +27,17 @@ export class Channel {
   broken: UffdError | undefined;
   /** A fill said that the process whose memory this is has exited or called exec. */
   exited = false;
+  /** The watched process, as a descriptor that is readable once it has exited; −1: not known. */
+  pidfd = -1;
 
   readonly #pageSize: number;
+  #pid = 0;
 
   constructor(core: Core, port: KernelPort, fd: number, pageSize: number) {
     this.core = core;
     this.port = port;
     this.fd = fd;
     this.#pageSize = pageSize;
-  }
-
-  /** The same core and port on another descriptor. */
-  on(fd: number): Channel {
-    return new Channel(this.core, this.port, fd, this.#pageSize);
   }
 
   /** The kernel's name of an operation. */
@@ -61,6 +59,33 @@ export class Channel {
   /** Lets the sleepers of a range try again; that of an unmapped range is no failure. */
   wake(start: bigint, length: number): number {
     return this.ioctl(this.core.arguments(start, length).requestWake());
+  }
+
+  /** Notes whose memory it is, to see that process end. */
+  watchProcess(pid: number): void {
+    const pidfd = this.port.pidfd(pid);
+    if (pidfd < 0)
+      throw new UffdError(pidfd, 'pidfd_open', { reason: `there is no process ${pid} to watch` });
+    this.pidfd = pidfd;
+    this.#pid = pid;
+  }
+
+  /** Bytes of a page at an address of the watched process; the system's where that cannot be told. */
+  pageSizeAt(address: bigint): number {
+    const size = this.port.pageSizeAt(this.#pid, address);
+    return size > 0 ? size : this.#pageSize;
+  }
+
+  /** Forgets the process. */
+  leaveProcess(): void {
+    if (this.pidfd >= 0) this.port.close(this.pidfd);
+    this.pidfd = -1;
+  }
+
+  /** Whether the memory is there still: the process has neither exited nor called exec. */
+  present(): boolean {
+    const request = this.core.arguments(0n, this.#pageSize).requestPresence();
+    return this.ioctl(request) !== -(Errno.ESRCH as number);
   }
 
   /** Issues the ioctl whose struct the core has prepared. */
@@ -141,7 +166,7 @@ export class Channel {
   /** Wakes the threads whose faults were read and not answered. */
   evict(): void {
     const { core } = this;
-    while (core.exports.inboxEvict()) this.wake(core.delivered(1), this.#pageSize);
+    while (core.exports.inboxEvict()) this.wake(core.delivered(1), Number(core.delivered(2)));
   }
 
   #readError(verdict: number, result: number): UffdError {

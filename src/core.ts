@@ -22,9 +22,12 @@ interface Exports extends Record<string, unknown> {
   requestRegister(modes: number): number;
   requestUnregister(): number;
   requestWake(): number;
+  requestPresence(): number;
   apiFeatures(): bigint;
+  apiOperations(): bigint;
   registerOperations(): bigint;
-  pollWatch(userfaultfd: number, stop: number): void;
+  pollWatch(userfaultfd: number, stop: number, process: number): void;
+  pollExited(): number;
   rangePut(modes: number, pageShift: number): number;
   rangeTake(): number;
   rangeAt(): number;
@@ -36,6 +39,7 @@ interface Exports extends Record<string, unknown> {
   pageClaim(): number;
   pageWindow(size: number): number;
   pagesWindowStart(): bigint;
+  pagesWindowSize(): number;
   pagesBytes(): number;
   messageDecode(offset: number): number;
   inboxPutOff(): number;

@@ -26,11 +26,18 @@ const FEATURE_TABLE = [
   ['move', '6.8'],
 ] as const;
 
-/** A feature that `open` can ask for. */
-export type Feature = (typeof FEATURE_TABLE)[number][0];
+type KnownFeature = (typeof FEATURE_TABLE)[number][0];
 
-/** All features, by bit number. */
-export const FEATURES: readonly Feature[] = FEATURE_TABLE.map(([name]) => name);
+/** A feature that `open` can ask for. `bit-17` and so on: one of a newer kernel, without a name here yet. */
+export type Feature = KnownFeature | `bit-${number}`;
+
+/** All features with a name, by bit number. */
+export const FEATURES: readonly KnownFeature[] = FEATURE_TABLE.map(([name]) => name);
+
+/** The kernel that brought a feature: '6.8'. Undefined for one without a name. */
+export function featureSince(feature: Feature): string | undefined {
+  return FEATURE_TABLE.find(([name]) => name === feature)?.[1];
+}
 
 /** Operations by bit number in REGISTER's answer; the last are those of the descriptor itself. */
 const OPERATION_BITS = {
@@ -52,55 +59,72 @@ export type Operation = keyof typeof OPERATION_BITS | `bit-${number}`;
 /** A kind of fault to be told of; what `register` turns on. */
 export type Mode = (typeof MODES)[number];
 
+/** Features, and operations, by bit number. */
+const FEATURE_AT: ReadonlyMap<number, Feature> = new Map(FEATURES.map((name, bit) => [bit, name]));
+const OPERATION_AT: ReadonlyMap<number, Operation> = new Map(
+  (Object.entries(OPERATION_BITS) as [Operation, number][]).map(([name, bit]) => [bit, name]),
+);
+
+/** The names of the bits that are set; those without a name, from a newer kernel, are `bit-N`. */
+function namesOf<T extends string>(bits: bigint, names: ReadonlyMap<number, T>): Set<T | `bit-${number}`> {
+  const found = new Set<T | `bit-${number}`>();
+  for (let bit = 0; bit < 64; bit++) {
+    if ((bits >> BigInt(bit)) & 1n) found.add(names.get(bit) ?? `bit-${bit}`);
+  }
+  return found;
+}
+
+/** The bit of a name; undefined where there is none. */
+function bitOf(name: string, names: ReadonlyMap<number, string>): bigint | undefined {
+  for (const [bit, known] of names) if (known === name) return 1n << BigInt(bit);
+  const bit = /^bit-(\d\d?)$/.exec(name)?.[1];
+  return bit !== undefined && Number(bit) < 64 ? 1n << BigInt(bit) : undefined;
+}
+
 /** The kernel's bits for some features. Unknown names are the caller's mistake. */
 export function featureBits(features: Iterable<Feature>, argument: string): bigint {
   let bits = 0n;
   checkIterable(features, argument);
   for (const feature of features) {
-    const bit = FEATURES.indexOf(feature);
-    if (bit < 0) {
+    const bit = bitOf(feature, FEATURE_AT);
+    if (bit === undefined) {
       throw invalidValue(
         `${argument}: there is no feature '${feature}'; those known are ${FEATURES.join(', ')}`,
       );
     }
-    bits |= 1n << BigInt(bit);
+    bits |= bit;
   }
   return bits;
 }
 
-/** The names of the features in a mask; bits without a name are left out. */
+/** The names of the features in a mask. */
 export function featureNames(bits: bigint): ReadonlySet<Feature> {
-  return new Set(FEATURES.filter((_, bit) => (bits >> BigInt(bit)) & 1n));
+  return namesOf(bits, FEATURE_AT);
 }
 
 /** Says which of the features asked for this kernel lacks, and which version brings them. */
 export function missingFeatures(wanted: bigint, offered: bigint): UnsupportedError {
-  const missing = FEATURE_TABLE.filter((_, bit) => ((wanted & ~offered) >> BigInt(bit)) & 1n);
-  const list = missing.map(([name, version]) => `'${name}' (Linux ${version})`).join(', ');
+  const list = [...featureNames(wanted & ~offered)].map((name) => {
+    const since = featureSince(name);
+    return since ? `'${name}' (Linux ${since})` : `'${name}'`;
+  });
   return new UnsupportedError(
-    `this kernel lacks ${list}; ask for it under 'optional' where you can do without`,
+    `this kernel lacks ${list.join(', ')}; ask for it under 'optional' where you can do without`,
   );
 }
 
 /** The names of the operations in REGISTER's answer. */
 export function operationNames(bits: bigint): ReadonlySet<Operation> {
-  const names = new Set<Operation>();
-  const known = Object.entries(OPERATION_BITS) as [Operation, number][];
-  for (let bit = 0; bit < 64; bit++) {
-    if ((bits >> BigInt(bit)) & 1n) names.add(known.find((entry) => entry[1] === bit)?.[0] ?? `bit-${bit}`);
-  }
-  return names;
+  return namesOf(bits, OPERATION_AT);
 }
 
 /** The kernel's bits for some operations. */
 export function operationBits(operations: Iterable<Operation>): bigint {
   let bits = 0n;
   for (const name of operations) {
-    const bit = (OPERATION_BITS as Record<string, number>)[name] ?? Number(/^bit-(\d+)$/.exec(name)?.[1]);
-    if (!(bit < 64)) {
-      throw invalidValue(`operations: there is no operation '${name}'`);
-    }
-    bits |= 1n << BigInt(bit);
+    const bit = bitOf(name, OPERATION_AT);
+    if (bit === undefined) throw invalidValue(`operations: there is no operation '${name}'`);
+    bits |= bit;
   }
   return bits;
 }

@@ -6,13 +6,23 @@ export { FEATURES } from './features.js';
 export type { FaultHandler, Pagefault, RegisteredRange } from './handler.js';
 export type { Kernel, KernelPort, Watch } from './kernel.js';
 export type { Wait } from './loop.js';
-export { Mapping, type MappingOptions, type SharedMapping } from './mapping.js';
+export {
+  type AnonymousOptions,
+  type FileOptions,
+  Mapping,
+  type MappingOptions,
+  type MemoryOptions,
+  type SharedMapping,
+} from './mapping.js';
 export type {
   CopyOptions,
   FillOptions,
   MoveOptions,
   OpenOptions,
   PageState,
+  Probe,
+  ProbeOptions,
+  RegisterOptions,
   StartOptions,
   WrapOptions,
 } from './options.js';

@@ -32,6 +32,12 @@ export interface KernelPort {
   close(fd: number): number;
   /** eventfd(2), non-blocking and close-on-exec. */
   eventfd(): number;
+  /** pidfd_open(2): readable once the process has exited. */
+  pidfd(pid: number): number;
+  /** Opens /proc/PID/pagemap, close-on-exec. `pid` 0: this process. */
+  openPagemap(pid: number): number;
+  /** Bytes of the pages of the mapping that holds `address` (KernelPageSize of /proc/PID/smaps). `pid` 0: this process. */
+  pageSizeAt(pid: number, address: bigint): number;
   /** Monotonic milliseconds. */
   now(): number;
   /** Where the bytes of a view lie, for a kernel that reads them. */

@@ -45,8 +45,14 @@ export interface Served {
 const SPIN_MOST_MS = 0.2;
 const SPIN_FIRST_MS = 0.05;
 
-/** Longest sleep in one call: a thread in a system call hears nothing of `process.exit` or `terminate`. */
+/**
+ * Longest sleep in one call: a thread in a system call hears nothing of `process.exit` or `terminate`. Also how
+ * often a quiet userfaultfd is asked whether its process has called exec, which no descriptor tells.
+ */
 const SLEEP_MOST_MS = 200;
+
+/** Rounds of `spin` in a row that brought nothing, until it looks after the watched process. */
+const ROUNDS_A_LOOK = 1 << 15;
 
 /** Rounds in a row, each of which brought something, until others on the event loop have their turn. */
 const ROUNDS_A_TURN = 32;
@@ -64,6 +70,8 @@ export class Loop {
   /** The eventfd of the run that goes on. */
   #stopFd = -1;
   #timer: Watch | undefined;
+  /** The next look after the watched process. */
+  #look: Watch | undefined;
 
   constructor(served: Served, handler: FaultHandler) {
     this.#served = served;
@@ -93,6 +101,8 @@ export class Loop {
     for (const watch of this.#watches.splice(0)) watch.close();
     this.#timer?.close();
     this.#timer = undefined;
+    this.#look?.close();
+    this.#look = undefined;
   }
 
   /** Sees to what a transfer outside a round brought: messages that were read, or the news that the process is gone. */
@@ -141,7 +151,9 @@ export class Loop {
   once(): number {
     this.#single = !this.running;
     try {
-      return this.round();
+      const handled = this.round();
+      if (handled === 0) this.#lookAfterProcess();
+      return handled;
     } finally {
       this.#single = false;
       this.follow();
@@ -214,6 +226,21 @@ export class Loop {
     this.#served.end(new UffdError(Errno.ESRCH as number, 'userfaultfd', { reason }));
   }
 
+  /** Asks whether the watched process has exited or called exec, and ends the watch if so. */
+  #lookAfterProcess(): void {
+    const { channel } = this.#served;
+    if (channel.pidfd < 0) return;
+    this.#pollAll(0);
+    if (channel.core.exports.pollExited() || !channel.present()) this.#processGone();
+  }
+
+  /** Tells what the process has left behind, then the end. */
+  #processGone(): void {
+    if (!this.#served.isOpen()) return;
+    this.round();
+    this.#endExited();
+  }
+
   #fork(fd: number): void {
     const child = this.#served.adopt(fd);
     if (!this.handler.forked) {
@@ -243,6 +270,7 @@ export class Loop {
           if (this.running) this.#leave();
         }),
       );
+      this.#watchProcess();
     } catch (error) {
       this.stop();
       throw error;
@@ -251,15 +279,36 @@ export class Loop {
     this.#schedule();
   }
 
-  /** One turn of the event loop. An error must not reach libuv's callback: it would end the process. */
+  /** Sees the watched process exit at once, and exec soon. */
+  #watchProcess(): void {
+    const { port, pidfd } = this.#served.channel;
+    if (pidfd < 0) return;
+    this.#watches.push(port.watch(pidfd, () => this.#guarded(() => this.#processGone())));
+    const look = (): void => {
+      this.#look = port.after(SLEEP_MOST_MS, () => {
+        this.#guarded(() => this.#lookAfterProcess());
+        if (this.running) look();
+      });
+    };
+    look();
+  }
+
+  /** One turn of the event loop. */
   #turn(): void {
-    if (!this.running || this.inRound) return;
-    try {
+    this.#guarded(() => {
       // Whoever was answered may have run and faulted again: reading costs less than a turn of the event loop.
       for (let rounds = 0; rounds < ROUNDS_A_TURN && this.#goes; rounds++) {
         if (this.round() === 0) break;
       }
       this.#schedule();
+    });
+  }
+
+  /** Does something on the event loop. An error must not reach libuv's callback: it would end the process. */
+  #guarded(body: () => void): void {
+    if (!this.running || this.inRound) return;
+    try {
+      body();
     } catch (error) {
       this.#leave();
       if (error === this.#served.channel.broken && this.handler.closed) return;
@@ -295,7 +344,11 @@ export class Loop {
   }
 
   #spin(): void {
-    while (this.#goes) this.round();
+    let fruitless = 0;
+    while (this.#goes) {
+      fruitless = this.round() > 0 ? 0 : fruitless + 1;
+      if (fruitless % ROUNDS_A_LOOK === ROUNDS_A_LOOK - 1) this.#lookAfterProcess();
+    }
   }
 
   /** Spins as long as that keeps paying: the budget doubles when a message came in it, and halves when not. */
@@ -315,17 +368,22 @@ export class Loop {
     }
   }
 
-  /** Sleeps until there is a message, a stop, or a fault due. */
+  /** Sleeps until there is a message, a stop, a fault due, or the end of the watched process. */
   #sleep(): void {
-    const { core, port, fd } = this.#served.channel;
-    core.exports.pollWatch(fd, this.#stopFd);
+    const { channel } = this.#served;
     const delay = this.#delay();
-    const result = port.poll(
-      core.polled,
-      2,
-      delay < 0 ? SLEEP_MOST_MS : Math.min(Math.ceil(delay), SLEEP_MOST_MS),
-    );
+    const ready = this.#pollAll(delay < 0 ? SLEEP_MOST_MS : Math.min(Math.ceil(delay), SLEEP_MOST_MS));
+    if (channel.pidfd < 0) return;
+    if (channel.core.exports.pollExited() || (ready === 0 && !channel.present())) this.#processGone();
+  }
+
+  /** poll(2) on all that can end a sleep: how many are ready. */
+  #pollAll(timeoutMs: number): number {
+    const { core, port, fd, pidfd } = this.#served.channel;
+    core.exports.pollWatch(fd, this.#stopFd, pidfd);
+    const result = port.poll(core.polled, 3, timeoutMs);
     if (result < 0 && result !== -(Errno.EINTR as number)) throw new UffdError(result, 'poll');
+    return Math.max(result, 0);
   }
 
   /** The loop ends: a stop from another thread is used up with it. */

@@ -1,4 +1,5 @@
-// Memory to watch, or to read from: anonymous or from a file, with its bytes as a Uint8Array.
+// Memory to watch, or to read from: anonymous, shared or from a file, in pages of any size, with its bytes as a
+// Uint8Array.
 //
 // Rules:
 //  - A view may outlive its mapping. `close` replaces the pages by fresh zero pages and keeps the address
@@ -17,15 +18,47 @@ import { hex, UffdError } from './errors.js';
 import { watchersOf } from './registry.js';
 
 export interface MappingOptions {
-  /** Whether the bytes may be written. Default true; writes to a file's mapping stay private. */
+  /** Whether the bytes may be written. Default true. */
   writable?: boolean;
+}
+
+/** Options of memory that the system makes. */
+export interface MemoryOptions extends MappingOptions {
+  /**
+   * Bytes of a page, a power of two. Default: the system's. Larger ones are huge pages out of the system's pool
+   * (`vm.nr_hugepages`), of a size that it has: 2 MiB, say.
+   */
+  pageSize?: number;
+}
+
+export interface AnonymousOptions extends MemoryOptions {
+  /** Whether the kernel may back it with transparent huge pages; it is aligned to them then. Default false. */
+  transparentHuge?: boolean;
+}
+
+export interface FileOptions extends MappingOptions {
+  /** Whether writes reach the file, and other mappings of it. Default false: they stay private. */
+  shared?: boolean;
 }
 
 /** A mapping to be posted to another thread, for `Mapping.attach`. */
 export interface SharedMapping {
   readonly address: bigint;
   readonly length: number;
+  readonly pageSize: number;
   readonly users: SharedArrayBuffer;
+}
+
+/** What a mapping is made of. */
+interface Plan {
+  length: number;
+  pageSize: number;
+  protection: number;
+  flags: number;
+  /** −1: no file. */
+  fd: number;
+  /** Bytes to align the address to. */
+  alignment: number;
 }
 
 /** Words of the memory that all users of one mapping share. */
@@ -57,49 +90,106 @@ export class Mapping implements Disposable {
   readonly address: bigint;
   /** Bytes, as asked for. The last page is zero behind them. */
   readonly length: number;
+  /** Bytes of a page: the system's, or the huge page's. */
+  readonly pageSize: number;
   readonly #space: Space;
-  readonly #owner: boolean;
+  /** How it was made; undefined for one that was attached, which another thread owns. */
+  readonly #plan: Plan | undefined;
   #buffer: WeakRef<ArrayBuffer> | undefined;
   #closed = false;
 
-  private constructor(address: bigint, length: number, users: SharedArrayBuffer, owner: boolean) {
+  private constructor(shared: SharedMapping, plan?: Plan) {
+    const { address, length, pageSize, users } = shared;
     this.address = address;
     this.length = length;
-    this.#space = { address, mapped: wholePages(length), users: new Int32Array(users) };
-    this.#owner = owner;
+    this.pageSize = pageSize;
+    this.#space = { address, mapped: wholePages(length, pageSize), users: new Int32Array(users) };
+    this.#plan = plan;
   }
 
   /**
-   * `length` bytes of private memory, zero and not touched yet. Never backed by huge pages, so each page
-   * faults by itself.
+   * `length` bytes of private memory, zero and not touched yet. Not backed by transparent huge pages unless asked
+   * for, so each page faults by itself.
    *
-   * @throws RangeError; UffdError ENOMEM
+   * @throws RangeError; UffdError ENOMEM (huge pages: the pool is empty), EINVAL (no huge pages of that size)
    */
-  static anonymous(length: number, options: MappingOptions = {}): Mapping {
+  static anonymous(length: number, options: AnonymousOptions = {}): Mapping {
+    const { transparentHuge = false, pageSize = memory.pageSize() } = options;
     checkInteger(length, 'length', 1, Number.MAX_SAFE_INTEGER);
+    checkPageSize(pageSize);
     const { MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE } = memory;
-    const mapping = Mapping.#map(length, options, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
+    const reserve = pageSize === memory.pageSize() ? MAP_NORESERVE : 0;
+    const mapping = Mapping.#map({
+      length,
+      pageSize,
+      protection: protectionOf(options),
+      flags: MAP_PRIVATE | MAP_ANONYMOUS | reserve | memory.hugeFlags(pageSize),
+      fd: -1,
+      alignment: transparentHuge ? transparentHugeSize() : pageSize,
+    });
     // EINVAL where the kernel was built without huge pages, which is as good.
-    memory.madvise(mapping.address, mapping.#space.mapped, memory.MADV_NOHUGEPAGE);
+    const advice = transparentHuge ? memory.MADV_HUGEPAGE : memory.MADV_NOHUGEPAGE;
+    memory.madvise(mapping.address, mapping.#space.mapped, advice);
     return mapping;
   }
 
   /**
-   * A file's bytes, mapped privately: writes do not reach it. A file that shrinks while it is mapped makes
-   * touching the lost pages SIGBUS, and copying from them EFAULT.
+   * `length` bytes of shared memory (a memfd): `alias` maps the same bytes a second time, to fill pages that are
+   * watched for minor faults. Holds a descriptor until it is closed.
+   *
+   * @throws RangeError; UffdError ENOMEM, EINVAL as `anonymous`, EMFILE
+   */
+  static memfd(length: number, options: MemoryOptions = {}): Mapping {
+    const { pageSize = memory.pageSize() } = options;
+    checkInteger(length, 'length', 1, Number.MAX_SAFE_INTEGER);
+    checkPageSize(pageSize);
+    const fd = memory.memfdCreate('userfaultfd', wholePages(length, pageSize), pageSize);
+    if (fd < 0) throw new UffdError(fd, 'memfd_create', { reason: refusal(length, pageSize) });
+    return Mapping.#mapFile(fd, length, pageSize, memory.MAP_SHARED, options);
+  }
+
+  /**
+   * A file's bytes. A file that shrinks while it is mapped makes touching the lost pages SIGBUS, and copying
+   * from them EFAULT. A shared mapping holds a descriptor until it is closed.
    *
    * @throws RangeError for an empty file; Node's errors of opening it; UffdError
    */
-  static file(path: string, options: MappingOptions = {}): Mapping {
+  static file(path: string, options: FileOptions = {}): Mapping {
+    const { shared = false, writable = true } = options;
+    const access = shared && writable ? constants.O_RDWR : constants.O_RDONLY;
     // Without O_NONBLOCK, opening a FIFO would wait for its writer.
-    const fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
+    const fd = openSync(path, access | constants.O_NONBLOCK);
+    let size: number;
     try {
       const stat = fstatSync(fd);
       if (!stat.isFile()) throw invalidState(`${path} is no regular file, and cannot be mapped`);
       if (stat.size === 0) throw outOfRange(`the size of ${path}`, 'at least 1 byte', 0);
-      return Mapping.#map(stat.size, options, memory.MAP_PRIVATE, fd);
-    } finally {
+      size = stat.size;
+    } catch (error) {
       closeSync(fd);
+      throw error;
+    }
+    const flags = shared ? memory.MAP_SHARED : memory.MAP_PRIVATE;
+    return Mapping.#mapFile(fd, size, memory.pageSize(), flags, options);
+  }
+
+  /** Maps a file that was opened for it; only a shared mapping keeps the descriptor, for `alias`. */
+  static #mapFile(
+    fd: number,
+    length: number,
+    pageSize: number,
+    flags: number,
+    options: MappingOptions,
+  ): Mapping {
+    const keeps = flags === memory.MAP_SHARED;
+    const plan = { length, pageSize, protection: protectionOf(options), flags, fd, alignment: pageSize };
+    let mapping: Mapping | undefined;
+    try {
+      mapping = Mapping.#map(plan);
+      return mapping;
+    } finally {
+      if (!mapping || !keeps) closeSync(fd);
+      if (!keeps) plan.fd = -1;
     }
   }
 
@@ -107,18 +197,50 @@ export class Mapping implements Disposable {
   static attach(shared: SharedMapping): Mapping {
     checkPageAddress(shared.address, 'shared.address', memory.pageSize());
     checkInteger(shared.length, 'shared.length', 1, Number.MAX_SAFE_INTEGER);
+    checkPageSize(shared.pageSize);
     if (!(shared.users instanceof SharedArrayBuffer) || shared.users.byteLength !== SHARED_BYTES) {
       throw wrongType('shared.users', "what a mapping's share() gave", shared.users);
     }
-    return new Mapping(shared.address, shared.length, shared.users, false);
+    return new Mapping(shared);
   }
 
-  static #map(length: number, options: MappingOptions, flags: number, fd: number): Mapping {
-    const protection = memory.PROT_READ | (options.writable === false ? 0 : memory.PROT_WRITE);
-    const address = memory.mmap(0n, wholePages(length), protection, flags, fd);
-    if (address < 0n)
-      throw new UffdError(Number(address), 'mmap', { reason: `${length} bytes cannot be mapped` });
-    return new Mapping(address, length, new SharedArrayBuffer(SHARED_BYTES), true);
+  static #map(plan: Plan): Mapping {
+    const { length, pageSize, protection, flags, fd, alignment } = plan;
+    const mapped = wholePages(length, pageSize);
+    // Where the kernel aligns by itself, there is nothing to cut off.
+    const slack = alignment > pageSize ? alignment - pageSize : 0;
+    const found = memory.mmap(0n, mapped + slack, protection, flags, fd);
+    if (found < 0n) throw new UffdError(Number(found), 'mmap', { reason: refusal(length, pageSize) });
+    const address = found + BigInt(slack && (alignment - Number(found % BigInt(alignment))) % alignment);
+    const before = Number(address - found);
+    if (before > 0) memory.munmap(found, before);
+    if (slack > before) memory.munmap(address + BigInt(mapped), slack - before);
+    const users = new SharedArrayBuffer(SHARED_BYTES);
+    return new Mapping({ address, length, pageSize, users }, plan);
+  }
+
+  /**
+   * Maps the same bytes once more, at another address: what is written there is here, and no fault of this mapping
+   * is involved. Closed by itself.
+   *
+   * @throws ERR_INVALID_STATE where the memory is not shared, or was attached; UffdError
+   */
+  alias(): Mapping {
+    if (this.#closed) throw closedError(this.address);
+    if (!this.#plan || this.#plan.fd < 0) {
+      throw invalidState(`the memory at ${hex(this.address)} is private or attached, and has no alias`);
+    }
+    const fd = memory.duplicate(this.#plan.fd);
+    if (fd < 0) throw new UffdError(fd, 'fcntl');
+    const { length, pageSize, flags } = this.#plan;
+    return Mapping.#mapFile(fd, length, pageSize, flags, {
+      writable: (this.#plan.protection & memory.PROT_WRITE) !== 0,
+    });
+  }
+
+  /** The descriptor of shared memory, which belongs to this object; −1: private, attached or closed. */
+  get fd(): number {
+    return this.#closed ? -1 : (this.#plan?.fd ?? -1);
   }
 
   /** Whether it was closed, here or by its owner on another thread. */
@@ -184,6 +306,7 @@ export class Mapping implements Disposable {
     return {
       address: this.address,
       length: this.length,
+      pageSize: this.pageSize,
       users: this.#space.users.buffer as SharedArrayBuffer,
     };
   }
@@ -195,7 +318,7 @@ export class Mapping implements Disposable {
    */
   close(): void {
     if (this.#closed) return;
-    if (!this.#owner) {
+    if (!this.#plan) {
       this.#closed = true;
       return;
     }
@@ -211,6 +334,7 @@ export class Mapping implements Disposable {
       throw new UffdError(Number(replaced), 'mmap', { address, length: mapped });
     }
     this.#closed = true;
+    if (this.#plan.fd >= 0) closeSync(this.#plan.fd);
     Atomics.store(users, CLOSED, 1);
     leave(this.#space);
   }
@@ -236,7 +360,29 @@ function closedError(address: bigint): Error {
   return invalidState(`the mapping at ${hex(address)} is closed`);
 }
 
-function wholePages(length: number): number {
-  const size = memory.pageSize();
+function wholePages(length: number, size: number): number {
   return Math.ceil(length / size) * size;
+}
+
+function protectionOf({ writable = true }: MappingOptions): number {
+  return memory.PROT_READ | (writable ? memory.PROT_WRITE : 0);
+}
+
+/** Bytes of a transparent huge page: what one page of page table entries maps, of 8 bytes each. */
+function transparentHugeSize(): number {
+  return memory.pageSize() ** 2 / 8;
+}
+
+function checkPageSize(size: number): void {
+  checkInteger(size, 'pageSize', memory.pageSize(), 2 ** 34);
+  if (!Number.isInteger(Math.log2(size))) throw outOfRange('pageSize', 'a power of two', size);
+}
+
+/** Why the system gives no memory. */
+function refusal(length: number, pageSize: number): string {
+  if (pageSize === memory.pageSize()) return `${length} bytes cannot be mapped`;
+  return (
+    `${length} bytes in huge pages of ${pageSize} bytes cannot be had: the pool of that size has too few ` +
+    '(vm.nr_hugepages), or the machine has no pages of that size'
+  );
 }

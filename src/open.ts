@@ -1,7 +1,7 @@
 // How a descriptor comes into being: by system call or device, for faults of both modes or of user mode only,
 // and the handshake that fixes its features for good.
 
-import type { Channel } from './channel.js';
+import { Channel } from './channel.js';
 import type { Core } from './core.js';
 import { Errno, UffdError } from './errors.js';
 import { featureBits, missingFeatures } from './features.js';
@@ -53,7 +53,8 @@ function tryToOpen(core: Core, port: KernelPort, way: Way): number | UffdError {
  * @throws UnsupportedError for a feature that the kernel lacks: which, and the version that brings it
  */
 export function handshake(channel: Channel, way: Way, wanted: bigint, wished: bigint): bigint {
-  const offered = wished & ~wanted ? probeFeatures(channel, way) : undefined;
+  const offers = (): bigint => probe(channel.core, channel.port, [way]).features;
+  const offered = wished & ~wanted ? offers() : undefined;
   let asked = wanted | (wished & (offered ?? 0n));
   let result = api(channel, asked);
   const fork = featureBits(['event-fork'], 'optional');
@@ -62,7 +63,7 @@ export function handshake(channel: Channel, way: Way, wanted: bigint, wished: bi
     result = api(channel, asked);
   }
   if (result < 0) {
-    const lacks = wanted & ~(offered ?? probeFeatures(channel, way));
+    const lacks = wanted & ~(offered ?? offers());
     throw lacks ? missingFeatures(wanted, wanted & ~lacks) : new UffdError(result, 'UFFDIO_API');
   }
   // The kernel turns the second on with the first.
@@ -74,12 +75,24 @@ function api(channel: Channel, features: bigint): number {
   return channel.ioctl(channel.core.exports.requestApi(features));
 }
 
-/** All features this kernel offers. The handshake can be done once, so a descriptor is used up for the question. */
-function probeFeatures(channel: Channel, way: Way): bigint {
-  const { fd } = openDescriptor(channel.core, channel.port, [way]);
-  const probe = channel.on(fd);
-  const result = api(probe, 0n);
-  channel.port.close(fd);
+/**
+ * What this kernel offers. The handshake can be done once, so a descriptor is used up for the question; the first
+ * way that works says so.
+ */
+export function probe(
+  core: Core,
+  port: KernelPort,
+  ways: readonly Way[],
+): { way: Way; features: bigint; operations: bigint } {
+  const { fd, way } = openDescriptor(core, port, ways);
+  const channel = new Channel(core, port, fd, 0);
+  const result = api(channel, 0n);
+  port.close(fd);
   if (result < 0) throw new UffdError(result, 'UFFDIO_API');
-  return BigInt.asUintN(64, channel.core.exports.apiFeatures());
+  const { exports } = core;
+  return {
+    way,
+    features: BigInt.asUintN(64, exports.apiFeatures()),
+    operations: BigInt.asUintN(64, exports.apiOperations()),
+  };
 }

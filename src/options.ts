@@ -2,7 +2,7 @@
 
 import type { PAGE_STATES } from './core.js';
 import { Option } from './core.js';
-import type { Feature } from './features.js';
+import type { Feature, Operation } from './features.js';
 import type { RegisteredRange } from './handler.js';
 import type { Kernel } from './kernel.js';
 import type { Wait } from './loop.js';
@@ -16,8 +16,31 @@ export interface OpenOptions {
   userModeOnly?: boolean | 'auto';
   /** System call or /dev/userfaultfd. 'auto' (default): the system call, and the device where that is refused. */
   via?: 'auto' | 'syscall' | 'device';
+  /** The process whose memory it is, to see it exit: `closed` is told then. Default: this one, which cannot outlive itself. */
+  pid?: number;
   /** The kernel to run on. Default: Linux, through koffi. */
   kernel?: Kernel;
+}
+
+/** What a kernel offers. */
+export interface Probe {
+  /** The way that was open; the kind that serves all faults is tried first. */
+  readonly via: 'syscall' | 'device';
+  readonly userModeOnly: boolean;
+  /** All features this kernel has; asking for 'event-fork' needs CAP_SYS_PTRACE besides. */
+  readonly features: ReadonlySet<Feature>;
+  /** The operations of the descriptor itself; those of a range are told by `register`. */
+  readonly operations: ReadonlySet<Operation>;
+  /** Bytes of a page. */
+  readonly pageSize: number;
+}
+
+/** Options of `probe`. */
+export type ProbeOptions = Pick<OpenOptions, 'via' | 'userModeOnly' | 'kernel'>;
+
+export interface RegisterOptions {
+  /** Bytes of a page there. Default: asked of the system, which may not know it of another process. */
+  pageSize?: number;
 }
 
 export interface WrapOptions {
@@ -25,6 +48,11 @@ export interface WrapOptions {
   features?: Iterable<Feature>;
   /** What is registered already: the `ranges` of the object it was released from. */
   ranges?: Iterable<RegisteredRange>;
+  /**
+   * The process whose memory it is. Its exit and exec end the watch, and `closed` is told ESRCH; the descriptor
+   * alone would say nothing of either.
+   */
+  pid?: number;
   /** The kernel to run on. Default: Linux, through koffi. */
   kernel?: Kernel;
 }

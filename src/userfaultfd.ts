@@ -32,7 +32,7 @@ import {
 import type { FaultHandler, RegisteredRange } from './handler.js';
 import type { Kernel } from './kernel.js';
 import { Loop, type Served, WAITS } from './loop.js';
-import { handshake, openDescriptor, type Way, waysToOpen } from './open.js';
+import { handshake, openDescriptor, probe, type Way, waysToOpen } from './open.js';
 import {
   type CopyOptions,
   type FillOptions,
@@ -40,6 +40,9 @@ import {
   type MoveOptions,
   type OpenOptions,
   type PageState,
+  type Probe,
+  type ProbeOptions,
+  type RegisterOptions,
   type StartOptions,
   type WrapOptions,
 } from './options.js';
@@ -121,8 +124,8 @@ export class Userfaultfd implements Disposable {
    */
   static open(options: OpenOptions = {}): Userfaultfd {
     const { userModeOnly = 'auto', via = 'auto' } = options;
-    checkOneOf(via, 'via', ['auto', 'syscall', 'device']);
-    checkOneOf(userModeOnly, 'userModeOnly', [true, false, 'auto']);
+    checkWay(via, userModeOnly);
+    checkPid(options.pid);
     const features = featureBits(options.features ?? [], 'features');
     const optional = featureBits(options.optional ?? [], 'optional');
     const kernel = options.kernel ?? linuxKernel();
@@ -131,24 +134,50 @@ export class Userfaultfd implements Disposable {
     const { fd, way } = openDescriptor(core, port, waysToOpen(via, userModeOnly));
     const channel = new Channel(core, port, fd, kernel.pageSize);
     try {
-      return new Userfaultfd(channel, kernel, handshake(channel, way, features, optional), [], way);
+      const granted = handshake(channel, way, features, optional);
+      if (options.pid !== undefined) channel.watchProcess(options.pid);
+      return new Userfaultfd(channel, kernel, granted, [], way);
     } catch (error) {
+      channel.leaveProcess();
       port.close(fd);
       throw error;
     }
   }
 
   /**
+   * What this kernel offers this user: asked with a descriptor of its own, which is closed again.
+   *
+   * @throws UnsupportedError, UffdError as `open` does
+   */
+  static probe(options: ProbeOptions = {}): Probe {
+    const { via = 'auto', userModeOnly = 'auto', kernel = linuxKernel() } = options;
+    checkWay(via, userModeOnly);
+    const core = instantiate();
+    const { way, features, operations } = probe(
+      core,
+      kernel.attach(core.memory),
+      waysToOpen(via, userModeOnly),
+    );
+    return {
+      ...way,
+      pageSize: kernel.pageSize,
+      features: featureNames(features),
+      operations: operationNames(operations),
+    };
+  }
+
+  /**
    * Adopts a descriptor whose handshake is done: one received over a socket, or released on another thread.
    * It belongs to the new object from then on; where this throws it still belongs to the caller.
    *
-   * @throws UffdError EBADF, ENOTTY (no userfaultfd), EINVAL (its handshake is not done)
+   * @throws UffdError EBADF, ENOTTY (no userfaultfd), EINVAL (its handshake is not done), ESRCH (no such process)
    */
   static wrap(fd: number, options: WrapOptions = {}): Userfaultfd {
     checkDescriptor(fd, 'fd');
     if (ownerOf(fd)) {
       throw invalidState(`fd ${fd} belongs to another Userfaultfd of this thread; release it first`);
     }
+    checkPid(options.pid);
     const features = featureBits(options.features ?? [], 'features');
     const ranges = [...(options.ranges ?? [])];
     const kernel = options.kernel ?? linuxKernel();
@@ -162,6 +191,7 @@ export class Userfaultfd implements Disposable {
       const reason = WRAP_REASONS[errnoName(-probe)];
       throw new UffdError(probe, 'wrap', reason ? { reason } : {});
     }
+    if (options.pid !== undefined) channel.watchProcess(options.pid);
     channel.unblock();
     return new Userfaultfd(channel, kernel, features, ranges);
   }
@@ -214,22 +244,34 @@ export class Userfaultfd implements Disposable {
    * Watches `length` bytes from `start` on, whole pages; holes are allowed. Registering again with some of
    * the modes a range has changes nothing; with others it replaces them (the kernel's rule).
    *
+   * Memory in huge pages takes whole huge pages here and in every fill.
+   *
    * @returns the operations that the range allows (huge pages have no zero page, for one)
    * @throws RangeError, TypeError; UffdError EINVAL, EBUSY, EPERM, ENOMEM
    */
-  register(start: bigint, length: number, mode: Mode | readonly Mode[] = 'missing'): ReadonlySet<Operation> {
+  register(
+    start: bigint,
+    length: number,
+    mode: Mode | readonly Mode[] = 'missing',
+    options: RegisterOptions = {},
+  ): ReadonlySet<Operation> {
     checkRange(start, length, this.pageSize);
+    if (options.pageSize !== undefined) checkPageSize(options.pageSize, 'pageSize', this.pageSize);
     const modes = modeBits(mode);
     this.#mustBeOpen('UFFDIO_REGISTER');
     const { core } = this.#channel;
     const result = this.#channel.ioctl(core.arguments(start, length).requestRegister(modes));
     if (result < 0) throw new UffdError(result, 'UFFDIO_REGISTER', { address: start, length });
-    const operations = BigInt.asUintN(64, core.exports.registerOperations());
-    if (!core.arguments(start, length, operations).rangePut(modes, Math.log2(this.pageSize))) {
+    const bits = BigInt.asUintN(64, core.exports.registerOperations());
+    const operations = operationNames(bits);
+    // Only huge pages have no zero page: any other range has the system's page size.
+    const pageSize =
+      options.pageSize ?? (operations.has('zero') ? this.pageSize : this.#channel.pageSizeAt(start));
+    if (!core.arguments(start, length, bits).rangePut(modes, Math.log2(pageSize))) {
       this.unregister(start, length);
       throw noMemory();
     }
-    return operationNames(operations);
+    return operations;
   }
 
   /**
@@ -352,7 +394,7 @@ export class Userfaultfd implements Disposable {
 
   /**
    * What to fill at once for a fault: the pages around it that are in its state (missing, or removed), inside
-   * its range and inside the aligned window of `pages` pages. A page that should be there comes alone: somebody
+   * its range and inside the aligned window of `pages` pages, huge ones where the range has them. A page that should be there comes alone: somebody
    * else may have taken it away, and a fill of one that is there wakes. Length 0: `claim` has it.
    */
   window(page: bigint, pages: number): { start: bigint; length: number } {
@@ -360,7 +402,7 @@ export class Userfaultfd implements Disposable {
     checkInteger(pages, 'pages', 1, 0x7fffffff);
     const count = this.#channel.core.arguments(page).pageWindow(pages);
     const start = BigInt.asUintN(64, this.#channel.core.exports.pagesWindowStart());
-    return { start, length: count * this.pageSize };
+    return { start, length: count * this.#channel.core.exports.pagesWindowSize() };
   }
 
   /** Whether any part of `length` bytes at `start` is registered here. */
@@ -438,6 +480,7 @@ export class Userfaultfd implements Disposable {
     this.#evenIfItThrows(() => this.#loop?.tellChanges());
     this.#channel.giveUpChanges();
     this.#channel.evict();
+    this.#channel.leaveProcess();
     this.#evenIfItThrows(() => this.#leave());
     return fd;
   }
@@ -474,6 +517,7 @@ export class Userfaultfd implements Disposable {
     this.#loop?.stop();
     // First, because reading a fork's event needs a free descriptor.
     this.#closeStopEventfd();
+    this.#channel.leaveProcess();
     this.#channel.discard();
     this.#channel.evict();
     this.#channel.port.close(this.#channel.fd);
@@ -577,6 +621,20 @@ function rangeOf(report: RangeReport): RegisteredRange {
   };
 }
 
+function checkWay(via: unknown, userModeOnly: unknown): void {
+  checkOneOf(via, 'via', ['auto', 'syscall', 'device']);
+  checkOneOf(userModeOnly, 'userModeOnly', [true, false, 'auto']);
+}
+
+function checkPid(pid: number | undefined): void {
+  if (pid !== undefined) checkInteger(pid, 'pid', 1, 0x7fffffff);
+}
+
+function checkPageSize(pageSize: number, argument: string, least: number): void {
+  checkInteger(pageSize, argument, least, 2 ** 40);
+  if (!Number.isInteger(Math.log2(pageSize))) throw outOfRange(argument, 'a power of two', pageSize);
+}
+
 function noMemory(): UffdError {
   return new UffdError(Errno.ENOMEM as number, 'userfaultfd core');
 }
@@ -584,10 +642,7 @@ function noMemory(): UffdError {
 /** One element of `WrapOptions.ranges`. */
 function checkRegistered(range: RegisteredRange, pageSize: number): void {
   checkRange(range.start, range.length, pageSize, 'ranges: start');
-  checkInteger(range.pageSize, 'ranges: pageSize', pageSize, 2 ** 40);
-  if (!Number.isInteger(Math.log2(range.pageSize))) {
-    throw outOfRange('ranges: pageSize', 'a power of two', range.pageSize);
-  }
+  checkPageSize(range.pageSize, 'ranges: pageSize', pageSize);
   modeBits([...range.modes]);
   operationBits(range.operations);
 }
