@@ -1,8 +1,10 @@
 // One userfaultfd's core, port and descriptor put together: what the core asks for is done, and its answers
 // become bytes or errors. No handler is known here, and nothing is decided that the core could decide.
 
-import { type Core, MESSAGE_BYTES, Next, type Op, Read, Step } from './core.js';
+import { type Core, MESSAGE_BYTES, Next, type Op, Option, type RangeReport, Read, Step } from './core.js';
 import { Errno, UffdError } from './errors.js';
+import { modeNames, operationNames } from './features.js';
+import type { RegisteredRange } from './handler.js';
 import type { KernelPort } from './kernel.js';
 
 /** The kernel's names of the operations, by row of the transfer table. */
@@ -64,8 +66,7 @@ export class Channel {
   /** Notes whose memory it is, to see that process end. */
   watchProcess(pid: number): void {
     const pidfd = this.port.pidfd(pid);
-    if (pidfd < 0)
-      throw new UffdError(pidfd, 'pidfd_open', { reason: `there is no process ${pid} to watch` });
+    if (pidfd < 0) throw new UffdError(pidfd, 'pidfd_open', { pid });
     this.pidfd = pidfd;
     this.#pid = pid;
   }
@@ -74,6 +75,22 @@ export class Channel {
   pageSizeAt(address: bigint): number {
     const size = this.port.pageSizeAt(this.#pid, address);
     return size > 0 ? size : this.#pageSize;
+  }
+
+  /** The registered range that holds an address, as far as it is known here. */
+  rangeAt(address: bigint): RegisteredRange | undefined {
+    const { core } = this;
+    return core.arguments(address).rangeAt() ? rangeOf(core.reported()) : undefined;
+  }
+
+  /** All registered ranges, in ascending order. */
+  ranges(): RegisteredRange[] {
+    const { core } = this;
+    const ranges: RegisteredRange[] = [];
+    for (let more = core.exports.rangeFirst(); more; more = core.exports.rangeNext()) {
+      ranges.push(rangeOf(core.reported()));
+    }
+    return ranges;
   }
 
   /** Forgets the process. */
@@ -116,6 +133,9 @@ export class Channel {
         transferred,
         address: start + BigInt(transferred),
         length: length - transferred,
+        source: source + BigInt(transferred),
+        range: this.rangeAt(start + BigInt(transferred)) ?? null,
+        writeProtect: (options & Option.writeProtect) !== 0,
       });
     }
     return transferred;
@@ -181,4 +201,14 @@ export class Channel {
         : `the kernel sent ${result} bytes, which is no multiple of ${MESSAGE_BYTES}: ${raw}`,
     });
   }
+}
+
+function rangeOf(report: RangeReport): RegisteredRange {
+  return {
+    start: report.start,
+    length: Number(report.end - report.start),
+    modes: modeNames(report.modes),
+    operations: operationNames(report.operations),
+    pageSize: 2 ** report.pageShift,
+  };
 }

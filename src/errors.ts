@@ -1,8 +1,12 @@
 // Errors in three kinds, told apart by class and code: the caller's mistakes (RangeError, TypeError with
 // Node's codes), the kernel's refusals (UffdError with the errno), and what this machine lacks
-// (UnsupportedError, ERR_UFFD_UNSUPPORTED). A message says what was tried, on what range, and what to do.
+// (UnsupportedError, ERR_UFFD_UNSUPPORTED). A message says what was tried, on what range, and what to do; its
+// words come from the table in src/reasons.ts.
+
+import { type Facts, hex, reasonFor, worded } from './reasons.js';
 
 export { UnsupportedError } from './kernel.js';
+export { hex } from './reasons.js';
 
 /** errno values that userfaultfd's calls give, by number. The numbers are the same on x86-64 and arm64. */
 const ERRNO: Readonly<Record<number, string>> = {
@@ -11,6 +15,7 @@ const ERRNO: Readonly<Record<number, string>> = {
   3: 'ESRCH',
   4: 'EINTR',
   5: 'EIO',
+  6: 'ENXIO',
   9: 'EBADF',
   11: 'EAGAIN',
   12: 'ENOMEM',
@@ -23,6 +28,7 @@ const ERRNO: Readonly<Record<number, string>> = {
   23: 'ENFILE',
   24: 'EMFILE',
   25: 'ENOTTY',
+  27: 'EFBIG',
   28: 'ENOSPC',
   29: 'ESPIPE',
   38: 'ENOSYS',
@@ -38,60 +44,18 @@ export function errnoName(errno: number): string {
   return ERRNO[errno] ?? `E${errno}`;
 }
 
-/** What is behind an errno of a call, and the way out, where that can be said. */
-const REASONS: Readonly<Record<string, string>> = {
-  'userfaultfd EPERM':
-    'faults of kernel mode need CAP_SYS_PTRACE, or vm.unprivileged_userfaultfd=1, or access to /dev/userfaultfd; ' +
-    'or open with userModeOnly: true, which serves faults of user mode only. In a container, its seccomp profile may forbid the call',
-  'userfaultfd ENOSYS': 'this kernel was built without CONFIG_USERFAULTFD, or a seccomp filter hides it',
-  'userfaultfd EMFILE': 'the process has no file descriptor left (ulimit -n)',
-  'userfaultfd ENFILE': 'the system has no file descriptor left (fs.file-max)',
-  '/dev/userfaultfd ENOENT': 'the device exists from Linux 6.1 on; where it is missing, use the system call',
-  '/dev/userfaultfd EACCES': 'the device may be used by whom its file permissions allow',
-  '/dev/userfaultfd EPERM': 'the device may be used by whom its file permissions allow',
-  'UFFDIO_API EPERM': "the feature 'event-fork' needs CAP_SYS_PTRACE",
-  'UFFDIO_API EINVAL': 'the handshake was done before; adopt such a descriptor with Userfaultfd.wrap',
-  'UFFDIO_REGISTER EINVAL':
-    "nothing is mapped there, or that kind of memory does not allow the mode: 'minor' needs shared memory, files on disk cannot be watched, huge pages need a range in their own size",
-  'UFFDIO_REGISTER EBUSY': 'another userfaultfd has registered a part of it',
-  'UFFDIO_REGISTER EPERM': 'it is a shared mapping of a file that was opened for reading only',
-  'UFFDIO_REGISTER ENOMEM': 'the process has exited or called exec, or its memory is used up',
-  'UFFDIO_UNREGISTER EINVAL': 'nothing is mapped there, or a part of it belongs to another userfaultfd',
-  'UFFDIO_UNREGISTER ENOMEM': 'the process has exited or called exec',
-  'UFFDIO_COPY EFAULT':
-    'the source cannot be read: it is not mapped, or lies behind the end of a file that was truncated',
-  'UFFDIO_COPY EINVAL':
-    'write-protecting while copying needs a range registered for write-protect; huge pages come only whole',
-  'UFFDIO_ZEROPAGE EINVAL': 'this memory has no zero page (huge pages have none): copy zeros instead',
-  'UFFDIO_CONTINUE EFAULT':
-    'the page is not in the page cache; write it through another mapping of the file first',
-  'UFFDIO_CONTINUE EINVAL': 'only shared memory (memfd, shmem, hugetlbfs) can be continued',
-  'UFFDIO_MOVE EBUSY':
-    'a page is shared after a fork, or pinned; rewrite it, or keep the memory out of forks with MADV_DONTFORK',
-  'UFFDIO_MOVE EEXIST': 'a page is already there; the source keeps what was not moved',
-  'UFFDIO_MOVE EINVAL':
-    'both ranges must be private anonymous memory of this process with equal protection, the target registered here',
-  'UFFDIO_MOVE ENOENT': 'the source has a hole (allow it with allowHoles), or is not mapped',
-  'read EINVAL': 'the descriptor is no userfaultfd whose handshake is done',
-  EBADF: 'the userfaultfd is closed or was released',
-  ENOMEM: 'there is no memory left',
-  ENOTTY: 'the descriptor is no userfaultfd',
-};
-
-export interface UffdErrorOptions {
+/** Bytes, and what is known besides: see src/reasons.ts. `address` and `length` are those of what is left. */
+export interface UffdErrorOptions extends Facts {
   /** Bytes that were resolved before the failure. */
   transferred?: number;
-  /** Where it failed. */
-  address?: bigint;
-  /** Bytes it was tried on. */
-  length?: number;
-  /** More than the table knows. */
+  /** The cause, where it is more than the table knows. */
   reason?: string;
 }
 
 /**
  * The kernel refused. `code` and `errno` are as in Node's system errors ('EBUSY', −16), `syscall` the call
- * ('UFFDIO_COPY', 'read'), `transferred` the bytes resolved before, `address` where it failed.
+ * ('UFFDIO_COPY', 'read'), `transferred` the bytes resolved before, `address` where it failed. The message names
+ * the range, the cause and the way out (docs/errors.md).
  */
 export class UffdError extends Error {
   override readonly name: string = 'UffdError';
@@ -103,21 +67,27 @@ export class UffdError extends Error {
 
   constructor(errno: number, syscall: string, options: UffdErrorOptions = {}) {
     const code = errnoName(Math.abs(errno));
-    const { transferred = 0, address, length, reason } = options;
-    const where =
-      address === undefined ? '' : ` at ${hex(address)}${length === undefined ? '' : `, ${length} bytes`}`;
-    const why = reason ?? REASONS[`${syscall} ${code}`] ?? REASONS[code];
-    const done = transferred > 0 ? ` (${transferred} bytes were resolved before)` : '';
-    super(`${code}: ${syscall}${where} failed${why ? `: ${why}` : ''}${done}`);
+    super(`${code}: ${syscall}${rangeOf(options)}${because(code, syscall, options)}`);
     this.code = code;
     this.errno = -Math.abs(errno);
     this.syscall = syscall;
-    this.transferred = transferred;
-    if (address !== undefined) this.address = address;
+    this.transferred = options.transferred ?? 0;
+    if (options.address !== undefined) this.address = options.address;
   }
 }
 
-/** An address as people read it. */
-export function hex(address: bigint): string {
-  return `0x${address.toString(16)}`;
+/** The range that the call was made for, and what is left of it where it may be less. */
+function rangeOf({ address, length, transferred }: UffdErrorOptions): string {
+  if (address === undefined) return ' failed';
+  const start = hex(address - BigInt(transferred ?? 0));
+  if (length === undefined) return ` at ${start} failed`;
+  const left = transferred === undefined ? '' : ` with ${length} left`;
+  return ` at ${start}, ${(transferred ?? 0) + length} bytes failed${left}`;
+}
+
+/** The cause and the way out. */
+function because(code: string, syscall: string, options: UffdErrorOptions): string {
+  const row = reasonFor(syscall, code, options);
+  const parts = [options.reason ?? row?.cause, row?.remedy].filter((text) => text !== undefined);
+  return parts.length > 0 ? `: ${worded(parts.join('; '), options)}` : '';
 }

@@ -195,9 +195,7 @@ export class Loop {
         this.#fork(Number(core.delivered(0)));
         break;
       default:
-        this.#served.channel.broken = new UffdError(Errno.ENOMEM as number, 'userfaultfd core', {
-          reason: 'its tables have reached the largest size of their memory',
-        });
+        this.#served.channel.broken = new UffdError(Errno.ENOMEM as number, 'userfaultfd core');
         throw this.#served.channel.broken;
     }
   }
@@ -221,9 +219,8 @@ export class Loop {
   }
 
   #endExited(): void {
-    const reason = 'the process whose memory this is has exited or called exec';
     if (!this.#served.isOpen()) return;
-    this.#served.end(new UffdError(Errno.ESRCH as number, 'userfaultfd', { reason }));
+    this.#served.end(new UffdError(Errno.ESRCH as number, 'userfaultfd'));
   }
 
   /** Asks whether the watched process has exited or called exec, and ends the watch if so. */

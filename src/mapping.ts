@@ -144,7 +144,7 @@ export class Mapping implements Disposable {
     checkInteger(length, 'length', 1, Number.MAX_SAFE_INTEGER);
     checkPageSize(pageSize);
     const fd = memory.memfdCreate('userfaultfd', wholePages(length, pageSize), pageSize);
-    if (fd < 0) throw new UffdError(fd, 'memfd_create', { reason: refusal(length, pageSize) });
+    if (fd < 0) throw new UffdError(fd, 'memfd_create', sizes(length, pageSize));
     return Mapping.#mapFile(fd, length, pageSize, memory.MAP_SHARED, options);
   }
 
@@ -210,7 +210,7 @@ export class Mapping implements Disposable {
     // Where the kernel aligns by itself, there is nothing to cut off.
     const slack = alignment > pageSize ? alignment - pageSize : 0;
     const found = memory.mmap(0n, mapped + slack, protection, flags, fd);
-    if (found < 0n) throw new UffdError(Number(found), 'mmap', { reason: refusal(length, pageSize) });
+    if (found < 0n) throw new UffdError(Number(found), 'mmap', sizes(length, pageSize));
     const address = found + BigInt(slack && (alignment - Number(found % BigInt(alignment))) % alignment);
     const before = Number(address - found);
     if (before > 0) memory.munmap(found, before);
@@ -378,11 +378,7 @@ function checkPageSize(size: number): void {
   if (!Number.isInteger(Math.log2(size))) throw outOfRange('pageSize', 'a power of two', size);
 }
 
-/** Why the system gives no memory. */
-function refusal(length: number, pageSize: number): string {
-  if (pageSize === memory.pageSize()) return `${length} bytes cannot be mapped`;
-  return (
-    `${length} bytes in huge pages of ${pageSize} bytes cannot be had: the pool of that size has too few ` +
-    '(vm.nr_hugepages), or the machine has no pages of that size'
-  );
+/** What an error may say of memory that could not be had. */
+function sizes(length: number, pageSize: number): { length: number; pageSize?: number } {
+  return pageSize === memory.pageSize() ? { length } : { length, pageSize };
 }

@@ -16,8 +16,8 @@ import {
   wrongType,
 } from './arguments.js';
 import { Channel } from './channel.js';
-import { instantiate, Op, Option, PAGE_STATES, type RangeReport } from './core.js';
-import { Errno, errnoName, UffdError } from './errors.js';
+import { instantiate, Op, Option, PAGE_STATES } from './core.js';
+import { Errno, UffdError } from './errors.js';
 import {
   type Feature,
   featureBits,
@@ -48,13 +48,6 @@ import {
 } from './options.js';
 import { enroll, ownerOf, strike } from './registry.js';
 import { STOPPER_BYTES, Stopper } from './stopper.js';
-
-/** Why `wrap` refuses a descriptor, by errno. */
-const WRAP_REASONS: Readonly<Record<string, string>> = {
-  EBADF: 'fd is no open file descriptor',
-  ENOTTY: 'fd is no userfaultfd',
-  EINVAL: 'the handshake of this userfaultfd is not done; open one with Userfaultfd.open',
-};
 
 export class Userfaultfd implements Disposable {
   /** How it was opened; undefined after `wrap`, which cannot know. */
@@ -187,10 +180,7 @@ export class Userfaultfd implements Disposable {
     // A WAKE of nobody: only a userfaultfd whose handshake is done takes it. (Older kernels refuse addresses
     // below vm.mmap_min_addr.)
     const probe = channel.wake(1n << 32n, kernel.pageSize);
-    if (probe < 0) {
-      const reason = WRAP_REASONS[errnoName(-probe)];
-      throw new UffdError(probe, 'wrap', reason ? { reason } : {});
-    }
+    if (probe < 0) throw new UffdError(probe, 'wrap');
     if (options.pid !== undefined) channel.watchProcess(options.pid);
     channel.unblock();
     return new Userfaultfd(channel, kernel, features, ranges);
@@ -232,12 +222,7 @@ export class Userfaultfd implements Disposable {
    * far as the handler has been told, and stays readable after `release` and `close`.
    */
   get ranges(): readonly RegisteredRange[] {
-    const { core } = this.#channel;
-    const ranges: RegisteredRange[] = [];
-    for (let more = core.exports.rangeFirst(); more; more = core.exports.rangeNext()) {
-      ranges.push(rangeOf(core.reported()));
-    }
-    return ranges;
+    return this.#channel.ranges();
   }
 
   /**
@@ -261,7 +246,9 @@ export class Userfaultfd implements Disposable {
     this.#mustBeOpen('UFFDIO_REGISTER');
     const { core } = this.#channel;
     const result = this.#channel.ioctl(core.arguments(start, length).requestRegister(modes));
-    if (result < 0) throw new UffdError(result, 'UFFDIO_REGISTER', { address: start, length });
+    if (result < 0) {
+      throw new UffdError(result, 'UFFDIO_REGISTER', { address: start, length, modes: modeNames(modes) });
+    }
     const bits = BigInt.asUintN(64, core.exports.registerOperations());
     const operations = operationNames(bits);
     // Only huge pages have no zero page: any other range has the system's page size.
@@ -285,7 +272,10 @@ export class Userfaultfd implements Disposable {
     this.#mustBeOpen('UFFDIO_UNREGISTER');
     const { core } = this.#channel;
     const result = this.#channel.ioctl(core.arguments(start, length).requestUnregister());
-    if (result < 0) throw new UffdError(result, 'UFFDIO_UNREGISTER', { address: start, length });
+    if (result < 0) {
+      const range = this.#channel.rangeAt(start) ?? null;
+      throw new UffdError(result, 'UFFDIO_UNREGISTER', { address: start, length, range });
+    }
     this.#channel.wake(start, length);
     if (!core.arguments(start, length).rangeTake()) throw noMemory();
   }
@@ -609,16 +599,6 @@ export class Userfaultfd implements Disposable {
   #mustBeOpen(syscall: string): void {
     if (this.closed) throw new UffdError(Errno.EBADF as number, syscall);
   }
-}
-
-function rangeOf(report: RangeReport): RegisteredRange {
-  return {
-    start: report.start,
-    length: Number(report.end - report.start),
-    modes: modeNames(report.modes),
-    operations: operationNames(report.operations),
-    pageSize: 2 ** report.pageShift,
-  };
 }
 
 function checkWay(via: unknown, userModeOnly: unknown): void {

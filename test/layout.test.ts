@@ -20,10 +20,21 @@ const LAYERS = [
   ['src/index.ts', 'src/portable.ts'],
   ['src/userfaultfd.ts', 'src/messages.ts'],
   ['src/open.ts', 'src/loop.ts', 'src/mapping.ts', 'shim/linux.ts'],
-  ['src/features.ts', 'src/options.ts', 'src/channel.ts', 'shim/memory.ts'],
+  ['src/options.ts', 'src/channel.ts', 'shim/memory.ts'],
+  ['src/features.ts'],
   ['src/arguments.ts', 'shim/libc.ts'],
   ['src/errors.ts'],
-  ['src/kernel.ts', 'src/core.ts', 'src/handler.ts', 'src/registry.ts', 'src/stopper.ts', 'src/wasm.d.ts'],
+  ['src/reasons.ts'],
+  ['src/reasons/calls.ts', 'src/reasons/ioctls.ts'],
+  [
+    'src/kernel.ts',
+    'src/core.ts',
+    'src/handler.ts',
+    'src/registry.ts',
+    'src/stopper.ts',
+    'src/reasons/facts.ts',
+    'src/wasm.d.ts',
+  ],
 ];
 const CLI = 'src/cli/';
 const INDEX = 'src/index.ts';

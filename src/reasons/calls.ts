@@ -1,0 +1,334 @@
+// The rows of the system calls around userfaultfd: those that make a descriptor, read from it and wait for it,
+// memory, and the pages' state in /proc.
+
+import type { Reason, Reasons } from '../reasons.js';
+import { inHugePages } from './facts.js';
+
+const EMFILE: Reason = {
+  cause: 'the process has no file descriptor left',
+  remedy: 'close some, or raise its limit (ulimit -n)',
+};
+
+const ENFILE: Reason = {
+  cause: 'the system has no file descriptor left',
+  remedy: 'raise fs.file-max, or end what holds them',
+};
+
+const ENOMEM: Reason = {
+  cause: 'there is no memory left',
+  remedy: 'free some, or raise the limit of the control group (memory.max)',
+};
+
+const NO_PROCESS: Reason = {
+  cause: 'there is no process {process}, or it is a thread, or it has exited',
+  remedy: 'pass the id of a process that runs, as this container counts them',
+};
+
+/** What every call that makes a descriptor may meet. */
+const DESCRIPTOR = { EMFILE, ENFILE, ENOMEM } satisfies Reasons;
+
+export const CALLS: Readonly<Record<string, Reasons>> = {
+  userfaultfd: {
+    ...DESCRIPTOR,
+    EINVAL: {
+      cause: 'this kernel cannot serve faults of user mode only (Linux 5.11 can)',
+      remedy: 'open with userModeOnly: false, with the privilege that needs',
+    },
+    ENOSYS: {
+      cause: 'this kernel was built without CONFIG_USERFAULTFD, or a seccomp filter hides it',
+      remedy: 'run a kernel that has it; allow the call in the seccomp profile of the container',
+    },
+    EPERM: {
+      cause:
+        'faults of kernel mode need CAP_SYS_PTRACE, or vm.unprivileged_userfaultfd=1, or access to ' +
+        '/dev/userfaultfd',
+      remedy:
+        'get one of these, or open with userModeOnly: true, which serves faults of user mode only; in ' +
+        'a container its seccomp profile may forbid the call',
+    },
+    ESRCH: {
+      cause: 'the process whose memory this is has exited or called exec',
+      remedy: 'the watch has ended, and the userfaultfd is closed: open one for the process that runs now',
+    },
+  },
+
+  '/dev/userfaultfd': {
+    ...DESCRIPTOR,
+    EACCES: {
+      cause: 'the device may be used by whom its file permissions allow',
+      remedy: 'give this user access to the file (chmod, an ACL, or a udev rule), or use the system call',
+    },
+    EINVAL: {
+      cause: 'the device does not know a flag',
+      remedy: 'use the system call',
+    },
+    ENOENT: {
+      cause: 'there is no such device: it exists from Linux 6.1 on, and containers are often not given it',
+      remedy: 'use the system call, or pass the device into the container (--device /dev/userfaultfd)',
+    },
+    ENOTTY: {
+      cause: 'what lies at that path is another device',
+      remedy: 'make the node anew, with the numbers that /proc/misc tells, or use the system call',
+    },
+    ENXIO: {
+      cause: 'the node has no driver behind it: it exists from Linux 6.1 on',
+      remedy: 'use the system call',
+    },
+    EPERM: {
+      cause: 'the device may be used by whom its file permissions and the control group allow',
+      remedy: 'allow the device to the container (--device /dev/userfaultfd), or use the system call',
+    },
+  },
+
+  wrap: {
+    EBADF: {
+      cause: 'fd is no open file descriptor',
+      remedy: 'pass one that is open in this process: received over a socket, or what release() gave',
+    },
+    EINVAL: {
+      cause: 'the handshake of this userfaultfd is not done',
+      remedy: 'open one with Userfaultfd.open, which does it',
+    },
+    ENOTTY: {
+      cause: 'fd is no userfaultfd',
+      remedy: "pass a userfaultfd's descriptor ('anon_inode:[userfaultfd]' in /proc/PID/fd)",
+    },
+  },
+
+  read: {
+    EAGAIN: {
+      cause: 'no message waits',
+      remedy: 'the library waits for the next one',
+    },
+    EFAULT: {
+      cause: 'the buffer cannot be written, and the message is lost',
+      remedy: 'the library reads to memory that is always there; whoever reads elsewhere does so too',
+    },
+    EINVAL: {
+      cause: 'the descriptor is no userfaultfd whose handshake is done',
+      remedy: 'pass its fd to nobody who closes it: another file may have taken its number',
+    },
+    EIO: {
+      cause: 'the kernel sent what this library does not know',
+      remedy: 'leave out the feature that brings it, or use a newer version of this library',
+    },
+    EMFILE: {
+      cause: "a process has forked, and no file descriptor is left for its child's userfaultfd",
+      remedy:
+        "close some, or raise the limit (ulimit -n), and open anew; leave out 'event-fork' where " +
+        'children need no watch',
+    },
+    ENFILE,
+    ENOMEM,
+    ESPIPE: {
+      cause: 'a userfaultfd has no positions to read at',
+      remedy: 'read without one: no pread, and no stream with a start',
+    },
+  },
+
+  poll: {
+    EFAULT: {
+      cause: "the kernel cannot reach the call's own argument",
+      remedy: 'the library keeps it where that cannot happen',
+    },
+    EINVAL: {
+      cause: 'the process may have fewer open files than it waits for (3)',
+      remedy: 'raise its limit (ulimit -n)',
+    },
+    ENOMEM,
+  },
+
+  pidfd_open: {
+    ...DESCRIPTOR,
+    EINVAL: NO_PROCESS,
+    ENODEV: {
+      cause: 'this kernel has no file system for process descriptors',
+      remedy: 'leave out pid; the end of the process then shows at the next fill only',
+    },
+    ENOENT: NO_PROCESS,
+    ENOSYS: {
+      cause: 'this kernel cannot watch a process (Linux 5.3 can), or a seccomp filter hides it',
+      remedy: 'leave out pid; the end of the process then shows at the next fill only',
+    },
+    EPERM: {
+      cause: 'a seccomp filter forbids to watch a process',
+      remedy: 'leave out pid, or allow pidfd_open in the seccomp profile of the container',
+    },
+    ESRCH: NO_PROCESS,
+  },
+
+  eventfd: {
+    ...DESCRIPTOR,
+    EINVAL: {
+      cause: 'this kernel does not know a flag (Linux 2.6.27 does)',
+      remedy: 'run a newer kernel',
+    },
+    ENODEV: {
+      cause: 'this kernel has no file system for anonymous files',
+      remedy: 'run one that was built with it',
+    },
+  },
+
+  mmap: {
+    EACCES: {
+      cause: 'the file was opened in a way that does not allow this mapping',
+      remedy: 'open it for reading, and for writing too where the mapping is shared and writable',
+    },
+    EAGAIN: {
+      cause: 'the memory would be locked at once (mlockall), and that is more than RLIMIT_MEMLOCK',
+      remedy: 'raise the limit (ulimit -l), or unlock what comes in future',
+    },
+    EINVAL: [
+      {
+        when: inHugePages,
+        cause:
+          '{bytes} bytes in huge pages of {pageSize} bytes cannot be had: this machine has none of that size',
+        remedy: 'take a size that it has (see /sys/kernel/mm/hugepages)',
+      },
+      {
+        cause: '{bytes} bytes cannot be mapped from this file',
+        remedy: 'map a regular file, or memory',
+      },
+    ],
+    ENFILE,
+    ENODEV: {
+      cause: 'the file system of this file maps no files',
+      remedy: 'copy the file to another one',
+    },
+    ENOMEM: [
+      {
+        when: inHugePages,
+        cause:
+          '{bytes} bytes in huge pages of {pageSize} bytes cannot be had: the pool of that size has too few',
+        remedy: 'add to it (vm.nr_hugepages, or nr_hugepages of that size below /sys/kernel/mm/hugepages)',
+      },
+      {
+        cause:
+          '{bytes} bytes cannot be mapped: there is no room, in addresses or in memory that may be promised',
+        remedy: 'map less, or raise ulimit -v, vm.overcommit_memory or vm.max_map_count, whichever it meets',
+      },
+    ],
+    EPERM: {
+      cause: 'a seal of the file, or a security module, forbids this mapping',
+      remedy: 'map it read-only or privately',
+    },
+  },
+
+  memfd_create: {
+    ...DESCRIPTOR,
+    EACCES: {
+      cause: 'vm.memfd_noexec=2 allows only such that can never be executed',
+      remedy: 'set it to 0 or 1',
+    },
+    EFBIG: {
+      cause: '{bytes} bytes are more than a file may have (ulimit -f)',
+      remedy: 'raise the limit, or take less',
+    },
+    EINVAL: [
+      {
+        when: inHugePages,
+        cause:
+          '{bytes} bytes in huge pages of {pageSize} bytes cannot be had: this kernel makes no files of them',
+        remedy: 'take memory that is not shared (Mapping.anonymous), or small pages',
+      },
+      {
+        cause: 'a file in memory cannot have {bytes} bytes',
+        remedy: 'take less',
+      },
+    ],
+    ENODEV: {
+      cause:
+        '{bytes} bytes in huge pages of {pageSize} bytes cannot be had: this machine has none of that size',
+      remedy: 'take a size that it has (see /sys/kernel/mm/hugepages)',
+    },
+    ENOSYS: {
+      cause: 'a seccomp filter hides the call',
+      remedy: 'allow memfd_create in the seccomp profile of the container, or map a file in /dev/shm',
+    },
+    EPERM: {
+      cause: 'this user may have no files in huge pages, or a seccomp filter forbids the call',
+      remedy:
+        'set vm.hugetlb_shm_group to a group of this user, or allow memfd_create in the seccomp profile',
+    },
+  },
+
+  fcntl: { EMFILE },
+
+  '/proc/PID/pagemap': {
+    ...DESCRIPTOR,
+    EACCES: {
+      cause: 'this user may not look into the memory of process {process}',
+      remedy: 'run as its user, or with CAP_SYS_PTRACE',
+    },
+    ENOENT: {
+      cause:
+        'there is no process {process}, or /proc is not mounted, or this kernel has no ' +
+        'CONFIG_PROC_PAGE_MONITOR',
+      remedy: 'pass the id of a process that runs, and mount /proc where it is missing',
+    },
+    EPERM: {
+      cause: 'a security module forbids to look into the memory of process {process}',
+      remedy: 'run as its user, or with CAP_SYS_PTRACE',
+    },
+    ESRCH: {
+      cause: 'process {process} has no memory: it has exited, or is a thread of the kernel',
+      remedy: 'pass the id of a process that runs',
+    },
+  },
+
+  PAGEMAP_SCAN: {
+    EFAULT: {
+      cause: 'the range is no memory of a process, or the answer cannot be written',
+      remedy: 'check start and end, and pass memory of your own for the answer',
+    },
+    EINVAL: {
+      cause: 'the range is not in whole pages, or this kernel does not know a category or flag',
+      remedy: 'begin and end on a page; ask for categories that this kernel has',
+    },
+    ENOMEM,
+    ENOTTY: {
+      cause: 'this kernel cannot scan (Linux 6.7 can)',
+      remedy: 'run a newer kernel, or write-protect pages and answer their faults',
+    },
+    EPERM: {
+      cause:
+        "a part of the range is not registered for 'write-protect' with a userfaultfd that has 'wp-async'",
+      remedy: "open one with the feature 'wp-async', and register the whole range for 'write-protect'",
+    },
+    ESRCH: {
+      cause: 'the process whose memory this is has exited or called exec',
+      remedy: 'nothing is left to be scanned: close the descriptor',
+    },
+  },
+
+  'userfaultfd core': {
+    ENOMEM: {
+      cause: "the core's tables have reached the largest size of their memory",
+      remedy: 'watch less memory with one userfaultfd, or fewer pieces',
+    },
+  },
+
+  'any call': {
+    EBADF: {
+      cause: 'the userfaultfd is closed or was released',
+      remedy: 'open another, or wrap the descriptor where release() gave it to',
+    },
+    EINTR: {
+      cause: 'a signal came first',
+      remedy: 'the library calls again',
+    },
+    ENOMEM,
+    ENOSYS: {
+      cause: 'this kernel does not have the call, or a seccomp filter hides it',
+      remedy: 'run a newer kernel; allow the call in the seccomp profile of the container',
+    },
+    ENOTTY: {
+      cause: 'the descriptor is no userfaultfd',
+      remedy: 'pass its fd to nobody who closes it: another file may have taken its number',
+    },
+    EPERM: {
+      cause: 'a seccomp filter or a security module forbids the call',
+      remedy: 'allow it in the profile of the container',
+    },
+  },
+};

@@ -1,0 +1,575 @@
+// Every row of the table of errors that this kernel can be brought to, provoked through the public interface: the
+// message names code, call, range, cause and way out. Rows that cannot be provoked here are listed with the reason.
+
+import { spawn } from 'node:child_process';
+import { closeSync, existsSync, openSync, readFileSync } from 'node:fs';
+import * as assert from 'uvu/assert';
+import { libc } from '../../shim/libc.js';
+import { linuxKernel } from '../../shim/linux.js';
+import * as memory from '../../shim/memory.js';
+import { Errno } from '../../src/errors.js';
+import { type Feature, Mapping, type Mode, UffdError, Userfaultfd } from '../../src/index.js';
+import { REASONS, type Reason, rowsOf } from '../../src/reasons.js';
+import { skip, suite } from '../harness.js';
+import {
+  at,
+  compileLibrary,
+  endAll,
+  map,
+  needKernel,
+  never,
+  openWith,
+  P,
+  pageOf,
+  recorder,
+  toucher,
+  until,
+} from './support.js';
+
+const test = suite('errors');
+
+/** A call that fails, and the range that its message must name: start, length, bytes done before. */
+interface Attempt {
+  act(): unknown;
+  range?: [start: bigint, length: number, done?: number];
+}
+
+/** A row by call, errno and the first words of its cause, and how it is brought about. */
+type Case = [call: string, code: string, cause: string, provoke: () => Attempt | Promise<Attempt>];
+
+/** What to close after a case. */
+let open: { close(): void }[] = [];
+
+function keep<T extends { close(): void }>(one: T): T {
+  open.push(one);
+  return one;
+}
+
+function uffdWith(...features: Feature[]): Userfaultfd {
+  return keep(openWith(features));
+}
+
+/** Memory of some pages, registered. */
+function watched(uffd: Userfaultfd, pages: number, mode: Mode | Mode[] = 'missing'): bigint {
+  const base = map(pages);
+  uffd.register(base, pages * P, mode);
+  return base;
+}
+
+/** Address space in huge pages of a size, with none of the pool promised to it. */
+function huge(size: number, count = 1): bigint {
+  const flags = memory.MAP_PRIVATE | memory.MAP_ANONYMOUS | memory.MAP_NORESERVE | memory.hugeFlags(size);
+  const address = memory.mmap(0n, size * count, memory.PROT_READ | memory.PROT_WRITE, flags);
+  if (address < 0n) skip(`this machine has no huge pages of ${size} bytes`);
+  keep({ close: () => memory.munmap(address, size * count) });
+  return address;
+}
+
+const HUGE = 2 ** 21;
+/** Where no memory of a process can be. */
+const BEYOND = (1n << 56n) - BigInt(P);
+
+/** A C function that the library has no use for. */
+function c(declaration: string): (...args: unknown[]) => number {
+  return libc().koffi.load(null).func(declaration) as never;
+}
+
+/** Runs a body while this process may have no descriptor more, but for some. */
+function withoutDescriptors<T>(body: () => T, spare = 0): T {
+  const free = openSync('/dev/null', 'r');
+  closeSync(free);
+  return withDescriptorLimit(free + spare, body);
+}
+
+function withDescriptorLimit<T>(most: number, body: () => T): T {
+  const RLIMIT_NOFILE = 7;
+  const setrlimit = c('int setrlimit(int, uint64_t *)');
+  const limits = new BigUint64Array(2);
+  c('int getrlimit(int, _Out_ uint64_t *)')(RLIMIT_NOFILE, limits);
+  const [soft = 0n, hard = 0n] = limits;
+  setrlimit(RLIMIT_NOFILE, new BigUint64Array([BigInt(most), hard]));
+  try {
+    return body();
+  } finally {
+    setrlimit(RLIMIT_NOFILE, new BigUint64Array([soft, hard]));
+  }
+}
+
+/** Runs a body as a user without privileges. */
+function asNobody<T>(body: () => T): T {
+  if (process.geteuid?.() !== 0) return body();
+  process.seteuid?.(65534);
+  try {
+    return body();
+  } finally {
+    process.seteuid?.(0);
+  }
+}
+
+/** A userfaultfd whose process has exited, and what it watches. */
+async function orphan(): Promise<{ child: Userfaultfd; base: bigint }> {
+  const library = compileLibrary('fork.c');
+  const uffd = uffdWith('event-fork');
+  const base = watched(uffd, 1);
+  const children: Userfaultfd[] = [];
+  uffd.start({ pagefault: never, forked: (child) => void children.push(keep(child)) });
+  assert.is(await (await toucher()).fork(library), 0);
+  return { child: children[0] as Userfaultfd, base };
+}
+
+/** Shared memory whose file has shrunk to a page. */
+function shrunk(uffd: Userfaultfd): Mapping {
+  const mapping = keep(Mapping.memfd(4 * P));
+  uffd.register(mapping.address, 4 * P);
+  assert.is(libc().ftruncate(mapping.fd, P), 0);
+  return mapping;
+}
+
+/** Pages with something in them, as a source. */
+function filled(pages: number): bigint {
+  return map(pages, 7);
+}
+
+// biome-ignore format: a table
+const CASES: Case[] = [
+  ['userfaultfd', 'EMFILE', 'the process has no file descriptor', () => ({
+    act: () => withoutDescriptors(() => Userfaultfd.open({ via: 'syscall' })),
+  })],
+  ['userfaultfd', 'EPERM', 'faults of kernel mode', () => ({
+    act: () => asNobody(() => refusedTo(() => Userfaultfd.open({ via: 'syscall', userModeOnly: false }))),
+  })],
+  ['userfaultfd', 'ESRCH', 'the process whose memory', async () => {
+    const process = spawn('sleep', ['1000']);
+    const uffd = keep(Userfaultfd.open({ pid: process.pid as number }));
+    const errors: unknown[] = [];
+    uffd.start({ pagefault: never, closed: (error) => void errors.push(error) });
+    process.kill('SIGKILL');
+    await until(() => errors.length > 0, 'closed to be told');
+    return { act: () => { throw errors[0]; } };
+  }],
+  ['/dev/userfaultfd', 'EMFILE', 'the process has no file descriptor', () => ({
+    act: () => withoutDescriptors(() => Userfaultfd.open({ via: 'device' })),
+  })],
+  ['/dev/userfaultfd', 'EACCES', 'the device may be used', () => ({
+    act: () => asNobody(() => refusedTo(() => Userfaultfd.open({ via: 'device' }))),
+  })],
+  ['UFFDIO_API', 'EPERM', "the feature 'event-fork'", () => ({
+    act: () => asNobody(() => refusedTo(() => Userfaultfd.open({ features: ['event-fork'], via: 'syscall', userModeOnly: true }))),
+  })],
+  ['wrap', 'EBADF', 'fd is no open', () => ({ act: () => Userfaultfd.wrap(9999) })],
+  ['wrap', 'EINVAL', 'the handshake', () => ({ act: () => Userfaultfd.wrap(unshaken()) })],
+  ['wrap', 'ENOTTY', 'fd is no userfaultfd', () => {
+    const fd = openSync('/dev/null', 'r');
+    keep({ close: () => closeSync(fd) });
+    return { act: () => Userfaultfd.wrap(fd) };
+  }],
+
+  ['UFFDIO_REGISTER', 'EBUSY', 'another userfaultfd', () => {
+    const base = watched(uffdWith(), 2);
+    return { act: () => uffdWith().register(base, 2 * P), range: [base, 2 * P] };
+  }],
+  ['UFFDIO_REGISTER', 'EINVAL', "'minor' needs shared memory", () => {
+    const base = map(1);
+    return { act: () => uffdWith('minor-shmem').register(base, P, 'minor'), range: [base, P] };
+  }],
+  ['UFFDIO_REGISTER', 'EINVAL', 'nothing is mapped there, or it is a file on disk, or shared', () => {
+    const { address } = keep(Mapping.file(process.execPath));
+    return { act: () => uffdWith().register(address, P, 'write-protect'), range: [address, P] };
+  }],
+  ['UFFDIO_REGISTER', 'EINVAL', 'nothing is mapped there, or it is a file on disk, or huge', () => {
+    const address = at(map(1), 0);
+    memory.munmap(address, P);
+    return { act: () => uffdWith().register(address, P), range: [address, P] };
+  }],
+  ['UFFDIO_REGISTER', 'EINVAL', 'nothing is mapped there, or it is a file on disk, or huge', () => {
+    const start = at(huge(HUGE, 2), 1);
+    return { act: () => uffdWith().register(start, HUGE), range: [start, HUGE] };
+  }],
+  ['UFFDIO_REGISTER', 'ENOMEM', 'the process has exited', async () => {
+    const { child, base } = await orphan();
+    return { act: () => child.register(base, P), range: [base, P] };
+  }],
+  ['UFFDIO_REGISTER', 'EPERM', 'it is a shared mapping', () => {
+    const whole = keep(Mapping.memfd(P));
+    const { address } = keep(Mapping.file(`/proc/self/fd/${whole.fd}`, { shared: true, writable: false }));
+    return { act: () => uffdWith().register(address, P), range: [address, P] };
+  }],
+
+  ['UFFDIO_UNREGISTER', 'EINVAL', 'the memory is in huge pages', () => {
+    const uffd = uffdWith();
+    const base = huge(HUGE);
+    uffd.register(base, HUGE);
+    return { act: () => uffd.unregister(base, P), range: [base, P] };
+  }],
+  ['UFFDIO_UNREGISTER', 'EINVAL', 'nothing is mapped there', () => {
+    const base = map(1);
+    memory.munmap(base, P);
+    return { act: () => uffdWith().unregister(base, P), range: [base, P] };
+  }],
+  ['UFFDIO_UNREGISTER', 'ENOMEM', 'the process has exited', async () => {
+    const { child, base } = await orphan();
+    return { act: () => child.unregister(base, P), range: [base, P] };
+  }],
+  ['UFFDIO_WAKE', 'EINVAL', 'the range reaches beyond', () => ({
+    act: () => uffdWith().wake(BEYOND, P), range: [BEYOND, P],
+  })],
+
+  ['UFFDIO_COPY', 'EFAULT', 'the source cannot be read', () => {
+    const uffd = uffdWith();
+    const base = watched(uffd, 4);
+    const source = filled(4);
+    memory.munmap(at(source, 3), P);
+    return { act: () => uffd.copy(base, source, 4 * P), range: [base, 4 * P, 3 * P] };
+  }],
+  ['UFFDIO_COPY', 'EFAULT', 'the source cannot be read', () => {
+    const uffd = uffdWith();
+    const { address } = shrunk(uffd);
+    return { act: () => uffd.copy(address, new Uint8Array(2 * P)), range: [address, 2 * P, P] };
+  }],
+  ['UFFDIO_COPY', 'EINVAL', 'the range is not registered for write-protect', () => {
+    const uffd = uffdWith();
+    const base = watched(uffd, 2);
+    return { act: () => uffd.copy(base, pageOf(1), P, { writeProtect: true }), range: [base, P, 0] };
+  }],
+  ['UFFDIO_COPY', 'EINVAL', 'the memory is in huge pages', () => {
+    const uffd = uffdWith();
+    const base = huge(HUGE);
+    uffd.register(base, HUGE);
+    return { act: () => uffd.copy(base, pageOf(1)), range: [base, P, 0] };
+  }],
+  ['UFFDIO_COPY', 'EINVAL', 'the range reaches beyond', () => ({
+    act: () => uffdWith().copy(BEYOND, pageOf(1)), range: [BEYOND, P, 0],
+  })],
+  ['UFFDIO_COPY', 'ENOMEM', 'no huge page', () => {
+    const size = 2 ** 30;
+    const pool = '/sys/kernel/mm/hugepages/hugepages-1048576kB/free_hugepages';
+    if (!existsSync(pool) || Number(readFileSync(pool, 'utf8')) > 0) skip('there is no empty pool of huge pages of 1 GiB');
+    const uffd = uffdWith();
+    const base = huge(size);
+    uffd.register(base, size);
+    return { act: () => uffd.copy(base, filled(1), size), range: [base, size, 0] };
+  }],
+
+  ['UFFDIO_ZEROPAGE', 'EFAULT', 'page {page} lies behind', () => {
+    const uffd = uffdWith();
+    const { address } = shrunk(uffd);
+    return { act: () => uffd.zero(address, 4 * P), range: [address, 4 * P, P] };
+  }],
+  ['UFFDIO_ZEROPAGE', 'EINVAL', 'the memory is in huge pages', () => {
+    const uffd = uffdWith();
+    const base = huge(HUGE);
+    uffd.register(base, HUGE);
+    return { act: () => uffd.zero(base, HUGE), range: [base, HUGE, 0] };
+  }],
+  ['UFFDIO_ZEROPAGE', 'EINVAL', 'the range reaches beyond', () => ({
+    act: () => uffdWith().zero(BEYOND, P), range: [BEYOND, P, 0],
+  })],
+
+  ['UFFDIO_CONTINUE', 'EFAULT', 'page {page} is not in', () => {
+    const uffd = uffdWith('minor-shmem');
+    const mapping = keep(Mapping.memfd(3 * P));
+    keep(mapping.alias()).bytes[0] = 1;
+    uffd.register(mapping.address, 3 * P, 'minor');
+    return { act: () => uffd.continue(mapping.address, 3 * P), range: [mapping.address, 3 * P, P] };
+  }],
+  ['UFFDIO_CONTINUE', 'EINVAL', 'the range is not registered for write-protect', () => {
+    const uffd = uffdWith('minor-shmem', 'wp-hugetlbfs-shmem');
+    const { address } = keep(Mapping.memfd(P));
+    uffd.register(address, P, 'minor');
+    return { act: () => uffd.continue(address, P, { writeProtect: true }), range: [address, P, 0] };
+  }],
+  ['UFFDIO_CONTINUE', 'EINVAL', 'the memory is in huge pages', () => {
+    const uffd = uffdWith('minor-hugetlbfs');
+    const base = huge(HUGE);
+    uffd.register(base, HUGE);
+    return { act: () => uffd.continue(base, P), range: [base, P, 0] };
+  }],
+  ['UFFDIO_CONTINUE', 'EINVAL', 'page {page} is private', () => {
+    const uffd = uffdWith('minor-shmem');
+    const base = watched(uffd, 1);
+    return { act: () => uffd.continue(base, P), range: [base, P, 0] };
+  }],
+
+  ['UFFDIO_POISON', 'EFAULT', 'page {page} lies behind', () => {
+    const uffd = uffdWith('poison');
+    const { address } = shrunk(uffd);
+    return { act: () => uffd.poison(address, 2 * P), range: [address, 2 * P, P] };
+  }],
+  ['UFFDIO_POISON', 'EINVAL', 'the memory is in huge pages', () => {
+    const uffd = uffdWith('poison');
+    const base = huge(HUGE);
+    uffd.register(base, HUGE);
+    return { act: () => uffd.poison(base, P), range: [base, P, 0] };
+  }],
+  ['UFFDIO_POISON', 'EINVAL', 'the range reaches beyond', () => ({
+    act: () => uffdWith('poison').poison(BEYOND, P), range: [BEYOND, P, 0],
+  })],
+
+  ['UFFDIO_WRITEPROTECT', 'EINVAL', 'the memory is in huge pages', () => {
+    const uffd = uffdWith('wp-hugetlbfs-shmem');
+    const base = huge(HUGE);
+    uffd.register(base, HUGE, 'write-protect');
+    return { act: () => uffd.writeProtect(base, P, true), range: [base, P, 0] };
+  }],
+  ['UFFDIO_WRITEPROTECT', 'EINVAL', 'the range reaches beyond', () => ({
+    act: () => uffdWith().writeProtect(BEYOND, P, true), range: [BEYOND, P, 0],
+  })],
+
+  ['UFFDIO_MOVE', 'EBUSY', 'page {source} of the source is shared', async () => {
+    const library = compileLibrary('fork.c');
+    const uffd = uffdWith('move');
+    const base = watched(uffd, 3);
+    const source = filled(3);
+    assert.is(await (await toucher()).fork(library), 0);
+    // Rewritten, the first page has no other owner.
+    new Uint8Array(memory.view(source, 1))[0] = 1;
+    return { act: () => uffd.move(base, source, 3 * P), range: [base, 3 * P, P] };
+  }],
+  ['UFFDIO_MOVE', 'EEXIST', 'page {page} of the target', () => {
+    const uffd = uffdWith('move');
+    const base = watched(uffd, 2);
+    uffd.zero(at(base, 1), P);
+    return { act: () => uffd.move(base, filled(2), 2 * P), range: [base, 2 * P, P] };
+  }],
+  ['UFFDIO_MOVE', 'EFAULT', 'page {source} of the source is poisoned', () => {
+    const uffd = uffdWith('move', 'poison');
+    const base = watched(uffd, 2);
+    const source = filled(2);
+    memory.madvise(at(source, 1), P, memory.MADV_DONTNEED);
+    uffd.register(source, 2 * P);
+    uffd.poison(at(source, 1), P);
+    return { act: () => uffd.move(base, source, 2 * P), range: [base, 2 * P, P] };
+  }],
+  ['UFFDIO_MOVE', 'EINVAL', 'nothing is registered here', () => {
+    const base = map(1);
+    return { act: () => uffdWith('move').move(base, filled(1), P), range: [base, P, 0] };
+  }],
+  ['UFFDIO_MOVE', 'EINVAL', 'pages cannot be moved', () => {
+    const uffd = uffdWith('move');
+    const base = huge(HUGE);
+    uffd.register(base, HUGE);
+    return { act: () => uffd.move(base, map(HUGE / P), HUGE), range: [base, HUGE, 0] };
+  }],
+  ['UFFDIO_MOVE', 'EINVAL', 'the ranges are not both', () => {
+    const uffd = uffdWith('move');
+    const base = watched(uffd, 1);
+    return { act: () => uffd.move(base, keep(Mapping.memfd(P)).address, P), range: [base, P, 0] };
+  }],
+  ['UFFDIO_MOVE', 'ENOENT', 'the source has a hole', () => {
+    const uffd = uffdWith('move');
+    const base = watched(uffd, 2);
+    const source = map(2);
+    new Uint8Array(memory.view(source, 1))[0] = 1;
+    return { act: () => uffd.move(base, source, 2 * P), range: [base, 2 * P, P] };
+  }],
+
+  ['read', 'EINVAL', 'the descriptor is no userfaultfd', () => {
+    const uffd = uffdWith();
+    assert.is(c('int dup2(int, int)')(unshaken(), uffd.fd), uffd.fd);
+    return { act: () => uffd.poll({ pagefault: never }) };
+  }],
+  ['read', 'EMFILE', 'a process has forked', async () => {
+    const library = compileLibrary('fork.c');
+    // Closing frees the descriptor of the process, and with that the fork can be read and let go.
+    const uffd = keep(Userfaultfd.open({ features: ['event-fork'], pid: process.pid }));
+    watched(uffd, 1);
+    const thread = await toucher();
+    const forked = thread.fork(library);
+    keep({ close: () => void forked.then((status) => assert.is(status, 0)) });
+    await thread.asleep();
+    return { act: () => withoutDescriptors(() => uffd.poll(recorder(never).handler)) };
+  }],
+  ['poll', 'EINVAL', 'the process may have fewer', () => {
+    const uffd = uffdWith();
+    Userfaultfd.stop(uffd.stopHandle);
+    uffd.start({ pagefault: never }, { wait: 'block' });
+    return { act: () => withDescriptorLimit(2, () => uffd.start({ pagefault: never }, { wait: 'block' })) };
+  }],
+  ['pidfd_open', 'EMFILE', 'the process has no file descriptor', () => ({
+    act: () => withoutDescriptors(() => Userfaultfd.open({ via: 'syscall', pid: process.pid }), 1),
+  })],
+  ['pidfd_open', 'ESRCH', 'there is no process', () => ({ act: () => Userfaultfd.open({ pid: 0x7fffffff }) })],
+  ['eventfd', 'EMFILE', 'the process has no file descriptor', () => {
+    const uffd = uffdWith();
+    return { act: () => withoutDescriptors(() => uffd.start({ pagefault: never })) };
+  }],
+
+  ['mmap', 'EINVAL', '{bytes} bytes in huge pages', () => ({
+    act: () => Mapping.anonymous(3 * P, { pageSize: 2 * P }),
+  })],
+  ['mmap', 'ENODEV', 'the file system', () => ({ act: () => Mapping.file('/sys/kernel/mm/transparent_hugepage/enabled') })],
+  ['mmap', 'ENOMEM', '{bytes} bytes in huge pages', () => {
+    huge(HUGE);
+    return { act: () => Mapping.anonymous(2 ** 46, { pageSize: HUGE }) };
+  }],
+  ['mmap', 'ENOMEM', '{bytes} bytes cannot be mapped', () => ({ act: () => Mapping.anonymous(2 ** 52) })],
+  ['mmap', 'EPERM', 'a seal of the file', () => {
+    const [MFD_ALLOW_SEALING, F_ADD_SEALS, F_SEAL_WRITE] = [2, 1033, 8];
+    const fd = libc().memfd_create('sealed', MFD_ALLOW_SEALING);
+    keep({ close: () => closeSync(fd) });
+    libc().ftruncate(fd, P);
+    assert.is(libc().fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE), 0);
+    return { act: () => Mapping.file(`/proc/self/fd/${fd}`, { shared: true }) };
+  }],
+  ['memfd_create', 'EMFILE', 'the process has no file descriptor', () => ({
+    act: () => withoutDescriptors(() => Mapping.memfd(P)),
+  })],
+  ['memfd_create', 'ENODEV', '{bytes} bytes in huge pages', () => ({ act: () => Mapping.memfd(3 * P, { pageSize: 2 * P }) })],
+  ['fcntl', 'EMFILE', 'the process has no file descriptor', () => {
+    const mapping = keep(Mapping.memfd(P));
+    return { act: () => withoutDescriptors(() => mapping.alias()) };
+  }],
+  ['userfaultfd core', 'ENOMEM', "the core's tables", () => {
+    const mapping = keep(Mapping.anonymous(24 * 2 ** 40));
+    return { act: () => uffdWith().register(mapping.address, mapping.length) };
+  }],
+];
+
+/** Rows that no case provokes, by the reason. */
+const UNPROVOKED: Record<string, Record<string, string>> = {
+  'the library answers it itself: see transfer.test.ts, inbox.test.ts and operations.test.ts': {
+    UFFDIO_COPY: 'EAGAIN EEXIST ENOENT ESRCH ENOSPC',
+    UFFDIO_ZEROPAGE: 'EAGAIN EEXIST ENOENT ESRCH ENOSPC',
+    UFFDIO_CONTINUE: 'EAGAIN EEXIST ENOENT ESRCH ENOSPC',
+    UFFDIO_POISON: 'EAGAIN EEXIST ENOENT ESRCH ENOSPC',
+    UFFDIO_WRITEPROTECT: 'EAGAIN ENOENT ESRCH',
+    UFFDIO_MOVE: 'EAGAIN ESRCH',
+    UFFDIO_API: 'EINVAL',
+    read: 'EAGAIN',
+    'any call': 'EINTR',
+  },
+  'the library never passes what brings it': {
+    UFFDIO_API: 'EFAULT',
+    UFFDIO_REGISTER: 'EFAULT',
+    UFFDIO_UNREGISTER: 'EFAULT',
+    UFFDIO_WAKE: 'EFAULT',
+    UFFDIO_WRITEPROTECT: 'EFAULT',
+    read: 'EFAULT ESPIPE',
+    poll: 'EFAULT',
+    mmap: 'EACCES',
+    'any call': 'ENOTTY',
+  },
+  'the whole machine would have to run short of something': {
+    userfaultfd: 'ENFILE ENOMEM',
+    '/dev/userfaultfd': 'ENFILE ENOMEM',
+    UFFDIO_COPY: 'ENOMEM',
+    UFFDIO_ZEROPAGE: 'ENOMEM',
+    UFFDIO_CONTINUE: 'ENOMEM EIO',
+    UFFDIO_POISON: 'ENOMEM',
+    UFFDIO_WRITEPROTECT: 'ENOMEM',
+    UFFDIO_MOVE: 'ENOMEM',
+    read: 'ENFILE ENOMEM',
+    poll: 'ENOMEM',
+    pidfd_open: 'ENFILE ENOMEM',
+    eventfd: 'ENFILE ENOMEM',
+    mmap: 'ENFILE',
+    memfd_create: 'ENFILE ENOMEM EFBIG',
+    'any call': 'ENOMEM',
+  },
+  'another kernel, container or configuration gives it: see open.test.ts, and the tests of older kernels': {
+    userfaultfd: 'EINVAL ENOSYS',
+    '/dev/userfaultfd': 'EINVAL ENOENT ENOTTY ENXIO EPERM',
+    UFFDIO_POISON: 'EINVAL',
+    read: 'EIO',
+    pidfd_open: 'EINVAL ENODEV ENOENT ENOSYS EPERM',
+    eventfd: 'EINVAL ENODEV',
+    mmap: 'EAGAIN EINVAL',
+    memfd_create: 'EACCES EINVAL ENOSYS EPERM',
+    'any call': 'ENOSYS EPERM',
+  },
+  'the dirty tracker makes these calls, and its tests provoke them': {
+    '/proc/PID/pagemap': 'EACCES EMFILE ENFILE ENOENT ENOMEM EPERM ESRCH',
+    PAGEMAP_SCAN: 'EFAULT EINVAL ENOMEM ENOTTY EPERM ESRCH',
+  },
+  'open.test.ts provokes it': { 'any call': 'EBADF' },
+};
+
+/** Makes sure that what privilege forbids is refused here: it may be allowed to everybody. */
+function refusedTo(act: () => Userfaultfd): never {
+  act().close();
+  skip('this machine allows everybody what is to be refused');
+}
+
+/** A userfaultfd without its handshake. */
+function unshaken(): number {
+  const port = linuxKernel().attach(new WebAssembly.Memory({ initial: 1 }));
+  const fd = port.userfaultfd(0x80800);
+  keep({ close: () => port.close(fd) });
+  return fd;
+}
+
+function errorOf(act: () => unknown): UffdError {
+  try {
+    act();
+  } catch (error) {
+    if (error instanceof UffdError) return error;
+    throw error;
+  }
+  throw new Error('nothing failed');
+}
+
+/** A text of the table, as it may look with facts in it. */
+function patternOf(text: string): string {
+  return text
+    .split(/\{\w+\}/)
+    .map((part) => part.replace(/[.*+?^${}()|[\]\\]/g, '\\$&'))
+    .join('(?:0x[0-9a-f]+|\\d+)');
+}
+
+/** The one row that a case is about. */
+function rowOf([call, code, cause]: Case): Reason {
+  const rows = (rowsOf(call, code) ?? []).filter((row) => row.cause.startsWith(cause));
+  assert.is(rows.length, 1, `${code} of ${call}: ${cause}`);
+  return rows[0] as Reason;
+}
+
+for (const [index, one] of CASES.entries()) {
+  const [call, code, cause, provoke] = one;
+  test(`${index + 1}. ${code} of ${call}: ${cause}`, async () => {
+    needKernel();
+    open = [];
+    try {
+      const { act, range } = await provoke();
+      const error = errorOf(act);
+      assert.equal([error.code, error.errno, error.syscall], [code, -(Errno[code] as number), call]);
+      const row = rowOf(one);
+      const tail = new RegExp(`failed[^:]*: ${patternOf(`${row.cause}; ${row.remedy}`)}$`);
+      assert.match(error.message, tail);
+      if (!range) return;
+      const [start, length, done] = range;
+      const left = done === undefined ? '' : ` with ${length - done} left`;
+      const head = `${code}: ${call} at 0x${start.toString(16)}, ${length} bytes failed${left}: `;
+      assert.is(error.message.slice(0, head.length), head);
+      assert.is(error.transferred, done ?? 0);
+      assert.is(error.address, start + BigInt(done ?? 0));
+      if (row.cause.includes('{page}')) assert.match(error.message, `0x${error.address?.toString(16)}`);
+    } finally {
+      for (const kept of open.reverse()) kept.close();
+      await endAll();
+    }
+  });
+}
+
+test('every row is provoked, or it is said why not', () => {
+  const provoked = new Set(CASES.map((one) => `${one[1]} of ${one[0]}: ${rowOf(one).cause}`));
+  const excused = Object.values(UNPROVOKED).flatMap((calls) =>
+    Object.entries(calls).flatMap(([call, codes]) => codes.split(' ').map((code) => `${code} of ${call}`)),
+  );
+  assert.is(new Set(excused).size, excused.length, 'each is excused once');
+  const rows = Object.entries(REASONS).flatMap(([call, codes]) =>
+    Object.keys(codes).flatMap((code) =>
+      (rowsOf(call, code) ?? []).map((row) => ({ name: `${code} of ${call}`, cause: row.cause })),
+    ),
+  );
+  const missing = rows.filter(
+    ({ name, cause }) => !provoked.has(`${name}: ${cause}`) && !excused.includes(name),
+  );
+  assert.equal(missing, []);
+  // An excuse for a code all of whose rows are provoked, or which there is not, is none.
+  const idle = excused.filter(
+    (name) => !rows.some((row) => row.name === name && !provoked.has(`${name}: ${row.cause}`)),
+  );
+  assert.equal(idle, []);
+});
+
+test.run();
