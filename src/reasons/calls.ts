@@ -19,9 +19,10 @@ const ENOMEM: Reason = {
   remedy: 'free some, or raise the limit of the control group (memory.max)',
 };
 
-const NO_PROCESS: Reason = {
-  cause: 'there is no process {process}, or it is a thread, or it has exited',
-  remedy: 'pass the id of a process that runs, as this container counts them',
+/** Older kernels say EINVAL, newer ones ENOENT. */
+const THREAD: Reason = {
+  cause: '{process} is a thread of a process, not a process',
+  remedy: 'pass the id of its process (Tgid in /proc/PID/status)',
 };
 
 /** What every call that makes a descriptor may meet. */
@@ -140,12 +141,12 @@ export const CALLS: Readonly<Record<string, Reasons>> = {
 
   pidfd_open: {
     ...DESCRIPTOR,
-    EINVAL: NO_PROCESS,
+    EINVAL: THREAD,
     ENODEV: {
       cause: 'this kernel has no file system for process descriptors',
       remedy: 'leave out pid; the end of the process then shows at the next fill only',
     },
-    ENOENT: NO_PROCESS,
+    ENOENT: THREAD,
     ENOSYS: {
       cause: 'this kernel cannot watch a process (Linux 5.3 can), or a seccomp filter hides it',
       remedy: 'leave out pid; the end of the process then shows at the next fill only',
@@ -154,7 +155,10 @@ export const CALLS: Readonly<Record<string, Reasons>> = {
       cause: 'a seccomp filter forbids to watch a process',
       remedy: 'leave out pid, or allow pidfd_open in the seccomp profile of the container',
     },
-    ESRCH: NO_PROCESS,
+    ESRCH: {
+      cause: 'there is no process {process} to watch',
+      remedy: 'pass the id of a process that runs, as this container counts them',
+    },
   },
 
   eventfd: {
@@ -211,6 +215,33 @@ export const CALLS: Readonly<Record<string, Reasons>> = {
     EPERM: {
       cause: 'a seal of the file, or a security module, forbids this mapping',
       remedy: 'map it read-only or privately',
+    },
+  },
+
+  madvise: {
+    EINVAL: {
+      cause: 'the pages are locked (mlock), or memory of that kind does not take it',
+      remedy: 'unlock them first',
+    },
+    ENOMEM: {
+      cause: 'a part of the range is not mapped',
+      remedy: 'see who has unmapped it',
+    },
+  },
+
+  mremap: {
+    EFAULT: {
+      cause: 'a part of the range is not mapped, or it spans mappings that differ',
+      remedy: 'move each mapping by itself',
+    },
+    EINVAL: {
+      cause:
+        'this kernel cannot move pages and leave their mapping (Linux 5.7 can), or not those of huge pages',
+      remedy: 'copy them to a mapping of their own',
+    },
+    ENOMEM: {
+      cause: 'there is no room for them, or the process has as many mappings as it may',
+      remedy: 'unmap some, or raise ulimit -v or vm.max_map_count, whichever it meets',
     },
   },
 

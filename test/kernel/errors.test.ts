@@ -447,6 +447,8 @@ const UNPROVOKED: Record<string, Record<string, string>> = {
     read: 'EFAULT ESPIPE',
     poll: 'EFAULT',
     mmap: 'EACCES',
+    madvise: 'EINVAL ENOMEM',
+    mremap: 'EFAULT ENOMEM',
     'any call': 'ENOTTY',
   },
   'the whole machine would have to run short of something': {
@@ -474,6 +476,7 @@ const UNPROVOKED: Record<string, Record<string, string>> = {
     pidfd_open: 'EINVAL ENODEV ENOENT ENOSYS EPERM',
     eventfd: 'EINVAL ENODEV',
     mmap: 'EAGAIN EINVAL',
+    mremap: 'EINVAL',
     memfd_create: 'EACCES EINVAL ENOSYS EPERM',
     'any call': 'ENOSYS EPERM',
   },
