@@ -39,31 +39,44 @@ export function featureSince(feature: Feature): string | undefined {
   return FEATURE_TABLE.find(([name]) => name === feature)?.[1];
 }
 
-/** Operations by bit number in REGISTER's answer; the last are those of the descriptor itself. */
-const OPERATION_BITS = {
-  register: 0,
-  unregister: 1,
-  wake: 2,
-  copy: 3,
-  zero: 4,
-  move: 5,
-  'write-protect': 6,
-  continue: 7,
-  poison: 8,
-  api: 63,
-} as const;
+/** The handshake; it is done by `open`, and once only. */
+const API_BIT = 63;
+
+/** Operations by bit number in REGISTER's answer, with the kernel that brought each (kernel-semantics: ioctls). */
+const OPERATION_TABLE = [
+  ['register', '4.3'],
+  ['unregister', '4.3'],
+  ['wake', '4.3'],
+  ['copy', '4.3'],
+  ['zero', '4.3'],
+  ['move', '6.8'],
+  ['write-protect', '5.7'],
+  ['continue', '5.13'],
+  ['poison', '6.6'],
+] as const;
+
+type KnownOperation = (typeof OPERATION_TABLE)[number][0];
 
 /** An operation that a range allows. `bit-9` and so on: one this library has no name for yet. */
-export type Operation = keyof typeof OPERATION_BITS | `bit-${number}`;
+export type Operation = KnownOperation | 'api' | `bit-${number}`;
+
+/** All operations on ranges with a name, by bit number. */
+export const OPERATIONS: readonly KnownOperation[] = OPERATION_TABLE.map(([name]) => name);
+
+/** The kernel that brought an operation: '5.7'. Undefined for one without a name. */
+export function operationSince(operation: Operation): string | undefined {
+  return OPERATION_TABLE.find(([name]) => name === operation)?.[1];
+}
 
 /** A kind of fault to be told of; what `register` turns on. */
 export type Mode = (typeof MODES)[number];
 
 /** Features, and operations, by bit number. */
 const FEATURE_AT: ReadonlyMap<number, Feature> = new Map(FEATURES.map((name, bit) => [bit, name]));
-const OPERATION_AT: ReadonlyMap<number, Operation> = new Map(
-  (Object.entries(OPERATION_BITS) as [Operation, number][]).map(([name, bit]) => [bit, name]),
-);
+const OPERATION_AT: ReadonlyMap<number, Operation> = new Map<number, Operation>([
+  ...OPERATIONS.entries(),
+  [API_BIT, 'api'],
+]);
 
 /** The names of the bits that are set; those without a name, from a newer kernel, are `bit-N`. */
 function namesOf<T extends string>(bits: bigint, names: ReadonlyMap<number, T>): Set<T | `bit-${number}`> {

@@ -2,7 +2,7 @@
 
 export { UffdError, UnsupportedError } from './errors.js';
 export type { Feature, Mode, Operation } from './features.js';
-export { FEATURES } from './features.js';
+export { FEATURES, featureSince, OPERATIONS, operationSince } from './features.js';
 export type { FaultHandler, Pagefault, RegisteredRange } from './handler.js';
 export type { Kernel, KernelPort, Watch } from './kernel.js';
 export type { Wait } from './loop.js';

@@ -15,6 +15,7 @@ import { isMainThread, threadId } from 'node:worker_threads';
 import * as memory from '../shim/memory.js';
 import { checkInteger, checkPageAddress, invalidState, outOfRange, wrongType } from './arguments.js';
 import { hex, UffdError } from './errors.js';
+import type { Feature } from './features.js';
 import { watchersOf } from './registry.js';
 
 export interface MappingOptions {
@@ -261,19 +262,71 @@ export class Mapping implements Disposable {
   slice(start: number, end: number): Uint8Array {
     checkInteger(start, 'start', 0, this.length);
     checkInteger(end, 'end', start, this.length);
+    this.#mustBeTouchable();
+    const whole = this.#wholeBuffer();
+    if (whole) return new Uint8Array(whole, start, end - start);
+    return new Uint8Array(this.#view(this.address + BigInt(start), end - start));
+  }
+
+  /**
+   * Gives the pages from `start` to `end` back; all of them by default. They are zeros again on the next touch, or
+   * what the file holds. Where a userfaultfd of another thread watches for removals, this waits until it has read.
+   *
+   * @throws RangeError where they are no whole pages; as `bytes` on the thread whose loop serves them; UffdError
+   */
+  discard(start = 0, end = this.#space.mapped): void {
+    checkInteger(start, 'start', 0, this.#space.mapped);
+    checkInteger(end, 'end', start, this.#space.mapped);
+    for (const [name, offset] of Object.entries({ start, end })) {
+      if (offset % this.pageSize) throw outOfRange(name, `a multiple of ${this.pageSize}`, offset);
+    }
+    this.#mustBeTouchable('event-remove');
+    if (start === end) return;
+    const address = this.address + BigInt(start);
+    const result = memory.madvise(address, end - start, memory.MADV_DONTNEED);
+    if (result < 0) throw new UffdError(result, 'madvise', { address, length: end - start });
+  }
+
+  /**
+   * Moves the pages, without a copy, to an address of their own: the mapping returned. This one stays, empty. A
+   * userfaultfd follows them there if it has 'event-remap' on; where it is of another thread, this waits until it
+   * has read. Linux 5.7.
+   *
+   * @throws ERR_INVALID_STATE for memory that is not private and anonymous; as `bytes` on the thread whose loop
+   *   serves it; UffdError
+   */
+  relocate(): Mapping {
+    const plan = this.#plan;
+    if (!plan || !(plan.flags & memory.MAP_ANONYMOUS)) {
+      throw invalidState(
+        `the memory at ${hex(this.address)} is a file's, or was attached, and cannot be relocated`,
+      );
+    }
+    this.#mustBeTouchable('event-remap');
+    const { length, pageSize } = this;
+    const { mapped } = this.#space;
+    const flags = memory.MREMAP_MAYMOVE | memory.MREMAP_DONTUNMAP;
+    const address = memory.mremap(this.address, mapped, mapped, flags);
+    if (address < 0n)
+      throw new UffdError(Number(address), 'mremap', { address: this.address, length: mapped });
+    return new Mapping({ address, length, pageSize, users: new SharedArrayBuffer(SHARED_BYTES) }, plan);
+  }
+
+  /** @throws where touching, or a change that is told as `event`, would wait for this very thread; once closed */
+  #mustBeTouchable(event?: Feature): void {
     if (this.closed) throw closedError(this.address);
-    const [server] = watchersOf(this.address, this.#space.mapped).filter((uffd) => uffd.waiting);
+    const [server] = watchersOf(this.address, this.#space.mapped).filter(
+      (uffd) => uffd.waiting || (event !== undefined && uffd.features.has(event)),
+    );
     if (server) {
       const thread = isMainThread ? 'the main thread' : `thread ${threadId}`;
       throw invalidState(
-        `the memory at ${hex(this.address)} is served by a loop on this thread (${thread}): touching it here ` +
+        `the memory at ${hex(this.address)} is ${server.waiting ? 'served by a loop' : `watched for '${event}'`} ` +
+          `on this thread (${thread}): touching it here ` +
           'would wait for an answer that only this thread can give. Touch it from another thread (post ' +
           'mapping.share() there), or run the loop in a worker',
       );
     }
-    const whole = this.#wholeBuffer();
-    if (whole) return new Uint8Array(whole, start, end - start);
-    return new Uint8Array(this.#view(this.address + BigInt(start), end - start));
   }
 
   /** One buffer serves all views while it lives, unless the mapping is larger than a buffer can be. */

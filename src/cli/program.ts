@@ -1,14 +1,15 @@
 // Puts the subcommands together. Usage errors are thrown as CommanderError, after they were printed; nothing
 // here ends the process.
 
-import { readFileSync } from 'node:fs';
 import { Command } from 'commander';
 import { addDemo } from './demo/command.js';
+import { addDoctor } from './doctor/command.js';
+import { manifest } from './manifest.js';
 
 export function createProgram(): Command {
   const program = new Command('uffd')
     .description('Linux page faults, served from TypeScript')
-    .version(version(), '-V, --version', 'print the version')
+    .version(manifest().version, '-V, --version', 'print the version')
     .helpOption('-h, --help', 'print this help')
     .helpCommand(false)
     .exitOverride()
@@ -16,10 +17,6 @@ export function createProgram(): Command {
     .showHelpAfterError("Add '--help' for the options.")
     .addHelpText('after', "\n'uffd <command> --help' tells all of a command.\n");
   addDemo(program);
+  addDoctor(program);
   return program;
-}
-
-function version(): string {
-  const file = new URL('../../../package.json', import.meta.url);
-  return (JSON.parse(readFileSync(file, 'utf8')) as { version: string }).version;
 }

@@ -2,6 +2,7 @@
 
 import { stripVTControlCharacters } from 'node:util';
 import Table from 'cli-table3';
+import picocolors from 'picocolors';
 
 /** Columns that a terminal is taken to have when nobody says. */
 const DEFAULT_COLUMNS = 80;
@@ -15,6 +16,43 @@ export function columnsOf(stream: NodeJS.WriteStream, environment = process.env)
   const real = stream.columns > 0 ? stream.columns : undefined;
   if (real === undefined) return wished;
   return environment.COLUMNS === undefined ? real : Math.min(real, wished);
+}
+
+/** How output looks where it goes. */
+export interface Look {
+  /** Columns to fit into; undefined in a pipe or a file, where lines are as long as they are. */
+  columns: number | undefined;
+  /** Those of picocolors; they do nothing where there are no colours. */
+  colors: ReturnType<typeof picocolors.createColors>;
+}
+
+export function lookOf(stream: NodeJS.WriteStream): Look {
+  // CI makes picocolors colour a dumb terminal too.
+  const plain = !stream.isTTY || process.env.TERM === 'dumb';
+  return {
+    columns: stream.isTTY ? columnsOf(stream) : undefined,
+    colors: picocolors.createColors(!plain && picocolors.isColorSupported),
+  };
+}
+
+/**
+ * Text in lines of at most `columns`, wrapped between words; lines after the first begin with `indent`. Words that
+ * are too long stay whole. `glue` ends every line that goes on.
+ */
+export function wrap(text: string, columns: number | undefined, indent: string, glue = ''): string {
+  if (columns === undefined) return text;
+  const lines: string[] = [];
+  let line = '';
+  // What stands in front of the first word belongs to it.
+  for (const word of text.match(/^\s*\S+|\S+/g) ?? []) {
+    if (line !== '' && line.length + 1 + word.length + glue.length > columns) {
+      lines.push(line + glue);
+      line = indent + word;
+    } else {
+      line = line === '' ? word : `${line} ${word}`;
+    }
+  }
+  return [...lines, line].join('\n');
 }
 
 /**

@@ -2,11 +2,10 @@
 
 import { randomInt } from 'node:crypto';
 import { type Command, Option } from 'commander';
-import picocolors from 'picocolors';
 import { integer } from '../arguments.js';
 import { EXIT, EXIT_HELP } from '../exit.js';
 import { interruptible } from '../signals.js';
-import { columnsOf, renderTable } from '../text.js';
+import { lookOf, renderTable } from '../text.js';
 import { createProgress } from './progress.js';
 import { type DemoOptions, type Report, reportRows } from './report.js';
 import { runDemo } from './run.js';
@@ -95,10 +94,6 @@ async function demo(file: string, flags: Flags): Promise<void> {
 
 /** Framed on a terminal, plain lines elsewhere. */
 function asTable(report: Report): string {
-  const { stdout } = process;
-  // CI makes picocolors colour a dumb terminal too.
-  const plain = !stdout.isTTY || process.env.TERM === 'dumb';
-  const colors = picocolors.createColors(!plain && picocolors.isColorSupported);
-  const rows = reportRows(report, { good: colors.green, bad: colors.red });
-  return renderTable(rows, stdout.isTTY ? columnsOf(stdout) : undefined);
+  const { columns, colors } = lookOf(process.stdout);
+  return renderTable(reportRows(report, { good: colors.green, bad: colors.red }), columns);
 }

@@ -1,0 +1,66 @@
+// `uffd doctor`: its options, its help, and its exit code.
+
+import type { Command } from 'commander';
+import { interruptible } from '../signals.js';
+import { lookOf } from '../text.js';
+import { examine } from './examine.js';
+import { renderReport } from './report.js';
+import { judge, type Verdict } from './verdict.js';
+
+const EXIT: Record<Verdict, number> = { usable: 0, 'usable with limits': 1, 'not usable': 2 };
+
+const HELP = `
+What it does:
+  It opens a userfaultfd in every way there is, then tries every feature and every
+  operation that the kernel offers on scratch pages, in a process of its own. It
+  changes nothing on the system. What this user may not have, it says why, and what
+  would help, as commands to paste.
+
+Outcomes of a trial:
+  ok         a real fault was answered, or did what the feature promises
+  FAILED     the kernel offers it, and it did something else
+  refused    the kernel has it, and does not let this user have it
+  no         the kernel does not have it
+  not tried  what it takes is not there (huge pages, say)
+
+Fields of the JSON object:
+  verdict problems[code what why remedies[what commands]]
+  system[platform arch kernel pageSize node nodePath nodeSupported koffi container
+  hugePages[bytes total free] transparentHugePages]
+  access[user[uid group sysPtrace userNamespace unprivileged seccomp] device[owner
+  group mode open] doors[via userModeOnly result] way[via userModeOnly] obstacle
+  systemCalls[outcome detail]]
+  features[name since outcome detail] operations[name since outcome detail]
+
+Exit codes:
+  0    usable
+  1    usable with limits; they are listed first
+  2    not usable, or an option is wrong
+  130  interrupted (Ctrl-C)
+  143  terminated (SIGTERM)
+
+Examples:
+  uffd doctor                       what works here, and what would help
+  uffd doctor --json                the same, for programs to read
+  uffd doctor >/dev/null && serve   only where everything works
+`;
+
+export function addDoctor(program: Command): void {
+  program
+    .command('doctor')
+    .summary('tell whether userfaultfd works here, and if not, why and what would help')
+    .description('Tells whether userfaultfd works here, and if not, why and what would help.')
+    .option('--json', 'print one JSON object instead of text')
+    .addHelpText('after', HELP)
+    .action(({ json = false }: { json?: boolean }) => doctor(json));
+}
+
+async function doctor(json: boolean): Promise<void> {
+  const findings = await interruptible(examine);
+  const judgement = judge(findings);
+  const text = json
+    ? JSON.stringify({ ...judgement, ...findings })
+    : renderReport(findings, judgement, lookOf(process.stdout));
+  process.stdout.write(`${text}\n`);
+  process.exitCode = EXIT[judgement.verdict];
+}
