@@ -72,14 +72,18 @@ export function renderTable(rows: readonly (readonly [string, string])[], column
     wordWrap: true,
     style: { head: [], border: [], compact: true },
   });
+  // Wrapped between words. The table would cut a word that is too long anywhere, colours included.
   for (const [name, content] of rows) {
-    // Wrapped between words, unless one of them is too long for a line of its own.
-    const wrapOnWordBoundary = content
-      .split(' ')
-      .every((word) => stripVTControlCharacters(word).length <= room - 2);
-    table.push([name, { content, wrapOnWordBoundary }]);
+    const words = content.split(' ').map((word) => pieces(word, room - 2));
+    table.push([name, { content: words.join(' '), wrapOnWordBoundary: true }]);
   }
   return table.toString();
+}
+
+/** A word in pieces of `most` characters, with blanks between; one with colours stays whole. */
+function pieces(word: string, most: number): string {
+  if (word.length <= most || word !== stripVTControlCharacters(word)) return word;
+  return (word.match(new RegExp(`.{1,${most}}`, 'gsu')) ?? []).join(' ');
 }
 
 /** A name from outside, with nothing in it that a terminal would obey. */

@@ -1,6 +1,6 @@
 // Runs the built command as a user's shell would, in a process of its own, on the core that is being tested.
 
-import { spawn } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -11,6 +11,9 @@ import { skip } from '../harness.js';
 
 const MAIN = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
 const CONDITIONS = process.execArgv.filter((argument) => argument.startsWith('--conditions'));
+
+/** Runs what follows as a user without privileges. */
+export const NOBODY = ['setpriv', '--reuid', '65534', '--regid', '65534', '--clear-groups'];
 
 /** What to start for `uffd <args…>`: a program and its arguments. */
 export function commandLine(args: readonly string[]): [string, ...string[]] {
@@ -87,6 +90,14 @@ export function needKernel(): void {
   } catch (error) {
     skip((error as Error).message);
   }
+}
+
+/** Skips where another user cannot be played, or cannot reach this build. */
+export function needNobody(): void {
+  if (process.getuid?.() !== 0) skip('only root can run the command as somebody else');
+  const [program, ...args] = [...NOBODY, ...commandLine(['--version'])] as [string, ...string[]];
+  const tried = spawnSync(program, args, { encoding: 'utf8' });
+  if (tried.status !== 0) skip(`nobody cannot run the command: ${tried.error?.message ?? tried.stderr}`);
 }
 
 /** Calls `body` with a directory that is gone afterwards. */

@@ -7,14 +7,22 @@ import { freemem } from 'node:os';
 import { join } from 'node:path';
 import * as assert from 'uvu/assert';
 import { skip, suite } from '../harness.js';
-import { commandLine, type Ended, fileOf, inDirectory, needKernel, uffd, untilResident } from './command.js';
+import {
+  type Ended,
+  fileOf,
+  inDirectory,
+  NOBODY,
+  needKernel,
+  needNobody,
+  uffd,
+  untilResident,
+} from './command.js';
 
 const test = suite('cli/failures');
 
 const GIB = 2 ** 30;
 /** More than the command holds before it touches anything. */
 const UNDER_WAY_BYTES = 350 * 2 ** 20;
-const NOBODY = ['setpriv', '--reuid', '65534', '--regid', '65534', '--clear-groups'];
 
 /** It failed: one line on stderr, no stack, nothing on stdout. */
 function assertRefused({ code, stdout, stderr }: Ended, message: RegExp): void {
@@ -29,14 +37,6 @@ async function withLargeFile(body: (file: string) => Promise<void>): Promise<voi
   needKernel();
   if (freemem() < 2 * GIB) skip('less than 2 GiB of memory are free');
   await inDirectory((directory) => body(fileOf(directory, 'sparse', GIB)));
-}
-
-/** Skips where another user cannot be played, or cannot reach this build. */
-function needNobody(): void {
-  if (process.getuid?.() !== 0) skip('only root can run the command as somebody else');
-  const [program, ...args] = [...NOBODY, ...commandLine(['--version'])] as [string, ...string[]];
-  const tried = spawnSync(program, args, { encoding: 'utf8' });
-  if (tried.status !== 0) skip(`nobody cannot run the command: ${tried.error?.message ?? tried.stderr}`);
 }
 
 test('files that cannot be mapped', async () => {

@@ -1,5 +1,6 @@
 // Loaded first by the command under test: forbids it userfaultfd, by system call and by device, with the same
-// means as a container's runtime. The kernel's refusals are real.
+// means as a container's runtime. The kernel's refusals are real: EPERM, or the errno that UFFD_SECCOMP_ERRNO
+// names by its number.
 
 import { isMainThread } from 'node:worker_threads';
 import koffi from 'koffi';
@@ -19,7 +20,8 @@ const LOAD = 0x20;
 const JUMP_IF_EQUAL = 0x15;
 const RETURN = 0x06;
 const ALLOW = 0x7fff0000;
-const REFUSE_EPERM = 0x00050001;
+const REFUSE = 0x00050000;
+const EPERM = 1;
 
 /** [code, jump where true, jump where false, operand] */
 type Instruction = [number, number, number, number];
@@ -34,7 +36,7 @@ function forbid(numbers: { userfaultfd: number; ioctl: number }): void {
     [LOAD, 0, 0, SECOND],
     [JUMP_IF_EQUAL, 1, 0, USERFAULTFD_IOC_NEW],
     [RETURN, 0, 0, ALLOW],
-    [RETURN, 0, 0, REFUSE_EPERM],
+    [RETURN, 0, 0, REFUSE | Number(process.env.UFFD_SECCOMP_ERRNO ?? EPERM)],
   ];
   const filter = Buffer.alloc(program.length * 8);
   for (const [i, [code, yes, no, operand]] of program.entries()) {

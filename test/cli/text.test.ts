@@ -2,7 +2,7 @@
 
 import { stripVTControlCharacters } from 'node:util';
 import * as assert from 'uvu/assert';
-import { byteSize, columnsOf, counted, grouped, printable, renderTable } from '../../src/cli/text.js';
+import { byteSize, columnsOf, counted, grouped, printable, renderTable, wrap } from '../../src/cli/text.js';
 import { suite } from '../harness.js';
 
 const test = suite('cli/text');
@@ -31,6 +31,30 @@ test('a table is never wider than its columns, and keeps every character', () =>
 test('words stay whole where they fit', () => {
   const text = renderTable([['name', 'some words to be wrapped']], 30);
   for (const word of ['some', 'words', 'wrapped']) assert.ok(text.includes(word), text);
+});
+
+test('colours are never cut', () => {
+  const value = '\u001b[2mnot tried\u001b[22m (4.11): averylongwordthatiscut andmore';
+  for (let columns = 30; columns <= 60; columns++) {
+    const text = renderTable([['missing-hugetlbfs', value]], columns);
+    const shown = stripVTControlCharacters(text);
+    assert.not.ok(shown.includes('\u001b') || shown.includes('2m'), text);
+  }
+});
+
+test('wrapped text fits, goes on with its indentation and its glue, and keeps every word', () => {
+  const words = '  remedy: a word and afewwordsmore, and some more of them';
+  for (let columns = 20; columns <= 60; columns++) {
+    const lines = wrap(words, columns, '    ', ' \\').split('\n');
+    for (const [index, line] of lines.entries()) {
+      assert.ok(line.length <= columns, line);
+      assert.ok(line.startsWith(index === 0 ? '  remedy' : '    '), line);
+      assert.is(line.endsWith(' \\'), index < lines.length - 1);
+    }
+    assert.is(lines.map((line) => line.replace(/ \\$/, '').trim()).join(' '), words.trim());
+  }
+  assert.is(wrap(words, undefined, '    '), words);
+  assert.is(wrap('one averyveryverylongword', 10, '  '), 'one\n  averyveryverylongword');
 });
 
 test('without columns, or with too few, it is plain lines', () => {

@@ -28,6 +28,8 @@ const WRONG: [string[], RegExp][] = [
   [['demo', '--bogus'], /--bogus/],
   [['demo', '--thread', '2'], /--threads/],
   [['demo', 'one', 'two'], /too many arguments/],
+  [['doctor', 'one'], /too many arguments/],
+  [['doctor', '--jsn'], /--json/],
   [['nope'], /'nope'/],
   [['--nope'], /--nope/],
 ];

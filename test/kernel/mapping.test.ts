@@ -159,6 +159,52 @@ test('a view on another thread outlives the close here', async () => {
   assert.ok(isMapped(mapping.address));
 });
 
+test('pages that are discarded are zeros again, and the others stay', () => {
+  needKernel();
+  const mapping = Mapping.anonymous(3 * P);
+  mapping.bytes.fill(4);
+  mapping.discard(P, 2 * P);
+  assert.equal([mapping.bytes[0], mapping.bytes[P], mapping.bytes[2 * P]], [4, 0, 4]);
+  mapping.discard(P, P);
+  mapping.discard();
+  assert.equal([mapping.bytes[0], mapping.bytes[2 * P]], [0, 0]);
+  assert.throws(() => mapping.discard(1), /^start must be a multiple of 4096/);
+  assert.throws(() => mapping.discard(0, P + 1), /^end must be a multiple/);
+  assert.throws(() => mapping.discard(2 * P, P), /^end must be/);
+  mapping.close();
+  assert.throws(() => mapping.discard(), /is closed/);
+});
+
+test('pages that are relocated are there, and an old view reads zeros', () => {
+  needKernel();
+  const mapping = Mapping.anonymous(2 * P);
+  const view = mapping.bytes;
+  view.fill(6);
+  const moved = mapping.relocate();
+  assert.ok(moved.address !== mapping.address);
+  assert.equal([moved.bytes[0], moved.bytes[2 * P - 1], view[0]], [6, 6, 0]);
+  mapping.close();
+  assert.is(moved.bytes[P], 6);
+  moved.close();
+  const shared = Mapping.memfd(P);
+  assert.throws(() => shared.relocate(), /is a file's, or was attached, and cannot be relocated/);
+  assert.throws(() => Mapping.attach(moved.share()).relocate(), /cannot be relocated/);
+  assert.throws(() => mapping.relocate(), /is closed/);
+  shared.close();
+});
+
+test('a change that this thread would have to be told of is refused here', () => {
+  const uffd = openWith(['event-remove', 'event-remap']);
+  const mapping = Mapping.anonymous(P);
+  mapping.discard();
+  uffd.register(mapping.address, P);
+  assert.throws(() => mapping.discard(), /watched for 'event-remove' on this thread \(the main thread\)/);
+  assert.throws(() => mapping.relocate(), /watched for 'event-remap' on this thread/);
+  uffd.close();
+  mapping.discard();
+  mapping.close();
+});
+
 test('closing a mapping that this thread watches does not wait for this thread', async () => {
   const uffd = openWith(['event-unmap', 'event-remove']);
   const mapping = Mapping.anonymous(2 * P);

@@ -1,4 +1,5 @@
-// Tries every way to open a userfaultfd, each by itself: which is open, and what the kernel says where it is not.
+// Tries every way to open a userfaultfd, each by itself: which is open, and what the kernel says where it is
+// not.
 
 import { type Feature, UffdError, Userfaultfd } from '../../index.js';
 import type { AccessFindings, Door } from './findings.js';

@@ -11,10 +11,10 @@ const EXIT: Record<Verdict, number> = { usable: 0, 'usable with limits': 1, 'not
 
 const HELP = `
 What it does:
-  It opens a userfaultfd in every way there is, then tries every feature and every
-  operation that the kernel offers on scratch pages, in a process of its own. It
-  changes nothing on the system. What this user may not have, it says why, and what
-  would help, as commands to paste.
+  It opens a userfaultfd in every way there is, then tries every feature and
+  every operation that the kernel offers, on scratch pages and in a process of
+  its own. It changes nothing on the system. Where something cannot be had, it
+  says why, and what would help, as commands to paste.
 
 Outcomes of a trial:
   ok         a real fault was answered, or did what the feature promises
@@ -23,14 +23,16 @@ Outcomes of a trial:
   no         the kernel does not have it
   not tried  what it takes is not there (huge pages, say)
 
-Fields of the JSON object:
-  verdict problems[code what why remedies[what commands]]
-  system[platform arch kernel pageSize node nodePath nodeSupported koffi container
-  hugePages[bytes total free] transparentHugePages]
-  access[user[uid group sysPtrace userNamespace unprivileged seccomp] device[owner
-  group mode open] doors[via userModeOnly result] way[via userModeOnly] obstacle
-  systemCalls[outcome detail]]
-  features[name since outcome detail] operations[name since outcome detail]
+Fields of the JSON object, with the fields of each below it (null: not there):
+  verdict
+  problems    code what why remedies (what commands)
+  system      platform arch kernel pageSize node nodePath nodeSupported koffi
+              container hugePages (bytes total free) transparentHugePages
+  access      user (uid group sysPtrace userNamespace unprivileged seccomp)
+              device (owner group mode open) doors (via userModeOnly result)
+              way (via userModeOnly) obstacle systemCalls (outcome detail)
+  features    name since outcome detail
+  operations  name since outcome detail
 
 Exit codes:
   0    usable
@@ -40,9 +42,9 @@ Exit codes:
   143  terminated (SIGTERM)
 
 Examples:
-  uffd doctor                       what works here, and what would help
-  uffd doctor --json                the same, for programs to read
-  uffd doctor >/dev/null && serve   only where everything works
+  uffd doctor                 what works here, and what would help
+  uffd doctor --json          the same, for programs to read
+  uffd doctor && node app.js  go on only where everything works
 `;
 
 export function addDoctor(program: Command): void {

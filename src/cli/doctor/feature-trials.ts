@@ -1,5 +1,5 @@
-// The trials: each feature and each operation does, on scratch pages, what it is there for, and a thread that is
-// stopped by it goes on with what it was given. A trial throws where the kernel does something else.
+// The trials: each feature and each operation does, on scratch pages, what it is there for, and a thread
+// that is stopped by it goes on with what it was given. A trial throws where the kernel does something else.
 
 import { type FEATURES, Mapping, type OPERATIONS, type Pagefault } from '../../index.js';
 import { forkIsTold } from './fork-trial.js';

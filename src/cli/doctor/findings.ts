@@ -1,5 +1,5 @@
-// What the doctor finds out: plain data, which --json prints as it is and the verdict is made from. Nothing here
-// asks the system.
+// What the doctor finds out: plain data, which --json prints as it is and the verdict is made from. Nothing
+// here asks the system.
 
 /** What came of trying a feature or an operation. */
 export type Outcome =

@@ -1,6 +1,6 @@
-// The trial of 'event-fork'. A process that forks with the C library, as Node does, holds locks until the event is
-// read, so a thread of the same process might never get to read it. Here another process reads: it inherits the
-// descriptor, and is started while nothing is registered, so its own start is no event.
+// The trial of 'event-fork'. A process that forks with the C library, as Node does, holds locks until the
+// event is read, so a thread of the same process might never get to read it. Here another process reads: it
+// inherits the descriptor, and is started while nothing is registered, so its own start is no event.
 
 import { fork, spawn } from 'node:child_process';
 import { once } from 'node:events';

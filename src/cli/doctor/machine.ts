@@ -1,5 +1,5 @@
-// What the system says of itself, by the files in which it says so. Whatever cannot be read is null: a doctor must
-// get through on a patient of any kind.
+// What the system says of itself, by the files in which it says so. Whatever cannot be read is null: a
+// doctor must get through on a patient of any kind.
 
 import { closeSync, constants, existsSync, openSync, readFileSync, statSync } from 'node:fs';
 import { createRequire } from 'node:module';

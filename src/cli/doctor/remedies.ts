@@ -1,5 +1,6 @@
-// What helps: as commands and settings to paste, the one that gives away least first. Only what fits this machine
-// is offered: no device before Linux 6.1, no capability in a user namespace, options of the runtime in a container.
+// What helps: as commands and settings to paste, the one that gives away least first. Only what fits this
+// machine is offered: no device before Linux 6.1, no capability in a user namespace, options of the runtime
+// in a container.
 
 import { atLeast, type Findings } from './findings.js';
 
@@ -27,10 +28,12 @@ export function deviceRemedies({ system, access }: Findings): Remedy[] {
     return [{ what, commands: ['docker run --device /dev/userfaultfd'] }];
   }
   if (device?.open !== 'EACCES') return [];
-  const group = user.group ?? 'GROUP';
+  // Inside a user namespace, groups have other names than those that count.
+  const group = (!user.userNamespace && user.group) || 'GROUP';
+  const who = group === 'GROUP' ? 'a group that this user is in, GROUP,' : `the group ${group}`;
   return [
     {
-      what: `let the group ${group} use the device (as root; the last line, a rule of udev, keeps it so after a boot)`,
+      what: `let ${who} use the device (as root of the machine; the last line keeps it so after a boot)`,
       commands: [
         `chgrp ${group} /dev/userfaultfd`,
         'chmod 660 /dev/userfaultfd',
@@ -85,15 +88,17 @@ export function filterRemedies(findings: Findings): Remedy[] {
   }
   // A device that can be opened, and did not help, is forbidden by the same filter.
   const around = access.device?.open === 'ok' ? [] : deviceRemedies(findings);
+  // Without it, a filter that is open lets in faults of user mode only.
+  const capability = access.user.sysPtrace ? '' : ' --cap-add SYS_PTRACE';
   const remedies = [
     ...around,
     {
       what: "run the container with a copy of the runtime's profile that allows userfaultfd as well",
-      commands: ['docker run --security-opt seccomp=profile.json'],
+      commands: [`docker run --security-opt seccomp=profile.json${capability}`],
     },
     {
       what: 'to see whether that is all, run it without a profile',
-      commands: ['docker run --security-opt seccomp=unconfined'],
+      commands: [`docker run --security-opt seccomp=unconfined${capability}`],
     },
   ];
   if (system.container === 'kubernetes') {

@@ -1,6 +1,6 @@
-// The findings and the verdict as text: the verdict and what to do first, then everything that was found. On a
-// terminal it fits the columns, and commands are cut so that a shell takes them as they are; in a log every
-// sentence is a line. Colours only repeat what a word says.
+// The findings and the verdict as text: the verdict and what to do first, then everything that was found. On
+// a terminal it fits the columns, and commands are cut so that a shell takes them as they are; in a log
+// every sentence is a line. Colours only repeat what a word says.
 
 import { byteSize, grouped, type Look, renderTable, wrap } from '../text.js';
 import { type Ability, answerAt, type Findings, type Trial } from './findings.js';
@@ -55,7 +55,7 @@ function renderProblem(problem: Problem, { verdict }: Judgement, { columns, colo
   for (const [index, remedy] of remedies.entries()) {
     lines.push(wrap(`  ${index === 0 ? 'remedy' : 'or'}: ${remedy.what}`, columns, '    '));
     for (const command of remedy.commands) {
-      lines.push(wrap(`    ${command}`, columns, '      ', ' \\'));
+      lines.push(wrap(`      ${command}`, columns, '        ', ' \\'));
     }
   }
   return lines.join('\n');
@@ -90,7 +90,7 @@ function accessRows({ access }: Findings, look: Look): Row[] {
     ['kernel-mode faults', outcomeText(systemCalls, look)],
     ['user', `uid ${user.uid}, group ${user.group}${user.userNamespace ? ', in a user namespace' : ''}`],
     ['CAP_SYS_PTRACE', user.sysPtrace ? 'yes' : 'no'],
-    ['sysctl', `vm.unprivileged_userfaultfd = ${user.unprivileged ?? '(none)'}`],
+    ['unprivileged', `${user.unprivileged ?? 'none'} (vm.unprivileged_userfaultfd)`],
     ['/dev node', device ? `${device.owner}:${device.group} ${device.mode}${opened}` : 'none'],
     ['seccomp', user.seccomp === 2 ? 'a filter' : user.seccomp === null ? 'not known' : 'none'],
   ];

@@ -1,5 +1,6 @@
-// What a trial plays on: a userfaultfd opened in the way that is open to this user, scratch memory, and a thread
-// that touches it. A trial that goes wrong throws; whatever it leaves asleep is let go by closing its userfaultfd.
+// What a trial plays on: a userfaultfd opened in the way that is open to this user, scratch memory, and a
+// thread that touches it. A trial that goes wrong throws; whatever it leaves asleep is let go by closing its
+// userfaultfd.
 
 import { Worker } from 'node:worker_threads';
 import { type FaultHandler, type Feature, type Pagefault, Userfaultfd } from '../../index.js';

@@ -89,6 +89,6 @@ export function hugePage(make: (pageSize: number) => Mapping): Mapping {
     return make(bytes);
   } catch (error) {
     if (!(error instanceof UffdError && error.code === 'ENOMEM')) throw error;
-    throw new NotTried('no huge pages are free (vm.nr_hugepages)');
+    throw new NotTried('no huge pages are free, see vm.nr_hugepages');
   }
 }

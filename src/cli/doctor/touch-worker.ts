@@ -1,5 +1,5 @@
-// The thread that touches scratch pages, told what to do by scene.ts. It may sleep in a page fault, or in the wait
-// for an event's reader, for as long as nobody answers.
+// The thread that touches scratch pages, told what to do by scene.ts. It may sleep in a page fault, or in
+// the wait for an event's reader, for as long as nobody answers.
 
 import { readlinkSync, writeSync } from 'node:fs';
 import { parentPort } from 'node:worker_threads';

@@ -1,5 +1,5 @@
-// The process in which trials are made, one after the other, so that a trial that hangs or kills can be ended and
-// leaves nothing behind. Told what to try by trials.ts; ends with whoever started it.
+// The process in which trials are made, one after the other, so that a trial that hangs or kills can be
+// ended and leaves nothing behind. Told what to try by trials.ts; ends with whoever started it.
 
 import { UffdError } from '../../index.js';
 import { FEATURE_TRIALS, OPERATION_TRIALS, systemCalls } from './feature-trials.js';

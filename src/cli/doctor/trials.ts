@@ -1,5 +1,5 @@
-// Has the trials made, in a process of their own. A trial that does not end is ended, one that kills its process is
-// told, and the others go on in a new process: every trial has an outcome, in bounded time.
+// Has the trials made, in a process of their own. A trial that does not end is ended, one that kills its
+// process is told, and the others go on in a new process: every trial has an outcome, in bounded time.
 
 import { type ChildProcess, fork } from 'node:child_process';
 import type { Trial } from './findings.js';
@@ -27,6 +27,7 @@ export async function makeTrials(
   const trials = new Map<TrialName, Trial>();
   const endMs = performance.now() + limits.allMs;
   for (;;) {
+    signal.throwIfAborted();
     const left = names.filter((name) => !trials.has(name));
     const leftMs = endMs - performance.now();
     if (leftMs <= 0)
@@ -34,7 +35,6 @@ export async function makeTrials(
     if (left.length === 0 || leftMs <= 0) return trials;
     const took = (name: TrialName, trial: Trial): void => void trials.set(name, trial);
     const why = await runProcess({ names: left, way }, took, signal, Math.min(limits.oneMs, leftMs));
-    signal.throwIfAborted();
     // What it was at when it ended is what ended it.
     const culprit = left.find((name) => !trials.has(name));
     if (culprit !== undefined) trials.set(culprit, { outcome: 'failed', detail: why });
@@ -90,5 +90,9 @@ async function runProcess(
   } finally {
     clearTimeout(timer);
     signal.removeEventListener('abort', kill);
+    // One that cannot even be killed does not keep this process.
+    child.unref();
+    child.stderr?.destroy();
+    if (child.connected) child.disconnect();
   }
 }

@@ -2,10 +2,10 @@
 // remedies. A pure function of the findings, so that every kernel and user can be put before it.
 //
 // How the kernel's answers are told apart (kernel-semantics: Creation):
-//  - ENOSYS with the setting vm.unprivileged_userfaultfd present: the kernel has the call, a filter hides it.
+//  - ENOSYS with vm.unprivileged_userfaultfd or the device there: the kernel has the call, a filter hides it.
 //  - EPERM for all faults and not for those of user mode: the user lacks a privilege.
-//  - EPERM for those of user mode too (they came with 5.11, and need nothing), or in spite of a privilege: not the
-//    kernel itself, so a seccomp filter where there is one, else a security module.
+//  - EPERM for those of user mode too (they came with 5.11, and need nothing), or in spite of a privilege: not
+//    the kernel itself, so a seccomp filter where there is one, else a security module.
 
 import { answerAt, atLeast, type Findings, type UserFindings } from './findings.js';
 import { capabilityRemedies, filterRemedies, privilegeRemedies, type Remedy } from './remedies.js';
@@ -150,9 +150,10 @@ function noSystemCall(findings: Findings): Refusal {
 function filtered(findings: Findings, answer: string): Refusal {
   const { container } = findings.system;
   const { seccomp, unprivileged } = findings.access.user;
+  const witness = unprivileged === null ? '/dev/userfaultfd' : 'vm.unprivileged_userfaultfd';
   const proof =
     answer === 'ENOSYS'
-      ? `the system call answers ENOSYS, and ${unprivileged === null ? '/dev/userfaultfd' : 'vm.unprivileged_userfaultfd'} shows that this kernel has it`
+      ? `the system call answers ENOSYS, and ${witness} shows that this kernel has it`
       : `the system call answers EPERM although ${privilegeOf(findings) ?? 'faults of user mode need no privilege'}`;
   const filter =
     seccomp === 2
@@ -165,7 +166,9 @@ function filtered(findings: Findings, answer: string): Refusal {
 function securityModule(answer: string): Refusal {
   return {
     code: 'security-module',
-    why: `the system call answers ${answer}, and neither a missing privilege nor a seccomp filter explains it: a security module (SELinux, AppArmor, a BPF program) forbids it`,
+    why:
+      `the system call answers ${answer}, and neither a missing privilege nor a seccomp filter explains it: ` +
+      'a security module (SELinux, AppArmor, a BPF program) forbids it',
     remedies: [
       {
         what: 'read in the log who refused it, and allow it there (SELinux: class anon_inode, as root)',
@@ -180,7 +183,8 @@ function unprivileged(findings: Findings): Refusal {
   const capability = user.sysPtrace
     ? 'the CAP_SYS_PTRACE of a user namespace, which does not count'
     : 'no CAP_SYS_PTRACE';
-  const why = `this user (uid ${user.uid}) has ${capability}, and vm.unprivileged_userfaultfd is ${user.unprivileged ?? 'not there'}`;
+  const setting = `vm.unprivileged_userfaultfd is ${user.unprivileged ?? 'not there'}`;
+  const why = `this user (uid ${user.uid}) has ${capability}, and ${setting}`;
   return { code: 'privilege', why, remedies: privilegeRemedies(findings) };
 }
 
@@ -215,7 +219,7 @@ function userModeOnly(findings: Findings): Problem | undefined {
 function deviceOnly(findings: Findings): Problem | undefined {
   if (findings.access.way?.via !== 'device') return undefined;
   const what =
-    'all faults are served only through /dev/userfaultfd; this library takes it by itself, other programs may not';
+    'all faults are served only through /dev/userfaultfd; this library takes it, other programs may not';
   const { why, remedies } = refusal(findings);
   return { code: 'device-only', what, why, remedies };
 }
@@ -229,7 +233,9 @@ function forkRefused(findings: Findings): Problem | undefined {
     : 'it needs CAP_SYS_PTRACE, however the userfaultfd was opened';
   return {
     code: 'event-fork',
-    what: "forks cannot be followed: 'event-fork' is refused, and a child reads zeros where its parent's pages were missing",
+    what:
+      "forks cannot be followed: 'event-fork' is refused, " +
+      "and a child reads zeros where its parent's pages were missing",
     why,
     remedies: capabilityRemedies(findings),
   };
@@ -258,7 +264,9 @@ function leftOut({ system, features }: Findings): Problem | undefined {
   return {
     code: 'not-offered',
     what: `there is no ${missing.map(({ name }) => name).join(', ')}`,
-    why: `Linux ${system.kernel} has them, and this kernel does not offer them: it was built without, or ${system.arch} has none`,
+    why:
+      `a kernel of this version, ${system.kernel}, can have them: ` +
+      `this one was built without, or Linux has none on ${system.arch}`,
     remedies: [],
   };
 }

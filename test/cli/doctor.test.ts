@@ -1,0 +1,270 @@
+// `uffd doctor` on this machine, as users of several kinds: the verdict, the remedy and the exit code are right, and
+// nothing is left behind.
+
+import { spawnSync } from 'node:child_process';
+import { cpSync, existsSync, mkdirSync, readFileSync, symlinkSync } from 'node:fs';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import { stripVTControlCharacters } from 'node:util';
+import * as assert from 'uvu/assert';
+import type { Ability, Findings } from '../../src/cli/doctor/findings.js';
+import { examineSystem } from '../../src/cli/doctor/machine.js';
+import type { Judgement } from '../../src/cli/doctor/verdict.js';
+import { FEATURES, featureSince, OPERATIONS, operationSince, Userfaultfd } from '../../src/index.js';
+import { skip, suite } from '../harness.js';
+import {
+  commandLine,
+  inDirectory,
+  NOBODY,
+  needKernel,
+  needNobody,
+  type RunOptions,
+  uffd,
+  uffdOnTerminal,
+} from './command.js';
+
+const test = suite('cli/doctor');
+const ROOT = fileURLToPath(new URL('../../..', import.meta.url));
+const NEED_HUGE_PAGES = ['missing-hugetlbfs', 'minor-hugetlbfs'];
+const EPERM = 1;
+const ENOSYS = 38;
+
+type Report = Judgement & Findings;
+
+/** Runs it with --json; its object, and its exit code. */
+async function examined(options: RunOptions = {}): Promise<{ code: number | string; report: Report }> {
+  const { code, stdout, stderr } = await uffd(['doctor', '--json'], options);
+  assert.is(stderr, '');
+  return { code, report: JSON.parse(stdout) };
+}
+
+function codes(report: Report): string[] {
+  return report.problems.map(({ code }) => code);
+}
+
+function commands(report: Report): string {
+  return report.problems.flatMap(({ remedies }) => remedies.flatMap((remedy) => remedy.commands)).join('\n');
+}
+
+/** Everything that was tried worked, but for what is listed. */
+function assertAllWork({ features, operations }: Report, except: Record<string, Ability['outcome']>): void {
+  for (const { name, outcome, detail } of [...features, ...operations]) {
+    if (NEED_HUGE_PAGES.includes(name) && outcome === 'not tried') {
+      assert.match(detail ?? '', /no huge pages are free/);
+    } else {
+      assert.is(outcome, except[name] ?? 'ok', `${name}: ${detail}`);
+    }
+  }
+}
+
+function needRoot(): void {
+  needKernel();
+  if (process.getuid?.() !== 0) skip('only root has CAP_SYS_PTRACE');
+  const lacks = FEATURES.filter((name) => !Userfaultfd.probe().features.has(name));
+  if (lacks.length > 0) skip(`this kernel lacks ${lacks.join(', ')}`);
+}
+
+/** Where a user without privileges gets faults of user mode only. */
+function needOrdinaryUser(): void {
+  needRoot();
+  needNobody();
+  const setting = readFileSync('/proc/sys/vm/unprivileged_userfaultfd', 'utf8').trim();
+  if (setting !== '0') skip(`vm.unprivileged_userfaultfd is ${setting}`);
+}
+
+test('root: usable, everything was tried and works, exit code 0', async () => {
+  needRoot();
+  const { code, report } = await examined();
+  assert.is(report.verdict, 'usable');
+  assert.is(code, 0);
+  assert.equal(report.problems, []);
+  assert.equal(report.access.way, { via: 'syscall', userModeOnly: false });
+  assert.is(report.access.systemCalls.outcome, 'ok');
+  assertAllWork(report, {});
+});
+
+test('nobody: usable for faults of user mode, with the ways out, exit code 1', async () => {
+  needOrdinaryUser();
+  const { code, report } = await examined({ under: NOBODY });
+  assert.is(report.verdict, 'usable with limits');
+  assert.is(code, 1);
+  assert.equal(codes(report), ['user-mode-only', 'event-fork']);
+  assert.match(report.problems[0]?.why ?? '', /uid 65534\) has no CAP_SYS_PTRACE, and vm\.unprivileged/);
+  assert.match(commands(report), /sysctl -w vm\.unprivileged_userfaultfd=1/);
+  assert.match(commands(report), /setcap cap_sys_ptrace\+ep|--cap-add SYS_PTRACE/);
+  if (report.access.device) {
+    assert.match(report.problems[0]?.why ?? '', /\/dev\/userfaultfd \(root:root, mode 0600\).*EACCES/);
+    assert.match(commands(report), /chmod 660 \/dev\/userfaultfd/);
+  }
+  assert.is(report.access.systemCalls.outcome, 'refused');
+  assertAllWork(report, { 'event-fork': 'refused', sigbus: 'not tried' });
+});
+
+test('nobody who may open the device: all faults through it, and no forks', async () => {
+  needOrdinaryUser();
+  const minor = /^(\d+) userfaultfd$/m.exec(readFileSync('/proc/misc', 'utf8').replaceAll(/^ +/gm, ''))?.[1];
+  if (!minor || !existsSync('/dev/userfaultfd')) skip('this machine has no /dev/userfaultfd');
+  await inDirectory(async (directory) => {
+    // A device of its own in a mount namespace of its own, so that nobody else sees it.
+    const script = [
+      `mount -t tmpfs none ${directory}`,
+      `mknod -m 666 ${directory}/device c 10 ${minor}`,
+      `mount --bind ${directory}/device /dev/userfaultfd`,
+      'exec "$@"',
+    ].join(' && ');
+    const under = ['unshare', '--mount', 'sh', '-c', script, 'sh'];
+    const tried = spawnSync(under[0] as string, [...under.slice(1), 'true'], { encoding: 'utf8' });
+    if (tried.status !== 0) skip(`no device can be mounted here: ${tried.error?.message ?? tried.stderr}`);
+    const { code, report } = await examined({ under: [...under, ...NOBODY] });
+    assert.is(report.verdict, 'usable with limits');
+    assert.is(code, 1);
+    assert.equal(codes(report), ['device-only', 'event-fork']);
+    assert.equal(report.access.way, { via: 'device', userModeOnly: false });
+    assert.is(report.access.device?.mode, '0666');
+    assertAllWork(report, { 'event-fork': 'refused' });
+  });
+});
+
+test('root of a user namespace: its capability does not count', async () => {
+  needOrdinaryUser();
+  const under = [...NOBODY, 'unshare', '--user', '--map-root-user'];
+  const tried = spawnSync(under[0] as string, [...under.slice(1), 'true'], { encoding: 'utf8' });
+  if (tried.status !== 0) skip(`no user namespace can be made here: ${tried.error?.message ?? tried.stderr}`);
+  const { code, report } = await examined({ under });
+  assert.is(code, 1);
+  assert.is(report.access.user.sysPtrace, true);
+  assert.equal(codes(report), ['user-mode-only', 'event-fork']);
+  assert.match(report.problems[0]?.why ?? '', /CAP_SYS_PTRACE of a user namespace, which does not count/);
+  assert.not.match(commands(report), /setcap|cap-add/);
+});
+
+for (const [name, errno, why] of [
+  ['EPERM', EPERM, /answers EPERM although .*: a seccomp filter forbids it \(Seccomp: 2/],
+  ['ENOSYS', ENOSYS, /answers ENOSYS, and vm\.unprivileged_userfaultfd shows .*: a seccomp filter/],
+] as const) {
+  test(`a seccomp filter that answers ${name}: not usable, the filter is named, exit code 2`, async () => {
+    needRoot();
+    const env = { UFFD_SECCOMP_ERRNO: String(errno) };
+    for (const under of [[], NOBODY]) {
+      if (under.length > 0) needNobody();
+      const { code, report } = await examined({ preload: './seccomp.js', env, under });
+      assert.is(report.verdict, 'not usable');
+      assert.is(code, 2);
+      assert.equal(codes(report), ['seccomp']);
+      assert.match(report.problems[0]?.why ?? '', why);
+      assert.match(commands(report), /--security-opt seccomp=|SystemCallFilter=userfaultfd/);
+      assert.is(report.access.way, null);
+      for (const { outcome } of [...report.features, ...report.operations]) assert.is(outcome, 'not tried');
+    }
+  });
+}
+
+test('a kernel that does not do what it promises: not usable, and what it did', async () => {
+  needKernel();
+  const env = { UFFD_SABOTAGE: 'wrong' };
+  const { code, report } = await examined({ preload: './doctor-sabotage.js', env });
+  assert.is(code, 2);
+  assert.equal(codes(report), ['broken']);
+  assert.match(report.problems[0]?.why ?? '', /^copy: failed, the byte copied: 0 instead of 1/);
+});
+
+test('without koffi it runs and says so, exit code 2', async () => {
+  await inDirectory((directory) => {
+    const installed = join(directory, 'node_modules/userfaultfd');
+    mkdirSync(installed, { recursive: true });
+    cpSync(join(ROOT, 'package.json'), join(installed, 'package.json'));
+    for (const part of ['core', 'src', 'shim']) {
+      cpSync(join(ROOT, 'dist', part), join(installed, 'dist', part), { recursive: true });
+    }
+    for (const name of ['@assemblyscript', 'cli-progress', 'cli-table3', 'commander', 'picocolors']) {
+      symlinkSync(join(ROOT, 'node_modules', name), join(directory, 'node_modules', name));
+    }
+    const main = join(installed, 'dist/src/cli/main.js');
+    const { status, stdout, stderr } = spawnSync(process.execPath, [main, 'doctor'], { encoding: 'utf8' });
+    assert.is(stderr, '');
+    assert.is(status, 2);
+    assert.match(stdout, /^userfaultfd: not usable\n\nproblem: /);
+    assert.match(stdout, /reason: koffi, which makes the system calls, cannot be loaded/);
+    assert.match(stdout, /\n {6}npm install --include=optional koffi\n/);
+    assert.match(stdout, /^koffi +not installed$/m);
+  });
+});
+
+test('--json: every field that the help names, and every feature and operation with its version', async () => {
+  const { report } = await examined();
+  const help = (await uffd(['doctor', '--help'])).stdout;
+  const documented = help.slice(help.indexOf('Fields of the JSON'), help.indexOf('Exit codes'));
+  const missing = new Set<string>();
+  JSON.stringify(report, (key, value) => {
+    if (key !== '' && Number.isNaN(Number(key)) && !documented.includes(key)) missing.add(key);
+    return value;
+  });
+  assert.equal([...missing], []);
+  assert.equal(Object.keys(report), ['verdict', 'problems', 'system', 'access', 'features', 'operations']);
+  assert.equal(
+    report.features.slice(0, FEATURES.length).map(({ name, since }) => [name, since]),
+    FEATURES.map((name) => [name, featureSince(name)]),
+  );
+  assert.equal(
+    report.operations.map(({ name, since }) => [name, since]),
+    OPERATIONS.map((name) => [name, operationSince(name)]),
+  );
+  assert.is(report.system.node, process.versions.node);
+  assert.ok(report.system.koffi);
+});
+
+test('in a log: plain lines, no escape sequences, no times', async () => {
+  const { stdout } = await uffd(['doctor'], { env: { NO_COLOR: undefined, FORCE_COLOR: undefined } });
+  assert.match(stdout, /^userfaultfd: (usable|usable with limits|not usable)\n/);
+  assert.not.match(stdout, /[^\n -~]/);
+  assert.not.match(stdout, /\d ?(ms|µs|s)\b/);
+});
+
+test('on a narrow terminal everything fits, in colours; on a dumb one there are none', async () => {
+  if (spawnSync('script', ['--version']).status !== 0)
+    skip('script(1), which makes a terminal, is not installed');
+  // Under a filter there is the most to be said.
+  for (const preload of ['./doctor-sabotage.js', './seccomp.js']) {
+    for (const columns of [40, 120]) {
+      const { stdout } = await uffdOnTerminal(['doctor'], columns, { preload });
+      const lines = stripVTControlCharacters(stdout).split('\r\n');
+      assert.ok(lines.length > 40, stdout);
+      for (const line of lines) assert.ok(line.length <= columns, line);
+      assert.ok(stdout.includes('\u001b['), 'colours');
+    }
+  }
+  const dumb = await uffdOnTerminal(['doctor'], 80, { env: { TERM: 'dumb' } });
+  assert.not.ok(dumb.stdout.includes('\u001b'), dumb.stdout);
+});
+
+test('huge pages that are in the pool are tried, and given back', async () => {
+  needRoot();
+  const pool = '/proc/sys/vm/nr_hugepages';
+  // Others may reserve some at the same time: added, and taken away again.
+  const add = (pages: number): boolean => {
+    const before = Number(readFileSync(pool, 'utf8'));
+    return spawnSync('sh', ['-c', `echo ${before + pages} > ${pool}`]).status === 0;
+  };
+  if (!add(2)) skip('huge pages cannot be reserved here');
+  try {
+    const { report } = await examined();
+    if ((report.system.hugePages?.free ?? 0) < 1) skip('no huge page is free in spite of a reservation');
+    for (const name of NEED_HUGE_PAGES) {
+      const trial = report.features.find((one) => one.name === name);
+      assert.is(trial?.outcome, 'ok', trial?.detail);
+    }
+    // Others may use some meanwhile.
+    while ((examineSystem().hugePages?.free ?? 0) < (report.system.hugePages?.free ?? 0)) await sleep(5);
+  } finally {
+    add(-2);
+  }
+});
+
+test('the command is found as a user finds it', () => {
+  const [program, ...args] = commandLine(['--help']);
+  const { stdout } = spawnSync(program, args, { encoding: 'utf8' });
+  assert.match(stdout, /^ {2}doctor .*whether userfaultfd works here/m);
+});
+
+test.run();
