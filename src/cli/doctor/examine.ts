@@ -27,12 +27,11 @@ export async function examine(signal: AbortSignal): Promise<Findings> {
   const { features, pageSize, ...tried } = tryDoors();
   const offered = FEATURES.filter((name) => features.has(name));
   const operations = OPERATIONS.map((name) => ({ name, trial: trialOf(name, offered) }));
-  // Last, because it is the one that could leave a lock behind.
-  const names: TrialName[] = [...offered].sort((a) => (a === 'event-fork' ? 1 : 0));
   const basic = operations.map(({ trial }) => trial).filter((name) => name !== undefined);
-  const trials = tried.way
-    ? await makeTrials([...new Set<TrialName>(['system-calls', ...basic, ...names])], tried.way, signal)
-    : new Map<TrialName, Trial>();
+  const names = new Set<TrialName>(['system-calls', ...basic, ...offered]);
+  // Last, because a fork that is not let go takes its process with it.
+  if (names.delete('event-fork')) names.add('event-fork');
+  const trials = tried.way ? await makeTrials([...names], tried.way, signal) : new Map<TrialName, Trial>();
   const resultOf = (name: TrialName | undefined, since: string | null): Trial => {
     if (!tried.way) return CLOSED;
     return (name && trials.get(name)) ?? absent(system.kernel, since);
@@ -75,6 +74,6 @@ function trialOf(name: OperationName, offered: readonly FeatureName[]): TrialNam
 }
 
 function absent(kernel: string, since: string | null): Trial {
-  const younger = since !== null && atLeast(kernel, since);
-  return { outcome: 'absent', detail: younger ? 'this kernel was built without it' : 'this kernel is older' };
+  const built = since !== null && atLeast(kernel, since);
+  return { outcome: 'absent', detail: built ? 'this kernel was built without it' : 'this kernel is older' };
 }

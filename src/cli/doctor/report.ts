@@ -3,7 +3,7 @@
 // every sentence is a line. Colours only repeat what a word says.
 
 import { byteSize, grouped, type Look, renderTable, wrap } from '../text.js';
-import { type Ability, answerAt, type Findings, type Trial } from './findings.js';
+import { type Ability, answerAt, type Door, type Findings, type Trial } from './findings.js';
 import type { Judgement, Problem } from './verdict.js';
 
 /** What an outcome is called. */
@@ -79,8 +79,8 @@ function systemRows({ system }: Findings): Row[] {
 
 function accessRows({ access }: Findings, look: Look): Row[] {
   const { user, device, doors, way, systemCalls } = access;
-  const door = (...which: Parameters<typeof answerAt> extends [unknown, ...infer R] ? R : never): string =>
-    answerAt(doors, ...which) ?? 'not tried';
+  const door = (via: Door['via'], userOnly?: boolean): string =>
+    answerAt(doors, via, userOnly) ?? 'not tried';
   const opened = device?.open === 'ok' ? '' : `, open: ${device?.open}`;
   return [
     ['by system call', door('syscall')],
