@@ -1,6 +1,8 @@
 // `npm test`: runs every test file in a process of its own, on the release core and on the debug core, and
 // ends with `N passed, N failed, N skipped`. It fails where anything failed, and where nothing ran.
 //
+// A file named *.once.test.ts does not use the core: it runs once, not on each.
+//
 //   node dist/test/run.js [WORD…]     only files whose path contains one of the words
 //   UFFD_CORE=release|debug           one core only
 //   UFFD_REQUIRE_KERNEL=1             a test that skips has failed
@@ -29,7 +31,11 @@ const files = readdirSync(here, { recursive: true, encoding: 'utf8' })
 const only = process.env.UFFD_CORE as CoreName | undefined;
 const cores = only ? [only] : (Object.keys(CORES) as CoreName[]);
 
-for (const core of cores) for (const file of files) await runFile(file, core);
+for (const core of cores) {
+  for (const file of files) {
+    if (core === cores[0] || !file.endsWith('.once.test.js')) await runFile(file, core);
+  }
+}
 
 const ran = totals.passed + totals.failed;
 if (ran === 0) console.log('no test ran');

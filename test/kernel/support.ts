@@ -5,7 +5,7 @@ import { spawnSync } from 'node:child_process';
 import { EventEmitter } from 'node:events';
 import { mkdtempSync, readdirSync, readFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { Worker } from 'node:worker_threads';
@@ -64,11 +64,13 @@ export function skipWithout(feature: Feature): void {
   }
 }
 
-/** Compiles a C file beside the tests to a library; the library's path. Skips where there is no compiler. */
+/** Compiles a C file, named from this folder, to a library; the library's path. Skips where there is no compiler. */
 export function compileLibrary(name: string): string {
   const source = fileURLToPath(new URL(`../../../test/kernel/${name}`, import.meta.url));
-  const library = join(mkdtempSync(join(tmpdir(), 'uffd-')), `${name}.so`);
-  const compiled = spawnSync('cc', ['-O1', '-shared', '-fPIC', '-o', library, source], { encoding: 'utf8' });
+  const library = join(mkdtempSync(join(tmpdir(), 'uffd-')), `${basename(name)}.so`);
+  const compiled = spawnSync('cc', ['-O1', '-shared', '-fPIC', '-pthread', '-o', library, source], {
+    encoding: 'utf8',
+  });
   if (compiled.error) skip(`there is no C compiler: ${compiled.error.message}`);
   if (compiled.status !== 0) throw new Error(compiled.stderr);
   return library;

@@ -1,0 +1,294 @@
+/* The threads and processes that a semantics test sends into memory. An actor does one step at a time: a call
+ * of a C function, told through a page that forked processes share with the test. It may sleep in that call for
+ * as long as nobody answers; a signal that memory raises ends the step and not the process.
+ *
+ * Rules: a forked actor runs on a copy of a process with many threads, so nothing here allocates or locks.
+ * A function answers a number >= 0, or -1 with errno. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+typedef long (*step)(long, long, long, long, long, long);
+
+enum turn { IDLE, COMMANDED, DONE };
+
+struct actor {
+	_Atomic uint32_t turn;
+	int signal;
+	step function;
+	long arguments[6];
+	long result;
+	/* What an ioctl of this actor takes: at most five words. */
+	uint64_t words[5];
+	int pipe[2];
+	pthread_t thread;
+};
+
+#define SHARED __thread __attribute__((tls_model("initial-exec")))
+
+static SHARED struct actor *self;
+static SHARED sigjmp_buf *armed;
+
+/* ---- signals ------------------------------------------------------------------------------------------ */
+
+static struct sigaction former[2];
+
+static void caught(int number, siginfo_t *info, void *context)
+{
+	struct sigaction *then = &former[number == SIGBUS];
+
+	if (armed) {
+		self->signal = number;
+		siglongjmp(*armed, 1);
+	}
+	/* Not a step: whoever handled it before does. */
+	if (then->sa_flags & SA_SIGINFO)
+		then->sa_sigaction(number, info, context);
+	else
+		sigaction(number, then, NULL);
+}
+
+static void noticed(int number)
+{
+	(void)number;
+}
+
+/* Interrupts a sleeping actor; it handles the signal and goes on. */
+int actor_interrupt(int process, int thread)
+{
+	return (int)syscall(SYS_tgkill, process, thread, SIGRTMIN + 5);
+}
+
+__attribute__((constructor)) static void handle_signals(void)
+{
+	struct sigaction catch = { .sa_sigaction = caught, .sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK };
+	struct sigaction notice = { .sa_handler = noticed, .sa_flags = SA_RESTART };
+
+	sigaction(SIGSEGV, &catch, &former[0]);
+	sigaction(SIGBUS, &catch, &former[1]);
+	sigaction(SIGRTMIN + 5, &notice, NULL);
+}
+
+/* ---- steps -------------------------------------------------------------------------------------------- */
+
+static void attempt(struct actor *actor)
+{
+	sigjmp_buf frame;
+	long *a = actor->arguments, result;
+
+	actor->signal = 0;
+	if (sigsetjmp(frame, 1) == 0) {
+		armed = &frame;
+		result = actor->function(a[0], a[1], a[2], a[3], a[4], a[5]);
+		/* Functions that return an int leave the upper half of the register alone. */
+		actor->result = (int)result == -1 ? -errno : result;
+	}
+	armed = NULL;
+}
+
+static void *serve(void *page)
+{
+	struct actor *actor = self = page;
+
+	for (;;) {
+		uint32_t turn = atomic_load(&actor->turn);
+
+		if (turn != COMMANDED) {
+			syscall(SYS_futex, &actor->turn, FUTEX_WAIT, turn, NULL, NULL, 0);
+			continue;
+		}
+		if (!actor->function)
+			return NULL;
+		attempt(actor);
+		atomic_store(&actor->turn, DONE);
+	}
+}
+
+/* An actor without a thread. */
+struct actor *actor_new(void)
+{
+	struct actor *actor =
+		mmap(NULL, sizeof *actor, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	return actor == MAP_FAILED || pipe2(actor->pipe, O_CLOEXEC | O_NONBLOCK) < 0 ? NULL : actor;
+}
+
+/* Gives it a thread of this process. */
+int actor_start(struct actor *actor)
+{
+	sigset_t blocked, before;
+	int error;
+
+	/* What Node's own threads are there for. */
+	sigfillset(&blocked);
+	sigdelset(&blocked, SIGSEGV);
+	sigdelset(&blocked, SIGBUS);
+	sigdelset(&blocked, SIGRTMIN + 5);
+	pthread_sigmask(SIG_SETMASK, &blocked, &before);
+	error = pthread_create(&actor->thread, NULL, serve, actor);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	return -error;
+}
+
+void actor_step(struct actor *actor, step function, long a, long b, long c, long d, long e, long f)
+{
+	long arguments[] = { a, b, c, d, e, f };
+
+	actor->function = function;
+	memcpy(actor->arguments, arguments, sizeof arguments);
+	atomic_store(&actor->turn, COMMANDED);
+	syscall(SYS_futex, &actor->turn, FUTEX_WAKE, 1, NULL, NULL, 0);
+}
+
+int actor_done(struct actor *actor)
+{
+	return atomic_load(&actor->turn) != COMMANDED;
+}
+
+int actor_signal(struct actor *actor)
+{
+	return actor->signal;
+}
+
+long actor_result(struct actor *actor)
+{
+	return actor->result;
+}
+
+uint64_t *actor_words(struct actor *actor)
+{
+	return actor->words;
+}
+
+/* Ends its thread, or its process where `process` is not 0. */
+void actor_end(struct actor *actor, int process)
+{
+	if (process) {
+		kill(process, SIGKILL);
+		waitpid(process, NULL, __WALL);
+	} else {
+		actor_step(actor, NULL, 0, 0, 0, 0, 0, 0);
+		pthread_join(actor->thread, NULL);
+	}
+	close(actor->pipe[0]);
+	close(actor->pipe[1]);
+	munmap(actor, sizeof *actor);
+}
+
+/* ---- what an actor can do, beside the C library's own functions --------------------------------------- */
+
+long own_tid(void)
+{
+	return syscall(SYS_gettid);
+}
+
+long peek(const volatile uint8_t *at)
+{
+	return *at;
+}
+
+long poke(volatile uint8_t *at, long value)
+{
+	*at = (uint8_t)value;
+	return 0;
+}
+
+/* The kernel reads the byte. */
+long kernel_peek(const uint8_t *at)
+{
+	uint8_t byte;
+
+	return write(self->pipe[1], at, 1) < 0 || read(self->pipe[0], &byte, 1) < 0 ? -1 : byte;
+}
+
+/* The kernel writes the byte. */
+long kernel_poke(uint8_t *at, long value)
+{
+	uint8_t byte = (uint8_t)value;
+	int error;
+
+	if (write(self->pipe[1], &byte, 1) < 0)
+		return -1;
+	if (read(self->pipe[0], at, 1) == 1)
+		return 0;
+	error = errno;
+	if (read(self->pipe[0], &byte, 1) < 0)
+		return -1;
+	errno = error;
+	return -1;
+}
+
+/* Reads a byte of another process. */
+long remote_peek(int process, void *at)
+{
+	uint8_t byte;
+	struct iovec here = { &byte, 1 }, there = { at, 1 };
+
+	return process_vm_readv(process, &here, 1, &there, 1, 0) < 0 ? -1 : byte;
+}
+
+/* Makes `child` a process with a copy of this one's memory; its id. With CLONE_FILES it shares descriptors. */
+long fork_actor(struct actor *child, long flags)
+{
+	long process = syscall(SYS_clone, flags, 0, 0, 0, 0);
+
+	if (process == 0) {
+		serve(child);
+		syscall(SYS_exit_group, 0);
+	}
+	return process;
+}
+
+/* Becomes a program that sleeps. */
+long exec_sleep(void)
+{
+	char *const arguments[] = { "sleep", "1000000", NULL }, *const environment[] = { NULL };
+
+	execve("/bin/sleep", arguments, environment);
+	execve("/usr/bin/sleep", arguments, environment);
+	return -1;
+}
+
+long new_userfaultfd(long flags)
+{
+	return syscall(SYS_userfaultfd, flags);
+}
+
+long own_ioctl(int fd, unsigned long request)
+{
+	return ioctl(fd, request, self->words);
+}
+
+/* Gives up all privileges. For a process of its own: the bare call changes one thread. */
+long drop_privileges(void)
+{
+	return syscall(SYS_setresuid, 65534, 65534, 65534);
+}
+
+/* Lets this process have descriptors below `limit` only; the former limit. */
+long limit_descriptors(long limit)
+{
+	struct rlimit now;
+	long former_limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &now) < 0)
+		return -1;
+	former_limit = (long)now.rlim_cur;
+	now.rlim_cur = (rlim_t)limit;
+	return setrlimit(RLIMIT_NOFILE, &now) < 0 ? -1 : former_limit;
+}

@@ -1,0 +1,173 @@
+// Memory of every kind, at fixed places far below where the system puts mappings of its own: so that a hole a
+// test makes stays a hole, and a mapping has room to grow. Huge pages are added to the system's pool for as long
+// as they are mapped.
+
+import {
+  existsSync,
+  ftruncateSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  statfsSync,
+  writeFileSync,
+} from 'node:fs';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { libc } from '../../shim/libc.js';
+import {
+  MADV_NOHUGEPAGE,
+  MAP_ANONYMOUS,
+  MAP_NORESERVE,
+  MAP_PRIVATE,
+  MAP_SHARED,
+  madvise,
+  mmap,
+  munmap,
+  PROT_READ,
+  PROT_WRITE,
+  pageSize,
+} from '../../shim/memory.js';
+import type { Area, Facility, MapOptions, MemoryKind } from './world.js';
+
+const MAP_FIXED_NOREPLACE = 0x100000;
+const MADV_HUGEPAGE = 14;
+const MFD_CLOEXEC = 1;
+const MFD_HUGETLB = 4;
+const O_RDONLY = 0;
+const TMPFS = 0x01021994;
+const EEXIST = 17n;
+
+const HUGE_POOL = '/proc/sys/vm/nr_hugepages';
+const THP = '/sys/kernel/mm/transparent_hugepage/enabled';
+
+let next = 0x1000_0000_0000n;
+
+/** Bytes of a huge page; 0 where there are none. */
+function hugePageSize(): number {
+  return Number(/^Hugepagesize:\s*(\d+) kB/m.exec(readFileSync('/proc/meminfo', 'utf8'))?.[1] ?? 0) * 1024;
+}
+
+/** A folder on a disk, if the system has one: /tmp may be memory. */
+function diskFolder(): string | undefined {
+  const here = dirname(fileURLToPath(import.meta.url));
+  return [tmpdir(), here].find((folder) => statfsSync(folder).type !== TMPFS);
+}
+
+export function lacks(what: Facility): string | undefined {
+  switch (what) {
+    case 'hugetlb':
+      return lacksHugePages();
+    case 'thp':
+      if (!existsSync(THP)) return 'this kernel has no transparent huge pages';
+      return readFileSync(THP, 'utf8').includes('[never]') ? `${THP} says never` : undefined;
+    case 'file':
+    case 'private-file':
+      return diskFolder() ? undefined : 'there is no folder on a disk here';
+    case 'device':
+      return existsSync('/dev/userfaultfd') ? undefined : 'there is no /dev/userfaultfd';
+    case 'privileges':
+      return process.getuid?.() === 0 ? undefined : 'this is not root, who could give up what he has';
+    default:
+      return undefined;
+  }
+}
+
+function lacksHugePages(): string | undefined {
+  if (hugePageSize() === 0) return 'this kernel has no huge pages';
+  try {
+    const got = addHugePages(1);
+    addHugePages(-got);
+    return got === 1 ? undefined : 'no huge page is free';
+  } catch (error) {
+    return `the pool of huge pages cannot be changed: ${(error as Error).message}`;
+  }
+}
+
+/** Changes the system's pool; by how many pages it did change. */
+function addHugePages(pages: number): number {
+  const before = Number(readFileSync(HUGE_POOL, 'utf8'));
+  writeFileSync(HUGE_POOL, String(before + pages));
+  return Number(readFileSync(HUGE_POOL, 'utf8')) - before;
+}
+
+export class RealMemory {
+  readonly #slots: { address: bigint; length: number }[] = [];
+  readonly #descriptors: number[] = [];
+  readonly #folders: string[] = [];
+  #hugePages = 0;
+
+  map(
+    kind: MemoryKind,
+    pages: number,
+    { protection = PROT_READ | PROT_WRITE, objectLength }: MapOptions,
+  ): Area {
+    const unit = kind === 'hugetlb' ? hugePageSize() : pageSize();
+    const length = pages * unit;
+    const object = this.#object(kind, objectLength ?? length, pages);
+    const priv = ['anonymous', 'thp', 'private-shmem', 'private-file'].includes(kind);
+    const flags = (priv ? MAP_PRIVATE : MAP_SHARED) | (object < 0 ? MAP_ANONYMOUS | MAP_NORESERVE : 0);
+    const address = this.#place(length, kind === 'read-only-shmem' ? PROT_READ : protection, flags, object);
+    if (object < 0) madvise(address, length, kind === 'thp' ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+    const aliased = kind === 'shmem' || kind === 'hugetlb' || kind === 'file';
+    const alias = aliased ? this.#place(length, PROT_READ | PROT_WRITE, flags, object) : 0n;
+    return { address, length, pageSize: unit, alias };
+  }
+
+  vacant(pages: number): bigint {
+    return this.#slot(pages * pageSize());
+  }
+
+  close(): void {
+    for (const { address, length } of this.#slots) munmap(address, length);
+    for (const fd of this.#descriptors) libc().close(fd);
+    for (const folder of this.#folders) rmSync(folder, { recursive: true });
+    if (this.#hugePages > 0) addHugePages(-this.#hugePages);
+  }
+
+  /** The descriptor of what is mapped; −1 for anonymous memory. */
+  #object(kind: MemoryKind, length: number, pages: number): number {
+    if (kind === 'anonymous' || kind === 'thp') return -1;
+    if (kind === 'file' || kind === 'private-file') return this.#file(length);
+    if (kind === 'hugetlb') this.#hugePages += addHugePages(pages);
+    const fd = libc().memfd_create('semantics', kind === 'hugetlb' ? MFD_CLOEXEC | MFD_HUGETLB : MFD_CLOEXEC);
+    if (fd < 0) throw new Error(`memfd_create: errno ${libc().errno()}`);
+    this.#descriptors.push(fd);
+    ftruncateSync(fd, length);
+    if (kind !== 'read-only-shmem') return fd;
+    const readOnly = openSync(`/proc/self/fd/${fd}`, O_RDONLY);
+    this.#descriptors.push(readOnly);
+    return readOnly;
+  }
+
+  #file(length: number): number {
+    const folder = mkdtempSync(join(diskFolder() as string, 'uffd-'));
+    this.#folders.push(folder);
+    const fd = openSync(join(folder, 'file'), 'w+');
+    this.#descriptors.push(fd);
+    ftruncateSync(fd, length);
+    return fd;
+  }
+
+  #place(length: number, protection: number, flags: number, fd: number): bigint {
+    for (;;) {
+      const wanted = this.#slot(length);
+      const address = mmap(wanted, length, protection, flags | MAP_FIXED_NOREPLACE, fd);
+      if (address === wanted) return address;
+      if (address !== -EEXIST) throw new Error(`mmap: errno ${-address}`);
+      // Somebody else's: not ours to unmap.
+      this.#slots.pop();
+    }
+  }
+
+  /** Room for `length` bytes, with as much and a huge page behind it. */
+  #slot(length: number): bigint {
+    const unit = BigInt(hugePageSize() || 1 << 21);
+    const room = (BigInt(2 * length) / unit + 2n) * unit;
+    const address = next;
+    next += room;
+    this.#slots.push({ address, length: Number(room) });
+    return address;
+  }
+}
