@@ -63,8 +63,14 @@ const MESSAGES_AT = 1024;
 const MESSAGE_BYTES = 32;
 const MESSAGES_MOST = 64;
 
-/** An offset that is outside the world's memory: what lies there cannot be read or written. */
-export const OUTSIDE = 2 ** 20;
+/**
+ * Where the world's memory ends: what lies behind cannot be read or written. A struct that ends with an output
+ * field beyond it can be read all the same.
+ */
+export const END = 65536;
+
+/** An offset of which nothing can be read or written. */
+export const OUTSIDE = 2 * END;
 
 export type Answer = readonly [result: string, out: number | 'untouched'];
 

@@ -2,7 +2,7 @@
 // how to tell which it is: by pagemap, and by a touch where that says too little and cannot sleep.
 
 import { strict as assert } from 'node:assert';
-import { PROTECT, type Uffd, WITH_WP } from './calls.js';
+import { type Answer, PROTECT, type Uffd, WITH_WP } from './calls.js';
 import { P } from './support.js';
 import type { Actor } from './world.js';
 
@@ -28,31 +28,29 @@ export interface Means {
   bytes: bigint;
 }
 
-export function bring(state: State, address: bigint, { uffd, thread, bytes }: Means): void {
-  const done = ['ok', P];
-  switch (state) {
-    case 'none':
-      return;
-    case 'zero':
-      return assert.deepEqual(uffd.zeropage(address, P), done);
-    case 'zero+wp':
-      assert.deepEqual(uffd.zeropage(address, P), done);
-      return assert.equal(uffd.writeprotect(address, P, PROTECT), 'ok');
-    case 'page':
-      return assert.deepEqual(uffd.copy(address, bytes, P), done);
-    case 'page+wp':
-      return assert.deepEqual(uffd.copy(address, bytes, P, WITH_WP), done);
-    case 'shared':
-      assert.deepEqual(uffd.copy(address, bytes, P), done);
-      thread.fork();
-      return assert.equal(typeof thread.outcome(), 'number');
-    case 'wp-marker':
-      return assert.equal(uffd.writeprotect(address, P, PROTECT), 'ok');
-    case 'poison':
-      return assert.deepEqual(uffd.poison(address, P), done);
-    case 'guard':
-      return assert.equal(thread.madvise(address, P, MADV_GUARD_INSTALL), 0);
-  }
+const done = (answer: Answer): void => assert.deepEqual(answer, ['ok', P]);
+
+const BRING: Readonly<Record<State, (address: bigint, means: Means) => void>> = {
+  none: () => {},
+  zero: (address, { uffd }) => done(uffd.zeropage(address, P)),
+  'zero+wp': (address, { uffd }) => {
+    done(uffd.zeropage(address, P));
+    assert.equal(uffd.writeprotect(address, P, PROTECT), 'ok');
+  },
+  page: (address, { uffd, bytes }) => done(uffd.copy(address, bytes, P)),
+  'page+wp': (address, { uffd, bytes }) => done(uffd.copy(address, bytes, P, WITH_WP)),
+  shared: (address, { uffd, bytes, thread }) => {
+    done(uffd.copy(address, bytes, P));
+    thread.fork();
+    assert.equal(typeof thread.outcome(), 'number');
+  },
+  'wp-marker': (address, { uffd }) => assert.equal(uffd.writeprotect(address, P, PROTECT), 'ok'),
+  poison: (address, { uffd }) => done(uffd.poison(address, P)),
+  guard: (address, { thread }) => assert.equal(thread.madvise(address, P, MADV_GUARD_INSTALL), 0),
+};
+
+export function bring(state: State, address: bigint, means: Means): void {
+  BRING[state](address, means);
 }
 
 /** The state of a page, and its first byte where it has one that is not 0. */

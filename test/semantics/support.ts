@@ -2,9 +2,10 @@
 // test's name; it gets a world of its own, and what it left behind is taken away whatever happened.
 
 import { strict as assert } from 'node:assert';
+import { MADV_DONTNEED } from '../../shim/memory.js';
 import { skip, suite } from '../harness.js';
 import { at, needKernel, P } from '../kernel/support.js';
-import { MISSING, openUffd, type Uffd } from './calls.js';
+import { adopt, Feature, Flag, type Message, MISSING, openUffd, type Uffd } from './calls.js';
 import { RealWorld } from './real.js';
 import type { Actor, Area, Facility, MapOptions, MemoryKind, World } from './world.js';
 
@@ -105,4 +106,48 @@ export function source(world: World, pages: number, first = 0x61): bigint {
   const thread = world.thread();
   for (let page = 0; page < pages; page++) thread.write(at(area.address, page), first + page);
   return area.address;
+}
+
+/** 2 to the power of 64: behind the last address. */
+export const WORD_TOP = 1n << 64n;
+
+/** Memory of another process, forked from the test's, that a userfaultfd of its own watches. */
+export function elsewhere(world: World, options: SettingOptions = {}): Setting & { process: Actor } {
+  const {
+    kind = 'anonymous',
+    pages = 4,
+    mode = MISSING,
+    features = 0n,
+    flags = Flag.cloexec | Flag.nonblock,
+  } = options;
+  const area = world.map(kind, pages);
+  const process = world.thread().fork();
+  const fd = process.userfaultfd(flags);
+  assert.ok(typeof fd === 'number', `userfaultfd: ${fd}`);
+  const uffd = adopt(world, fd);
+  assert.equal(uffd.api(features)[0], 'ok');
+  if (mode !== 0n) assert.equal(uffd.register(area.address, area.length, mode)[0], 'ok');
+  return { uffd, area, base: area.address, thread: process, process };
+}
+
+/** A userfaultfd whose process has exited. */
+export function orphan(world: World, options?: SettingOptions): Setting {
+  const left = elsewhere(world, options);
+  assert.equal(left.process.exit(), 'gone');
+  return left;
+}
+
+/** Memory that is watched, and a change in progress: an actor removes the last page, nobody has read of it. */
+export function changing(world: World, options: SettingOptions = {}): Setting & { mutator: Actor } {
+  const set = setting(world, { ...options, features: (options.features ?? 0n) | Feature.eventRemove });
+  const { area } = set;
+  const mutator = world.thread();
+  const last = area.address + BigInt(area.length - area.pageSize);
+  assert.equal(mutator.madvise(last, area.pageSize, MADV_DONTNEED), 'event');
+  return { ...set, mutator };
+}
+
+/** The message of a fault. */
+export function fault(address: bigint, flags = 0, ptid = 0): Message {
+  return { event: 'pagefault', flags, address, ptid };
 }
