@@ -2,7 +2,7 @@
 // they do, by kind of memory. What they make of a page's state is in pages, the order of rules in order.
 
 import { strict as assert } from 'node:assert';
-import { type Answer, DONTWAKE, Feature, MINOR, MISSING, openUffd, PROTECT, WITH_WP, WP } from './calls.js';
+import { type Answer, DONTWAKE, Feature, MINOR, MISSING, openUffd, WITH_WP, WP } from './calls.js';
 import { stateOf } from './states.js';
 import { at, checks, elsewhere, fault, fill, P, type SettingOptions, setting, source } from './support.js';
 import type { MemoryKind, World } from './world.js';
@@ -341,9 +341,12 @@ check(
   'minor.private-shmem',
   'a private mapping of shmem takes MINOR and CONTINUE too',
   (world) => {
-    const { uffd, base, thread } = setting(world, with_({ kind: 'private-shmem', mode: MINOR }));
-    assert.equal(thread.read(base), 0, 'not in the page cache');
-    assert.deepEqual(uffd.take(), []);
+    const { uffd, area, base, thread } = setting(world, with_({ kind: 'private-shmem', mode: MINOR }));
+    assert.equal(thread.write(area.alias, 5), 0);
+    assert.equal(thread.read(base), 'fault');
+    assert.deepEqual(uffd.take(), [fault(base, 4)]);
+    assert.deepEqual(uffd.continue(base, P), DONE);
+    assert.equal(thread.outcome(), 5);
   },
   { ...NEEDS, has: ['private-shmem'] },
 );
@@ -492,22 +495,6 @@ check(
     assert.equal(thread.read(to), 'SIGBUS');
   },
   NEEDS,
-);
-
-// ---- marked pages of shared memory ------------------------------------------------------------------------
-
-check(
-  'shmem.wp-marker',
-  'write-protection of shmem outlives the page’s mapping',
-  (world) => {
-    const { uffd, area, base, thread } = setting(world, with_({ kind: 'shmem', mode: WP }));
-    assert.equal(thread.write(area.alias, 5), 0);
-    assert.equal(thread.read(base), 5);
-    assert.equal(uffd.writeprotect(base, P, PROTECT), 'ok');
-    assert.equal(thread.write(base, 6), 'fault');
-    assert.deepEqual(uffd.take(), [fault(base, 3)]);
-  },
-  SHMEM,
 );
 
 check.run();

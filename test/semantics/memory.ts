@@ -105,13 +105,13 @@ export class RealMemory {
   ): Area {
     const unit = kind === 'hugetlb' ? hugePageSize() : pageSize();
     const length = pages * unit;
+    const aliased = ['shmem', 'private-shmem', 'hugetlb', 'file'].includes(kind);
     const object = this.#object(kind, objectLength ?? length, pages);
     const priv = ['anonymous', 'thp', 'private-shmem', 'private-file'].includes(kind);
     const flags = (priv ? MAP_PRIVATE : MAP_SHARED) | (object < 0 ? MAP_ANONYMOUS | MAP_NORESERVE : 0);
     const address = this.#place(length, kind === 'read-only-shmem' ? PROT_READ : protection, flags, object);
     if (object < 0) madvise(address, length, kind === 'thp' ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
-    const aliased = kind === 'shmem' || kind === 'hugetlb' || kind === 'file';
-    const alias = aliased ? this.#place(length, PROT_READ | PROT_WRITE, flags, object) : 0n;
+    const alias = aliased ? this.#place(length, PROT_READ | PROT_WRITE, MAP_SHARED, object) : 0n;
     return { address, length, pageSize: unit, alias };
   }
 

@@ -17,7 +17,7 @@ export type MemoryKind =
   | 'thp'
   /** Shared mapping of a memfd, with an alias. */
   | 'shmem'
-  /** Private mapping of a memfd. */
+  /** Private mapping of a memfd; the alias is shared. */
   | 'private-shmem'
   /** Shared mapping of a memfd in huge pages, with an alias. */
   | 'hugetlb'
