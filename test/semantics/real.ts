@@ -4,6 +4,7 @@
 import { readFileSync, readlinkSync } from 'node:fs';
 import { libc } from '../../shim/libc.js';
 import { linuxKernel } from '../../shim/linux.js';
+import { PROT_READ, PROT_WRITE } from '../../shim/memory.js';
 import { errnoName } from '../../src/errors.js';
 import type { Kernel } from '../../src/kernel.js';
 import { compileLibrary } from '../kernel/support.js';
@@ -141,13 +142,12 @@ class RealActor implements Actor {
     return PLACES.find(([name]) => place.includes(name))?.[1];
   }
 
-  /** Ends it, asleep or not. A thread must be through its step. */
+  /** Ends it: a process asleep or not, a thread when it is through its step. A fork not yet through is left. */
   end(): void {
-    if (this.#ended) return;
+    if (this.#ended || this.tid === 0) return;
     this.#ended = true;
     if (!this.#forked) this.outcome();
-    // A fork that never got through has no process.
-    if (!this.#forked || this.tid > 0) library().actorEnd(this.#at, this.#forked ? this.tid : 0);
+    library().actorEnd(this.#at, this.#forked ? this.tid : 0);
   }
 
   get forked(): boolean {
@@ -187,8 +187,7 @@ class RealActor implements Actor {
   }
 
   overlay(address: bigint, length: number): Outcome {
-    const outcome = this.#step('mmap', address, length, 3, MAP_FIXED_PRIVATE_ANONYMOUS, -1, 0);
-    return outcome === Number(address) ? 0 : outcome;
+    return this.#step('mmap', address, length, PROT_READ | PROT_WRITE, MAP_FIXED_PRIVATE_ANONYMOUS, -1, 0);
   }
 
   fork(descriptors: 'shared' | 'copied' = 'shared'): Actor {
@@ -205,6 +204,11 @@ class RealActor implements Actor {
 
   exec(): Outcome {
     return this.#step('exec_sleep');
+  }
+
+  kill(): void {
+    if (!this.#forked) throw new Error('a thread cannot be killed');
+    this.end();
   }
 
   interrupt(): void {
@@ -290,10 +294,13 @@ export class RealWorld implements World {
   }
 
   close(): void {
-    // A process that sleeps in a fault can be killed; a thread has to be let go first.
-    for (const actor of this.#actors) if (actor.forked) actor.end();
+    const [threads, processes] = [false, true].map((forked) =>
+      this.#actors.filter((actor) => actor.forked === forked),
+    ) as [RealActor[], RealActor[]];
+    // A process that sleeps in a fault can be killed; a thread has to be let go first, and may have forked then.
+    for (const actor of processes) actor.end();
     for (const end of this.#ends.reverse()) end();
-    for (const actor of this.#actors) actor.end();
+    for (const actor of [...threads, ...processes]) actor.end();
     this.#areas.close();
   }
 }

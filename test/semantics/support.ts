@@ -15,7 +15,7 @@ export interface Needs {
   features?: bigint;
 }
 
-export type Body = (world: World) => void;
+export type Body = (world: World) => void | Promise<void>;
 
 export { at, P };
 
@@ -44,7 +44,7 @@ export function checks(title: string): Checks {
   const add = (id: string, statement: string, body: Body, needs: Needs = {}): void => {
     assert.ok(/^[a-z0-9]+([.-][a-z0-9]+)+$/.test(id) && !ids.has(id), `the id ${id}`);
     ids.add(id);
-    test(`${id}: ${statement}`, () => {
+    test(`${id}: ${statement}`, async () => {
       const world = openWorld();
       try {
         for (const facility of needs.has ?? []) {
@@ -54,7 +54,7 @@ export function checks(title: string): Checks {
         const wanted = needs.features ?? 0n;
         const missing = wanted & ~featuresOf(world);
         if (missing) skip(`this kernel lacks the features 0x${missing.toString(16)}`);
-        body(world);
+        await body(world);
       } finally {
         world.close();
       }

@@ -90,12 +90,14 @@ export interface Actor {
   mremap(address: bigint, oldLength: number, newLength: number, flags: number, to?: bigint): Outcome;
   mprotect(address: bigint, length: number, protection: number): Outcome;
   mlock(address: bigint, length: number): Outcome;
-  /** Maps fresh private anonymous memory over what is there (MAP_FIXED). */
+  /** Maps fresh private anonymous memory over what is there (MAP_FIXED); its address as a number. */
   overlay(address: bigint, length: number): Outcome;
   /** Forks; the child answers steps once the fork is through. It shares descriptors unless told otherwise. */
   fork(descriptors?: 'shared' | 'copied'): Actor;
   exit(): Outcome;
   exec(): Outcome;
+  /** Kills a forked one, asleep or not, and waits until it is gone. */
+  kill(): void;
   /** Interrupts a sleeping actor by a signal that it handles. */
   interrupt(): void;
   /** Gives up its privileges; for a forked one. */
