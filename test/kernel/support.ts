@@ -3,7 +3,7 @@
 
 import { spawnSync } from 'node:child_process';
 import { EventEmitter } from 'node:events';
-import { mkdtempSync, readdirSync, readFileSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -67,10 +67,11 @@ export function skipWithout(feature: Feature): void {
 /** Compiles a C file, named from this folder, to a library; the library's path. Skips where there is no compiler. */
 export function compileLibrary(name: string): string {
   const source = fileURLToPath(new URL(`../../../test/kernel/${name}`, import.meta.url));
-  const library = join(mkdtempSync(join(tmpdir(), 'uffd-')), `${basename(name)}.so`);
-  const compiled = spawnSync('cc', ['-O1', '-shared', '-fPIC', '-pthread', '-o', library, source], {
-    encoding: 'utf8',
-  });
+  const folder = mkdtempSync(join(tmpdir(), 'uffd-'));
+  process.on('exit', () => rmSync(folder, { recursive: true, force: true }));
+  const library = join(folder, `${basename(name)}.so`);
+  const options = ['-O1', '-shared', '-fPIC', '-pthread'];
+  const compiled = spawnSync('cc', [...options, '-o', library, source], { encoding: 'utf8' });
   if (compiled.error) skip(`there is no C compiler: ${compiled.error.message}`);
   if (compiled.status !== 0) throw new Error(compiled.stderr);
   return library;

@@ -56,7 +56,7 @@ export const REQUESTS = {
 export type Request = keyof typeof REQUESTS;
 
 /** What lies in an output field before a call: a number that no kernel answers. */
-const PATTERN = 0x5a5a5a5a5a5a5a5an;
+export const PATTERN = 0x5a5a5a5a5a5a5a5an;
 const STRUCT_AT = 0;
 const POLLFD_AT = 512;
 const MESSAGES_AT = 1024;

@@ -98,7 +98,9 @@ check(
     thread.fork();
     let rounds = 0;
     for (; thread.outcome() === 'event'; rounds++) {
-      const messages = [...uffd.take(), ...other.take()];
+      // In which order they are told is not said; after the first is read the second may come at once.
+      const first = uffd.take();
+      const messages = first.length > 0 ? first : other.take();
       assert.equal(messages.length, 1);
       for (const message of messages) if (message.event === 'fork') adopt(world, message.fd);
     }

@@ -1,6 +1,6 @@
 // Memory of every kind, at fixed places far below where the system puts mappings of its own: so that a hole a
 // test makes stays a hole, and a mapping has room to grow. Huge pages are added to the system's pool for as long
-// as they are mapped.
+// as the process runs.
 
 import {
   existsSync,
@@ -33,6 +33,7 @@ import type { Area, Facility, MapOptions, MemoryKind } from './world.js';
 
 const MAP_FIXED_NOREPLACE = 0x100000;
 const MADV_HUGEPAGE = 14;
+const MADV_GUARD_INSTALL = 102;
 const MFD_CLOEXEC = 1;
 const MFD_HUGETLB = 4;
 const O_RDONLY = 0;
@@ -65,6 +66,8 @@ export function lacks(what: Facility): string | undefined {
     case 'file':
     case 'private-file':
       return diskFolder() ? undefined : 'there is no folder on a disk here';
+    case 'guard':
+      return lacksGuards();
     case 'device':
       return existsSync('/dev/userfaultfd') ? undefined : 'there is no /dev/userfaultfd';
     case 'privileges':
@@ -74,21 +77,39 @@ export function lacks(what: Facility): string | undefined {
   }
 }
 
-function lacksHugePages(): string | undefined {
-  if (hugePageSize() === 0) return 'this kernel has no huge pages';
-  try {
-    const got = addHugePages(1);
-    addHugePages(-got);
-    return got === 1 ? undefined : 'no huge page is free';
-  } catch (error) {
-    return `the pool of huge pages cannot be changed: ${(error as Error).message}`;
-  }
+/** Installs a guard on a page of its own, to see. */
+function lacksGuards(): string | undefined {
+  const page = pageSize();
+  const address = mmap(0n, page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS);
+  const answer = madvise(address, page, MADV_GUARD_INSTALL);
+  munmap(address, page);
+  return answer === 0 ? undefined : 'this kernel has no guard regions';
 }
 
-/** Changes the system's pool; by how many pages it did change. */
+/** As many as the memory of one check takes. */
+const HUGE_PAGES = 4;
+let lacking: string | undefined;
+let pooled = false;
+
+/** Adds huge pages to the system's pool, once, until this process ends; why that cannot be. */
+function lacksHugePages(): string | undefined {
+  if (hugePageSize() === 0) return 'this kernel has no huge pages';
+  if (pooled) return lacking;
+  pooled = true;
+  try {
+    const added = addHugePages(HUGE_PAGES);
+    process.on('exit', () => addHugePages(-added));
+    if (added < HUGE_PAGES) lacking = `only ${added} of ${HUGE_PAGES} huge pages can be had`;
+  } catch (error) {
+    lacking = `the pool of huge pages cannot be changed: ${(error as Error).message}`;
+  }
+  return lacking;
+}
+
+/** Changes the system's pool; by how many pages it did change. Others may do the same at any time. */
 function addHugePages(pages: number): number {
   const before = Number(readFileSync(HUGE_POOL, 'utf8'));
-  writeFileSync(HUGE_POOL, String(before + pages));
+  writeFileSync(HUGE_POOL, String(Math.max(before + pages, 0)));
   return Number(readFileSync(HUGE_POOL, 'utf8')) - before;
 }
 
@@ -96,7 +117,6 @@ export class RealMemory {
   readonly #slots: { address: bigint; length: number }[] = [];
   readonly #descriptors: number[] = [];
   readonly #folders: string[] = [];
-  #hugePages = 0;
 
   map(
     kind: MemoryKind,
@@ -106,7 +126,7 @@ export class RealMemory {
     const unit = kind === 'hugetlb' ? hugePageSize() : pageSize();
     const length = pages * unit;
     const aliased = ['shmem', 'private-shmem', 'hugetlb', 'file'].includes(kind);
-    const object = this.#object(kind, objectLength ?? length, pages);
+    const object = this.#object(kind, objectLength ?? length);
     const priv = ['anonymous', 'thp', 'private-shmem', 'private-file'].includes(kind);
     const flags = (priv ? MAP_PRIVATE : MAP_SHARED) | (object < 0 ? MAP_ANONYMOUS | MAP_NORESERVE : 0);
     const address = this.#place(length, kind === 'read-only-shmem' ? PROT_READ : protection, flags, object);
@@ -123,14 +143,12 @@ export class RealMemory {
     for (const { address, length } of this.#slots) munmap(address, length);
     for (const fd of this.#descriptors) libc().close(fd);
     for (const folder of this.#folders) rmSync(folder, { recursive: true });
-    if (this.#hugePages > 0) addHugePages(-this.#hugePages);
   }
 
   /** The descriptor of what is mapped; −1 for anonymous memory. */
-  #object(kind: MemoryKind, length: number, pages: number): number {
+  #object(kind: MemoryKind, length: number): number {
     if (kind === 'anonymous' || kind === 'thp') return -1;
     if (kind === 'file' || kind === 'private-file') return this.#file(length);
-    if (kind === 'hugetlb') this.#hugePages += addHugePages(pages);
     const fd = libc().memfd_create('semantics', kind === 'hugetlb' ? MFD_CLOEXEC | MFD_HUGETLB : MFD_CLOEXEC);
     if (fd < 0) throw new Error(`memfd_create: errno ${libc().errno()}`);
     this.#descriptors.push(fd);

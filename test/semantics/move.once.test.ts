@@ -2,18 +2,14 @@
 // in pages; that every argument is judged first is in order.
 
 import { strict as assert } from 'node:assert';
-import { ALLOW_HOLES, type Answer, Feature, MISSING, openUffd, WP } from './calls.js';
+import { ALLOW_HOLES, Feature, MISSING, openUffd, WP } from './calls.js';
+import { DONE, EBUSY, EEXIST, EINVAL, ENOENT } from './requests.js';
 import { stateOf } from './states.js';
 import { at, checks, elsewhere, fill, P, setting, source } from './support.js';
 
 const check = checks('semantics/move');
 
 const MOVE = { features: Feature.move } as const;
-const DONE: Answer = ['ok', P];
-const ENOENT: Answer = ['ENOENT', -2];
-const EBUSY: Answer = ['EBUSY', -16];
-const EEXIST: Answer = ['EEXIST', -17];
-const EINVAL: Answer = ['EINVAL', -22];
 
 check(
   'move.ok',

@@ -196,6 +196,9 @@ const TABLE: Record<keyof typeof OPERATIONS, readonly Row[]> = {
   ],
 };
 
+/** COPY writes over every marker to 6.18; a newer kernel may leave these two alone. */
+const NARROWED = ['pte.copy.poison', 'pte.copy.guard', 'pte.copy-wp.poison', 'pte.copy-wp.guard'];
+
 /** An operation's answer in full. */
 function expected(result: string, got: Answer | string | number): Answer | string | number {
   if (typeof got === 'number') return result === 'ok' ? 0 : result;
@@ -215,11 +218,12 @@ for (const [name, rows] of Object.entries(TABLE)) {
         assert.equal(stateOf(base, thread).split(' ')[0], before);
         const means: Means = { uffd, thread, bytes: at(bytes, 1) };
         const got = OPERATIONS[name as keyof typeof OPERATIONS](means, base);
-        assert.deepEqual(got, expected(result, got));
-        assert.equal(stateOf(base, thread), after);
+        const left = NARROWED.includes(id) && (got as Answer)[0] === 'EEXIST';
+        assert.deepEqual(got, expected(left ? 'EEXIST' : result, got));
+        assert.equal(stateOf(base, thread), left ? before : after);
         if (target !== undefined) assert.equal(stateOf(at(base, 2), thread), target, 'the target');
       },
-      { features: FEATURES },
+      { features: FEATURES, has: before === 'guard' ? ['guard'] : [] },
     );
   }
 }

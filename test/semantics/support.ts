@@ -151,3 +151,22 @@ export function changing(world: World, options: SettingOptions = {}): Setting & 
 export function fault(address: bigint, flags = 0, ptid = 0): Message {
   return { event: 'pagefault', flags, address, ptid };
 }
+
+/** Needs of checks that go through the kinds of memory, and settings with those features. */
+export const EVERY_KIND = {
+  features:
+    Feature.flagWp |
+    Feature.poison |
+    Feature.minorShmem |
+    Feature.minorHugetlb |
+    Feature.missingShmem |
+    Feature.missingHugetlb |
+    Feature.wpHugetlbShmem |
+    Feature.wpUnpopulated,
+} as const;
+export const SHMEM = { ...EVERY_KIND, has: ['shmem'] } as const;
+export const HUGETLB = { ...EVERY_KIND, has: ['hugetlb'] } as const;
+
+export function watching(more: SettingOptions): SettingOptions {
+  return { ...EVERY_KIND, ...more };
+}

@@ -103,7 +103,7 @@ for (const [id, [mode, features, flags = NONBLOCK], before, access, by, outcome,
       assert.deepEqual(uffd.take(), messages);
       assert.equal(stateOf(base, world.thread()), after);
     },
-    { features },
+    { features, has: before === 'guard' ? ['guard'] : [] },
   );
 }
 

@@ -30,6 +30,8 @@ export type MemoryKind =
 /** What a world may lack, beside kinds of memory. */
 export type Facility =
   | MemoryKind
+  /** Guard regions (MADV_GUARD_INSTALL). */
+  | 'guard'
   /** Processes with less privilege. */
   | 'privileges'
   /** Descriptors as the operating system has them: pread, write, /proc, dup, epoll, a limit. */
