@@ -10,7 +10,6 @@ const check = checks('semantics/messages');
 const POLLIN = 1;
 const POLLERR = 8;
 const MADV_DONTNEED = 4;
-const _HUGETLB = { has: ['hugetlb'], features: Feature.missingHugetlb } as const;
 
 // ---- addresses and threads --------------------------------------------------------------------------------
 
@@ -141,7 +140,6 @@ check(
     assert.deepEqual(uffd.zeropage(base, 2 * P), ['ok', 2 * P]);
     assert.deepEqual(uffd.queue(), { pending: 0, total: 0 });
   },
-  { has: ['descriptors'] },
 );
 
 // ---- messages and what happens to their page --------------------------------------------------------------

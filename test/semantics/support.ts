@@ -3,6 +3,7 @@
 
 import { strict as assert } from 'node:assert';
 import { MADV_DONTNEED } from '../../shim/memory.js';
+import { errnoName } from '../../src/errors.js';
 import { skip, suite } from '../harness.js';
 import { at, needKernel, P } from '../kernel/support.js';
 import { adopt, Feature, Flag, type Message, MISSING, openUffd, type Uffd } from './calls.js';
@@ -29,6 +30,14 @@ function openWorld(): World {
   return new RealWorld();
 }
 
+/** Skips where a userfaultfd that serves the kernel's faults too is refused. */
+function needPrivilege(world: World): void {
+  const port = world.kernel.attach(world.memory);
+  const fd = port.userfaultfd(Flag.cloexec);
+  if (fd < 0) skip(`userfaultfd: ${errnoName(-fd)}; these checks need CAP_SYS_PTRACE`);
+  port.close(fd);
+}
+
 let known: bigint | undefined;
 
 /** The features of this kernel; also those not asked for. */
@@ -47,6 +56,7 @@ export function checks(title: string): Checks {
     test(`${id}: ${statement}`, async () => {
       const world = openWorld();
       try {
+        needPrivilege(world);
         for (const facility of needs.has ?? []) {
           const reason = world.lacks(facility);
           if (reason) skip(reason);
