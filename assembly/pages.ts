@@ -261,14 +261,14 @@ export function pageProtected(address: u64): bool {
 
 /**
  * Claims the missing pages of [start, end) for whoever fetches their data; the others stay what they are. A huge
- * page is one page.
+ * page is one page, and claimed whole where any of it is meant.
  */
 export function pagesClaim(start: u64, end: u64): u32 {
   let claimed: u32 = 0;
   for (let more = rangeSeek(start); more && rangeHere().start < end; more = rangeAdvance()) {
     const stop = min(end, rangeHere().end);
     const size = (<u64>1) << rangeHere().pageShift;
-    for (let address = max(start, rangeHere().start); address < stop; address += size) {
+    for (let address = max(start, rangeHere().start) & ~(size - 1); address < stop; address += size) {
       if (pageState(address) != PAGE_MISSING) continue;
       paint(address, address + size, PAGE_IN_FLIGHT);
       claimed++;

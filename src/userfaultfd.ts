@@ -240,8 +240,8 @@ export class Userfaultfd implements Disposable {
     mode: Mode | readonly Mode[] = 'missing',
     options: RegisterOptions = {},
   ): ReadonlySet<Operation> {
-    checkRange(start, length, this.pageSize);
     if (options.pageSize !== undefined) checkPageSize(options.pageSize, 'pageSize', this.pageSize);
+    checkRange(start, length, options.pageSize ?? this.pageSize);
     const modes = modeBits(mode);
     this.#mustBeOpen('UFFDIO_REGISTER');
     const { core } = this.#channel;
@@ -621,8 +621,8 @@ function noMemory(): UffdError {
 
 /** One element of `WrapOptions.ranges`. */
 function checkRegistered(range: RegisteredRange, pageSize: number): void {
-  checkRange(range.start, range.length, pageSize, 'ranges: start');
   checkPageSize(range.pageSize, 'ranges: pageSize', pageSize);
+  checkRange(range.start, range.length, range.pageSize, 'ranges: start');
   modeBits([...range.modes]);
   operationBits(range.operations);
 }
