@@ -15,12 +15,16 @@ export interface Actions {
   write(value: number, ...addresses: bigint[]): void;
   /** Writes a 32-bit integer, and reads the two at the start of the page. */
   writeInt(address: bigint, value: number): [number, number];
+  /** The byte that fills a range; −1 where it is not one. */
+  filling(address: bigint, length: number): number;
   /** A copy of the bytes. */
   bytes(address: bigint, length: number): Uint8Array;
   /** Reads the first 8 bytes of each page of a range, in this order, `step` pages apart; how many differ from their page number plus 1. */
   verify(start: bigint, pages: number, pageSize: number, step: number): number;
   /** Lets the kernel read the bytes, by write(2) to a descriptor: bytes written, or the error's code. */
   send(fd: number, address: bigint, length: number): number | string;
+  /** Calls a function of a compiled library, declared as in C. */
+  native(library: string, declaration: string, ...args: (number | bigint)[]): number;
   /** Forks with the compiled fork.c: the child's exit status. */
   fork(library: string): number;
   madvise(address: bigint, length: number, advice: number): number;
@@ -39,6 +43,12 @@ const actions: Actions = {
     ints[0] = value;
     return [ints[0] as number, ints[1] as number];
   },
+  filling(address, length) {
+    const bytes = new Uint8Array(view(address, length));
+    // Every byte is the one before it.
+    return Buffer.compare(bytes.subarray(1), bytes.subarray(0, -1)) === 0 ? (bytes[0] as number) : -1;
+  },
+  native: (library, declaration, ...args) => libc().koffi.load(library).func(declaration)(...args),
   bytes: (address, length) => new Uint8Array(view(address, length)).slice(),
   verify(start, pages, pageSize, step) {
     const words = new BigUint64Array(view(start, pages * pageSize));

@@ -1,0 +1,220 @@
+// register-ioctls: what `register` gives and refuses, in every combination of modes on every kind of memory, files
+// on disk included; and that it finds the page size by itself.
+
+import { mkdtempSync, readFileSync, rmSync, statfsSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import * as assert from 'uvu/assert';
+import { Mapping, type Mode, type Operation, Userfaultfd } from '../../../src/index.js';
+import { skip, suite } from '../../harness.js';
+import {
+  endAll,
+  hugePageSize,
+  needKernel,
+  never,
+  openWith,
+  P,
+  toucher,
+  withHugePages,
+  withUffd,
+} from '../support.js';
+import { featuresOf, isHuge, isProtected, KINDS, type Kind, memoryOf, refused } from './stage.js';
+
+const test = suite('register-ioctls');
+
+const COMBINATIONS: readonly (readonly Mode[])[] = [
+  ['missing'],
+  ['write-protect'],
+  ['minor'],
+  ['missing', 'write-protect'],
+  ['missing', 'minor'],
+  ['write-protect', 'minor'],
+  ['missing', 'write-protect', 'minor'],
+];
+
+/** The operations that this kernel should allow on a range. */
+function expected(kind: Kind, modes: readonly Mode[]): Operation[] {
+  const { features } = Userfaultfd.probe();
+  const operations: Operation[] = ['copy', 'wake'];
+  if (features.has('poison')) operations.push('poison');
+  if (!isHuge(kind)) operations.push('zero');
+  // The kernel says so of shared memory as well, where a move is refused all the same.
+  if (!isHuge(kind) && features.has('move')) operations.push('move');
+  if (modes.includes('write-protect')) operations.push('write-protect');
+  if (modes.includes('minor')) operations.push('continue');
+  return operations.sort();
+}
+
+function check(kind: Kind): void {
+  const { features } = Userfaultfd.probe();
+  for (const modes of COMBINATIONS) {
+    if (kind !== 'anon' && featuresOf(kind, modes).some((feature) => !features.has(feature))) continue;
+    const uffd = openWith();
+    const area = memoryOf(kind, 2);
+    const what = `${kind}, ${modes.join(' and ')}`;
+    const length = 2 * area.pageSize;
+    if (kind === 'anon' && modes.includes('minor')) {
+      refused(
+        () => uffd.register(area.address, length, modes),
+        'EINVAL',
+        'UFFDIO_REGISTER',
+        /'minor' needs shared/,
+      );
+      assert.equal(uffd.ranges, [], what);
+    } else {
+      const operations = uffd.register(area.address, length, modes);
+      assert.equal([...operations].sort(), expected(kind, modes), what);
+      const [range, ...others] = uffd.ranges;
+      assert.equal(others, []);
+      assert.equal([range?.start, range?.length], [area.address, length], what);
+      assert.is(range?.pageSize, area.pageSize, what);
+      assert.equal([...(range?.modes ?? [])], [...modes], what);
+      assert.equal([...(range?.operations ?? [])].sort(), expected(kind, modes), what);
+    }
+    uffd.close();
+    area.close();
+  }
+}
+
+for (const kind of KINDS) {
+  test(`every combination of modes: ${kind}`, async () => {
+    needKernel();
+    if (isHuge(kind)) await withHugePages(2, () => check(kind));
+    else check(kind);
+  });
+}
+
+test('some of the modes again change nothing; others replace them', async () => {
+  await withUffd(['pagefault-flag-wp'], async (uffd) => {
+    const area = Mapping.anonymous(P);
+    const modes = () => uffd.ranges.map((range) => [...range.modes]);
+    uffd.register(area.address, P, ['missing', 'write-protect']);
+    assert.not.ok(uffd.register(area.address, P, 'missing').has('write-protect'), 'of the modes asked for');
+    assert.equal(modes(), [['missing', 'write-protect']]);
+    uffd.copy(area.address, new Uint8Array(P), P, { writeProtect: true });
+    assert.ok(isProtected(area.address), 'and the kernel holds to it');
+    uffd.unregister(area.address, P);
+    uffd.register(area.address, P, 'missing');
+    uffd.register(area.address, P, 'write-protect');
+    assert.equal(modes(), [['write-protect']]);
+    area.close();
+  });
+});
+
+test('huge pages: parts of one are refused, with the reason', async () => {
+  needKernel();
+  await withHugePages(1, async () => {
+    await withUffd(['missing-hugetlbfs'], async (uffd) => {
+      const size = hugePageSize();
+      const area = Mapping.anonymous(size, { pageSize: size });
+      const start = area.address;
+      const whole = /huge pages need a range in their own size/;
+      refused(() => uffd.register(start, P), 'EINVAL', 'UFFDIO_REGISTER', whole);
+      refused(() => uffd.register(start + BigInt(P), size - P), 'EINVAL', 'UFFDIO_REGISTER', whole);
+      uffd.register(start, size);
+      const page = new Uint8Array(size);
+      refused(() => uffd.copy(start, page, P), 'EINVAL', 'UFFDIO_COPY', /huge pages come only whole/);
+      refused(() => uffd.zero(start, size), 'EINVAL', 'UFFDIO_ZEROPAGE', /huge pages have none/);
+      assert.is(uffd.pageState(start), 'missing');
+      assert.is(uffd.copy(start, page), size);
+      area.close();
+    });
+  });
+});
+
+test('a page size that is told is checked against the range', async () => {
+  await withUffd([], async (uffd) => {
+    const area = Mapping.anonymous(4 * P);
+    const { address } = area;
+    assert.throws(
+      () => uffd.register(address, 3 * P, 'missing', { pageSize: 2 * P }),
+      /^length must be a positive multiple of the page size, 8192/,
+    );
+    assert.throws(
+      () => uffd.register(address, 3 * P, 'missing', { pageSize: 3 * P }),
+      /^pageSize must be a power of two/,
+    );
+    uffd.register(address, 2 * P);
+    const ranges = uffd.ranges.map((range) => ({ ...range, pageSize: 4 * P }));
+    const fd = uffd.release();
+    assert.throws(() => Userfaultfd.wrap(fd, { ranges }), /^(ranges: start|length) must be .* 16384/);
+    Userfaultfd.wrap(fd).close();
+    area.close();
+  });
+});
+
+test('a shared mapping of a file that was opened for reading only: EPERM', async () => {
+  await withUffd(['missing-shmem'], async (uffd) => {
+    const shared = Mapping.memfd(P);
+    const mapping = Mapping.file(`/proc/self/fd/${shared.fd}`, { shared: true, writable: false });
+    refused(
+      () => uffd.register(mapping.address, P),
+      'EPERM',
+      'UFFDIO_REGISTER',
+      /shared mapping of a file that was opened for reading/,
+    );
+    mapping.close();
+    shared.close();
+  });
+});
+
+// ---- files on disk -----------------------------------------------------------------------------------------
+
+const TMPFS = 0x01021994;
+
+/** Runs a body with a file of two pages of ones on a disk. Skips where the folder for temporary files is in memory. */
+async function onDisk(body: (path: string) => Promise<void> | void): Promise<void> {
+  if (statfsSync(tmpdir()).type === TMPFS) skip(`${tmpdir()} is in memory; set TMPDIR to a folder on a disk`);
+  const folder = mkdtempSync(join(tmpdir(), 'uffd-disk-'));
+  const path = join(folder, 'file');
+  try {
+    writeFileSync(path, new Uint8Array(2 * P).fill(1));
+    await body(path);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+}
+
+for (const shared of [false, true]) {
+  const kind = shared ? 'shared' : 'private';
+  test(`a ${kind} mapping of a file on disk is refused in every mode, with the reason`, async () => {
+    needKernel();
+    await onDisk((path) => {
+      const mapping = Mapping.file(path, { shared });
+      const uffd = openWith();
+      for (const modes of COMBINATIONS) {
+        const call = () => uffd.register(mapping.address, 2 * P, modes);
+        refused(call, 'EINVAL', 'UFFDIO_REGISTER', /files on disk cannot be watched/);
+      }
+      assert.equal(uffd.ranges, []);
+      uffd.close();
+      mapping.close();
+    });
+  });
+
+  test(`a ${kind} mapping of a file on disk can be write-protected with wp-async, which asks nobody`, async () => {
+    await onDisk(async (path) => {
+      const mapping = Mapping.file(path, { shared });
+      const { address } = mapping;
+      const uffd = openWith(['wp-async']);
+      const missing = () => uffd.register(address, 2 * P, ['missing', 'write-protect']);
+      refused(missing, 'EINVAL', 'UFFDIO_REGISTER', /files on disk/);
+      assert.ok(uffd.register(address, 2 * P, 'write-protect').has('write-protect'));
+      assert.is(uffd.ranges[0]?.pageSize, P);
+      uffd.start({ pagefault: never });
+      const thread = await toucher();
+      assert.is(uffd.writeProtect(address, 2 * P, true), 2 * P);
+      assert.equal(await thread.read(address, address + BigInt(P)), [1, 1]);
+      assert.ok(isProtected(address) && isProtected(address + BigInt(P)), 'reading writes nothing');
+      await thread.write(9, address);
+      assert.not.ok(isProtected(address), 'the kernel has noted the write');
+      assert.ok(isProtected(address + BigInt(P)));
+      assert.is(readFileSync(path)[0], shared ? 9 : 1);
+      uffd.close();
+      await endAll();
+      mapping.close();
+    });
+  });
+}
+
+test.run();
