@@ -94,6 +94,8 @@ async function run(
   const needed = [...features, ...featuresOf(kind, modes)];
   for (const feature of needed) skipWithout(feature);
   const pageSize = isHuge(kind) ? hugePageSize() : P;
+  // The compiler is run by a fork, which would wait for this very thread once it watches forks.
+  if (features.includes('event-fork')) scenarioLibrary();
   const uffd = Userfaultfd.open({ features: needed });
   const area = memoryOf(kind, pages);
   try {
@@ -181,11 +183,16 @@ export function isProtected(address: bigint): boolean {
   return ((entry.readBigUInt64LE() >> 57n) & 1n) === 1n;
 }
 
-/** A field of the mapping that begins at `address`, in bytes, as /proc/self/smaps says it. */
+/** A field of the mapping that holds `address`, in bytes, as /proc/self/smaps says it. */
 export function smaps(address: bigint, field: string): number {
   const text = readFileSync('/proc/self/smaps', 'latin1');
-  const own = text.slice(text.search(new RegExp(`^${address.toString(16).padStart(8, '0')}-`, 'm')));
-  return Number(new RegExp(`^${field}:\\s*(\\d+) kB$`, 'm').exec(own)?.[1]) * 1024;
+  for (const [, start, end, fields = ''] of text.matchAll(
+    /^([0-9a-f]+)-([0-9a-f]+) .*\n((?:[A-Z]\w+:.*\n)*)/gm,
+  )) {
+    if (address < BigInt(`0x${start}`) || address >= BigInt(`0x${end}`)) continue;
+    return Number(new RegExp(`^${field}:\\s*(\\d+) kB$`, 'm').exec(fields)?.[1]) * 1024;
+  }
+  throw new Error(`nothing is mapped at 0x${address.toString(16)}`);
 }
 
 /** Asserts that the kernel refuses, with an error that says which call it was and why. */
