@@ -1,5 +1,6 @@
 // The worker behind `looper()` in support.ts: adopts a userfaultfd, serves it with one of the wait strategies,
-// and tells what it saw. Pages come from `source`, page by page; without one they are zero.
+// and tells what it saw. Pages come from `source`, page by page; without one they are zero. All ranges have pages
+// of one size.
 
 import { parentPort, workerData } from 'node:worker_threads';
 import {
@@ -18,6 +19,8 @@ export interface LooperOptions {
   /** Where page 0's bytes are, and which page is page 0. */
   source?: bigint;
   base?: bigint;
+  /** Install pages write-protected; whoever writes is let through. */
+  protect?: boolean;
   /** Serve this many faults, then throw. */
   throwAfter?: number;
   /** What to do when the loop has stopped. Default: close. */
@@ -38,6 +41,7 @@ const port = parentPort as NonNullable<typeof parentPort>;
 const tell = (message: LooperMessage): void => port.postMessage(message);
 
 const uffd = Userfaultfd.wrap(options.fd, { features: options.features, ranges: options.ranges });
+const pageSize = options.ranges[0]?.pageSize ?? uffd.pageSize;
 let faults = 0;
 let finished = false;
 
@@ -45,12 +49,13 @@ const handler: FaultHandler = {
   pagefault(fault) {
     if (faults === options.throwAfter) throw new Error('the handler gives up');
     faults++;
-    const { source, base = 0n } = options;
+    const { source, base = 0n, protect = false } = options;
+    if (fault.kind === 'write-protect') return uffd.writeProtect(fault.page, pageSize, false) === pageSize;
     const done =
       source === undefined
-        ? uffd.zero(fault.page, uffd.pageSize)
-        : uffd.copy(fault.page, source + (fault.page - base), uffd.pageSize);
-    return done === uffd.pageSize;
+        ? uffd.zero(fault.page, pageSize)
+        : uffd.copy(fault.page, source + (fault.page - base), pageSize, { writeProtect: protect });
+    return done === pageSize;
   },
   removed: (start, end) => tell({ type: 'event', call: `removed ${start} ${end}` }),
   unmapped: (start, end) => tell({ type: 'event', call: `unmapped ${start} ${end}` }),

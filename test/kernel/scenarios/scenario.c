@@ -1,9 +1,10 @@
 /* What a scenario needs that JavaScript cannot do: touch memory that answers with a signal, look at a child right
- * after a fork, and pin pages. Children are made by the bare system call and make nothing but system calls and
+ * after a fork, pin pages, and count under locks that lie in the pages themselves. Children are made by the bare system call and make nothing but system calls and
  * accesses: the C library's fork would hold malloc's locks until the event is read. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdint.h>
@@ -144,4 +145,39 @@ int pin(uintptr_t at, size_t length)
 		return -error;
 	}
 	return ring;
+}
+
+/* The next of some pseudo-random numbers (xorshift). */
+static uint64_t next(uint64_t *state)
+{
+	*state ^= *state << 13;
+	*state ^= *state >> 7;
+	*state ^= *state << 17;
+	return *state;
+}
+
+/* Adds 1, `steps` times, to the counters of a page: one at each end of it, with a lock before the first. The
+ * pages come one after the other from `first` on, or (with a seed) at random. What each page must hold is written
+ * down beside them, under the same lock. The page whose counters say otherwise, counted from 1; 0 for none. */
+int count(uintptr_t area, uintptr_t written, size_t pages, size_t page_size, size_t steps, size_t first, uint64_t seed)
+{
+	uint64_t *expected = (uint64_t *)written;
+
+	for (size_t step = 0; step < steps; step++) {
+		size_t page = (seed ? next(&seed) : first + step) % pages;
+		uint64_t *words = (uint64_t *)(area + page * page_size);
+		volatile uint64_t *head = words + 1, *tail = words + page_size / 8 - 1;
+		int right;
+
+		while (__atomic_exchange_n(words, 1, __ATOMIC_ACQUIRE))
+			sched_yield();
+		right = *head == expected[page] && *tail == expected[page];
+		expected[page]++;
+		*head = expected[page];
+		*tail = expected[page];
+		__atomic_store_n(words, 0, __ATOMIC_RELEASE);
+		if (!right)
+			return (int)page + 1;
+	}
+	return 0;
 }
