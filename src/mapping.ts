@@ -10,7 +10,7 @@
 //  - Unmapping memory that this thread watches would wait for this thread: `close` unregisters it first.
 
 import { constants as bufferConstants } from 'node:buffer';
-import { closeSync, constants, fstatSync, openSync } from 'node:fs';
+import { closeSync, constants, fstatSync, openSync, statfsSync } from 'node:fs';
 import { isMainThread, threadId } from 'node:worker_threads';
 import * as memory from '../shim/memory.js';
 import { checkInteger, checkPageAddress, invalidState, outOfRange, wrongType } from './arguments.js';
@@ -61,6 +61,9 @@ interface Plan {
   /** Bytes to align the address to. */
   alignment: number;
 }
+
+/** What statfs(2) calls hugetlbfs. */
+const HUGETLBFS_MAGIC = 0x958458f6;
 
 /** Words of the memory that all users of one mapping share. */
 const USERS = 0;
@@ -161,17 +164,19 @@ export class Mapping implements Disposable {
     // Without O_NONBLOCK, opening a FIFO would wait for its writer.
     const fd = openSync(path, access | constants.O_NONBLOCK);
     let size: number;
+    let pageSize: number;
     try {
       const stat = fstatSync(fd);
       if (!stat.isFile()) throw invalidState(`${path} is no regular file, and cannot be mapped`);
       if (stat.size === 0) throw outOfRange(`the size of ${path}`, 'at least 1 byte', 0);
       size = stat.size;
+      pageSize = filePageSize(fd);
     } catch (error) {
       closeSync(fd);
       throw error;
     }
     const flags = shared ? memory.MAP_SHARED : memory.MAP_PRIVATE;
-    return Mapping.#mapFile(fd, size, memory.pageSize(), flags, options);
+    return Mapping.#mapFile(fd, size, pageSize, flags, options);
   }
 
   /** Maps a file that was opened for it; only a shared mapping keeps the descriptor, for `alias`. */
@@ -419,6 +424,12 @@ function wholePages(length: number, size: number): number {
 
 function protectionOf({ writable = true }: MappingOptions): number {
   return memory.PROT_READ | (writable ? memory.PROT_WRITE : 0);
+}
+
+/** Bytes of the pages that a file is mapped in: one on hugetlbfs comes in its huge pages. */
+function filePageSize(fd: number): number {
+  const { type, bsize } = statfsSync(`/proc/self/fd/${fd}`);
+  return type === HUGETLBFS_MAGIC ? bsize : memory.pageSize();
 }
 
 /** Bytes of a transparent huge page: what one page of page table entries maps, of 8 bytes each. */

@@ -132,6 +132,18 @@ export function map(pages: number, filled?: number): bigint {
   return address;
 }
 
+/** A field of the mapping that holds `address`, in bytes, as /proc/self/smaps says it. */
+export function smaps(address: bigint, field: string): number {
+  const text = readFileSync('/proc/self/smaps', 'latin1');
+  for (const [, start, end, fields = ''] of text.matchAll(
+    /^([0-9a-f]+)-([0-9a-f]+) .*\n((?:[A-Z]\w+:.*\n)*)/gm,
+  )) {
+    if (address < BigInt(`0x${start}`) || address >= BigInt(`0x${end}`)) continue;
+    return Number(new RegExp(`^${field}:\\s*(\\d+) kB$`, 'm').exec(fields)?.[1]) * 1024;
+  }
+  throw new Error(`nothing is mapped at 0x${address.toString(16)}`);
+}
+
 /** Address of page `index` behind `base`. */
 export function at(base: bigint, index: number, offset = 0): bigint {
   return base + BigInt(index * P + offset);

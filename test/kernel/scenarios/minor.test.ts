@@ -5,8 +5,8 @@ import * as assert from 'uvu/assert';
 import * as memory from '../../../shim/memory.js';
 import { Mapping, type Mode } from '../../../src/index.js';
 import { skip, suite } from '../../harness.js';
-import { P, withUffd } from '../support.js';
-import { featuresOf, isProtected, refused, type Stage, scenario, smaps } from './stage.js';
+import { P, smaps, withUffd } from '../support.js';
+import { featuresOf, isProtected, refused, type Stage, scenario } from './stage.js';
 
 const test = suite('minor');
 const MADV_COLLAPSE = 25;

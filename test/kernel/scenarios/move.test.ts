@@ -10,11 +10,12 @@ import {
   map,
   P,
   skipWithout,
+  smaps,
   type Toucher,
   withHugePages,
   withUffd,
 } from '../support.js';
-import { KINDS, memoryOf, refused, smaps } from './stage.js';
+import { KINDS, memoryOf, refused } from './stage.js';
 
 const test = suite('move');
 const MADV_POPULATE_WRITE = 23;

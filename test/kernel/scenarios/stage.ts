@@ -2,7 +2,7 @@
 // in it. The kinds have the names of the kernel's own tests. Page number n of a scenario is full of the byte n + 1,
 // wherever it comes from.
 
-import { closeSync, openSync, readFileSync, readSync } from 'node:fs';
+import { closeSync, openSync, readSync } from 'node:fs';
 import * as assert from 'uvu/assert';
 import {
   type Feature,
@@ -181,18 +181,6 @@ export function isProtected(address: bigint): boolean {
     closeSync(fd);
   }
   return ((entry.readBigUInt64LE() >> 57n) & 1n) === 1n;
-}
-
-/** A field of the mapping that holds `address`, in bytes, as /proc/self/smaps says it. */
-export function smaps(address: bigint, field: string): number {
-  const text = readFileSync('/proc/self/smaps', 'latin1');
-  for (const [, start, end, fields = ''] of text.matchAll(
-    /^([0-9a-f]+)-([0-9a-f]+) .*\n((?:[A-Z]\w+:.*\n)*)/gm,
-  )) {
-    if (address < BigInt(`0x${start}`) || address >= BigInt(`0x${end}`)) continue;
-    return Number(new RegExp(`^${field}:\\s*(\\d+) kB$`, 'm').exec(fields)?.[1]) * 1024;
-  }
-  throw new Error(`nothing is mapped at 0x${address.toString(16)}`);
 }
 
 /** Asserts that the kernel refuses, with an error that says which call it was and why. */
