@@ -124,7 +124,8 @@ test('huge pages: parts of one are refused, with the reason', async () => {
 
 test('a page size that is told is checked against the range', async () => {
   await withUffd([], async (uffd) => {
-    const area = Mapping.anonymous(4 * P);
+    // Aligned to more than any size that is told here.
+    const area = Mapping.anonymous(4 * P, { transparentHuge: true });
     const { address } = area;
     assert.throws(
       () => uffd.register(address, 3 * P, 'missing', { pageSize: 2 * P }),
@@ -137,7 +138,7 @@ test('a page size that is told is checked against the range', async () => {
     uffd.register(address, 2 * P);
     const ranges = uffd.ranges.map((range) => ({ ...range, pageSize: 4 * P }));
     const fd = uffd.release();
-    assert.throws(() => Userfaultfd.wrap(fd, { ranges }), /^(ranges: start|length) must be .* 16384/);
+    assert.throws(() => Userfaultfd.wrap(fd, { ranges }), /^length must be .* 16384/);
     Userfaultfd.wrap(fd).close();
     area.close();
   });
