@@ -229,7 +229,8 @@ export class Userfaultfd implements Disposable {
    * Watches `length` bytes from `start` on, whole pages; holes are allowed. Registering again with some of
    * the modes a range has changes nothing; with others it replaces them (the kernel's rule).
    *
-   * Memory in huge pages takes whole huge pages here and in every fill.
+   * Memory in huge pages takes whole huge pages here and in every fill. Neighbours of different page sizes are
+   * registered each by itself.
    *
    * @returns the operations that the range allows (huge pages have no zero page, for one)
    * @throws RangeError, TypeError; UffdError EINVAL, EBUSY, EPERM, ENOMEM
@@ -284,7 +285,8 @@ export class Userfaultfd implements Disposable {
    * Installs pages with the bytes of `src` (any alignment) at `dst`, and wakes who waits for them. Pages that
    * are there already are woken and counted, and keep what they hold.
    *
-   * `src` is read by the kernel on this thread: it must not lie in memory that this thread serves.
+   * `src` is read by the kernel on this thread: it must not lie in memory that this thread serves. Into huge pages
+   * it should be in memory already: the kernel takes a page more from the pool for a moment otherwise, or says ENOMEM.
    *
    * @param length whole pages; default: all of `src`, which must then be whole pages
    * @returns bytes resolved. Fewer than `length`: a mapping change came first, the memory is gone, or its

@@ -7,17 +7,8 @@ import * as assert from 'uvu/assert';
 import * as memory from '../../shim/memory.js';
 import { Mapping, UffdError } from '../../src/index.js';
 import { skip, suite } from '../harness.js';
-import {
-  endAll,
-  holdings,
-  hugePageSize,
-  needKernel,
-  openWith,
-  P,
-  smaps,
-  toucher,
-  withHugePages,
-} from './support.js';
+import { hugePageSize, withHugePages } from './huge-pages.js';
+import { endAll, holdings, needKernel, openWith, P, smaps, toucher } from './support.js';
 
 const test = suite('mapping, kinds');
 const folder = mkdtempSync(join(tmpdir(), 'uffd-mapping-'));

@@ -3,7 +3,7 @@
 
 import { spawnSync } from 'node:child_process';
 import { EventEmitter } from 'node:events';
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -93,34 +93,6 @@ export function kernelWith(
 
 /** Bytes of a page. */
 export const P = memory.pageSize();
-
-const POOL = '/proc/sys/vm/nr_hugepages';
-
-/** Bytes of a huge page of the pool that `withHugePages` adds to. */
-export function hugePageSize(): number {
-  const size = /^Hugepagesize:\s*(\d+) kB$/m.exec(readFileSync('/proc/meminfo', 'utf8'))?.[1];
-  return size ? Number(size) * 1024 : skip('this kernel has no huge pages');
-}
-
-/** Runs a body with `count` huge pages more in the system's pool, and gives them back. Skips where they cannot be had. */
-export async function withHugePages(count: number, body: () => void | Promise<void>): Promise<void> {
-  hugePageSize();
-  const pool = (): number => Number(readFileSync(POOL, 'utf8'));
-  const before = pool();
-  let added = 0;
-  try {
-    try {
-      writeFileSync(POOL, String(before + count));
-    } catch (error) {
-      skip(`huge pages cannot be reserved: ${(error as Error).message}`);
-    }
-    added = pool() - before;
-    if (added < count) skip(`only ${added} of ${count} huge pages can be had: memory is short, or in pieces`);
-    await body();
-  } finally {
-    if (added > 0) writeFileSync(POOL, String(pool() - added));
-  }
-}
 
 /** Fresh private anonymous memory, `pages` pages, never in huge pages. Not unmapped by itself. */
 export function map(pages: number, filled?: number): bigint {

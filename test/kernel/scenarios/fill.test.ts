@@ -24,10 +24,12 @@ async function verify({ thread, pages, page, pageSize }: Stage): Promise<void> {
 }
 
 scenario(test, 'zeropage', {}, async ({ kind, uffd, thread, base, length, pages, page, pageSize }) => {
+  // Written once: a source that is not in memory yet costs a huge page that nobody has reserved.
+  const zeros = new Uint8Array(pageSize).fill(0);
   const zero = (address: bigint): number => {
     if (!isHuge(kind)) return uffd.zero(address, pageSize);
     refused(() => uffd.zero(address, pageSize), 'EINVAL', 'UFFDIO_ZEROPAGE', /copy zeros instead/);
-    return uffd.copy(address, new Uint8Array(pageSize));
+    return uffd.copy(address, zeros);
   };
   assert.is(uffd.ranges[0]?.operations.has('zero'), !isHuge(kind));
   const { calls, handler } = recorder((fault) => zero(fault.page) === pageSize);
@@ -196,7 +198,6 @@ scenario(test, 'a window is filled at once', { pages: 6 }, async (stage) => {
 scenario(test, 'claim, and what takes the claim away', { features: ['event-remove'] }, async (stage) => {
   const { uffd, thread, base, length, page, pageSize, fill } = stage;
   const { calls, handler } = recorder((fault) => uffd.copy(fault.page, zeros) === pageSize);
-  // Written once: a source that is not in memory yet costs a huge page that nobody has reserved.
   const zeros = new Uint8Array(pageSize).fill(0);
   const states = () => [0, 1, 2, 3].map((index) => uffd.pageState(page(index) + BigInt(pageSize - 1)));
   assert.is(fill(page(1)), pageSize);

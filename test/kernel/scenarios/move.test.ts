@@ -4,17 +4,8 @@
 import * as assert from 'uvu/assert';
 import { Mapping, type Pagefault, type Userfaultfd } from '../../../src/index.js';
 import { skip, suite } from '../../harness.js';
-import {
-  at,
-  compileLibrary,
-  map,
-  P,
-  skipWithout,
-  smaps,
-  type Toucher,
-  withHugePages,
-  withUffd,
-} from '../support.js';
+import { withHugePages } from '../huge-pages.js';
+import { at, compileLibrary, map, P, skipWithout, smaps, type Toucher, withUffd } from '../support.js';
 import { KINDS, memoryOf, refused } from './stage.js';
 
 const test = suite('move');

@@ -7,17 +7,8 @@ import { join } from 'node:path';
 import * as assert from 'uvu/assert';
 import { Mapping, type Mode, type Operation, Userfaultfd } from '../../../src/index.js';
 import { skip, suite } from '../../harness.js';
-import {
-  endAll,
-  hugePageSize,
-  needKernel,
-  never,
-  openWith,
-  P,
-  toucher,
-  withHugePages,
-  withUffd,
-} from '../support.js';
+import { hugePageSize, withHugePages } from '../huge-pages.js';
+import { endAll, needKernel, never, openWith, P, toucher, withUffd } from '../support.js';
 import { featuresOf, isHuge, isProtected, KINDS, type Kind, memoryOf, refused } from './stage.js';
 
 const test = suite('register-ioctls');
@@ -112,7 +103,7 @@ test('huge pages: parts of one are refused, with the reason', async () => {
       refused(() => uffd.register(start, P), 'EINVAL', 'UFFDIO_REGISTER', whole);
       refused(() => uffd.register(start + BigInt(P), size - P), 'EINVAL', 'UFFDIO_REGISTER', whole);
       uffd.register(start, size);
-      const page = new Uint8Array(size);
+      const page = new Uint8Array(size).fill(0);
       refused(() => uffd.copy(start, page, P), 'EINVAL', 'UFFDIO_COPY', /huge pages come only whole/);
       refused(() => uffd.zero(start, size), 'EINVAL', 'UFFDIO_ZEROPAGE', /huge pages have none/);
       assert.is(uffd.pageState(start), 'missing');

@@ -13,17 +13,8 @@ import {
   Userfaultfd,
 } from '../../../src/index.js';
 import type { Suite } from '../../harness.js';
-import {
-  compileLibrary,
-  endAll,
-  hugePageSize,
-  needKernel,
-  P,
-  skipWithout,
-  type Toucher,
-  toucher,
-  withHugePages,
-} from '../support.js';
+import { hugePageSize, withHugePages } from '../huge-pages.js';
+import { compileLibrary, endAll, needKernel, P, skipWithout, type Toucher, toucher } from '../support.js';
 
 export type Kind = 'anon' | 'shmem' | 'shmem-private' | 'hugetlb' | 'hugetlb-private';
 

@@ -7,17 +7,8 @@ import * as assert from 'uvu/assert';
 import * as memory from '../../../shim/memory.js';
 import { type FaultHandler, type Mapping, type Mode, Userfaultfd } from '../../../src/index.js';
 import { generator, seed, suite } from '../../harness.js';
-import {
-  endAll,
-  looper,
-  map,
-  needKernel,
-  P,
-  skipWithout,
-  type Toucher,
-  touchers,
-  withHugePages,
-} from '../support.js';
+import { withHugePages } from '../huge-pages.js';
+import { endAll, looper, map, needKernel, P, skipWithout, type Toucher, touchers } from '../support.js';
 import { featuresOf, isHuge, isShared, KINDS, type Kind, memoryOf, scenarioLibrary } from './stage.js';
 
 const test = suite('stress');
