@@ -261,3 +261,5 @@ export const EINTR: i32 = 4;
 export const EBADF: i32 = 9;
 export const EAGAIN: i32 = 11;
 export const EEXIST: i32 = 17;
+export const ENFILE: i32 = 23;
+export const EMFILE: i32 = 24;

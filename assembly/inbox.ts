@@ -14,6 +14,8 @@ import {
   EAGAIN,
   EBADF,
   EINTR,
+  EMFILE,
+  ENFILE,
   SIZEOF_UFFD_MSG,
   UFFD_EVENT_FORK,
   UFFD_EVENT_PAGEFAULT,
@@ -63,6 +65,11 @@ export const READ_FAILED: i32 = 3;
 export const READ_RAGGED: i32 = 4;
 /** An event this library does not know: `inboxUnknown` is its offset; those before it were taken in. */
 export const READ_UNKNOWN: i32 = 5;
+/**
+ * There is no descriptor left for a forked child: its event stays queued, and so does every fill wait. Read again
+ * later.
+ */
+export const READ_STARVED: i32 = 6;
 
 // What `inboxNext` answers; the particulars are in `delivery`.
 export const NEXT_NONE: i32 = 0;
@@ -154,6 +161,7 @@ export function inboxTake(result: i32): i32 {
       return READ_DRAINED;
     }
     if (result == -EINTR) return READ_MORE;
+    if (result == -EMFILE || result == -ENFILE) return READ_STARVED;
     return result == -EBADF ? READ_ENDED : READ_FAILED;
   }
   if (result == 0) return READ_ENDED;

@@ -32,8 +32,12 @@ export const polled: usize = memory.data(24, 8);
 /** Which of them is the process. */
 const PROCESS: u32 = 2;
 
-/** An address that nobody maps: far above every program, far below every library, on each machine supported. */
+/**
+ * An address that hardly anybody maps, and a length that no mapping there has: far above every program, far below
+ * every library, inside the address space of each machine supported.
+ */
 const NOWHERE: u64 = 1 << 36;
+const NOTHING: u64 = 1 << 38;
 
 export function argument(index: u32): u64 {
   return load<u64>(parameters + <usize>(index << 3));
@@ -80,14 +84,14 @@ export function requestWake(): u32 {
 }
 
 /**
- * Argument 1: bytes of a page. A COPY that installs nothing: neither its target nor its source is mapped. It says
- * ESRCH once the memory of the watched process is gone, which after an exec nothing else tells.
+ * A COPY that installs nothing: its target is larger than any mapping, and its source is not mapped. It says ESRCH
+ * once the memory of the watched process is gone, which after an exec nothing else tells.
  */
 export function requestPresence(): u32 {
   const it = changetype<uffdio_copy>(request);
   it.dst = NOWHERE;
   it.src = NOWHERE;
-  it.len = argument(1);
+  it.len = NOTHING;
   it.mode = 0;
   it.copy = 0;
   return UFFDIO_COPY;

@@ -29,7 +29,11 @@ export class Channel {
   broken: UffdError | undefined;
   /** A fill said that the process whose memory this is has exited or called exec. */
   exited = false;
-  /** The watched process, as a descriptor that is readable once it has exited; −1: not known. */
+  /** The last read met a fork for whose child this process has no descriptor left. */
+  starved = false;
+  /** Whose memory it is may end before this does: `present` is asked now and then. */
+  watched = false;
+  /** The watched process, as a descriptor that is readable once it has exited; −1: there is none. */
   pidfd = -1;
 
   readonly #pageSize: number;
@@ -66,9 +70,11 @@ export class Channel {
   /** Notes whose memory it is, to see that process end. */
   watchProcess(pid: number): void {
     const pidfd = this.port.pidfd(pid);
-    if (pidfd < 0) throw new UffdError(pidfd, 'pidfd_open', { pid });
-    this.pidfd = pidfd;
+    // Before Linux 5.3 there are none: there an exit is seen like an exec, a little later.
+    if (pidfd < 0 && pidfd !== -(Errno.ENOSYS as number)) throw new UffdError(pidfd, 'pidfd_open', { pid });
+    this.pidfd = Math.max(pidfd, -1);
     this.#pid = pid;
+    this.watched = true;
   }
 
   /** Bytes of a page at an address of the watched process; the system's where that cannot be told. */
@@ -97,12 +103,12 @@ export class Channel {
   leaveProcess(): void {
     if (this.pidfd >= 0) this.port.close(this.pidfd);
     this.pidfd = -1;
+    this.watched = false;
   }
 
   /** Whether the memory is there still: the process has neither exited nor called exec. */
   present(): boolean {
-    const request = this.core.arguments(0n, this.#pageSize).requestPresence();
-    return this.ioctl(request) !== -(Errno.ESRCH as number);
+    return this.ioctl(this.core.exports.requestPresence()) !== -(Errno.ESRCH as number);
   }
 
   /** Issues the ioctl whose struct the core has prepared. */
@@ -141,9 +147,13 @@ export class Channel {
     return transferred;
   }
 
-  /** Reads until the queue is empty or the core wants to deliver first. False: nothing will come any more. */
+  /**
+   * Reads until the queue is empty, the core wants to deliver first, or `starved`. False: nothing will come any
+   * more.
+   */
   drain(): boolean {
     const { exports, messages } = this.core;
+    this.starved = false;
     for (;;) {
       const room = exports.inboxRoom();
       if (room === 0) return true;
@@ -152,6 +162,10 @@ export class Channel {
       if (verdict === Read.more) continue;
       if (verdict === Read.drained) return true;
       if (verdict === Read.ended) return false;
+      if (verdict === Read.starved) {
+        this.starved = true;
+        return true;
+      }
       this.broken = this.#readError(verdict, result);
       throw this.broken;
     }

@@ -63,7 +63,7 @@ interface Exports extends Record<string, unknown> {
 }
 
 /** What a read brought (assembly/inbox.ts, READ_*). */
-export const Read = { more: 0, drained: 1, ended: 2, failed: 3, ragged: 4, unknown: 5 } as const;
+export const Read = { more: 0, drained: 1, ended: 2, failed: 3, ragged: 4, unknown: 5, starved: 6 } as const;
 
 /** What to tell the handler next (assembly/inbox.ts, NEXT_*). */
 export const Next = {

@@ -39,6 +39,42 @@ export function featureSince(feature: Feature): string | undefined {
   return FEATURE_TABLE.find(([name]) => name === feature)?.[1];
 }
 
+/**
+ * The features that came with modes, operations and options, by their names in the interface. A kernel without the
+ * first has none of it; one that lacks another has it for some kinds of memory only.
+ */
+const CAME_WITH = {
+  'write-protect': ['pagefault-flag-wp', 'wp-hugetlbfs-shmem'],
+  minor: ['minor-hugetlbfs', 'minor-shmem'],
+  writeProtect: ['pagefault-flag-wp'],
+  continue: ['minor-hugetlbfs'],
+  poison: ['poison'],
+  move: ['move'],
+  // CONTINUE's own write-protecting; there is no feature for it, and this one is of the same kernel.
+  'continue with writeProtect': ['wp-unpopulated'],
+} as const satisfies Record<string, readonly KnownFeature[]>;
+
+/** Something that not every kernel can be asked for: an operation, a mode, an option. */
+export type Novelty = keyof typeof CAME_WITH;
+
+/** What of the wanted this kernel lacks, by the features it offers, with the version that brings it. */
+export function lacking(wanted: readonly Novelty[], offered: ReadonlySet<Feature>): Lack[] {
+  return wanted.flatMap((novelty) =>
+    CAME_WITH[novelty]
+      .map((feature, index) => ({ novelty, feature, whole: index === 0, since: featureSince(feature) }))
+      .filter(({ feature }) => !offered.has(feature)),
+  );
+}
+
+/** See `lacking`. */
+export interface Lack {
+  novelty: Novelty;
+  feature: Feature;
+  /** Not only for some kinds of memory. */
+  whole: boolean;
+  since: string | undefined;
+}
+
 /** The handshake; it is done by `open`, and once only. */
 const API_BIT = 63;
 

@@ -1,20 +1,15 @@
-// Serves faults: a round reads everything, then tells the handler in the core's order; a wait strategy says
-// when the next round is.
+// When rounds happen: by hand, or by a wait strategy.
 //
 // Rules:
-//  - One round at a time; callbacks never nest rounds.
-//  - Between rounds something always leads to the next one: the descriptor, the delay of a deferred fault,
-//    or a stop.
+//  - Between rounds something always leads to the next one: the descriptor, the delay of a deferred fault or of a
+//    read that found no descriptor for a child, the end of the watched process, or a stop.
 //  - `stop` inside a callback ends the loop when the callback returns; `close` and `release` take effect at once,
 //    and `closed` is told when it returns. `start` and `poll` inside a callback are refused.
 
-import type { Channel } from './channel.js';
-import { MODES, Next } from './core.js';
 import { Errno, UffdError } from './errors.js';
 import type { FaultHandler } from './handler.js';
 import type { Watch } from './kernel.js';
-import type { Stopper } from './stopper.js';
-import type { Userfaultfd } from './userfaultfd.js';
+import { Rounds, type Served } from './rounds.js';
 
 export const WAITS = ['poll', 'block', 'spin', 'adaptive'] as const;
 
@@ -24,22 +19,6 @@ export const WAITS = ['poll', 'block', 'spin', 'adaptive'] as const;
  * spins while faults come fast and sleeps otherwise. Stop a loop before ending its worker: docs/serving.md.
  */
 export type Wait = (typeof WAITS)[number];
-
-/** What the loop needs of the object it serves. */
-export interface Served {
-  readonly channel: Channel;
-  readonly stopper: Stopper;
-  /** Still owns its descriptor. */
-  isOpen(): boolean;
-  /** The object that callbacks are given. */
-  readonly face: Userfaultfd;
-  /** Makes the child's object. */
-  adopt(fd: number): Userfaultfd;
-  /** Nothing will come any more: closes and tells the handler. */
-  end(error?: UffdError): void;
-  /** A round is over: tells `closed` if it ended the watch. */
-  settle(): void;
-}
 
 /** Longest and first time that `adaptive` spins for the next message, in milliseconds. */
 const SPIN_MOST_MS = 0.2;
@@ -54,18 +33,22 @@ const SLEEP_MOST_MS = 200;
 /** Rounds of `spin` in a row that brought nothing, until it looks after the watched process. */
 const ROUNDS_A_LOOK = 1 << 15;
 
+/** How long a read that found no descriptor for a forked child waits until it is tried again. */
+const STARVED_MS = 20;
+
 /** Rounds in a row, each of which brought something, until others on the event loop have their turn. */
 const ROUNDS_A_TURN = 32;
 
 export class Loop {
   readonly #served: Served;
-  readonly handler: FaultHandler;
+  readonly #rounds: Rounds;
   /** A strategy is at work. */
   running = false;
-  /** A round is under way: its callbacks are on the stack. */
-  inRound = false;
-  /** That round was asked for by `poll`, and no strategy is at work. */
+  /** A round was asked for by `poll`, and no strategy is at work. */
   #single = false;
+  /** Of the descriptor. */
+  #source: Watch | undefined;
+  /** Of the eventfd and the process. */
   #watches: Watch[] = [];
   /** The eventfd of the run that goes on. */
   #stopFd = -1;
@@ -75,7 +58,17 @@ export class Loop {
 
   constructor(served: Served, handler: FaultHandler) {
     this.#served = served;
-    this.handler = handler;
+    const goesOn = (): boolean => !served.stopper.requested && (this.running || this.#single);
+    this.#rounds = new Rounds(served, handler, goesOn);
+  }
+
+  get handler(): FaultHandler {
+    return this.#rounds.handler;
+  }
+
+  /** A round is under way: its callbacks are on the stack. */
+  get inRound(): boolean {
+    return this.#rounds.under;
   }
 
   /** Runs (or for `poll` starts) the loop. `stopFd`: the eventfd that wakes it up to stop. */
@@ -98,6 +91,8 @@ export class Loop {
   /** Ends the loop after the callback it is in. */
   stop(): void {
     this.running = false;
+    this.#source?.close();
+    this.#source = undefined;
     for (const watch of this.#watches.splice(0)) watch.close();
     this.#timer?.close();
     this.#timer = undefined;
@@ -109,51 +104,16 @@ export class Loop {
   follow(): void {
     if (this.inRound) return;
     const { channel } = this.#served;
-    if (channel.exited) this.#endExited();
-    else if (this.#watches.length > 0 && channel.core.exports.inboxWaiting() > 0) this.#schedule();
+    if (channel.exited) this.#rounds.endExited();
+    else if (this.#source && channel.core.exports.inboxWaiting() > 0) this.#schedule();
   }
 
-  /** Reads everything, tells the handler. How many messages were handled. */
-  round(): number {
-    const { channel } = this.#served;
-    const { exports } = channel.core;
-    // Only what was put off needs the time, and nothing that this round puts off is due in it.
-    const begun = exports.inboxPutOff() ? channel.port.now() : 0;
-    let handled = 0;
-    this.inRound = true;
-    try {
-      exports.inboxOpen();
-      while (this.#served.isOpen()) {
-        const next = exports.inboxNext(begun);
-        if (next === Next.none) break;
-        if (next === Next.read) {
-          if (channel.drain()) continue;
-          this.#served.end();
-          break;
-        }
-        this.#tell(next);
-        handled++;
-        if (channel.exited) this.#endExited();
-        if (this.#served.stopper.requested || !(this.running || this.#single)) break;
-      }
-    } catch (error) {
-      if (error !== channel.broken) throw error;
-      this.#served.end(channel.broken);
-      throw error;
-    } finally {
-      this.inRound = false;
-      this.#served.settle();
-    }
-    return handled;
-  }
-
-  /** One round without a strategy. */
+  /** One round without a strategy. How many messages were handled. */
   once(): number {
     this.#single = !this.running;
     try {
-      const handled = this.round();
-      if (handled === 0) this.#lookAfterProcess();
-      return handled;
+      const handled = this.#rounds.round();
+      return handled > 0 ? handled : this.#lookAfterProcess();
     } finally {
       this.#single = false;
       this.follow();
@@ -162,128 +122,55 @@ export class Loop {
 
   /** Tells the handler of mapping changes that were read, and of nothing else. */
   tellChanges(): void {
-    const { exports } = this.#served.channel.core;
-    for (let next = exports.inboxNextEvent(); next !== Next.none; next = exports.inboxNextEvent())
-      this.#tell(next);
+    this.#rounds.tellChanges();
   }
 
-  #tell(next: number): void {
-    const { core } = this.#served.channel;
-    switch (next) {
-      case Next.fault:
-        this.#offer();
-        break;
-      case Next.removed:
-        this.handler.removed?.(core.delivered(0), core.delivered(1));
-        break;
-      case Next.unmapped: {
-        const start = core.delivered(0);
-        const end = core.delivered(1);
-        this.#served.channel.wake(start, Number(end - start));
-        this.handler.unmapped?.(start, end);
-        break;
-      }
-      case Next.remapped: {
-        const from = core.delivered(0);
-        const to = core.delivered(1);
-        const length = Number(core.delivered(2));
-        this.#served.channel.wake(from, length);
-        this.handler.remapped?.(from, to, length);
-        break;
-      }
-      case Next.forked:
-        this.#fork(Number(core.delivered(0)));
-        break;
-      default:
-        this.#served.channel.broken = new UffdError(Errno.ENOMEM as number, 'userfaultfd core');
-        throw this.#served.channel.broken;
-    }
-  }
-
-  #offer(): void {
-    const { core, port } = this.#served.channel;
-    const fault = {
-      address: core.delivered(0),
-      page: core.delivered(1),
-      access: core.deliveredFault(1) ? 'write' : 'read',
-      kind: MODES[core.deliveredFault(0)] as (typeof MODES)[number],
-      tid: core.deliveredFault(2),
-    } as const;
-    let answered = false;
-    try {
-      answered = this.handler.pagefault(fault, this.#served.face) !== false;
-    } finally {
-      // After a throw the fault stays: nothing is lost for whoever starts again.
-      if (core.exports.inboxAnswer(answered ? 1 : 0)) core.exports.inboxDefer(port.now());
-    }
-  }
-
-  #endExited(): void {
-    if (!this.#served.isOpen()) return;
-    this.#served.end(new UffdError(Errno.ESRCH as number, 'userfaultfd'));
-  }
-
-  /** Asks whether the watched process has exited or called exec, and ends the watch if so. */
-  #lookAfterProcess(): void {
+  /** Asks whether the watched process has exited or called exec, and ends the watch if so. Messages handled. */
+  #lookAfterProcess(): number {
     const { channel } = this.#served;
-    if (channel.pidfd < 0) return;
-    this.#pollAll(0);
-    if (channel.core.exports.pollExited() || !channel.present()) this.#processGone();
+    if (!channel.watched) return 0;
+    if (channel.pidfd >= 0) this.#pollAll(0);
+    return this.#gone() ? this.#rounds.processGone() : 0;
   }
 
-  /** Tells what the process has left behind, then the end. */
-  #processGone(): void {
-    if (!this.#served.isOpen()) return;
-    this.round();
-    this.#endExited();
-  }
-
-  #fork(fd: number): void {
-    const child = this.#served.adopt(fd);
-    if (!this.handler.forked) {
-      child.close();
-      return;
-    }
-    try {
-      this.handler.forked(child);
-    } catch (error) {
-      child.close();
-      throw error;
-    }
+  /** Whether the last poll, or its memory, says that the process is gone. */
+  #gone(): boolean {
+    const { channel } = this.#served;
+    return (channel.pidfd >= 0 && channel.core.exports.pollExited() !== 0) || !channel.present();
   }
 
   // ---- strategies ----------------------------------------------------------------------------------------
 
   #watch(): void {
-    const { port, fd } = this.#served.channel;
+    const { port } = this.#served.channel;
     if (this.#served.stopper.requested) {
       this.#leave();
       return;
     }
     try {
-      this.#watches.push(port.watch(fd, () => this.#turn()));
       this.#watches.push(
         port.watch(this.#stopFd, () => {
           if (this.running) this.#leave();
         }),
       );
       this.#watchProcess();
+      // What was put off before a stop, or came in by a fill, has no message of its own.
+      this.#schedule();
     } catch (error) {
       this.stop();
       throw error;
     }
-    // What was put off before a stop, or came in by a fill, has no message of its own.
-    this.#schedule();
   }
 
   /** Sees the watched process exit at once, and exec soon. */
   #watchProcess(): void {
-    const { port, pidfd } = this.#served.channel;
-    if (pidfd < 0) return;
-    this.#watches.push(port.watch(pidfd, () => this.#guarded(() => this.#processGone())));
+    const { port, pidfd, watched } = this.#served.channel;
+    if (!watched) return;
+    const gone = (): void => this.#guarded(() => void this.#rounds.processGone());
+    if (pidfd >= 0) this.#watches.push(port.watch(pidfd, gone));
     const look = (): void => {
       this.#look = port.after(SLEEP_MOST_MS, () => {
-        this.#guarded(() => this.#lookAfterProcess());
+        this.#guarded(() => void this.#lookAfterProcess());
         if (this.running) look();
       });
     };
@@ -295,7 +182,7 @@ export class Loop {
     this.#guarded(() => {
       // Whoever was answered may have run and faulted again: reading costs less than a turn of the event loop.
       for (let rounds = 0; rounds < ROUNDS_A_TURN && this.#goes; rounds++) {
-        if (this.round() === 0) break;
+        if (this.#rounds.round() === 0) break;
       }
       this.#schedule();
     });
@@ -315,17 +202,32 @@ export class Loop {
     }
   }
 
+  /** Sees to the next round: when the descriptor is readable, or something is due. */
   #schedule(): void {
     this.#timer?.close();
     this.#timer = undefined;
     if (!this.running) return;
+    this.#listen();
     const delay = this.#delay();
     if (delay >= 0) this.#timer = this.#served.channel.port.after(delay, () => this.#turn());
   }
 
-  /** Milliseconds until a waiting fault is due; −1: none waits. */
+  /** Watches the descriptor; not while it holds an event that cannot be read, which would be told without end. */
+  #listen(): void {
+    const { port, fd, starved } = this.#served.channel;
+    if (!starved) {
+      this.#source ??= port.watch(fd, () => this.#turn());
+      return;
+    }
+    this.#source?.close();
+    this.#source = undefined;
+  }
+
+  /** Milliseconds until a round is due even if no message comes; −1: there is no need for one. */
   #delay(): number {
-    const { core, port } = this.#served.channel;
+    const { core, port, exited, starved } = this.#served.channel;
+    if (exited) return 0;
+    if (starved) return STARVED_MS;
     return core.exports.inboxWaiting() === 0 ? -1 : core.exports.inboxDelay(port.now());
   }
 
@@ -336,14 +238,14 @@ export class Loop {
   #block(): void {
     // Reads once more before it sleeps: whoever was answered may have run and faulted again meanwhile.
     while (this.#goes) {
-      if (this.round() === 0 && this.#goes) this.#sleep();
+      if (this.#rounds.round() === 0 && this.#goes) this.#sleep();
     }
   }
 
   #spin(): void {
     let fruitless = 0;
     while (this.#goes) {
-      fruitless = this.round() > 0 ? 0 : fruitless + 1;
+      fruitless = this.#rounds.round() > 0 ? 0 : fruitless + 1;
       if (fruitless % ROUNDS_A_LOOK === ROUNDS_A_LOOK - 1) this.#lookAfterProcess();
     }
   }
@@ -354,30 +256,30 @@ export class Loop {
     let budget = SPIN_FIRST_MS;
     let since = port.now();
     while (this.#goes) {
-      if (this.round() > 0) {
+      if (this.#rounds.round() > 0) {
         const now = port.now();
         if (now - since <= SPIN_MOST_MS) budget = Math.min(Math.max(budget * 2, SPIN_FIRST_MS), SPIN_MOST_MS);
         since = now;
       } else if (port.now() - since > budget) {
         budget = budget < SPIN_FIRST_MS / 8 ? 0 : budget / 2;
-        this.#sleep();
+        if (this.#goes) this.#sleep();
       }
     }
   }
 
-  /** Sleeps until there is a message, a stop, a fault due, or the end of the watched process. */
+  /** Sleeps until there is a message, a stop, a round due, or the end of the watched process. */
   #sleep(): void {
     const { channel } = this.#served;
     const delay = this.#delay();
     const ready = this.#pollAll(delay < 0 ? SLEEP_MOST_MS : Math.min(Math.ceil(delay), SLEEP_MOST_MS));
-    if (channel.pidfd < 0) return;
-    if (channel.core.exports.pollExited() || (ready === 0 && !channel.present())) this.#processGone();
+    if (!channel.watched || (ready > 0 && !channel.core.exports.pollExited())) return;
+    if (this.#gone()) this.#rounds.processGone();
   }
 
   /** poll(2) on all that can end a sleep: how many are ready. */
   #pollAll(timeoutMs: number): number {
-    const { core, port, fd, pidfd } = this.#served.channel;
-    core.exports.pollWatch(fd, this.#stopFd, pidfd);
+    const { core, port, fd, pidfd, starved } = this.#served.channel;
+    core.exports.pollWatch(starved ? -1 : fd, this.#stopFd, pidfd);
     const result = port.poll(core.polled, 3, timeoutMs);
     if (result < 0 && result !== -(Errno.EINTR as number)) throw new UffdError(result, 'poll');
     return Math.max(result, 0);

@@ -3,7 +3,7 @@
 
 import { Channel } from './channel.js';
 import type { Core } from './core.js';
-import { Errno, UffdError } from './errors.js';
+import { Errno, UffdError, UnsupportedError } from './errors.js';
 import { featureBits, missingFeatures } from './features.js';
 import type { KernelPort } from './kernel.js';
 
@@ -22,7 +22,7 @@ export function waysToOpen(via: 'auto' | 'syscall' | 'device', userModeOnly: boo
 
 /** Opens a descriptor in the first way that works. */
 export function openDescriptor(core: Core, port: KernelPort, ways: readonly Way[]): { fd: number; way: Way } {
-  let first: UffdError | undefined;
+  let first: UffdError | UnsupportedError | undefined;
   for (const way of ways) {
     const fd = tryToOpen(core, port, way);
     if (typeof fd === 'number') return { fd, way };
@@ -33,10 +33,18 @@ export function openDescriptor(core: Core, port: KernelPort, ways: readonly Way[
   throw first;
 }
 
-function tryToOpen(core: Core, port: KernelPort, way: Way): number | UffdError {
+function userModeUnknown(): UnsupportedError {
+  return new UnsupportedError(
+    'userModeOnly needs Linux 5.11, and this kernel does not know it; open with userModeOnly: false',
+  );
+}
+
+function tryToOpen(core: Core, port: KernelPort, way: Way): number | UffdError | UnsupportedError {
   const flags = core.exports.openFlags(way.userModeOnly ? 1 : 0);
   if (way.via === 'syscall') {
     const fd = port.userfaultfd(flags);
+    // The only flag of ours that a kernel may not know.
+    if (fd === -(Errno.EINVAL as number) && way.userModeOnly) return userModeUnknown();
     return fd < 0 ? new UffdError(fd, 'userfaultfd') : fd;
   }
   const device = port.openDevice();

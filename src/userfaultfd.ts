@@ -25,13 +25,14 @@ import {
   type Mode,
   modeBits,
   modeNames,
+  type Novelty,
   type Operation,
   operationBits,
   operationNames,
 } from './features.js';
 import type { FaultHandler, RegisteredRange } from './handler.js';
 import type { Kernel } from './kernel.js';
-import { Loop, type Served, WAITS } from './loop.js';
+import { Loop, WAITS } from './loop.js';
 import { handshake, openDescriptor, probe, type Way, waysToOpen } from './open.js';
 import {
   type CopyOptions,
@@ -47,7 +48,12 @@ import {
   type WrapOptions,
 } from './options.js';
 import { enroll, ownerOf, strike } from './registry.js';
+import type { Served } from './rounds.js';
 import { STOPPER_BYTES, Stopper } from './stopper.js';
+import { explained } from './versions.js';
+
+/** Modes that came after the first. */
+const NOVEL_MODES = ['write-protect', 'minor'] as const;
 
 export class Userfaultfd implements Disposable {
   /** How it was opened; undefined after `wrap`, which cannot know. */
@@ -94,6 +100,8 @@ export class Userfaultfd implements Disposable {
     };
     channel.core.exports.start(Math.log2(kernel.pageSize), features);
     for (const range of ranges) this.#adoptRange(range);
+    // Where no descriptor is left, closing this one makes room for the child of a fork that waits for a close.
+    if (this.features.has('event-fork')) this.#takeEventfd();
     enroll(this);
   }
 
@@ -181,9 +189,14 @@ export class Userfaultfd implements Disposable {
     // below vm.mmap_min_addr.)
     const probe = channel.wake(1n << 32n, kernel.pageSize);
     if (probe < 0) throw new UffdError(probe, 'wrap');
-    if (options.pid !== undefined) channel.watchProcess(options.pid);
-    channel.unblock();
-    return new Userfaultfd(channel, kernel, features, ranges);
+    try {
+      if (options.pid !== undefined) channel.watchProcess(options.pid);
+      channel.unblock();
+      return new Userfaultfd(channel, kernel, features, ranges);
+    } catch (error) {
+      channel.leaveProcess();
+      throw error;
+    }
   }
 
   /**
@@ -248,7 +261,13 @@ export class Userfaultfd implements Disposable {
     const { core } = this.#channel;
     const result = this.#channel.ioctl(core.arguments(start, length).requestRegister(modes));
     if (result < 0) {
-      throw new UffdError(result, 'UFFDIO_REGISTER', { address: start, length, modes: modeNames(modes) });
+      const wanted = NOVEL_MODES.filter((one) => modeNames(modes).has(one));
+      const error = new UffdError(result, 'UFFDIO_REGISTER', {
+        address: start,
+        length,
+        modes: modeNames(modes),
+      });
+      throw explained(error, wanted, this.#kernel);
     }
     const bits = BigInt.asUintN(64, core.exports.registerOperations());
     const operations = operationNames(bits);
@@ -546,13 +565,19 @@ export class Userfaultfd implements Disposable {
 
   /** The eventfd that other threads signal; made when a loop first runs. */
   #stopEventfd(): number {
-    if (this.#stopFd < 0) {
-      const fd = this.#channel.port.eventfd();
-      if (fd < 0) throw new UffdError(fd, 'eventfd');
-      this.#stopFd = fd;
-      this.#stopper.publish(fd);
-    }
-    return this.#stopFd;
+    const fd = this.#takeEventfd();
+    if (fd < 0) throw new UffdError(fd, 'eventfd');
+    return fd;
+  }
+
+  /** That eventfd, or −errno. */
+  #takeEventfd(): number {
+    if (this.#stopFd >= 0) return this.#stopFd;
+    const fd = this.#channel.port.eventfd();
+    if (fd < 0) return fd;
+    this.#stopFd = fd;
+    this.#stopper.publish(fd);
+    return fd;
   }
 
   #transfer(
@@ -567,6 +592,9 @@ export class Userfaultfd implements Disposable {
     this.#mustBeOpen(Channel.nameOf(operation));
     try {
       return this.#channel.transfer(operation, options, start, length, source);
+    } catch (error) {
+      if (!(error instanceof UffdError)) throw error;
+      throw explained(error, noveltiesOf(operation, options), this.#kernel);
     } finally {
       this.#loop?.follow();
     }
@@ -585,6 +613,8 @@ export class Userfaultfd implements Disposable {
     try {
       const core = instantiate();
       const channel = new Channel(core, this.#kernel.attach(core.memory), fd, this.pageSize);
+      // Nobody says which process it is, but its memory can be asked.
+      channel.watched = true;
       return new Userfaultfd(
         channel,
         this.#kernel,
@@ -615,6 +645,25 @@ function checkPid(pid: number | undefined): void {
 function checkPageSize(pageSize: number, argument: string, least: number): void {
   checkInteger(pageSize, argument, least, 2 ** 40);
   if (!Number.isInteger(Math.log2(pageSize))) throw outOfRange(argument, 'a power of two', pageSize);
+}
+
+/** What of an operation, or of its options, older kernels do not know. */
+function noveltiesOf(operation: Op, options: number): Novelty[] {
+  const protects = (options & Option.writeProtect) !== 0;
+  switch (operation) {
+    case Op.copy:
+      return protects ? ['writeProtect'] : [];
+    case Op.continue:
+      return protects ? ['continue', 'continue with writeProtect'] : ['continue'];
+    case Op.poison:
+      return ['poison'];
+    case Op.move:
+      return ['move'];
+    case Op.writeProtect:
+      return ['writeProtect'];
+    default:
+      return [];
+  }
 }
 
 function noMemory(): UffdError {

@@ -19,8 +19,9 @@ const root = realpathSync(fileURLToPath(new URL('../../', import.meta.url)));
 const LAYERS = [
   ['src/index.ts', 'src/portable.ts'],
   ['src/userfaultfd.ts', 'src/messages.ts'],
+  ['src/versions.ts'],
   ['src/open.ts', 'src/loop.ts', 'src/mapping.ts', 'shim/linux.ts'],
-  ['src/options.ts', 'src/channel.ts', 'shim/memory.ts'],
+  ['src/options.ts', 'src/channel.ts', 'src/rounds.ts', 'shim/memory.ts'],
   ['src/features.ts'],
   ['src/arguments.ts', 'shim/libc.ts'],
   ['src/errors.ts'],

@@ -1,0 +1,196 @@
+// One round: everything is read, then the handler is told in the core's order. When rounds happen is for the
+// loop to say; here is what happens in one, and how a watch ends in it.
+//
+// Rules:
+//  - One round at a time; callbacks never nest rounds.
+//  - `closed` is told when the round is over.
+//  - A watch ends after everything that was read was told: of a process that is gone, the last mapping changes,
+//    and the children it forked, are told first.
+
+import type { Channel } from './channel.js';
+import { MODES, Next } from './core.js';
+import { Errno, UffdError } from './errors.js';
+import type { FaultHandler } from './handler.js';
+import type { Stopper } from './stopper.js';
+import type { Userfaultfd } from './userfaultfd.js';
+
+/** What a round needs of the object it serves. */
+export interface Served {
+  readonly channel: Channel;
+  readonly stopper: Stopper;
+  /** Still owns its descriptor. */
+  isOpen(): boolean;
+  /** The object that callbacks are given. */
+  readonly face: Userfaultfd;
+  /** Makes the child's object. */
+  adopt(fd: number): Userfaultfd;
+  /** Nothing will come any more: closes and tells the handler. */
+  end(error?: UffdError): void;
+  /** A round is over: tells `closed` if it ended the watch. */
+  settle(): void;
+}
+
+export class Rounds {
+  readonly handler: FaultHandler;
+  /** One is under way: its callbacks are on the stack. */
+  under = false;
+  readonly #served: Served;
+  /** Whether to go on after a callback. */
+  readonly #goesOn: () => boolean;
+  #warned = false;
+
+  constructor(served: Served, handler: FaultHandler, goesOn: () => boolean) {
+    this.#served = served;
+    this.handler = handler;
+    this.#goesOn = goesOn;
+  }
+
+  /** Reads everything, tells the handler. How many messages were handled. */
+  round(): number {
+    const { channel } = this.#served;
+    const { exports } = channel.core;
+    // Only what was put off needs the time, and nothing that this round puts off is due in it.
+    const begun = exports.inboxPutOff() ? channel.port.now() : 0;
+    return this.#within(() => {
+      let handled = 0;
+      exports.inboxOpen();
+      while (this.#served.isOpen() && !this.#exited()) {
+        const next = exports.inboxNext(begun);
+        if (next === Next.none) break;
+        if (next === Next.read) {
+          if (!channel.drain()) this.#served.end();
+          if (!channel.starved) continue;
+          this.#warnStarved();
+          break;
+        }
+        this.#tell(next);
+        handled++;
+        if (!this.#goesOn()) break;
+      }
+      return handled;
+    });
+  }
+
+  /** Tells the handler of mapping changes that were read, and of nothing else. */
+  tellChanges(): void {
+    const { exports } = this.#served.channel.core;
+    for (let next = exports.inboxNextEvent(); next !== Next.none; next = exports.inboxNextEvent())
+      this.#tell(next);
+  }
+
+  /** The watched process is gone: tells what it has left behind, then the end. How many messages that were. */
+  processGone(): number {
+    if (!this.#served.isOpen()) return 0;
+    const handled = this.round();
+    // Whoever stops the loop meanwhile hears the rest when it starts again.
+    if (this.#goesOn()) this.#within(() => this.#end());
+    return handled;
+  }
+
+  /** Ends the watch where a fill has found the process gone. */
+  endExited(): void {
+    this.#within(() => this.#exited());
+  }
+
+  /** Runs the body as a round: what breaks the descriptor ends the watch, and `closed` is told behind it. */
+  #within<T>(body: () => T): T {
+    const { channel } = this.#served;
+    this.under = true;
+    try {
+      return body();
+    } catch (error) {
+      if (error === channel.broken) this.#served.end(channel.broken);
+      throw error;
+    } finally {
+      this.under = false;
+      this.#served.settle();
+    }
+  }
+
+  #exited(): boolean {
+    if (!this.#served.channel.exited) return false;
+    this.#end();
+    return true;
+  }
+
+  #end(): void {
+    this.tellChanges();
+    if (!this.#served.isOpen()) return;
+    this.#served.end(new UffdError(Errno.ESRCH as number, 'userfaultfd'));
+  }
+
+  #tell(next: number): void {
+    const { core } = this.#served.channel;
+    switch (next) {
+      case Next.fault:
+        this.#offer();
+        break;
+      case Next.removed:
+        this.handler.removed?.(core.delivered(0), core.delivered(1));
+        break;
+      case Next.unmapped: {
+        const start = core.delivered(0);
+        const end = core.delivered(1);
+        this.#served.channel.wake(start, Number(end - start));
+        this.handler.unmapped?.(start, end);
+        break;
+      }
+      case Next.remapped: {
+        const from = core.delivered(0);
+        const to = core.delivered(1);
+        const length = Number(core.delivered(2));
+        this.#served.channel.wake(from, length);
+        this.handler.remapped?.(from, to, length);
+        break;
+      }
+      case Next.forked:
+        this.#fork(Number(core.delivered(0)));
+        break;
+      default:
+        this.#served.channel.broken = new UffdError(Errno.ENOMEM as number, 'userfaultfd core');
+        throw this.#served.channel.broken;
+    }
+  }
+
+  #offer(): void {
+    const { core, port } = this.#served.channel;
+    const fault = {
+      address: core.delivered(0),
+      page: core.delivered(1),
+      access: core.deliveredFault(1) ? 'write' : 'read',
+      kind: MODES[core.deliveredFault(0)] as (typeof MODES)[number],
+      tid: core.deliveredFault(2),
+    } as const;
+    let answered = false;
+    try {
+      answered = this.handler.pagefault(fault, this.#served.face) !== false;
+    } finally {
+      // After a throw the fault stays: nothing is lost for whoever starts again.
+      if (core.exports.inboxAnswer(answered ? 1 : 0)) core.exports.inboxDefer(port.now());
+    }
+  }
+
+  #fork(fd: number): void {
+    const child = this.#served.adopt(fd);
+    if (!this.handler.forked) {
+      child.close();
+      return;
+    }
+    try {
+      this.handler.forked(child);
+    } catch (error) {
+      child.close();
+      throw error;
+    }
+  }
+
+  #warnStarved(): void {
+    if (this.#warned) return;
+    this.#warned = true;
+    process.emitWarning(
+      'a process forked, and there is no descriptor left for its child (ulimit -n): the fork, and every fill, ' +
+        'waits until one is free',
+      'UserfaultfdWarning',
+    );
+  }
+}

@@ -1,0 +1,42 @@
+// Old kernels say EINVAL to what they do not know, as they do to what is wrong. Here such a refusal becomes one
+// that names the version: the kernel is asked, after it refused, what it offers.
+
+import { instantiate } from './core.js';
+import { UffdError, UnsupportedError } from './errors.js';
+import { type Feature, featureNames, type Lack, lacking, type Novelty } from './features.js';
+import type { Kernel } from './kernel.js';
+import { probe, waysToOpen } from './open.js';
+
+/** The error to throw for a refusal of something that came after the first userfaultfd. */
+export function explained(error: UffdError, wanted: readonly Novelty[], kernel: Kernel): Error {
+  if (error.code !== 'EINVAL' || wanted.length === 0) return error;
+  const offered = offers(kernel);
+  if (!offered) return error;
+  const lacks = lacking(wanted, offered);
+  if (lacks.length === 0) return error;
+  const whole = lacks.filter((one) => one.whole);
+  if (whole.length > 0) {
+    const list = whole.map(({ novelty, since }) => `'${novelty}' (Linux ${since})`);
+    return new UnsupportedError(`${error.syscall}: this kernel lacks ${list.join(', ')}`, { cause: error });
+  }
+  return new UffdError(error.errno, error.syscall, { ...error, reason: inPart(lacks) });
+}
+
+function inPart(lacks: readonly Lack[]): string {
+  const list = lacks.map(({ novelty, feature, since }) => `'${novelty}' needs '${feature}' (Linux ${since})`);
+  return (
+    `nothing is mapped there, or that kind of memory does not allow it; this kernel allows it for some kinds only: ` +
+    `for others ${list.join(', ')}`
+  );
+}
+
+/** What the kernel offers this user; undefined where that cannot be asked. */
+function offers(kernel: Kernel): ReadonlySet<Feature> | undefined {
+  const core = instantiate();
+  try {
+    const { features } = probe(core, kernel.attach(core.memory), waysToOpen('auto', 'auto'));
+    return featureNames(features);
+  } catch {
+    return undefined;
+  }
+}
