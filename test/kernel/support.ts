@@ -66,15 +66,23 @@ export function skipWithout(feature: Feature): void {
 
 /** Compiles a C file, named from this folder, to a library; the library's path. Skips where there is no compiler. */
 export function compileLibrary(name: string): string {
+  return compile(name, 'so', '-shared', '-fPIC');
+}
+
+/** Compiles a C file beside the tests to a program; its path. Skips where there is no compiler. */
+export function compileProgram(name: string): string {
+  return compile(name, 'out');
+}
+
+function compile(name: string, suffix: string, ...flags: string[]): string {
   const source = fileURLToPath(new URL(`../../../test/kernel/${name}`, import.meta.url));
   const folder = mkdtempSync(join(tmpdir(), 'uffd-'));
   process.on('exit', () => rmSync(folder, { recursive: true, force: true }));
-  const library = join(folder, `${basename(name)}.so`);
-  const options = ['-O1', '-shared', '-fPIC', '-pthread'];
-  const compiled = spawnSync('cc', [...options, '-o', library, source], { encoding: 'utf8' });
+  const target = join(folder, `${basename(name)}.${suffix}`);
+  const compiled = spawnSync('cc', ['-O1', '-pthread', ...flags, '-o', target, source], { encoding: 'utf8' });
   if (compiled.error) skip(`there is no C compiler: ${compiled.error.message}`);
   if (compiled.status !== 0) throw new Error(compiled.stderr);
-  return library;
+  return target;
 }
 
 /** The real kernel with some calls answered otherwise. */

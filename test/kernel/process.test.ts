@@ -1,0 +1,331 @@
+// The process whose memory is served ends, in every way and under every wait strategy: `closed` is told once, last,
+// with ESRCH, after everything that was read before; and what was held for it is given back.
+
+import { spawnSync } from 'node:child_process';
+import { readdirSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { Worker } from 'node:worker_threads';
+import * as assert from 'uvu/assert';
+import { type FaultHandler, Userfaultfd, type Wait } from '../../src/index.js';
+import { suite } from '../harness.js';
+import {
+  at,
+  type Call,
+  holdings,
+  kernelWith,
+  needKernel,
+  never,
+  openWith,
+  P,
+  pageOf,
+  recorder,
+  skipWithout,
+  until,
+} from './support.js';
+import { rangeAt, type Watched, watched } from './watched.js';
+
+const test = suite('process');
+
+type Way = Wait | 'by hand';
+const WAYS: Way[] = ['poll', 'block', 'spin', 'adaptive', 'by hand'];
+
+const zero: FaultHandler['pagefault'] = (fault, uffd) => uffd.zero(fault.page, P) === P;
+
+/** Serves until `closed`, which must come by itself. */
+async function serve(uffd: Userfaultfd, handler: FaultHandler, way: Way): Promise<void> {
+  if (way !== 'by hand') uffd.start(handler, { wait: way });
+  while (!uffd.closed) {
+    if (way !== 'by hand' || uffd.poll(handler) === 0) await sleep(1);
+  }
+}
+
+/** The calls, with an error as its code. */
+function coded(calls: readonly Call[]): unknown[] {
+  return calls.map(([name, ...rest]) => [
+    name,
+    ...rest.map((one) => ((one as { code?: string })?.code ? (one as { code?: string }).code : one)),
+  ]);
+}
+
+/** Runs a body, and waits until no descriptor is left of it. */
+async function leavingNothing(body: () => Promise<void>): Promise<void> {
+  const before = holdings().descriptors;
+  await body();
+  await until(() => holdings().descriptors <= before, 'descriptors to go');
+}
+
+/** Ways to end, as orders that come behind one page touched; the last ends it. */
+const ENDS: Record<string, (it: Watched) => void> = {
+  'it exits': (it) => it.order('exit 3'),
+  'it is killed': (it) => it.order('kill'),
+  'it calls exec': (it) => it.order('exec'),
+};
+
+for (const way of WAYS) {
+  for (const [how, end] of Object.entries(ENDS)) {
+    test(`${way}: ${how}`, async () => {
+      needKernel();
+      await leavingNothing(async () => {
+        const it = await watched(4);
+        // Longer than a quiet process is left unasked: being asked changes nothing.
+        it.order('touch 0 1');
+        it.order('sleep 300');
+        it.order('touch 1 1');
+        end(it);
+        const { calls, handler } = recorder(zero);
+        await serve(it.uffd, handler, way);
+        assert.equal(coded(calls), [
+          ['pagefault', it.base, 'read'],
+          ['pagefault', at(it.base, 1), 'read'],
+          ['closed', 'ESRCH'],
+        ]);
+        it.uffd.close();
+        it.kill();
+        await it.ended;
+        assert.is(calls.length, 3, 'told once');
+      });
+    });
+  }
+
+  test(`${way}: on a kernel without pidfds`, async () => {
+    needKernel();
+    await leavingNothing(async () => {
+      const it = await watched(4, [], { kernel: kernelWith(() => ({ pidfd: () => -38 })) });
+      it.order('touch 0 1');
+      it.order('exit 0');
+      const { calls, handler } = recorder(zero);
+      await serve(it.uffd, handler, way);
+      assert.equal(coded(calls), [
+        ['pagefault', it.base, 'read'],
+        ['closed', 'ESRCH'],
+      ]);
+      await it.ended;
+    });
+  });
+
+  test(`${way}: what was read before is told before`, async () => {
+    needKernel();
+    const it = await watched(8, ['event-remove']);
+    await readRemoval(it, 0);
+    await readRemoval(it, 1);
+    it.kill();
+    await it.ended;
+    const { calls, handler } = recorder(never);
+    await serve(it.uffd, handler, way);
+    assert.equal(coded(calls), [
+      ['removed', it.base, at(it.base, 1)],
+      ['removed', at(it.base, 1), at(it.base, 2)],
+      ['closed', 'ESRCH'],
+    ]);
+  });
+
+  test(`${way}: a fill that finds it gone tells what came before, too`, async () => {
+    needKernel();
+    const it = await watched(8, ['event-remove'], { withPid: false });
+    await readRemoval(it, 0);
+    it.kill();
+    await it.ended;
+    assert.is(it.uffd.copy(at(it.base, 5), pageOf(1)), 0);
+    const { calls, handler } = recorder(never);
+    await serve(it.uffd, handler, way);
+    assert.equal(coded(calls), [
+      ['removed', it.base, at(it.base, 1)],
+      ['closed', 'ESRCH'],
+    ]);
+  });
+
+  test(`${way}: killed while a fault of it is out`, async () => {
+    needKernel();
+    const it = await watched(4);
+    it.order('touch 2 1');
+    const { calls, handler } = recorder((fault, uffd) => {
+      it.kill();
+      // The page is there after the first; only the end of the process ends this.
+      while (uffd.copy(fault.page, pageOf(1)) === P);
+    });
+    await serve(it.uffd, handler, way);
+    assert.equal(coded(calls), [
+      ['pagefault', at(it.base, 2), 'read'],
+      ['closed', 'ESRCH'],
+    ]);
+    await it.ended;
+  });
+
+  test(`${way}: killed while a fault of it is put off`, async () => {
+    needKernel();
+    const it = await watched(4);
+    it.order('touch 2 1');
+    const { calls, handler } = recorder(() => {
+      if (calls.length === 2) it.kill();
+      return false;
+    });
+    await serve(it.uffd, handler, way);
+    assert.equal(coded(calls.slice(-1)), [['closed', 'ESRCH']]);
+    assert.ok(calls.slice(0, -1).every(([name]) => name === 'pagefault'));
+    await it.ended;
+  });
+}
+
+/** Makes a page's removal be read by a fill, and not told yet. */
+async function readRemoval(it: Watched, page: number): Promise<void> {
+  const dropped = it.tell(`drop ${page} 1`);
+  await untilRead(it, dropped);
+  assert.is(await dropped, '0');
+}
+
+/** Fills its last page, which reads the event that the answer waits for. */
+async function untilRead(it: Watched, answer: Promise<unknown>): Promise<void> {
+  let done = false;
+  void answer.then(() => {
+    done = true;
+  });
+  while (!done) {
+    it.uffd.zero(at(it.base, 7), P);
+    await sleep(1);
+  }
+}
+
+test('a stop on the way: the next start tells the rest', async () => {
+  needKernel();
+  for (const wait of ['poll', 'block', 'spin', 'adaptive'] as const) {
+    const it = await watched(8, ['event-remove']);
+    await readRemoval(it, 0);
+    await readRemoval(it, 1);
+    it.kill();
+    await it.ended;
+    const { calls, handler } = recorder(never);
+    const stopping: FaultHandler = {
+      ...handler,
+      removed(start, end) {
+        handler.removed?.(start, end);
+        it.uffd.stop();
+      },
+    };
+    it.uffd.start(stopping, { wait });
+    await until(() => !it.uffd.waiting, 'the loop to stop');
+    assert.is(it.uffd.closed, false, wait);
+    assert.is(calls.length, 1, wait);
+    await serve(it.uffd, handler, wait);
+    assert.equal(coded(calls.slice(1)), [
+      ['removed', at(it.base, 1), at(it.base, 2)],
+      ['closed', 'ESRCH'],
+    ]);
+  }
+});
+
+test('a child that was forked before, and not told yet, is told and served after its parent is gone', async () => {
+  skipWithout('event-fork');
+  await leavingNothing(async () => {
+    const it = await watched(8, ['event-fork']);
+    const started = it.tell('start p 3 1');
+    await untilRead(it, started);
+    const childPid = Number(await started);
+    it.kill();
+    await it.ended;
+    const children: Userfaultfd[] = [];
+    const { calls, handler } = recorder(never);
+    await serve(it.uffd, { ...handler, forked: (child) => void children.push(child) }, 'poll');
+    assert.equal(coded(calls), [['closed', 'ESRCH']]);
+    const [child] = children as [Userfaultfd];
+    assert.equal(
+      child.ranges.map(({ start, length }) => [start, length]),
+      [[it.base, 8 * P]],
+    );
+    const served = recorder((fault, uffd) => {
+      uffd.zero(fault.page, P);
+      process.kill(childPid, 'SIGKILL');
+    });
+    await serve(child, served.handler, 'poll');
+    assert.equal(coded(served.calls), [
+      ['pagefault', at(it.base, 3), 'read'],
+      ['closed', 'ESRCH'],
+    ]);
+  });
+});
+
+test('close, stop and release are not the end of the process', async () => {
+  needKernel();
+  await leavingNothing(async () => {
+    const closed = await watched(2);
+    const first = recorder(never);
+    closed.uffd.start(first.handler);
+    closed.uffd.close();
+    closed.kill();
+    await closed.ended;
+
+    const released = await watched(2);
+    const second = recorder(never);
+    released.uffd.start(second.handler);
+    const next = Userfaultfd.wrap(released.uffd.release());
+    released.kill();
+    await released.ended;
+
+    const stopped = await watched(2);
+    const third = recorder(never);
+    stopped.uffd.start(third.handler);
+    stopped.uffd.stop();
+    stopped.kill();
+    await stopped.ended;
+
+    await sleep(500);
+    for (const { calls } of [first, second]) assert.equal(calls, [['closed']]);
+    assert.equal(third.calls, []);
+    assert.is(stopped.uffd.closed, false);
+    assert.is(next.closed, false);
+    next.close();
+    stopped.uffd.close();
+    assert.equal(third.calls, [['closed']]);
+  });
+});
+
+test('a handler that throws while the rest is told: the next start goes on', async () => {
+  needKernel();
+  const it = await watched(8, ['event-remove']);
+  await readRemoval(it, 0);
+  await readRemoval(it, 1);
+  it.kill();
+  await it.ended;
+  const { calls, handler } = recorder(never);
+  const throwing: FaultHandler = {
+    ...handler,
+    removed() {
+      throw new Error('planted');
+    },
+  };
+  assert.throws(() => it.uffd.start(throwing, { wait: 'block' }), /planted/);
+  assert.is(it.uffd.closed, false);
+  await serve(it.uffd, handler, 'block');
+  assert.equal(coded(calls), [
+    ['removed', at(it.base, 1), at(it.base, 2)],
+    ['closed', 'ESRCH'],
+  ]);
+});
+
+test('a pid that is none: the descriptor still belongs to the caller, and nothing is kept', async () => {
+  const fd = openWith().release();
+  const before = holdings();
+  const { pid } = spawnSync('true');
+  assert.throws(() => Userfaultfd.wrap(fd, { pid }), /ESRCH: pidfd_open.*no process/);
+  const worker = new Worker('setInterval(() => {}, 1000)', { eval: true });
+  await new Promise((resolve) => worker.once('online', resolve));
+  const threads = readdirSync('/proc/self/task').map(Number);
+  const thread = threads.find((tid) => tid !== process.pid) as number;
+  assert.throws(() => Userfaultfd.wrap(fd, { pid: thread }), /pidfd_open.*is a thread of a process/);
+  await worker.terminate();
+  for (const bad of [0, -1, 1.5, Number.NaN, 2 ** 31]) {
+    assert.throws(() => Userfaultfd.wrap(fd, { pid: bad }), RangeError, String(bad));
+  }
+  assert.throws(() => Userfaultfd.wrap(fd, { pid: '1' as unknown as number }), TypeError);
+  const full = kernelWith(() => ({ pidfd: () => -24 }));
+  assert.throws(
+    () => Userfaultfd.wrap(fd, { pid: process.pid, kernel: full }),
+    (error: Error & { code: string }) => error.code === 'EMFILE' && !/no process/.test(error.message),
+  );
+  // Ranges too many for the core's memory, after the process was found.
+  const ranges = [rangeAt(0n, 2 ** 33)];
+  assert.throws(() => Userfaultfd.wrap(fd, { pid: process.pid, ranges }), /ENOMEM/);
+  assert.equal(holdings(), before);
+  Userfaultfd.wrap(fd, { pid: process.pid }).close();
+});
+
+test.run();
