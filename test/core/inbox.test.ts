@@ -107,6 +107,8 @@ test('other results of read', () => {
     [-5, Read.failed],
     [-14, Read.failed],
     [-22, Read.failed],
+    [-23, Read.starved],
+    [-24, Read.starved],
   ];
   for (const [result, verdict] of results) {
     assert.equal(core.exports.inboxTake(result), verdict, `read gave ${result}`);

@@ -26,6 +26,8 @@ import { rangeAt, type Watched, watched } from './watched.js';
 
 const test = suite('process');
 
+const UFFDIO_COPY = 0xc028aa03;
+
 type Way = Wait | 'by hand';
 const WAYS: Way[] = ['poll', 'block', 'spin', 'adaptive', 'by hand'];
 
@@ -103,6 +105,26 @@ for (const way of WAYS) {
     });
   });
 
+  test(`${way}: its memory lives on in another process`, async () => {
+    needKernel();
+    // As after vfork; played here: the question whether it is there is always answered with yes.
+    const living = kernelWith((port) => {
+      const ioctl = port.ioctl.bind(port);
+      return { ioctl: (...args) => (args[1] === UFFDIO_COPY ? -2 : ioctl(...args)) };
+    });
+    await leavingNothing(async () => {
+      const it = await watched(4, [], { kernel: living });
+      it.order('touch 0 1');
+      it.order('exit 0');
+      const { calls, handler } = recorder(zero);
+      await serve(it.uffd, handler, way);
+      assert.equal(coded(calls), [
+        ['pagefault', it.base, 'read'],
+        ['closed', 'ESRCH'],
+      ]);
+    });
+  });
+
   test(`${way}: what was read before is told before`, async () => {
     needKernel();
     const it = await watched(8, ['event-remove']);
@@ -117,6 +139,17 @@ for (const way of WAYS) {
       ['removed', at(it.base, 1), at(it.base, 2)],
       ['closed', 'ESRCH'],
     ]);
+  });
+
+  test(`${way}: a fill finds it gone before the start`, async () => {
+    needKernel();
+    const it = await watched(8, [], { withPid: false });
+    it.kill();
+    await it.ended;
+    assert.is(it.uffd.copy(it.base, pageOf(1)), 0);
+    const { calls, handler } = recorder(never);
+    await serve(it.uffd, handler, way);
+    assert.equal(coded(calls), [['closed', 'ESRCH']]);
   });
 
   test(`${way}: a fill that finds it gone tells what came before, too`, async () => {
@@ -211,6 +244,38 @@ test('a stop on the way: the next start tells the rest', async () => {
       ['closed', 'ESRCH'],
     ]);
   }
+});
+
+test('a stop while the last messages of a process that is gone are told', async () => {
+  needKernel();
+  // A message that another process caused comes between the last round and the news: played here.
+  let reads = 0;
+  const late = kernelWith((_port, memory) => ({
+    read(_fd, offset) {
+      if (++reads !== 2) return -11;
+      const message = new DataView(memory.buffer, offset, 32);
+      message.setUint8(0, 0x15);
+      message.setBigUint64(8, 0n, true);
+      message.setBigUint64(16, BigInt(P), true);
+      return 32;
+    },
+  }));
+  const it = await watched(2, [], { kernel: late });
+  it.kill();
+  await it.ended;
+  const { calls, handler } = recorder(never);
+  const stopping: FaultHandler = {
+    ...handler,
+    removed(start, end) {
+      handler.removed?.(start, end);
+      it.uffd.stop();
+    },
+  };
+  it.uffd.start(stopping, { wait: 'block' });
+  assert.equal(calls, [['removed', 0n, BigInt(P)]]);
+  assert.is(it.uffd.closed, false);
+  await serve(it.uffd, handler, 'block');
+  assert.equal(coded(calls.slice(1)), [['closed', 'ESRCH']]);
 });
 
 test('a child that was forked before, and not told yet, is told and served after its parent is gone', async () => {
