@@ -1,18 +1,33 @@
-/* Forks by the bare system call, and waits for the child, which does nothing but exit. The C library's fork
- * would hold malloc's locks until the event is read, and can so hang the very thread that is to read it. */
+/* Forks by the bare system call, and waits for the child. The C library's fork would hold malloc's locks until the
+ * event is read, and can so hang the very thread that is to read it; for the same reason the child, a copy of one
+ * thread of many, does nothing but touch memory and exit. */
 #include <signal.h>
+#include <stdint.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-int fork_once(void)
+/* The child touches pages, each of which should begin with its number plus 1. Its wait status: 0 if they did. */
+int fork_touch(uint64_t address, uint64_t first, uint64_t count)
 {
-	int status;
+	uint64_t page_size = sysconf(_SC_PAGESIZE);
 	long pid = syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+	int status;
 
-	if (pid == 0)
-		syscall(SYS_exit_group, 0);
+	if (pid == 0) {
+		int wrong = 0;
+
+		for (uint64_t page = first; page < first + count; page++)
+			wrong |= *(volatile uint64_t *)(uintptr_t)(address + page * page_size) != page + 1;
+		syscall(SYS_exit_group, wrong);
+	}
 	if (pid < 0)
 		return -1;
 	return waitpid((pid_t)pid, &status, 0) < 0 ? -1 : status;
+}
+
+/* The child does nothing but exit. */
+int fork_once(void)
+{
+	return fork_touch(0, 0, 0);
 }

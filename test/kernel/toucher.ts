@@ -27,6 +27,8 @@ export interface Actions {
   native(library: string, declaration: string, ...args: (number | bigint)[]): number;
   /** Forks with the compiled fork.c: the child's exit status. */
   fork(library: string): number;
+  /** Forks with fork.c; the child touches `count` numbered pages from page `first` on: its wait status, 0 if all were right. */
+  forkTouch(library: string, base: bigint, first: number, count: number): number;
   madvise(address: bigint, length: number, advice: number): number;
   munmap(address: bigint, length: number): number;
   mremap(address: bigint, oldLength: number, newLength: number, flags: number, to: bigint): bigint;
@@ -59,6 +61,8 @@ const actions: Actions = {
     return wrong;
   },
   fork: (library) => libc().koffi.load(library).func('int fork_once()')(),
+  forkTouch: (library, base, first, count) =>
+    libc().koffi.load(library).func('int fork_touch(uint64_t, uint64_t, uint64_t)')(base, first, count),
   send(fd, address, length) {
     try {
       return writeSync(fd, new Uint8Array(view(address, length)), 0, length);
