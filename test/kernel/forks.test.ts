@@ -1,10 +1,13 @@
 // Forks under EVENT_FORK: each child's userfaultfd watches what the parent's did, serves the child, follows the
 // child's changes and not the parent's, and ends with the child. Invariant: no descriptor is left, nobody sleeps.
 
+import { spawnSync } from 'node:child_process';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
 import * as assert from 'uvu/assert';
 import type { FaultHandler, Feature, RegisteredRange, UffdError, Userfaultfd } from '../../src/index.js';
 import { suite } from '../harness.js';
+import type { Starved } from './starved.js';
 import {
   compileLibrary,
   endAll,
@@ -280,5 +283,30 @@ test('a child that nobody serves sleeps, and goes on when its userfaultfd is clo
     assert.is(await forked, '1');
   });
 });
+
+const STARVED = fileURLToPath(new URL('./starved.js', import.meta.url));
+
+for (const way of ['poll', 'block', 'spin', 'adaptive', 'by hand'] as const) {
+  for (const then of ['free', 'close'] as const) {
+    test(`no descriptor is left for the child, ${way}, then ${then}: nobody is left asleep`, () => {
+      skipWithout('event-fork');
+      const args = [...process.execArgv, STARVED, way, then];
+      const { stdout, stderr, status } = spawnSync(process.execPath, args, {
+        encoding: 'utf8',
+        timeout: 40_000,
+        killSignal: 'SIGKILL',
+      });
+      assert.is(status, 0, stderr || 'it hung');
+      const told = JSON.parse(stdout) as Starved;
+      assert.is(told.status, 0, 'the fork got through');
+      assert.equal(told.calls, then === 'free' ? ['forked', 'closed'] : ['closed']);
+      assert.is(told.warnings.length, 1, 'warned once');
+      assert.match(told.warnings[0] as string, /no descriptor left for its child/);
+      // Asked again on a delay, and not as fast as can be.
+      if (['poll', 'block', 'adaptive'].includes(way)) assert.ok(told.elapsedMs > 100, `${told.elapsedMs}`);
+      assert.is(told.left, 0);
+    });
+  }
+}
 
 test.run();
