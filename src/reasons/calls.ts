@@ -116,8 +116,8 @@ export const CALLS: Readonly<Record<string, Reasons>> = {
     EMFILE: {
       cause: "a process has forked, and no file descriptor is left for its child's userfaultfd",
       remedy:
-        "close some, or raise the limit (ulimit -n), and open anew; leave out 'event-fork' where " +
-        'children need no watch',
+        'close some, or raise the limit (ulimit -n): until then the fork waits, and every fill; leave out ' +
+        "'event-fork' where children need no watch",
     },
     ENFILE,
     ENOMEM,
@@ -149,7 +149,7 @@ export const CALLS: Readonly<Record<string, Reasons>> = {
     ENOENT: THREAD,
     ENOSYS: {
       cause: 'this kernel cannot watch a process (Linux 5.3 can), or a seccomp filter hides it',
-      remedy: 'leave out pid; the end of the process then shows at the next fill only',
+      remedy: 'nothing: its exit is noticed all the same, within a fifth of a second',
     },
     EPERM: {
       cause: 'a seccomp filter forbids to watch a process',

@@ -21,7 +21,6 @@ import {
   openWith,
   P,
   pageOf,
-  recorder,
   toucher,
   until,
 } from './support.js';
@@ -368,17 +367,6 @@ const CASES: Case[] = [
     assert.is(c('int dup2(int, int)')(unshaken(), uffd.fd), uffd.fd);
     return { act: () => uffd.poll({ pagefault: never }) };
   }],
-  ['read', 'EMFILE', 'a process has forked', async () => {
-    const library = compileLibrary('fork.c');
-    // Closing frees the descriptor of the process, and with that the fork can be read and let go.
-    const uffd = keep(Userfaultfd.open({ features: ['event-fork'], pid: process.pid }));
-    watched(uffd, 1);
-    const thread = await toucher();
-    const forked = thread.fork(library);
-    keep({ close: () => void forked.then((status) => assert.is(status, 0)) });
-    await thread.asleep();
-    return { act: () => withoutDescriptors(() => uffd.poll(recorder(never).handler)) };
-  }],
   ['poll', 'EINVAL', 'the process may have fewer', () => {
     const uffd = uffdWith();
     Userfaultfd.stop(uffd.stopHandle);
@@ -427,7 +415,7 @@ const CASES: Case[] = [
 
 /** Rows that no case provokes, by the reason. */
 const UNPROVOKED: Record<string, Record<string, string>> = {
-  'the library answers it itself: see transfer.test.ts, inbox.test.ts and operations.test.ts': {
+  'the library answers it itself: see transfer, inbox, operations, forks and process.test.ts': {
     UFFDIO_COPY: 'EAGAIN EEXIST ENOENT ESRCH ENOSPC',
     UFFDIO_ZEROPAGE: 'EAGAIN EEXIST ENOENT ESRCH ENOSPC',
     UFFDIO_CONTINUE: 'EAGAIN EEXIST ENOENT ESRCH ENOSPC',
@@ -435,7 +423,8 @@ const UNPROVOKED: Record<string, Record<string, string>> = {
     UFFDIO_WRITEPROTECT: 'EAGAIN ENOENT ESRCH',
     UFFDIO_MOVE: 'EAGAIN ESRCH',
     UFFDIO_API: 'EINVAL',
-    read: 'EAGAIN',
+    read: 'EAGAIN EMFILE',
+    pidfd_open: 'ENOSYS',
     'any call': 'EINTR',
   },
   'the library never passes what brings it': {
@@ -473,7 +462,7 @@ const UNPROVOKED: Record<string, Record<string, string>> = {
     '/dev/userfaultfd': 'EINVAL ENOENT ENOTTY ENXIO EPERM',
     UFFDIO_POISON: 'EINVAL',
     read: 'EIO',
-    pidfd_open: 'EINVAL ENODEV ENOENT ENOSYS EPERM',
+    pidfd_open: 'EINVAL ENODEV ENOENT EPERM',
     eventfd: 'EINVAL ENODEV',
     mmap: 'EAGAIN EINVAL',
     mremap: 'EINVAL',
