@@ -18,7 +18,18 @@ import {
 } from '../../shim/memory.js';
 import { UffdError } from '../../src/index.js';
 import { suite } from '../harness.js';
-import { at, map, never, P, pageOf, recorder, toucher, touchers, withUffd } from './support.js';
+import {
+  at,
+  map,
+  needKernelFaults,
+  never,
+  P,
+  pageOf,
+  recorder,
+  toucher,
+  touchers,
+  withUffd,
+} from './support.js';
 
 const test = suite('operations');
 
@@ -304,6 +315,7 @@ test('unregister lets a thread go that waits for a minor fault', async () => {
 });
 
 test('poison: whoever touches the page hears of it instead of waiting', async () => {
+  needKernelFaults();
   await withUffd(['poison'], async (uffd, thread) => {
     const base = map(2);
     uffd.register(base, 2 * P);

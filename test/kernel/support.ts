@@ -43,6 +43,15 @@ function probe(): string {
   }
 }
 
+/** Ends the test where only faults of user mode are served, saying so: it has the kernel touch memory. */
+export function needKernelFaults(): void {
+  needKernel();
+  const uffd = Userfaultfd.open();
+  const { userModeOnly } = uffd;
+  uffd.close();
+  if (userModeOnly) skip('only faults of user mode are served here');
+}
+
 /** Opens a userfaultfd, or skips where the kernel lacks a feature. */
 export function openWith(features: OpenOptions['features'] = []): Userfaultfd {
   needKernel();
