@@ -1,5 +1,6 @@
 // The kernel's own shapes: every struct, request number and flag of <linux/userfaultfd.h> that this library
-// speaks, to Linux 6.18, and the few errno values its answers are sorted by. Nothing here decides anything.
+// speaks, to Linux 6.18, PAGEMAP_SCAN of <linux/fs.h>, and the few errno values its answers are sorted by. Nothing
+// here decides anything.
 //
 // Rules: one @unmanaged class per struct, padding written out; names are the header's; a class that overlays
 // a union member repeats the fields before it. test/abi.test.ts compares all of it with the C header.
@@ -241,6 +242,48 @@ export const UFFD_FEATURE_POISON: u64 = 1 << 14;
 export const UFFD_FEATURE_WP_ASYNC: u64 = 1 << 15;
 // 6.8
 export const UFFD_FEATURE_MOVE: u64 = 1 << 16;
+
+// ---- PAGEMAP_SCAN, on /proc/PID/pagemap (6.7) ------------------------------------------------------------
+
+@unmanaged
+export class pm_scan_arg {
+  /** Bytes of this struct. */
+  size: u64;
+  flags: u64;
+  start: u64;
+  end: u64;
+  /** Out: where the walk ended, `end` where it is complete. */
+  walk_end: u64;
+  /** Address of an array of `page_region`. */
+  vec: u64;
+  vec_len: u64;
+  /** 0: without limit. */
+  max_pages: u64;
+  category_inverted: u64;
+  category_mask: u64;
+  category_anyof_mask: u64;
+  return_mask: u64;
+}
+
+@unmanaged
+export class page_region {
+  start: u64;
+  /** Exclusive. */
+  end: u64;
+  categories: u64;
+}
+
+export const PAGEMAP_SCAN: u32 = 0xc0606610;
+
+/** Write-protects what matches. */
+export const PM_SCAN_WP_MATCHING: u64 = 1;
+/** EPERM where a part is not registered for asynchronous write-protection. */
+export const PM_SCAN_CHECK_WPASYNC: u64 = 2;
+
+export const PAGE_IS_WRITTEN: u64 = 1 << 1;
+export const PAGE_IS_PRESENT: u64 = 1 << 3;
+/** In swap, or a marker that is there instead of a page. */
+export const PAGE_IS_SWAPPED: u64 = 1 << 4;
 
 // ---- struct pollfd --------------------------------------------------------------------------------------
 

@@ -32,6 +32,26 @@ export {
   messageDecode,
   messages,
 } from './inbox';
+export {
+  dirtyMark,
+  dirtyOpen,
+  entriesBegin,
+  entriesNext,
+  entriesOffset,
+  entriesRoom,
+  entriesTake,
+  planeClear,
+  planeMove,
+  planeNext,
+  planeSet,
+  runEnd,
+  runStart,
+  scan,
+  scanBegin,
+  scanBuffer,
+  scanRequest,
+  scanTake,
+} from './pagemap';
 export { pagesBytes, pagesWindowSize, pagesWindowStart } from './pages';
 export { rangeCount } from './ranges';
 export {

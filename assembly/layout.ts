@@ -3,6 +3,8 @@
 // the size of a class that lies over a union's member, and must be that of the struct.
 
 import {
+  page_region,
+  pm_scan_arg,
   pollfd,
   uffd_msg,
   uffd_msg_fork,
@@ -87,3 +89,22 @@ export const pollfd__fd: usize = offsetof<pollfd>('fd');
 export const pollfd__events: usize = offsetof<pollfd>('events');
 export const pollfd__revents: usize = offsetof<pollfd>('revents');
 export const sizeof_pollfd: usize = offsetof<pollfd>();
+
+export const pm_scan_arg__size: usize = offsetof<pm_scan_arg>('size');
+export const pm_scan_arg__flags: usize = offsetof<pm_scan_arg>('flags');
+export const pm_scan_arg__start: usize = offsetof<pm_scan_arg>('start');
+export const pm_scan_arg__end: usize = offsetof<pm_scan_arg>('end');
+export const pm_scan_arg__walk_end: usize = offsetof<pm_scan_arg>('walk_end');
+export const pm_scan_arg__vec: usize = offsetof<pm_scan_arg>('vec');
+export const pm_scan_arg__vec_len: usize = offsetof<pm_scan_arg>('vec_len');
+export const pm_scan_arg__max_pages: usize = offsetof<pm_scan_arg>('max_pages');
+export const pm_scan_arg__category_inverted: usize = offsetof<pm_scan_arg>('category_inverted');
+export const pm_scan_arg__category_mask: usize = offsetof<pm_scan_arg>('category_mask');
+export const pm_scan_arg__category_anyof_mask: usize = offsetof<pm_scan_arg>('category_anyof_mask');
+export const pm_scan_arg__return_mask: usize = offsetof<pm_scan_arg>('return_mask');
+export const sizeof_pm_scan_arg: usize = offsetof<pm_scan_arg>();
+
+export const page_region__start: usize = offsetof<page_region>('start');
+export const page_region__end: usize = offsetof<page_region>('end');
+export const page_region__categories: usize = offsetof<page_region>('categories');
+export const sizeof_page_region: usize = offsetof<page_region>();

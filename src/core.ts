@@ -14,6 +14,7 @@ interface Exports extends Record<string, unknown> {
   messages: WebAssembly.Global;
   request: WebAssembly.Global;
   polled: WebAssembly.Global;
+  scan: WebAssembly.Global;
   /** Once, before anything else: log2 of the page size, and the features granted. */
   start(pageShift: number, features: bigint): void;
   openFlags(userModeOnly: number): number;
@@ -60,6 +61,24 @@ interface Exports extends Record<string, unknown> {
   transferResume(): number;
   transferDone(): number;
   transferErrno(): number;
+  /** log2 of the bytes of a page, and of an entry's of pagemap; how many planes. 0: no memory left. */
+  dirtyOpen(pageShift: number, systemShift: number, planeCount: number): number;
+  dirtyMark(): void;
+  planeSet(plane: Plane): void;
+  planeClear(plane: Plane): void;
+  planeMove(source: Plane, target: Plane): void;
+  planeNext(plane: Plane, inside: number): number;
+  runStart(): bigint;
+  runEnd(): bigint;
+  scanBuffer(): number;
+  scanBegin(): void;
+  scanRequest(): number;
+  scanTake(result: number): number;
+  entriesBegin(): void;
+  entriesOffset(): bigint;
+  entriesRoom(): number;
+  entriesTake(bytes: number): void;
+  entriesNext(): number;
 }
 
 /** What a read brought (assembly/inbox.ts, READ_*). */
@@ -86,6 +105,13 @@ export type Op = (typeof Op)[keyof typeof Op];
 
 /** Options of a transfer (assembly/transfer.ts, OPTION_*). */
 export const Option = { dontWake: 1, writeProtect: 2, allowHoles: 4 } as const;
+
+/** Which pages were written since what (assembly/pagemap.ts, PLANE_*). */
+export const Plane = { untold: 0, unsaved: 1, saving: 2 } as const;
+export type Plane = (typeof Plane)[keyof typeof Plane];
+
+/** What a scan of the page tables needs next (assembly/pagemap.ts, SCAN_*). */
+export const Scan = { more: 0, done: 1, nonsense: 2 } as const;
 
 /** Kinds of faults, and modes by bit number, in the kernel's order (missing 1, wp 2, minor 4). */
 export const MODES = ['missing', 'write-protect', 'minor'] as const;
@@ -136,7 +162,7 @@ function bare(exports: Exports): Exports {
 }
 
 /**
- * One instance of the core, with views of the regions it shares. Offsets (`request`, `messages`, `polled`)
+ * One instance of the core, with views of the regions it shares. Offsets (`request`, `messages`, `polled`, `scan`)
  * are what a `KernelPort` takes; they never change, while the buffer behind them does when memory grows.
  */
 export class Core {
@@ -145,6 +171,7 @@ export class Core {
   readonly request: number;
   readonly messages: number;
   readonly polled: number;
+  readonly scan: number;
   readonly #parameters: number;
   readonly #report: number;
   readonly #delivery: number;
@@ -157,6 +184,7 @@ export class Core {
     this.request = exports.request.value;
     this.messages = exports.messages.value;
     this.polled = exports.polled.value;
+    this.scan = exports.scan.value;
     this.#parameters = exports.parameters.value >>> 3;
     this.#report = exports.report.value >>> 3;
     this.#delivery = exports.delivery.value >>> 3;

@@ -1,5 +1,6 @@
-// The kernel's shapes are the C header's: every constant, size and offset of assembly/abi.ts that this machine's
-// <linux/userfaultfd.h> has is equal to it, and the lists and numbers of src/ are equal to those of the core.
+// The kernel's shapes are the C headers': every constant, size and offset of assembly/abi.ts that this machine's
+// <linux/userfaultfd.h> and <linux/fs.h> have is equal to it, and the lists and numbers of src/ are equal to those
+// of the core.
 //
 // UFFD_HEADER=FILE compares with another header, for one that is newer than the system's.
 
@@ -9,7 +10,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { MESSAGE_BYTES, MODES, Next, Op, Option, PAGE_STATES, Read, Step } from '../src/core.js';
+import { MESSAGE_BYTES, MODES, Next, Op, Option, PAGE_STATES, Plane, Read, Scan, Step } from '../src/core.js';
 import { Errno } from '../src/errors.js';
 import { FEATURES, modeBits, type Operation, operationBits } from '../src/features.js';
 import { skip, suite } from './harness.js';
@@ -54,6 +55,7 @@ async function constantsOf(...files: string[]): Promise<Map<string, bigint>> {
 /** A struct of the header exists where the request that takes it does. */
 function guardOf(struct: string): string {
   const request = struct.toUpperCase();
+  if (['pm_scan_arg', 'page_region'].includes(struct)) return 'PAGEMAP_SCAN';
   return /^UFFDIO_(?!RANGE)/.test(request) ? request : 'UFFD_API';
 }
 
@@ -67,8 +69,9 @@ function printer(name: string): string {
     return guarded(guardOf(struct), `sizeof(struct ${struct})`);
   }
   const [struct, field] = name.split('__') as [string, string | undefined];
-  // `arg_pagefault_flags` is `arg.pagefault.flags`: no field of the header has an underscore.
-  if (field) return guarded(guardOf(struct), `offsetof(struct ${struct}, ${field.replaceAll('_', '.')})`);
+  // `arg_pagefault_flags` is `arg.pagefault.flags`: no field of a userfaultfd struct has an underscore.
+  const member = struct === 'pm_scan_arg' ? field : field?.replaceAll('_', '.');
+  if (member) return guarded(guardOf(struct), `offsetof(struct ${struct}, ${member})`);
   return guarded(name, name);
 }
 
@@ -86,6 +89,7 @@ function headerSays(names: Iterable<string>): Map<string, bigint> {
       '#include <stddef.h>',
       '#include <stdio.h>',
       '#include <sys/ioctl.h>',
+      '#include <linux/fs.h>',
       '#include <linux/types.h>',
       // The kernel's own sources say it without the underscores.
       '#define __packed __attribute__((packed))',
@@ -168,10 +172,11 @@ test('features, operations and modes have the bits of the core', async () => {
 });
 
 test('the numbers that src/core.ts repeats are those of the core', async () => {
-  const core = await constantsOf('abi', 'inbox', 'transfer', 'pages', 'faults');
+  const core = await constantsOf('abi', 'inbox', 'transfer', 'pages', 'faults', 'pagemap');
   /** `{ camelCase: number }` against `PREFIX_SNAKE_CASE`, both ways. */
   const compare = (prefix: string, ours: Record<string, number>, other: Record<string, string> = {}) => {
-    const theirs = [...core].filter(([name]) => name.startsWith(prefix));
+    // PAGE_IS_* are the kernel's own.
+    const theirs = [...core].filter(([name]) => name.startsWith(prefix) && !name.startsWith('PAGE_IS_'));
     const snake = (name: string) => other[name] ?? name.replace(/[A-Z]/g, '_$&').toUpperCase();
     const named = Object.entries(ours).map(([name, value]) => [prefix + snake(name), BigInt(value)]);
     assert.deepEqual(Object.fromEntries(named), Object.fromEntries(theirs));
@@ -179,6 +184,8 @@ test('the numbers that src/core.ts repeats are those of the core', async () => {
   compare('READ_', Read);
   compare('NEXT_', Next);
   compare('STEP_', Step);
+  compare('PLANE_', Plane);
+  compare('SCAN_', Scan);
   compare('OP_', Op, { zero: 'ZEROPAGE', writeProtect: 'WRITEPROTECT' });
   compare('OPTION_', Option, { dontWake: 'DONTWAKE', writeProtect: 'WP', allowHoles: 'HOLES' });
   const indexed = (names: readonly string[]) =>

@@ -1,0 +1,167 @@
+// The pages of a range in planes: marked by what a scan or the entries of pagemap say, told as runs. Held against a
+// set of numbers, and against answers that no kernel should give.
+
+import { strict as assert } from 'node:assert';
+import { type Core, instantiate, Plane, Scan } from '../../src/core.js';
+import { generator, seed, suite } from '../harness.js';
+import { BASE, P, PAGE, page } from './support.js';
+
+const test = suite('pagemap');
+
+const PAGES = 200;
+
+function open(pages = PAGES, planes = 3): Core {
+  const core = instantiate();
+  assert.equal(core.arguments(BASE, pages * PAGE).dirtyOpen(12, 12, planes), 1);
+  return core;
+}
+
+/** The pages of a plane (or outside of it), by its runs, between two pages. */
+function told(core: Core, plane: Plane, inside = true, from = 0, to = PAGES): number[] {
+  const pages: number[] = [];
+  let at = page(from);
+  while (at < page(to) && core.arguments(at, Number(page(to))).planeNext(plane, inside ? 1 : 0)) {
+    const start = BigInt.asUintN(64, core.exports.runStart());
+    const end = BigInt.asUintN(64, core.exports.runEnd());
+    assert.ok(start >= at && start < end && end <= page(to), 'a run lies where it was asked for');
+    for (let address = start; address < end; address += P) pages.push(Number((address - BASE) / P));
+    at = end;
+    // Runs are as long as can be: the page behind one is not in it.
+    if (at < page(to)) {
+      const next = core.arguments(at, Number(at + P)).planeNext(plane, inside ? 1 : 0);
+      assert.equal(next, 0, 'a run ends where it has to');
+    }
+  }
+  return pages;
+}
+
+const sorted = (set: Set<number>): number[] => [...set].sort((a, b) => a - b);
+
+test('random marks, moves and clears are those of sets', () => {
+  const random = generator(seed());
+  for (let round = 0; round < 300; round++) {
+    const core = open();
+    const sets = [new Set<number>(), new Set<number>(), new Set<number>()] as const;
+    for (let step = 0; step < 30; step++) {
+      const first = random(PAGES);
+      const count = 1 + random(PAGES - first);
+      const some = Array.from({ length: count }, (_, index) => first + index);
+      const plane = random(3) as Plane;
+      switch (random(4)) {
+        case 0:
+          core.arguments(page(first), count * PAGE).dirtyMark();
+          for (const marked of [Plane.untold, Plane.unsaved]) for (const one of some) sets[marked].add(one);
+          break;
+        case 1:
+          core.arguments(page(first), count * PAGE).planeSet(plane);
+          for (const one of some) sets[plane].add(one);
+          break;
+        case 2:
+          core.exports.planeClear(plane);
+          sets[plane].clear();
+          break;
+        default: {
+          const target = ((plane + 1) % 3) as Plane;
+          core.exports.planeMove(plane, target);
+          for (const one of sets[plane]) sets[target].add(one);
+          sets[plane].clear();
+        }
+      }
+      for (const each of [0, 1, 2] as const) assert.deepEqual(told(core, each), sorted(sets[each]));
+      const [from, to] = [random(PAGES), random(PAGES)].sort((a, b) => a - b) as [number, number];
+      const outside = Array.from({ length: to - from }, (_, index) => from + index).filter(
+        (one) => !sets[plane].has(one),
+      );
+      assert.deepEqual(told(core, plane, false, from, to), outside);
+    }
+  }
+});
+
+/** Plays the kernel's answer to a scan: regions, and where the walk ended. */
+function scan(core: Core, regions: [number, number][], walkedTo: number): number {
+  assert.equal(core.arguments(0x1234n).scanRequest() >>> 0, 0xc0606610);
+  const struct = new BigUint64Array(core.memory.buffer, core.scan, 12);
+  assert.equal(struct[5], 0x1234n, 'vec');
+  struct[4] = page(walkedTo);
+  const out = new BigUint64Array(core.memory.buffer, core.exports.scanBuffer(), regions.length * 3);
+  for (const [index, [from, to]] of regions.entries()) out.set([page(from), page(to), 2n], index * 3);
+  return core.exports.scanTake(regions.length);
+}
+
+test('a round is two scans: pages that are gone, then pages written, each to the end of the range', () => {
+  const core = open();
+  core.exports.scanBegin();
+  const words = (): bigint[] => [...new BigUint64Array(core.memory.buffer, core.scan, 12)];
+  assert.equal(scan(core, [[3, 5]], 100), Scan.more);
+  const gone = words();
+  // size, flags, start, end; inverted and mask: neither present nor swapped.
+  assert.deepEqual([...gone.slice(0, 4), gone[8], gone[9]], [96n, 3n, BASE, page(PAGES), 0x18n, 0x18n]);
+  assert.equal(scan(core, [], PAGES), Scan.more);
+  assert.equal(words()[2], page(100), 'it goes on where the walk ended');
+  assert.equal(
+    scan(
+      core,
+      [
+        [4, 6],
+        [50, 51],
+      ],
+      PAGES,
+    ),
+    Scan.done,
+  );
+  const written = words();
+  assert.deepEqual([written[2], written[8], written[9]], [BASE, 0n, 2n]);
+  for (const plane of [Plane.untold, Plane.unsaved]) assert.deepEqual(told(core, plane), [3, 4, 5, 50]);
+  assert.deepEqual(told(core, Plane.saving), []);
+});
+
+test('answers that make no sense are refused', () => {
+  const answers: [[number, number][], number][] = [
+    [[], 0],
+    [[], PAGES + 1],
+    [[[-1, 2]], PAGES],
+    [[[5, PAGES + 1]], PAGES],
+    [[[5, 5]], PAGES],
+    [[[6, 5]], PAGES],
+  ];
+  for (const [regions, walkedTo] of answers) {
+    const core = open();
+    core.exports.scanBegin();
+    assert.equal(scan(core, regions, walkedTo), Scan.nonsense);
+  }
+  const core = open();
+  core.exports.scanBegin();
+  core.arguments(0n).scanRequest();
+  assert.equal(core.exports.scanTake(100_000), Scan.nonsense);
+});
+
+test('entries of pagemap: runs of those that are not protected, in whole pages of the range', () => {
+  const core = instantiate();
+  // Pages of four entries each.
+  assert.equal(core.arguments(BASE, 16 * 4 * PAGE).dirtyOpen(14, 12, 1), 1);
+  core.exports.entriesBegin();
+  assert.equal(BigInt.asUintN(64, core.exports.entriesOffset()), (BASE / P) * 8n);
+  const room = core.exports.entriesRoom();
+  assert.equal(room, 64 * 8);
+  const entries = new BigUint64Array(core.memory.buffer, core.exports.scanBuffer(), 64).fill(1n << 57n);
+  for (const at of [5, 30, 31, 32, 63]) entries[at] = 1n << 63n;
+  core.exports.entriesTake(room);
+  const runs: [number, number][] = [];
+  while (core.exports.entriesNext()) {
+    const start = Number((BigInt.asUintN(64, core.exports.runStart()) - BASE) / P);
+    runs.push([start, Number((BigInt.asUintN(64, core.exports.runEnd()) - BASE) / P)]);
+  }
+  assert.deepEqual(runs, [
+    [4, 8],
+    [28, 36],
+    [60, 64],
+  ]);
+  assert.equal(core.exports.entriesRoom(), 0, 'that was all');
+});
+
+test('more pages than its memory can hold are refused', () => {
+  const core = instantiate();
+  assert.equal(core.arguments(0n, 2 ** 46).dirtyOpen(12, 12, 3), 0);
+});
+
+test.run();
