@@ -469,7 +469,7 @@ const UNPROVOKED: Record<string, Record<string, string>> = {
     memfd_create: 'EACCES EINVAL ENOSYS EPERM',
     'any call': 'ENOSYS EPERM',
   },
-  'the dirty tracker makes these calls, and its tests provoke them': {
+  'the dirty tracker alone makes these calls; dirty/tracker.test.ts provokes what replaced memory brings': {
     '/proc/PID/pagemap': 'EACCES EMFILE ENFILE ENOENT ENOMEM EPERM ESRCH',
     PAGEMAP_SCAN: 'EFAULT EINVAL ENOMEM ENOTTY EPERM ESRCH',
   },

@@ -1,0 +1,297 @@
+// The file of checkpoints: a header, then checkpoints one behind the other, each with a commit record last. A file is
+// only ever appended to, so whatever interrupts a checkpoint leaves all before it as they were.
+//
+// Rules:
+//  - What has no commit record is not there: readers stop before it, the next writer cuts it off.
+//  - Nothing from a file is believed before it was checked: sizes against the file, places against the memory, a
+//    checkpoint's bytes against its digest before any of them is used.
+//  - Numbers are little-endian. docs/dirty-tracking.md has the layout.
+
+import { createHash, type Hash } from 'node:crypto';
+import type { FileHandle } from 'node:fs/promises';
+
+/** A checkpoint in a file. */
+export interface Checkpoint {
+  /** Its number in the file, from 0. */
+  readonly index: number;
+  /** The one that it builds on; undefined for one that holds everything. */
+  readonly parent: number | undefined;
+  readonly time: Date;
+  /** Pages that it holds, those that are zero included. */
+  readonly pages: number;
+  /** Bytes that it takes in the file. */
+  readonly bytes: number;
+}
+
+/** A file that is none of these, or of other memory, or damaged. */
+export class CheckpointError extends Error {
+  override readonly name = 'CheckpointError';
+  readonly code = 'ERR_UFFD_CHECKPOINT';
+}
+
+/** The memory that a file is about. */
+export interface Shape {
+  readonly pageSize: number;
+  readonly length: number;
+}
+
+/** Where a checkpoint lies. */
+export interface Stored extends Checkpoint {
+  readonly offset: number;
+  readonly digest: Buffer;
+}
+
+/** Some pages of a checkpoint: their bytes at `offset`, or zeros. */
+export interface StoredRun {
+  readonly firstPage: number;
+  readonly pages: number;
+  readonly offset: number | undefined;
+}
+
+const MAGIC = 'UFFDCKPT';
+const VERSION = 1;
+export const HEADER_BYTES = 32;
+const BEGIN = 0x4e474542;
+const DONE = 0x454e4f44;
+const BEGIN_BYTES = 40;
+const RUN_BYTES = 24;
+const DONE_BYTES = 48;
+const DATA = 1;
+const ZEROS = 2;
+const NO_PARENT = 0xffffffff;
+/** Bytes that are read or written at once. */
+export const CHUNK_BYTES = 1 << 20;
+
+/** The first 8 bytes of a SHA-256, to tell a record from whatever else may lie there. */
+function mark(bytes: Buffer): Buffer {
+  return createHash('sha256').update(bytes).digest().subarray(0, 8);
+}
+
+async function readAt(file: FileHandle, offset: number, length: number): Promise<Buffer> {
+  const bytes = Buffer.alloc(length);
+  for (let done = 0; done < length; ) {
+    const { bytesRead } = await file.read(bytes, done, length - done, offset + done);
+    if (bytesRead === 0) return bytes.subarray(0, done);
+    done += bytesRead;
+  }
+  return bytes;
+}
+
+// ---- reading -----------------------------------------------------------------------------------------------
+
+/** A file's checkpoints, as far as it is whole. */
+export interface Contents {
+  readonly shape: Shape;
+  readonly checkpoints: readonly Stored[];
+  /** Where the last whole one ends: what lies behind is to be cut off. */
+  readonly end: number;
+}
+
+/** Undefined: the file is empty. */
+export async function readContents(file: FileHandle, path: string): Promise<Contents | undefined> {
+  const { size } = await file.stat();
+  if (size === 0) return undefined;
+  const shape = await readHeader(file, path);
+  const checkpoints: Stored[] = [];
+  let end = HEADER_BYTES;
+  for (;;) {
+    const next = await readStored(file, shape, end, size, checkpoints.length);
+    if (!next) return { shape, checkpoints, end };
+    checkpoints.push(next);
+    end += next.bytes;
+  }
+}
+
+async function readHeader(file: FileHandle, path: string): Promise<Shape> {
+  const bytes = await readAt(file, 0, HEADER_BYTES);
+  if (bytes.length < HEADER_BYTES || bytes.toString('latin1', 0, 8) !== MAGIC) {
+    throw new CheckpointError(`${path} is no file of checkpoints`);
+  }
+  const version = bytes.readUInt32LE(8);
+  if (version !== VERSION) {
+    throw new CheckpointError(`${path} has version ${version} of the format; ${VERSION} can be read here`);
+  }
+  const pageSize = bytes.readUInt32LE(12);
+  const length = Number(bytes.readBigUInt64LE(16));
+  const sound = bytes.subarray(24).equals(mark(bytes.subarray(0, 24)));
+  if (!sound || pageSize === 0 || length % pageSize !== 0 || !Number.isSafeInteger(length)) {
+    throw new CheckpointError(`the header of ${path} is damaged`);
+  }
+  return { pageSize, length };
+}
+
+interface Begun {
+  parent: number | undefined;
+  time: Date;
+  pages: number;
+}
+
+/** The checkpoint at `offset`, if a whole one lies there. Its digest is not checked yet. */
+async function readStored(
+  file: FileHandle,
+  shape: Shape,
+  offset: number,
+  size: number,
+  index: number,
+): Promise<Stored | undefined> {
+  const begun = await readBegin(file, offset, index);
+  if (!begun) return undefined;
+  let at = offset + BEGIN_BYTES;
+  let pages = 0;
+  for (;;) {
+    const head = await readAt(file, at, RUN_BYTES);
+    if (head.length < RUN_BYTES) return undefined;
+    if (head.readUInt32LE(0) === DONE) break;
+    const run = runOf(head, at, shape, size);
+    if (!run) return undefined;
+    pages += run.pages;
+    at += RUN_BYTES + (run.offset === undefined ? 0 : run.pages * shape.pageSize);
+  }
+  const done = await readAt(file, at, DONE_BYTES);
+  const whole =
+    done.length === DONE_BYTES &&
+    done.readUInt32LE(4) === index &&
+    done.readBigUInt64LE(8) === BigInt(at - offset) &&
+    pages === begun.pages;
+  if (!whole) return undefined;
+  return { ...begun, index, offset, bytes: at + DONE_BYTES - offset, digest: done.subarray(16) };
+}
+
+async function readBegin(file: FileHandle, offset: number, index: number): Promise<Begun | undefined> {
+  const bytes = await readAt(file, offset, BEGIN_BYTES);
+  if (bytes.length < BEGIN_BYTES || bytes.readUInt32LE(0) !== BEGIN) return undefined;
+  if (!bytes.subarray(32).equals(mark(bytes.subarray(0, 32))) || bytes.readUInt32LE(4) !== index)
+    return undefined;
+  const parent = bytes.readUInt32LE(8);
+  if (parent !== NO_PARENT && parent >= index) return undefined;
+  return {
+    parent: parent === NO_PARENT ? undefined : parent,
+    time: new Date(bytes.readDoubleLE(16)),
+    pages: Number(bytes.readBigUInt64LE(24)),
+  };
+}
+
+/** The run whose head lies at `at`; undefined where it does not fit the memory or the file. */
+function runOf(head: Buffer, at: number, shape: Shape, size: number): StoredRun | undefined {
+  const kind = head.readUInt32LE(0);
+  const pages = head.readUInt32LE(4);
+  const firstPage = Number(head.readBigUInt64LE(8));
+  if ((kind !== DATA && kind !== ZEROS) || pages === 0) return undefined;
+  if (firstPage + pages > shape.length / shape.pageSize) return undefined;
+  if (kind === ZEROS) return { firstPage, pages, offset: undefined };
+  const offset = at + RUN_BYTES;
+  return offset + pages * shape.pageSize <= size ? { firstPage, pages, offset } : undefined;
+}
+
+/** The runs of a checkpoint, in their order. */
+export async function* runsOf(file: FileHandle, shape: Shape, stored: Stored): AsyncGenerator<StoredRun> {
+  const end = stored.offset + stored.bytes - DONE_BYTES;
+  for (let at = stored.offset + BEGIN_BYTES; at < end; ) {
+    const run = runOf(await readAt(file, at, RUN_BYTES), at, shape, end);
+    if (!run) throw new CheckpointError(`checkpoint ${stored.index} was changed while it was read`);
+    yield run;
+    at += RUN_BYTES + (run.offset === undefined ? 0 : run.pages * shape.pageSize);
+  }
+}
+
+/** @throws CheckpointError where a checkpoint's bytes are not those that were written */
+export async function checkDigest(file: FileHandle, stored: Stored): Promise<void> {
+  const hash = createHash('sha256');
+  const end = stored.offset + stored.bytes - DONE_BYTES + 16;
+  for (let at = stored.offset; at < end; ) {
+    const bytes = await readAt(file, at, Math.min(CHUNK_BYTES, end - at));
+    if (bytes.length === 0) break;
+    hash.update(bytes);
+    at += bytes.length;
+  }
+  if (!hash.digest().equals(stored.digest)) {
+    throw new CheckpointError(`checkpoint ${stored.index} is damaged: its bytes do not fit its digest`);
+  }
+}
+
+// ---- writing -----------------------------------------------------------------------------------------------
+
+export async function writeHeader(file: FileHandle, { pageSize, length }: Shape): Promise<void> {
+  const bytes = Buffer.alloc(HEADER_BYTES);
+  bytes.write(MAGIC, 0, 'latin1');
+  bytes.writeUInt32LE(VERSION, 8);
+  bytes.writeUInt32LE(pageSize, 12);
+  bytes.writeBigUInt64LE(BigInt(length), 16);
+  mark(bytes.subarray(0, 24)).copy(bytes, 24);
+  await writeAt(file, 0, bytes);
+}
+
+async function writeAt(file: FileHandle, offset: number, bytes: Uint8Array): Promise<void> {
+  for (let done = 0; done < bytes.length; ) {
+    const { bytesWritten } = await file.write(bytes, done, bytes.length - done, offset + done);
+    done += bytesWritten;
+  }
+}
+
+/** Writes one checkpoint. Without `commit` it was never there. */
+export class CheckpointWriter {
+  readonly #file: FileHandle;
+  readonly #offset: number;
+  readonly #index: number;
+  readonly #begun: Begun;
+  readonly #hash: Hash = createHash('sha256');
+  #at: number;
+
+  private constructor(file: FileHandle, offset: number, index: number, begun: Begun) {
+    this.#file = file;
+    this.#offset = offset;
+    this.#at = offset;
+    this.#index = index;
+    this.#begun = begun;
+  }
+
+  static async begin(
+    file: FileHandle,
+    offset: number,
+    index: number,
+    begun: Begun,
+  ): Promise<CheckpointWriter> {
+    const writer = new CheckpointWriter(file, offset, index, begun);
+    const bytes = Buffer.alloc(BEGIN_BYTES);
+    bytes.writeUInt32LE(BEGIN, 0);
+    bytes.writeUInt32LE(index, 4);
+    bytes.writeUInt32LE(begun.parent ?? NO_PARENT, 8);
+    bytes.writeDoubleLE(begun.time.getTime(), 16);
+    bytes.writeBigUInt64LE(BigInt(begun.pages), 24);
+    mark(bytes.subarray(0, 32)).copy(bytes, 32);
+    await writer.#append(bytes);
+    return writer;
+  }
+
+  async #append(bytes: Uint8Array): Promise<void> {
+    this.#hash.update(bytes);
+    await writeAt(this.#file, this.#at, bytes);
+    this.#at += bytes.length;
+  }
+
+  /** Pages with their bytes, or without any: they are zero. */
+  async run(firstPage: number, pages: number, bytes?: Uint8Array): Promise<void> {
+    const head = Buffer.alloc(RUN_BYTES);
+    head.writeUInt32LE(bytes ? DATA : ZEROS, 0);
+    head.writeUInt32LE(pages, 4);
+    head.writeBigUInt64LE(BigInt(firstPage), 8);
+    await this.#append(head);
+    if (bytes) await this.#append(bytes);
+  }
+
+  /** `sync`: everything is on the disk before the commit record is, and that one before this returns. */
+  async commit(sync: boolean): Promise<Stored> {
+    const bytes = Buffer.alloc(DONE_BYTES);
+    bytes.writeUInt32LE(DONE, 0);
+    bytes.writeUInt32LE(this.#index, 4);
+    bytes.writeBigUInt64LE(BigInt(this.#at - this.#offset), 8);
+    this.#hash.update(bytes.subarray(0, 16));
+    const digest = this.#hash.digest();
+    digest.copy(bytes, 16);
+    if (sync) await this.#file.datasync();
+    await writeAt(this.#file, this.#at, bytes);
+    if (sync) await this.#file.datasync();
+    const length = this.#at + DONE_BYTES - this.#offset;
+    return { ...this.#begun, index: this.#index, offset: this.#offset, bytes: length, digest };
+  }
+}

@@ -1,0 +1,262 @@
+// How writes are seen. Both ways keep what they know in the page tables alone: a page whose entry is not
+// write-protected was written, or is gone. `take` marks such pages and protects them again.
+//
+// Why nothing is missed: a page is protected before it is told, and read after it was told. A write before the
+// protection is in what is read; a write after it takes the protection away once more, and the next `take` sees
+// that. Nothing else is recorded anywhere, so there is nothing to get out of step, and no lock.
+//
+//  - Asynchronous (Linux 6.7): the kernel lifts the protection itself, and one PAGEMAP_SCAN finds and protects.
+//  - Synchronous (Linux 5.14): a write waits until a thread of the tracker's own lifts the protection. `take` reads
+//    /proc/self/pagemap. A thread that is told of a page late, after a `take`, lifts the protection of a page that
+//    its writer is about to write.
+
+import { readSync } from 'node:fs';
+import { Worker } from 'node:worker_threads';
+import { linuxKernel } from '../../shim/linux.js';
+import { duplicate } from '../../shim/memory.js';
+import { Scan } from '../core.js';
+import { Errno, UffdError, UnsupportedError } from '../errors.js';
+import type { Kernel, KernelPort } from '../kernel.js';
+import { Userfaultfd } from '../userfaultfd.js';
+import type { LifterTask } from './lifter.js';
+import type { DirtyRun, PageSet } from './pages.js';
+import type { Target } from './target.js';
+
+/** What is common to both ways: memory that is registered and protected. */
+export interface Watch {
+  readonly mode: 'async' | 'sync';
+  /** Bytes of a page there. */
+  readonly pageSize: number;
+  /**
+   * Marks the pages that were written or went since the last call, and protects them again.
+   *
+   * @throws UffdError where the memory is no longer what was registered; every page is marked then
+   */
+  take(pages: PageSet): void;
+  /** Ends it: the memory is as it was before. Idempotent. */
+  close(): void;
+}
+
+/** Why a scan is refused. */
+const REPLACED = 'a part of the memory was unmapped or mapped anew, and is no longer watched';
+
+/** A userfaultfd that has registered and protected the memory, and its pagemap. */
+abstract class Registered {
+  readonly pageSize: number;
+  protected readonly uffd: Userfaultfd;
+  protected readonly kernel: Kernel;
+  protected readonly target: Target;
+  #pagemap = -1;
+  #port: KernelPort | undefined;
+
+  protected constructor(target: Target, kernel: Kernel, uffd: Userfaultfd) {
+    this.target = target;
+    this.kernel = kernel;
+    this.uffd = uffd;
+    try {
+      uffd.register(target.address, target.length, 'write-protect');
+      this.pageSize = uffd.ranges[0]?.pageSize ?? kernel.pageSize;
+      this.protect({ start: target.address, length: target.length });
+    } catch (error) {
+      uffd.close();
+      throw error;
+    }
+  }
+
+  /** The port, and the pagemap's descriptor, for the core that lies in this memory. */
+  protected pagemap(memory: WebAssembly.Memory): { port: KernelPort; fd: number } {
+    this.#port ??= this.kernel.attach(memory);
+    if (this.#pagemap < 0) {
+      const fd = this.#port.openPagemap(0);
+      if (fd < 0) throw new UffdError(fd, '/proc/PID/pagemap');
+      this.#pagemap = fd;
+    }
+    return { port: this.#port, fd: this.#pagemap };
+  }
+
+  protected protect({ start, length }: DirtyRun): void {
+    if (this.uffd.writeProtect(start, length, true) < length) throw this.replaced('UFFDIO_WRITEPROTECT');
+  }
+
+  protected replaced(call: string): UffdError {
+    const { address, length } = this.target;
+    return new UffdError(Errno.ENOENT as number, call, { address, length, reason: REPLACED });
+  }
+
+  close(): void {
+    if (this.uffd.closed) return;
+    try {
+      this.uffd.unregister(this.target.address, this.target.length);
+    } catch (error) {
+      // Memory that was unmapped is not registered any more either.
+      if (!(error instanceof UffdError)) throw error;
+    }
+    this.uffd.close();
+    if (this.#pagemap >= 0) this.#port?.close(this.#pagemap);
+    this.#pagemap = -1;
+  }
+}
+
+export class AsyncWatch extends Registered implements Watch {
+  readonly mode = 'async';
+
+  static open(target: Target, kernel: Kernel): AsyncWatch {
+    const uffd = Userfaultfd.open({
+      features: ['wp-async'],
+      optional: ['wp-hugetlbfs-shmem'],
+      kernel,
+    });
+    return new AsyncWatch(target, kernel, uffd);
+  }
+
+  take(pages: PageSet): void {
+    const { core, start, length } = pages;
+    const { port, fd } = this.pagemap(core.memory);
+    core.exports.scanBegin();
+    for (let verdict: number = Scan.more; verdict === Scan.more; ) {
+      const buffer = port.addressOf(new Uint8Array(core.memory.buffer, core.exports.scanBuffer()));
+      const result = port.ioctl(fd, core.arguments(buffer).scanRequest() >>> 0, core.scan);
+      if (result === -(Errno.EINTR as number)) continue;
+      verdict = result < 0 ? Scan.nonsense : core.exports.scanTake(result);
+      if (verdict !== Scan.nonsense) continue;
+      // What the scan had protected before it failed is not told.
+      pages.mark(start, length);
+      throw result === -(Errno.EPERM as number)
+        ? this.replaced('PAGEMAP_SCAN')
+        : new UffdError(result < 0 ? result : (Errno.EIO as number), 'PAGEMAP_SCAN', {
+            address: start,
+            length,
+          });
+    }
+  }
+}
+
+export class SyncWatch extends Registered implements Watch {
+  readonly mode = 'sync';
+  /**
+   * Pages that are not there cannot be protected (anonymous memory before Linux 6.4), or do not look it (huge
+   * pages before 6.11): they are made to be there by reading them.
+   */
+  #populates = false;
+  #lifter: Worker | undefined;
+  #stopHandle: SharedArrayBuffer | undefined;
+  #failure: Error | undefined;
+
+  static async open(
+    target: Target,
+    kernel: Kernel,
+    pagesOf: (pageSize: number, systemPageSize: number) => PageSet,
+  ): Promise<SyncWatch> {
+    const uffd = Userfaultfd.open({
+      features: ['pagefault-flag-wp'],
+      optional: ['wp-hugetlbfs-shmem', 'wp-unpopulated'],
+      kernel,
+    });
+    const watch = new SyncWatch(target, kernel, uffd);
+    try {
+      watch.#protectAll(pagesOf(watch.pageSize, kernel.pageSize));
+      await watch.#startLifter();
+    } catch (error) {
+      watch.close();
+      throw error;
+    }
+    return watch;
+  }
+
+  take(pages: PageSet): void {
+    if (this.#failure) throw this.#failure;
+    for (const run of this.#unprotected(pages)) {
+      pages.mark(run.start, run.length);
+      this.#protectAgain(run);
+    }
+  }
+
+  #protectAgain(run: DirtyRun): void {
+    if (this.#populates) this.#populate(run);
+    this.protect(run);
+  }
+
+  /** Makes sure at the start that every page is protected, and is seen to be. */
+  #protectAll(pages: PageSet): void {
+    if (this.#unprotected(pages).next().done) return;
+    this.#populates = true;
+    for (const run of this.#unprotected(pages)) this.#protectAgain(run);
+    if (!this.#unprotected(pages).next().done) {
+      throw new UnsupportedError(
+        'this kernel does not tell in /proc/self/pagemap which pages are write-protected; Linux 5.14 does',
+      );
+    }
+  }
+
+  /** The runs of pages that are not protected. */
+  *#unprotected(pages: PageSet): Generator<DirtyRun> {
+    const { core } = pages;
+    const { exports } = core;
+    const { fd } = this.pagemap(core.memory);
+    exports.entriesBegin();
+    for (;;) {
+      const room = exports.entriesRoom();
+      if (room === 0) return;
+      const buffer = new Uint8Array(core.memory.buffer, exports.scanBuffer(), room);
+      const read = readSync(fd, buffer, 0, room, Number(BigInt.asUintN(64, exports.entriesOffset())));
+      if (read === 0) throw this.replaced('/proc/PID/pagemap');
+      exports.entriesTake(read);
+      while (exports.entriesNext()) yield pages.found();
+    }
+  }
+
+  /** Reads a byte of each page: memory that was never written gets its zero page. */
+  #populate({ start, length }: DirtyRun): void {
+    const offset = Number(start - this.target.address);
+    for (let at = offset; at < offset + length; at += this.pageSize) this.target.touch(at);
+  }
+
+  /** The thread that lifts the protection. It has a descriptor of its own, and asks nothing of this thread. */
+  async #startLifter(): Promise<void> {
+    const fd = duplicate(this.uffd.fd);
+    if (fd < 0) throw new UffdError(fd, 'fcntl');
+    const { features, ranges } = this.uffd;
+    const task: LifterTask = { fd, features, ranges };
+    const lifter = new Worker(new URL('./lifter.js', import.meta.url), { workerData: task });
+    this.#lifter = lifter;
+    lifter.unref();
+    this.#stopHandle = await new Promise<SharedArrayBuffer>((resolve, reject) => {
+      lifter.once('message', resolve);
+      lifter.on('error', (error) => {
+        this.#failure = error;
+        reject(error);
+      });
+    });
+  }
+
+  override close(): void {
+    super.close();
+    if (this.#stopHandle) Userfaultfd.stop(this.#stopHandle);
+    else this.#lifter?.terminate();
+  }
+}
+
+/** Opens the way that this kernel has, or the one that is asked for. */
+export async function openWatch(
+  target: Target,
+  mode: 'auto' | 'async' | 'sync',
+  kernel: Kernel | undefined,
+  pagesOf: (pageSize: number, systemPageSize: number) => PageSet,
+): Promise<Watch> {
+  const chosen = kernel ?? linuxKernel();
+  const { features } = Userfaultfd.probe({ kernel: chosen });
+  if (mode !== 'sync' && features.has('wp-async')) {
+    const watch = AsyncWatch.open(target, chosen);
+    pagesOf(watch.pageSize, chosen.pageSize);
+    return watch;
+  }
+  if (mode === 'async') {
+    throw new UnsupportedError(
+      "this kernel has no asynchronous write-protection, which came with Linux 6.7; mode 'sync' does without",
+    );
+  }
+  if (!features.has('pagefault-flag-wp')) {
+    throw new UnsupportedError('this kernel cannot write-protect for user space; tracking needs Linux 5.14');
+  }
+  return SyncWatch.open(target, chosen, pagesOf);
+}

@@ -1,0 +1,50 @@
+// What the tests of dirty tracking share: memory of each kind, and a shadow of what was written into it.
+
+import type { DirtyRun } from '../../src/dirty/index.js';
+import { type AnonymousOptions, Mapping } from '../../src/index.js';
+import { hugePageSize, withHugePages } from '../kernel/huge-pages.js';
+import { P } from '../kernel/support.js';
+
+export const MODES = ['async', 'sync'] as const;
+
+export interface Kind {
+  readonly name: string;
+  /** Makes `pages` pages; more where the kind is in larger ones. */
+  make(pages: number): Mapping;
+  /** Bytes of what is told at once. */
+  pageSize(): number;
+  /** Runs a body where this kind can be had. */
+  needs(pages: number, body: () => Promise<void>): Promise<void>;
+}
+
+const plain = { pageSize: () => P, needs: (_pages: number, body: () => Promise<void>) => body() };
+const anonymous = (name: string, options: AnonymousOptions): Kind => ({
+  name,
+  make: (pages) => Mapping.anonymous(pages * P, options),
+  ...plain,
+});
+
+export const KINDS: readonly Kind[] = [
+  anonymous('anonymous', {}),
+  anonymous('transparent huge pages', { transparentHuge: true }),
+  { name: 'memfd', make: (pages) => Mapping.memfd(pages * P), ...plain },
+  {
+    name: 'hugetlb',
+    make: (pages) => Mapping.anonymous(pages * hugePageSize(), { pageSize: hugePageSize() }),
+    pageSize: hugePageSize,
+    needs: withHugePages,
+  },
+];
+
+/** The numbers of the pages in some runs. */
+export function pagesOf(runs: readonly DirtyRun[], base: bigint, pageSize: number): number[] {
+  return runs.flatMap(({ start, length }) => {
+    const first = Number((start - base) / BigInt(pageSize));
+    return Array.from({ length: length / pageSize }, (_, page) => first + page);
+  });
+}
+
+/** Ascending, without repeats. */
+export function sorted(pages: Iterable<number>): number[] {
+  return [...new Set(pages)].sort((a, b) => a - b);
+}
