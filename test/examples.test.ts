@@ -16,6 +16,7 @@ const EXAMPLES: Record<string, { needs: Feature[]; prints: string[] }> = {
   'answer-faults': { needs: [], prints: ['CAD', 'read of page 0', 'read of page 2', 'read of page 3'] },
   'minor-faults': { needs: ['minor-shmem'], prints: ['minor fault of page 2', 'GAMMA', 'minor fault of page 0', 'ALPHA'] },
   'move-pages': { needs: ['move'], prints: ['page 2 moves', 'page 0 moves', 'read: 67 65', 'left behind: 0 66 0'] },
+  'track-writes': { needs: ['pagefault-flag-wp'], prints: ['checkpoint of 100 pages', 'written: page 7', 'written: page 42', 'checkpoint of 2 pages', 'the first draft'] },
   poison: { needs: ['poison'], prints: ['page 1 cannot be read from its source', 'page 0 is saved', 'page 1: EFAULT', 'page 2 is saved'] },
 };
 
