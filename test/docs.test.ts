@@ -1,9 +1,10 @@
 // docs/linux.md is complete and true: it has a row for everything of the kernel's that assembly/abi.ts knows, names
-// the kernel that brought each feature as src/features.ts does, and each test that it names is there.
+// the kernel that brought each feature as src/features.ts does, and each test that it names is there. And links
+// between the documents lead somewhere.
 
 import { strict as assert } from 'node:assert';
-import { existsSync, readFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { dirname, join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { FEATURES, featureSince } from '../src/features.js';
 import { suite } from './harness.js';
@@ -92,6 +93,20 @@ test('each test that docs/linux.md names is there', () => {
     assert.ok(existsSync(join(root, 'test', file)), `${kernel}: test/${file}`);
     const found = testNamesOf(file).some((pattern) => pattern.test(name));
     assert.ok(found, `${kernel}: test/${file} has no test '${name}'`);
+  }
+});
+
+test('links between documents lead to files that are there', () => {
+  const documents = [
+    'README.md',
+    'ARCHITECTURE.md',
+    ...readdirSync(join(root, 'docs')).map((name) => `docs/${name}`),
+  ];
+  for (const document of documents) {
+    for (const [, target = ''] of textOf(document).matchAll(/\]\((?!https?:)([^)#]+)/g)) {
+      const file = relative(root, join(root, dirname(document), target));
+      assert.ok(existsSync(join(root, file)), `${document} links to ${file}`);
+    }
   }
 });
 
