@@ -3,7 +3,8 @@
 // Rules:
 //  - The kernel's read hands out page faults before all other events, whatever their order of arrival, so
 //    nothing is offered before the queue was read to its end (EAGAIN, or a read that left room in the buffer,
-//    which the kernel ends only there): `inboxNext` asks for a read until then.
+//    which the kernel ends only there): `inboxNext` asks for a read until then. (It ends one also before a fork for
+//    whose child there is no descriptor; but nothing can be filled then, so no answer can be wrong.)
 //  - Every mapping change that was read is delivered before any fault. It is applied to ranges, pages and
 //    waiting faults at the moment it is delivered, so the tables say what the handler has been told.
 //  - Memory per event is bounded: when EVENTS of them wait, `inboxRoom` is 0 and they are delivered first.

@@ -34,7 +34,11 @@ export interface FaultHandler {
   unmapped?(start: bigint, end: bigint): void;
   /** mremap moved `length` bytes, the old length; a grown part follows behind them. ('event-remap') */
   remapped?(from: bigint, to: bigint, length: number): void;
-  /** The process forked; `child` serves the child's memory and is yours to close. ('event-fork') */
+  /**
+   * The process forked; `child` serves the child's memory, once it is started, and is yours to close. It watches what
+   * its parent watches now, and follows the child alone from here. When the child exits or calls exec it ends by
+   * itself: its `closed` is told ESRCH, within a fifth of a second. ('event-fork')
+   */
   forked?(child: Userfaultfd): void;
   /**
    * Always last, exactly once: the one handler that is in charge then is told. No error: `close`, `release`, end

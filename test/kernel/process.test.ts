@@ -246,6 +246,24 @@ test('a stop on the way: the next start tells the rest', async () => {
   }
 });
 
+test('poll: an exit is told at once, not at the next look', async () => {
+  needKernel();
+  // Looks never come here: only the process's own descriptor can tell.
+  const blind = kernelWith((port) => {
+    const after = port.after.bind(port);
+    return { after: (delayMs, due) => after(delayMs < 200 ? delayMs : 1e9, due) };
+  });
+  const it = await watched(2, [], { kernel: blind });
+  it.order('touch 0 1');
+  it.order('exit 0');
+  const { calls, handler } = recorder(zero);
+  await serve(it.uffd, handler, 'poll');
+  assert.equal(coded(calls), [
+    ['pagefault', it.base, 'read'],
+    ['closed', 'ESRCH'],
+  ]);
+});
+
 test('a stop while the last messages of a process that is gone are told', async () => {
   needKernel();
   // A message that another process caused comes between the last round and the news: played here.

@@ -1,5 +1,5 @@
-// Run by forks.test.ts in a process of its own: a thread of this process forks, and no descriptor is left for the
-// child when the loop reads that. After ten reads in vain there is one (`free`), or the loop is stopped and the
+// Run by forks.test.ts in a process of its own: two threads of this process fork, and no descriptor is left for
+// the children when the loop reads that. After ten reads in vain there is one (`free`), or the loop is stopped and the
 // userfaultfd closed (`close`). Says what came of it, as JSON.
 //
 //   starved.js WAY free|close      WAY: a wait strategy, or 'by hand'
@@ -8,11 +8,11 @@ import { closeSync, openSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { libc } from '../../shim/libc.js';
 import { Userfaultfd, type Wait } from '../../src/index.js';
-import { compileLibrary, endAll, holdings, kernelWith, map, never, P, toucher, until } from './support.js';
+import { compileLibrary, endAll, holdings, kernelWith, map, never, P, touchers, until } from './support.js';
 
 export interface Starved {
-  /** The wait status of the forked child. */
-  status: number;
+  /** The wait statuses of the forked children. */
+  statuses: number[];
   calls: string[];
   warnings: string[];
   /** Reads in vain, and how long the first ten of them took. */
@@ -28,12 +28,12 @@ const EMFILE = 24;
 const LIMIT = 300;
 
 const [way, then] = process.argv.slice(2) as [Wait | 'by hand', 'free' | 'close'];
-const told: Starved = { status: -1, calls: [], warnings: [], vain: 0, elapsedMs: 0, left: 0 };
+const told: Starved = { statuses: [], calls: [], warnings: [], vain: 0, elapsedMs: 0, left: 0 };
 process.on('warning', ({ message }) => void told.warnings.push(message));
 
 const library = compileLibrary('fork.c');
-const thread = await toucher();
-await thread.fork(library);
+const threads = await touchers(2);
+for (const thread of threads) await thread.fork(library);
 const before = holdings().descriptors;
 
 let begun = 0;
@@ -54,8 +54,8 @@ const kernel = kernelWith((port) => {
 const uffd = Userfaultfd.open({ kernel, features: ['event-fork'] });
 const base = map(1);
 uffd.register(base, P);
-const forked = thread.fork(library);
-await thread.asleep();
+const forked = threads.map((thread) => thread.fork(library));
+await Promise.all(threads.map((thread) => thread.asleep()));
 const fillers = takeAll();
 
 function enough(): void {
@@ -81,7 +81,7 @@ if (way === 'by hand') {
   await until(() => !uffd.waiting, 'the loop to stop');
 }
 uffd.close();
-told.status = await forked;
+told.statuses = await Promise.all(forked);
 for (const fd of fillers) closeSync(fd);
 await sleep(20);
 told.left = holdings().descriptors - before;
