@@ -43,7 +43,11 @@ const EEXIST = 17n;
 const HUGE_POOL = '/proc/sys/vm/nr_hugepages';
 const THP = '/sys/kernel/mm/transparent_hugepage/enabled';
 
-let next = 0x1000_0000_0000n;
+/**
+ * Where the next mapping goes. Above what V8 asks for (2^46), which would put its own pages into the room that
+ * mappings are left here, and below what the kernel hands out by itself.
+ */
+let next = 0x4800_0000_0000n;
 
 /** Bytes of a huge page; 0 where there are none. */
 function hugePageSize(): number {
