@@ -25,7 +25,6 @@ import {
   type Mode,
   modeBits,
   modeNames,
-  type Novelty,
   type Operation,
   operationBits,
   operationNames,
@@ -50,10 +49,7 @@ import {
 import { enroll, ownerOf, strike } from './registry.js';
 import type { Served } from './rounds.js';
 import { STOPPER_BYTES, Stopper } from './stopper.js';
-import { explained } from './versions.js';
-
-/** Modes that came after the first. */
-const NOVEL_MODES = ['write-protect', 'minor'] as const;
+import { explained, noveltiesOf, noveltiesOfModes } from './versions.js';
 
 export class Userfaultfd implements Disposable {
   /** How it was opened; undefined after `wrap`, which cannot know. */
@@ -261,13 +257,9 @@ export class Userfaultfd implements Disposable {
     const { core } = this.#channel;
     const result = this.#channel.ioctl(core.arguments(start, length).requestRegister(modes));
     if (result < 0) {
-      const wanted = NOVEL_MODES.filter((one) => modeNames(modes).has(one));
-      const error = new UffdError(result, 'UFFDIO_REGISTER', {
-        address: start,
-        length,
-        modes: modeNames(modes),
-      });
-      throw explained(error, wanted, this.#kernel);
+      const names = modeNames(modes);
+      const error = new UffdError(result, 'UFFDIO_REGISTER', { address: start, length, modes: names });
+      throw explained(error, noveltiesOfModes(names), this.#kernel);
     }
     const bits = BigInt.asUintN(64, core.exports.registerOperations());
     const operations = operationNames(bits);
@@ -645,25 +637,6 @@ function checkPid(pid: number | undefined): void {
 function checkPageSize(pageSize: number, argument: string, least: number): void {
   checkInteger(pageSize, argument, least, 2 ** 40);
   if (!Number.isInteger(Math.log2(pageSize))) throw outOfRange(argument, 'a power of two', pageSize);
-}
-
-/** What of an operation, or of its options, older kernels do not know. */
-function noveltiesOf(operation: Op, options: number): Novelty[] {
-  const protects = (options & Option.writeProtect) !== 0;
-  switch (operation) {
-    case Op.copy:
-      return protects ? ['writeProtect'] : [];
-    case Op.continue:
-      return protects ? ['continue', 'continue with writeProtect'] : ['continue'];
-    case Op.poison:
-      return ['poison'];
-    case Op.move:
-      return ['move'];
-    case Op.writeProtect:
-      return ['writeProtect'];
-    default:
-      return [];
-  }
 }
 
 function noMemory(): UffdError {

@@ -1,9 +1,9 @@
 // Old kernels say EINVAL to what they do not know, as they do to what is wrong. Here such a refusal becomes one
 // that names the version: the kernel is asked, after it refused, what it offers.
 
-import { instantiate } from './core.js';
+import { instantiate, Op, Option } from './core.js';
 import { UffdError, UnsupportedError } from './errors.js';
-import { type Feature, featureNames, type Lack, lacking, type Novelty } from './features.js';
+import { type Feature, featureNames, type Lack, lacking, type Mode, type Novelty } from './features.js';
 import type { Kernel } from './kernel.js';
 import { probe, waysToOpen } from './open.js';
 
@@ -20,6 +20,30 @@ export function explained(error: UffdError, wanted: readonly Novelty[], kernel: 
     return new UnsupportedError(`${error.syscall}: this kernel lacks ${list.join(', ')}`, { cause: error });
   }
   return new UffdError(error.errno, error.syscall, { ...error, reason: inPart(lacks) });
+}
+
+/** What of these modes older kernels do not know. */
+export function noveltiesOfModes(modes: ReadonlySet<Mode>): Novelty[] {
+  return [...modes].filter((mode) => mode !== 'missing');
+}
+
+/** What of an operation, or of its options, older kernels do not know. */
+export function noveltiesOf(operation: Op, options: number): Novelty[] {
+  const protects = (options & Option.writeProtect) !== 0;
+  switch (operation) {
+    case Op.copy:
+      return protects ? ['writeProtect'] : [];
+    case Op.continue:
+      return protects ? ['continue', 'continue with writeProtect'] : ['continue'];
+    case Op.poison:
+      return ['poison'];
+    case Op.move:
+      return ['move'];
+    case Op.writeProtect:
+      return ['writeProtect'];
+    default:
+      return [];
+  }
 }
 
 function inPart(lacks: readonly Lack[]): string {

@@ -20,9 +20,15 @@ export function hugePageSize(): number {
   return size ? Number(size) * 1024 : skip('this kernel has no huge pages');
 }
 
-/** Runs a body with `count` huge pages more in the system's pool. Skips where they cannot be had, saying why. */
-export async function withHugePages(count: number, body: () => void | Promise<void>): Promise<void> {
-  hugePageSize();
+/**
+ * Runs a body with `count` huge pages more in the system's pool; it is given their size in bytes. Skips where they
+ * cannot be had, saying why.
+ */
+export async function withHugePages(
+  count: number,
+  body: (pageSize: number) => void | Promise<void>,
+): Promise<void> {
+  const pageSize = hugePageSize();
   const lock = await locked();
   const before = pool();
   let added = 0;
@@ -35,7 +41,7 @@ export async function withHugePages(count: number, body: () => void | Promise<vo
     reserve(before + count);
     added = pool() - before;
     if (added < count) skip(`only ${added} of ${count} huge pages can be had: memory is short, or in pieces`);
-    await body();
+    await body(pageSize);
   } finally {
     process.off('exit', giveBack);
     giveBack();

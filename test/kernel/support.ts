@@ -3,7 +3,7 @@
 
 import { spawnSync } from 'node:child_process';
 import { EventEmitter } from 'node:events';
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { closeSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -131,6 +131,34 @@ export function smaps(address: bigint, field: string): number {
     return Number(new RegExp(`^${field}:\\s*(\\d+) kB$`, 'm').exec(fields)?.[1]) * 1024;
   }
   throw new Error(`nothing is mapped at 0x${address.toString(16)}`);
+}
+
+/** Shared memory, mapped twice. */
+export interface Shared {
+  base: bigint;
+  /** The same bytes elsewhere, to write through. */
+  alias: Uint8Array;
+  /** Unmaps the alias; huge pages go back to their pool when neither is mapped any more. */
+  unmapAlias(): void;
+}
+
+/** Shared memory, `pages` pages of `pageSize` bytes. Not unmapped by itself. */
+export function mapShared(pages: number, pageSize = P): Shared {
+  const length = pages * pageSize;
+  const fd = memory.memfdCreate('shared', length, pageSize);
+  if (fd < 0) throw new Error(`memfd_create: errno ${-fd}`);
+  const mapOnce = (): bigint => {
+    const address = memory.mmap(0n, length, memory.PROT_READ | memory.PROT_WRITE, memory.MAP_SHARED, fd);
+    if (address < 0n) throw new Error(`mmap: errno ${-address}`);
+    return address;
+  };
+  const [base, other] = [mapOnce(), mapOnce()];
+  closeSync(fd);
+  return {
+    base,
+    alias: new Uint8Array(memory.view(other, length)),
+    unmapAlias: () => void memory.munmap(other, length),
+  };
 }
 
 /** Address of page `index` behind `base`. */

@@ -148,7 +148,7 @@ scenario(
       () => uffd.copy(base, content(0), pageSize, { writeProtect: true }),
       'EINVAL',
       'UFFDIO_COPY',
-      /needs a range registered for write-protect/,
+      /not registered for write-protect/,
     );
     assert.is(uffd.writeProtect(base, pageSize, true), 0, 'there is nothing that could be protected');
     assert.not.ok(uffd.isWriteProtected(base));
