@@ -8,6 +8,7 @@ import { skip, suite } from '../harness.js';
 import { at, needKernel, P } from '../kernel/support.js';
 import { adopt, Feature, Flag, type Message, MISSING, openUffd, type Uffd } from './calls.js';
 import { RealWorld } from './real.js';
+import { SimulatedWorld } from './simulated.js';
 import type { Actor, Area, Facility, MapOptions, MemoryKind, World } from './world.js';
 
 /** What a check may need, beside a world: facilities, and features of the kernel. */
@@ -25,7 +26,12 @@ export interface Checks {
   run(): void;
 }
 
-function openWorld(): World {
+/** Every check is made of both kernels. What the simulated one has not got is left out there. */
+const KERNELS = ['real', 'simulated'] as const;
+type KernelKind = (typeof KERNELS)[number];
+
+function openWorld(kernel: KernelKind): World {
+  if (kernel === 'simulated') return new SimulatedWorld();
   needKernel();
   return new RealWorld();
 }
@@ -38,12 +44,13 @@ function needPrivilege(world: World): void {
   port.close(fd);
 }
 
-let known: bigint | undefined;
+const known = new Map<unknown, bigint>();
 
 /** The features of this kernel; also those not asked for. */
 export function featuresOf(world: World): bigint {
-  known ??= openUffd(world).word(1);
-  return known;
+  const features = known.get(world.constructor) ?? openUffd(world).word(1);
+  known.set(world.constructor, features);
+  return features;
 }
 
 /** The checks of one file. */
@@ -53,26 +60,31 @@ export function checks(title: string): Checks {
   const add = (id: string, statement: string, body: Body, needs: Needs = {}): void => {
     assert.ok(/^[a-z0-9]+([.-][a-z0-9]+)+$/.test(id) && !ids.has(id), `the id ${id}`);
     ids.add(id);
-    test(`${id}: ${statement}`, async () => {
-      const world = openWorld();
-      try {
-        needPrivilege(world);
-        for (const facility of needs.has ?? []) {
-          const reason = world.lacks(facility);
-          if (reason) skip(reason);
-        }
-        const wanted = needs.features ?? 0n;
-        const missing = wanted & ~featuresOf(world);
-        if (missing) skip(`this kernel lacks the features 0x${missing.toString(16)}`);
-        await body(world);
-      } finally {
-        world.close();
-      }
-    });
+    for (const kernel of KERNELS) {
+      if (kernel === 'simulated' && (needs.has ?? []).some((facility) => SimulatedWorld.lacks(facility)))
+        continue;
+      const suffix = kernel === 'real' ? '' : ' (simulated)';
+      test(`${id}: ${statement}${suffix}`, () => check(openWorld(kernel), body, needs));
+    }
   };
   // UFFD_LIST_IDS: the ids as a line of JSON instead of the checks; test/docs-kernel.test.ts reads it.
   const run = (): void => (process.env.UFFD_LIST_IDS ? console.log(JSON.stringify([...ids])) : test.run());
   return Object.assign(add, { run });
+}
+
+async function check(world: World, body: Body, needs: Needs): Promise<void> {
+  try {
+    needPrivilege(world);
+    for (const facility of needs.has ?? []) {
+      const reason = world.lacks(facility);
+      if (reason) skip(reason);
+    }
+    const missing = (needs.features ?? 0n) & ~featuresOf(world);
+    if (missing) skip(`this kernel lacks the features 0x${missing.toString(16)}`);
+    await world.during(body(world));
+  } finally {
+    world.close();
+  }
 }
 
 /** Memory that a userfaultfd watches, and a thread to touch it. */

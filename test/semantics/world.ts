@@ -123,12 +123,16 @@ export interface World {
   map(kind: MemoryKind, pages: number, options?: MapOptions): Area;
   /** Addresses where nothing is mapped, for as long as the world is there. */
   vacant(pages: number): bigint;
+  /** Bytes of a page that is there, of the test's own process: nobody faults. */
+  peek(address: bigint, length: number): Uint8Array;
   /** A thread of the test's own process. */
   thread(): Actor;
   /** A descriptor's unread faults, and those together with the faults that were read and sleep on. */
   queue(fd: number): { pending: number; total: number };
   /** Runs a body while no new descriptor can be had. */
   withoutDescriptors(body: () => void): void;
+  /** Waits for something that callbacks of the port's event loop bring about. */
+  during<T>(something: T | Promise<T>): Promise<T>;
   /** Something to do at the end: first in, last out. */
   defer(end: () => void): void;
   /** Ends what is deferred, then the actors, then the memory. */

@@ -1,0 +1,28 @@
+// The entry `userfaultfd/sim`: a simulated kernel. No koffi, nothing of Node.
+
+export {
+  SimulatedKernel,
+  type SimulationOptions,
+  Stuck,
+} from './kernel.js';
+export { type Chooser, Noted, Random, Script } from './random.js';
+export {
+  type Action,
+  advise,
+  exec,
+  exit,
+  type ForkOptions,
+  forked,
+  lock,
+  type Outcome,
+  type Program,
+  protect,
+  read,
+  readOf,
+  remap,
+  replace,
+  SimulatedProcess,
+  SimulatedThread,
+  unmap,
+  write,
+} from './thread.js';

@@ -1,0 +1,94 @@
+// The handshake, and what is watched: API, REGISTER, UNREGISTER and WAKE, as the kernel answers them.
+
+import { E, FEATURE, MODE, UFFD_API } from './abi.js';
+import { type Context, unregister } from './context.js';
+import { validRange } from './resolve.js';
+
+/** Operations by bit that every range of private anonymous memory allows, and those that a mode adds. */
+const RANGE_OPERATIONS = 0x13cn;
+const WRITE_PROTECT_OPERATION = 0x40n;
+const API_OPERATIONS = 0x8000000000000003n;
+/** Operations by the feature bit that came with them. */
+const OPERATION_OF: readonly (readonly [bit: bigint, feature: bigint])[] = [
+  [1n << 6n, 1n << 0n],
+  [1n << 8n, 1n << 14n],
+  [1n << 5n, 1n << 16n],
+];
+
+export interface Handshake {
+  result: number;
+  features: bigint;
+  operations: bigint;
+}
+
+const REFUSED = { features: 0n, operations: 0n };
+
+/** UFFDIO_API. `offered`: the features of this kernel. */
+export function handshake(
+  context: Context,
+  api: bigint,
+  features: bigint,
+  offered: bigint,
+  privileged: boolean,
+): Handshake {
+  if (api !== UFFD_API || features & ~offered || context.initialised) return { result: E.INVAL, ...REFUSED };
+  if (features & BigInt(FEATURE.EVENT_FORK) && !privileged) return { result: E.PERM, ...REFUSED };
+  const async = features & BigInt(FEATURE.WP_ASYNC) ? BigInt(FEATURE.WP_UNPOPULATED) : 0n;
+  context.features = Number(features | async);
+  context.initialised = true;
+  return { result: 0, features: offered, operations: API_OPERATIONS };
+}
+
+/** UFFDIO_REGISTER: the result, and the operations that the range allows. */
+export function register(
+  context: Context,
+  start: number,
+  length: number,
+  modes: number,
+  offered: bigint,
+): { result: number; operations: bigint } {
+  const { space } = context;
+  const refuse = (result: number) => ({ result, operations: 0n });
+  const known = MODE.MISSING | (offered & 1n ? MODE.WP : 0) | (offered & (3n << 9n) ? MODE.MINOR : 0);
+  if (modes === 0 || modes & ~known || !validRange(space, start, length)) return refuse(E.INVAL);
+  if (!space.alive) return refuse(E.NOMEM);
+  const vmas = space.within(start, start + length);
+  // Private anonymous memory has no minor faults.
+  if (vmas.length === 0 || modes & MODE.MINOR) return refuse(E.INVAL);
+  if (vmas.some((vma) => vma.context && vma.context !== context)) return refuse(E.BUSY);
+  for (const vma of vmas) {
+    if (vma.context === context && (vma.modes & modes) === modes) continue;
+    const from = Math.max(start, vma.start);
+    const to = Math.min(start + length, vma.end);
+    space.change(from, to, (part) => {
+      part.context = context;
+      part.modes = modes;
+    });
+  }
+  let operations = RANGE_OPERATIONS | (modes & MODE.WP ? WRITE_PROTECT_OPERATION : 0n);
+  for (const [bit, feature] of OPERATION_OF) if (!(offered & feature)) operations &= ~bit;
+  return { result: 0, operations };
+}
+
+/** UFFDIO_UNREGISTER. Wakes those who wait for missing pages, and nobody else. */
+export function withdraw(context: Context, start: number, length: number): number {
+  const { space } = context;
+  if (!validRange(space, start, length)) return E.INVAL;
+  if (!space.alive) return E.NOMEM;
+  const vmas = space.within(start, start + length);
+  if (vmas.length === 0 || vmas.some((vma) => vma.context && vma.context !== context)) return E.INVAL;
+  for (const vma of vmas.filter((one) => one.context)) {
+    const from = Math.max(start, vma.start);
+    const to = Math.min(start + length, vma.end);
+    if (vma.modes & MODE.MISSING) context.wake(from, to);
+    unregister(space, from, to);
+  }
+  return 0;
+}
+
+/** UFFDIO_WAKE. */
+export function wake(context: Context, start: number, length: number): number {
+  if (!validRange(context.space, start, length)) return E.INVAL;
+  context.wake(start, start + length);
+  return 0;
+}

@@ -1,0 +1,253 @@
+// The simulated kernel as a World. An actor is a simulated thread that is given one action at a time, and runs
+// until it is through or asleep; nobody else runs meanwhile, unless it is awake.
+
+import { errnoName } from '../../src/errors.js';
+import {
+  type Action,
+  advise,
+  exec,
+  exit,
+  forked,
+  lock,
+  protect,
+  read,
+  readOf,
+  remap,
+  replace,
+  SimulatedKernel,
+  type SimulatedThread,
+  unmap,
+  write,
+} from '../../src/sim/index.js';
+import { P } from '../kernel/support.js';
+import type { Actor, Area, By, Facility, MapOptions, MemoryKind, Outcome, PageBits, World } from './world.js';
+
+/** Where in the world's memory an actor's own reads go. */
+const READ_AT = 32768;
+
+class SimulatedActor implements Actor {
+  readonly #world: SimulatedWorld;
+  #thread: SimulatedThread | undefined;
+
+  constructor(world: SimulatedWorld, thread?: SimulatedThread) {
+    this.#world = world;
+    this.#thread = thread;
+  }
+
+  get tid(): number {
+    return this.#thread?.tid ?? 0;
+  }
+
+  get thread(): SimulatedThread {
+    if (!this.#thread) throw new Error('the fork is not through');
+    return this.#thread;
+  }
+
+  set thread(thread: SimulatedThread) {
+    this.#thread = thread;
+  }
+
+  #step(action: Action): Outcome {
+    this.thread.begin(action);
+    return this.outcome();
+  }
+
+  outcome(): Outcome {
+    this.#world.settle();
+    const { done, wait, outcome } = this.thread;
+    if (done) return 'gone';
+    return wait?.place ?? outcome;
+  }
+
+  read(address: bigint, by: By = 'user'): Outcome {
+    return this.#step(read(address, by));
+  }
+
+  write(address: bigint, value: number, by: By = 'user'): Outcome {
+    return this.#step(write(address, value, by));
+  }
+
+  readOf(process: Actor, address: bigint): Outcome {
+    return this.#step(readOf((process as SimulatedActor).thread.process, address));
+  }
+
+  madvise(address: bigint, length: number, advice: number): Outcome {
+    return this.#step(advise(address, length, advice));
+  }
+
+  munmap(address: bigint, length: number): Outcome {
+    return this.#step(unmap(address, length));
+  }
+
+  mremap(address: bigint, oldLength: number, newLength: number, flags: number, to = 0n): Outcome {
+    return this.#step(remap(address, oldLength, newLength, flags, to));
+  }
+
+  mprotect(address: bigint, length: number, protection: number): Outcome {
+    return this.#step(protect(address, length, protection));
+  }
+
+  mlock(address: bigint, length: number): Outcome {
+    return this.#step(lock(address, length));
+  }
+
+  overlay(address: bigint, length: number): Outcome {
+    return this.#step(replace(address, length));
+  }
+
+  fork(descriptors: 'shared' | 'copied' = 'shared'): Actor {
+    const child = new SimulatedActor(this.#world);
+    this.#step(
+      forked({
+        descriptors,
+        started: (thread) => {
+          child.thread = thread;
+        },
+      }),
+    );
+    return child;
+  }
+
+  exit(): Outcome {
+    return this.#step(exit());
+  }
+
+  exec(): Outcome {
+    return this.#step(exec());
+  }
+
+  kill(): void {
+    this.thread.process.exit();
+  }
+
+  interrupt(): void {
+    this.thread.signals++;
+    this.#world.settle();
+  }
+
+  dropPrivileges(): Outcome {
+    this.thread.process.privileged = false;
+    return 0;
+  }
+
+  userfaultfd(flags: number): Outcome {
+    return this.#call(() => this.#world.portOf(this.thread).userfaultfd(flags));
+  }
+
+  ioctl(fd: number, request: number, at: number): Outcome {
+    return this.#call(() => this.#world.portOf(this.thread).ioctl(fd, request, at));
+  }
+
+  #call(call: () => number): Outcome {
+    const result = call();
+    return result < 0 ? errnoName(-result) : result;
+  }
+
+  readInto(fd: number, _address: bigint, length: number): Outcome {
+    const world = this.#world;
+    const file = world.kernel.files.get(fd);
+    const port = world.portOf(this.thread);
+    return this.#step({
+      text: `read(${fd})`,
+      *steps() {
+        if (file?.is !== 'userfaultfd') return 'EBADF';
+        yield { place: 'read', over: () => file.context.readable };
+        return port.read(fd, READ_AT, length);
+      },
+    });
+  }
+
+  page(address: bigint): PageBits {
+    const { space } = this.thread;
+    const entry = space.entry(space.pageOf(Number(address)));
+    const marker = entry?.is === 'wp' || entry?.is === 'poison' || entry?.is === 'guard';
+    return {
+      present: entry?.is === 'zero' || entry?.is === 'page',
+      swap: marker,
+      uffdWp: entry?.is === 'wp' || (entry !== undefined && 'wp' in entry && entry.wp),
+      exclusive: entry?.is === 'page' && entry.frame.mappers === 1,
+    };
+  }
+}
+
+export class SimulatedWorld implements World {
+  readonly kernel = new SimulatedKernel();
+  readonly memory = new WebAssembly.Memory({ initial: 1, maximum: 1 });
+  readonly #ends: (() => void)[] = [];
+
+  lacks(what: Facility): string | undefined {
+    return SimulatedWorld.lacks(what);
+  }
+
+  static lacks(what: Facility): string | undefined {
+    if (['anonymous', 'guard', 'privileges', 'device'].includes(what)) return undefined;
+    return `the simulated kernel has no ${what}`;
+  }
+
+  map(_kind: MemoryKind, pages: number, options: MapOptions = {}): Area {
+    const address = this.kernel.map(pages, options.protection);
+    return { address, length: pages * P, pageSize: P, alias: 0n };
+  }
+
+  peek(address: bigint, length: number): Uint8Array {
+    return this.kernel.process.space.peek(Number(address), length);
+  }
+
+  vacant(pages: number): bigint {
+    return BigInt(this.kernel.place(pages * P));
+  }
+
+  thread(): Actor {
+    return new SimulatedActor(this, this.kernel.thread());
+  }
+
+  /** The port as a thread's process has it. */
+  portOf(thread: SimulatedThread) {
+    return this.kernel.attach(this.memory, thread.process);
+  }
+
+  /** Everybody goes on as far as they can. */
+  settle(): void {
+    // What spins is asleep to whoever looks.
+    for (let steps = 0; steps < 1000 && this.kernel.step(); steps++);
+  }
+
+  queue(fd: number): { pending: number; total: number } {
+    const file = this.kernel.files.get(fd);
+    if (file?.is !== 'userfaultfd') throw new Error(`${fd} is no userfaultfd`);
+    const { pending, reading } = file.context;
+    return { pending: pending.length, total: pending.length + reading.length };
+  }
+
+  withoutDescriptors(body: () => void): void {
+    const { files } = this.kernel;
+    const former = files.limit;
+    files.limit = files.count;
+    try {
+      body();
+    } finally {
+      files.limit = former;
+    }
+  }
+
+  /** Its event loop turns as long as that takes. */
+  async during<T>(something: T | Promise<T>): Promise<T> {
+    let over = false;
+    const settled = Promise.resolve(something).finally(() => {
+      over = true;
+    });
+    while (!over) {
+      this.kernel.step();
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    return settled;
+  }
+
+  defer(end: () => void): void {
+    this.#ends.push(end);
+  }
+
+  close(): void {
+    for (const end of this.#ends.reverse()) end();
+  }
+}
