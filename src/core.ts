@@ -134,18 +134,32 @@ export interface RangeReport {
   pageShift: number;
 }
 
-let compiled: WebAssembly.Module | undefined;
-
-/** Raised by the debug build's assertions; the release build has none, and imports nothing. */
+/** Raised by the debug builds' assertions; the release builds have none, and import nothing. */
 function abort(message: number, file: number, line: number, column: number): never {
   throw new Error(`the core's assertion at ${file}:${line}:${column} failed (message at ${message})`);
 }
 
-/** Makes a core: runs anywhere WebAssembly does. */
+/** A module: compiled once, when first needed, and instantiated as often as it is needed. Runs anywhere WebAssembly does. */
+export class WasmModule<T extends Record<string, unknown>> {
+  readonly #bytes: Uint8Array<ArrayBuffer>;
+  #compiled: WebAssembly.Module | undefined;
+
+  constructor(bytes: Uint8Array<ArrayBuffer>) {
+    this.#bytes = bytes;
+  }
+
+  instantiate(): T {
+    this.#compiled ??= new WebAssembly.Module(this.#bytes);
+    const imports = WebAssembly.Module.imports(this.#compiled).length === 0 ? {} : { env: { abort } };
+    return bare(instantiateSync<T>(this.#compiled, imports).exports);
+  }
+}
+
+const core = new WasmModule<Exports>(wasm);
+
+/** Makes a core. */
 export function instantiate(): Core {
-  compiled ??= new WebAssembly.Module(wasm);
-  const imports = WebAssembly.Module.imports(compiled).length === 0 ? {} : { env: { abort } };
-  return new Core(bare(instantiateSync<Exports>(compiled, imports).exports));
+  return new Core(core.instantiate());
 }
 
 /**
@@ -153,12 +167,12 @@ export function instantiate(): Core {
  * arguments that the core has none of, in an object with too many properties for V8 to keep fast. On a prototype
  * they are fast again. Both together cost twice as much as the calls themselves.
  */
-function bare(exports: Exports): Exports {
+function bare<T extends Record<string, unknown>>(exports: T): T {
   const own: Record<string, unknown> = {};
   for (const [name, value] of Object.entries(exports)) {
     own[name] = (value as { original?: unknown } | undefined)?.original ?? value;
   }
-  return Object.create(own) as Exports;
+  return Object.create(own) as T;
 }
 
 /**
