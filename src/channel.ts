@@ -111,6 +111,11 @@ export class Channel {
     return this.ioctl(this.core.exports.requestPresence()) !== -(Errno.ESRCH as number);
   }
 
+  /** Tells whoever records or replays what the program asks for, or how a callback ended. */
+  note(code: number, first = 0n, second = 0, third = 0, fourth = 0n): void {
+    this.port.note?.(code, first, second, third, fourth);
+  }
+
   /** Issues the ioctl whose struct the core has prepared. */
   ioctl(request: number): number {
     for (;;) {

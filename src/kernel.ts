@@ -10,6 +10,8 @@
 export interface Kernel {
   /** Bytes of a page, a power of two. */
   readonly pageSize: number;
+  /** Its descriptors and its memory are not those of this process: it is simulated, or answers from a trace. */
+  readonly elsewhere?: boolean;
   attach(memory: WebAssembly.Memory): KernelPort;
 }
 
@@ -46,7 +48,37 @@ export interface KernelPort {
   watch(fd: number, ready: () => void): Watch;
   /** Calls `due` once, `delayMs` from now, on the thread's event loop. */
   after(delayMs: number, due: () => void): Watch;
+  /** Told what the program asks for and what its handler answers, for those who record or replay. No kernel has it. */
+  note?(code: Note, first: bigint, second: number, third: number, fourth: bigint): void;
+  /** Whether another thread has asked the loop to stop, as found; passed through for those who record or replay. */
+  sense?(stopRequested: boolean): boolean;
 }
+
+/**
+ * What a program asks of a `Userfaultfd`, by code, with its arguments; and how a callback ended (`ANSWER`). The first
+ * six are the operations, by row of the transfer table: start, length, options, source.
+ */
+export const Note = {
+  /** start, length */
+  WAKE: 6,
+  CLAIM: 7,
+  /** start, length, modes, page size (0: not told) */
+  REGISTER: 8,
+  UNREGISTER: 9,
+  /** 0, index of the wait strategy */
+  START: 10,
+  /** 0: asked by the program; 1: found by the loop, asked by another thread */
+  STOP: 11,
+  POLL: 12,
+  RELEASE: 13,
+  CLOSE: 14,
+  /** one of `Answer` */
+  ANSWER: 15,
+} as const;
+export type Note = number;
+
+/** How a callback ended: `notNow` and `answered` for faults, `returned` for the others. */
+export const Answer = { notNow: 0n, answered: 1n, returned: 2n, threw: 3n } as const;
 
 /** Something that calls back until it is closed. */
 export interface Watch {

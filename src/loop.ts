@@ -58,7 +58,7 @@ export class Loop {
 
   constructor(served: Served, handler: FaultHandler) {
     this.#served = served;
-    const goesOn = (): boolean => !served.stopper.requested && (this.running || this.#single);
+    const goesOn = (): boolean => !served.stopRequested() && (this.running || this.#single);
     this.#rounds = new Rounds(served, handler, goesOn);
   }
 
@@ -143,7 +143,7 @@ export class Loop {
 
   #watch(): void {
     const { port } = this.#served.channel;
-    if (this.#served.stopper.requested) {
+    if (this.#served.stopRequested()) {
       this.#leave();
       return;
     }
@@ -232,7 +232,7 @@ export class Loop {
   }
 
   get #goes(): boolean {
-    return this.running && this.#served.isOpen() && !this.#served.stopper.requested;
+    return this.running && this.#served.isOpen() && !this.#served.stopRequested();
   }
 
   #block(): void {
@@ -289,7 +289,7 @@ export class Loop {
   #leave(): void {
     const { core, port } = this.#served.channel;
     this.stop();
-    if (!this.#served.stopper.requested) return;
+    if (!this.#served.stopRequested()) return;
     this.#served.stopper.obeyed(() => {
       if (this.#served.isOpen()) port.read(this.#stopFd, core.messages, 8);
     });

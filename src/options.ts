@@ -6,6 +6,7 @@ import type { Feature, Operation } from './features.js';
 import type { RegisteredRange } from './handler.js';
 import type { Kernel } from './kernel.js';
 import type { Wait } from './loop.js';
+import type { TraceWriter } from './trace/writer.js';
 
 export interface OpenOptions {
   /** Features to turn on; one the kernel lacks is an error that names the version that brings it. */
@@ -20,6 +21,8 @@ export interface OpenOptions {
   pid?: number;
   /** The kernel to run on. Default: Linux, through koffi. */
   kernel?: Kernel;
+  /** Writes down everything that crosses the port, until this is closed or released. It takes one userfaultfd. */
+  record?: TraceWriter;
 }
 
 /** What a kernel offers. */
@@ -55,6 +58,8 @@ export interface WrapOptions {
   pid?: number;
   /** The kernel to run on. Default: Linux, through koffi. */
   kernel?: Kernel;
+  /** Writes down everything that crosses the port, until this is closed or released. It takes one userfaultfd. */
+  record?: TraceWriter;
 }
 
 /** Options of a fill. */
@@ -86,4 +91,13 @@ export type PageState = (typeof PAGE_STATES)[number];
 /** The core's bits for a fill's options. */
 export function fillBits(options: CopyOptions): number {
   return (options.dontWake ? Option.dontWake : 0) | (options.writeProtect ? Option.writeProtect : 0);
+}
+
+/** The options that the core's bits stand for. */
+export function fillOptions(bits: number): CopyOptions & MoveOptions {
+  return {
+    dontWake: (bits & Option.dontWake) !== 0,
+    writeProtect: (bits & Option.writeProtect) !== 0,
+    allowHoles: (bits & Option.allowHoles) !== 0,
+  };
 }

@@ -11,6 +11,7 @@ import type { Channel } from './channel.js';
 import { MODES, Next } from './core.js';
 import { Errno, UffdError } from './errors.js';
 import type { FaultHandler } from './handler.js';
+import { Answer, Note } from './kernel.js';
 import type { Stopper } from './stopper.js';
 import type { Userfaultfd } from './userfaultfd.js';
 
@@ -18,6 +19,8 @@ import type { Userfaultfd } from './userfaultfd.js';
 export interface Served {
   readonly channel: Channel;
   readonly stopper: Stopper;
+  /** Whether another thread has asked the loop to stop, and none has obeyed. */
+  stopRequested(): boolean;
   /** Still owns its descriptor. */
   isOpen(): boolean;
   /** The object that callbacks are given. */
@@ -126,13 +129,13 @@ export class Rounds {
         this.#offer();
         break;
       case Next.removed:
-        this.handler.removed?.(core.delivered(0), core.delivered(1));
+        this.#call(() => this.handler.removed?.(core.delivered(0), core.delivered(1)));
         break;
       case Next.unmapped: {
         const start = core.delivered(0);
         const end = core.delivered(1);
         this.#served.channel.wake(start, Number(end - start));
-        this.handler.unmapped?.(start, end);
+        this.#call(() => this.handler.unmapped?.(start, end));
         break;
       }
       case Next.remapped: {
@@ -140,7 +143,7 @@ export class Rounds {
         const to = core.delivered(1);
         const length = Number(core.delivered(2));
         this.#served.channel.wake(from, length);
-        this.handler.remapped?.(from, to, length);
+        this.#call(() => this.handler.remapped?.(from, to, length));
         break;
       }
       case Next.forked:
@@ -162,9 +165,12 @@ export class Rounds {
       tid: core.deliveredFault(2),
     } as const;
     let answered = false;
+    let answer: bigint = Answer.threw;
     try {
       answered = this.handler.pagefault(fault, this.#served.face) !== false;
+      answer = answered ? Answer.answered : Answer.notNow;
     } finally {
+      this.#served.channel.note(Note.ANSWER, answer);
       // After a throw the fault stays: nothing is lost for whoever starts again.
       if (core.exports.inboxAnswer(answered ? 1 : 0)) core.exports.inboxDefer(port.now());
     }
@@ -172,15 +178,28 @@ export class Rounds {
 
   #fork(fd: number): void {
     const child = this.#served.adopt(fd);
-    if (!this.handler.forked) {
-      child.close();
-      return;
-    }
+    this.#call(() => {
+      if (!this.handler.forked) {
+        child.close();
+        return;
+      }
+      try {
+        this.handler.forked(child);
+      } catch (error) {
+        child.close();
+        throw error;
+      }
+    });
+  }
+
+  /** Makes a callback that answers nothing. */
+  #call(callback: () => void): void {
+    let answer: bigint = Answer.threw;
     try {
-      this.handler.forked(child);
-    } catch (error) {
-      child.close();
-      throw error;
+      callback();
+      answer = Answer.returned;
+    } finally {
+      this.#served.channel.note(Note.ANSWER, answer);
     }
   }
 

@@ -30,7 +30,7 @@ import {
   operationNames,
 } from './features.js';
 import type { FaultHandler, RegisteredRange } from './handler.js';
-import type { Kernel } from './kernel.js';
+import { Answer, type Kernel, Note } from './kernel.js';
 import { Loop, WAITS } from './loop.js';
 import { handshake, openDescriptor, probe, type Way, waysToOpen } from './open.js';
 import {
@@ -49,6 +49,10 @@ import {
 import { enroll, ownerOf, strike } from './registry.js';
 import type { Served } from './rounds.js';
 import { STOPPER_BYTES, Stopper } from './stopper.js';
+
+import { type Origin, toldRange } from './trace/origin.js';
+import { recordingKernel } from './trace/recording.js';
+import type { TraceWriter } from './trace/writer.js';
 import { explained, noveltiesOf, noveltiesOfModes } from './versions.js';
 
 export class Userfaultfd implements Disposable {
@@ -64,6 +68,7 @@ export class Userfaultfd implements Disposable {
   readonly #kernel: Kernel;
   readonly #way: Way | undefined;
   readonly #stopper = new Stopper();
+  readonly #recorder: TraceWriter | undefined;
   readonly #served: Served;
   #stopFd = -1;
   #state: 'open' | 'released' | 'closed' = 'open';
@@ -77,8 +82,10 @@ export class Userfaultfd implements Disposable {
     features: bigint,
     ranges: readonly RegisteredRange[],
     way?: Way,
+    recorder?: TraceWriter,
   ) {
     this.#channel = channel;
+    this.#recorder = recorder;
     this.#kernel = kernel;
     this.features = featureNames(features);
     this.pageSize = kernel.pageSize;
@@ -88,6 +95,10 @@ export class Userfaultfd implements Disposable {
     this.#served = {
       channel,
       stopper: this.#stopper,
+      stopRequested: () => {
+        const { requested } = this.#stopper;
+        return channel.port.sense?.(requested) ?? requested;
+      },
       face: this,
       isOpen: () => this.#state === 'open',
       adopt: (fd) => this.#child(fd),
@@ -98,7 +109,7 @@ export class Userfaultfd implements Disposable {
     for (const range of ranges) this.#adoptRange(range);
     // Where no descriptor is left, closing this one makes room for the child of a fork that waits for a close.
     if (this.features.has('event-fork')) this.#takeEventfd();
-    enroll(this);
+    if (!kernel.elsewhere) enroll(this);
   }
 
   /**
@@ -125,7 +136,12 @@ export class Userfaultfd implements Disposable {
     checkPid(options.pid);
     const features = featureBits(options.features ?? [], 'features');
     const optional = featureBits(options.optional ?? [], 'optional');
-    const kernel = options.kernel ?? linuxKernel();
+    const kernel = recorded(options.kernel ?? linuxKernel(), options.record, () => ({
+      how: 'open',
+      options: { via, userModeOnly, ...given(options.pid) },
+      features: [...featureNames(features)],
+      optional: [...featureNames(optional)],
+    }));
     const core = instantiate();
     const port = kernel.attach(core.memory);
     const { fd, way } = openDescriptor(core, port, waysToOpen(via, userModeOnly));
@@ -133,7 +149,7 @@ export class Userfaultfd implements Disposable {
     try {
       const granted = handshake(channel, way, features, optional);
       if (options.pid !== undefined) channel.watchProcess(options.pid);
-      return new Userfaultfd(channel, kernel, granted, [], way);
+      return new Userfaultfd(channel, kernel, granted, [], way, options.record);
     } catch (error) {
       channel.leaveProcess();
       port.close(fd);
@@ -171,14 +187,21 @@ export class Userfaultfd implements Disposable {
    */
   static wrap(fd: number, options: WrapOptions = {}): Userfaultfd {
     checkDescriptor(fd, 'fd');
-    if (ownerOf(fd)) {
+    if (!options.kernel?.elsewhere && ownerOf(fd)) {
       throw invalidState(`fd ${fd} belongs to another Userfaultfd of this thread; release it first`);
     }
     checkPid(options.pid);
     const features = featureBits(options.features ?? [], 'features');
     const ranges = [...(options.ranges ?? [])];
-    const kernel = options.kernel ?? linuxKernel();
-    for (const range of ranges) checkRegistered(range, kernel.pageSize);
+    const real = options.kernel ?? linuxKernel();
+    for (const range of ranges) checkRegistered(range, real.pageSize);
+    const kernel = recorded(real, options.record, () => ({
+      how: 'wrap',
+      fd,
+      options: given(options.pid),
+      features: [...featureNames(features)],
+      ranges: ranges.map(toldRange),
+    }));
     const core = instantiate();
     const channel = new Channel(core, kernel.attach(core.memory), fd, kernel.pageSize);
     // A WAKE of nobody: only a userfaultfd whose handshake is done takes it. (Older kernels refuse addresses
@@ -188,7 +211,7 @@ export class Userfaultfd implements Disposable {
     try {
       if (options.pid !== undefined) channel.watchProcess(options.pid);
       channel.unblock();
-      return new Userfaultfd(channel, kernel, features, ranges);
+      return new Userfaultfd(channel, kernel, features, ranges, undefined, options.record);
     } catch (error) {
       channel.leaveProcess();
       throw error;
@@ -254,6 +277,7 @@ export class Userfaultfd implements Disposable {
     checkRange(start, length, options.pageSize ?? this.pageSize);
     const modes = modeBits(mode);
     this.#mustBeOpen('UFFDIO_REGISTER');
+    this.#channel.note(Note.REGISTER, start, length, modes, BigInt(options.pageSize ?? 0));
     const { core } = this.#channel;
     const result = this.#channel.ioctl(core.arguments(start, length).requestRegister(modes));
     if (result < 0) {
@@ -282,6 +306,7 @@ export class Userfaultfd implements Disposable {
   unregister(start: bigint, length: number): void {
     checkRange(start, length, this.pageSize);
     this.#mustBeOpen('UFFDIO_UNREGISTER');
+    this.#channel.note(Note.UNREGISTER, start, length);
     const { core } = this.#channel;
     const result = this.#channel.ioctl(core.arguments(start, length).requestUnregister());
     if (result < 0) {
@@ -305,21 +330,17 @@ export class Userfaultfd implements Disposable {
    * @throws RangeError, TypeError; UffdError EFAULT (source), ENOMEM, EINVAL with `transferred`
    */
   copy(dst: bigint, src: ArrayBufferView | bigint, length?: number, options: CopyOptions = {}): number {
-    let source: bigint;
-    let bytes = length;
     if (typeof src === 'bigint') {
       checkAddress(src, 'src');
-      source = src;
-    } else {
-      checkView(src, 'src');
-      bytes ??= src.byteLength;
-      if (bytes > src.byteLength) {
-        throw outOfRange('length', `at most what src holds, ${src.byteLength} bytes`, bytes);
-      }
-      source = this.#channel.port.addressOf(src);
+      // Without a length it is refused there, like any other wrong length.
+      return this.#transfer(Op.copy, dst, length as number, fillBits(options), src, 'dst');
     }
-    // An address without a length is refused there, like any other wrong length.
-    return this.#transfer(Op.copy, dst, bytes as number, fillBits(options), source, 'dst');
+    checkView(src, 'src');
+    const bytes = length ?? src.byteLength;
+    if (bytes > src.byteLength) {
+      throw outOfRange('length', `at most what src holds, ${src.byteLength} bytes`, bytes);
+    }
+    return this.#transfer(Op.copy, dst, bytes, fillBits(options), src, 'dst');
   }
 
   /** Installs zero pages. Returns and throws like `copy`; EINVAL for huge pages, which have no zero page. */
@@ -364,6 +385,7 @@ export class Userfaultfd implements Disposable {
   wake(start: bigint, length: number): void {
     checkRange(start, length, this.pageSize);
     this.#mustBeOpen('UFFDIO_WAKE');
+    this.#channel.note(Note.WAKE, start, length);
     const result = this.#channel.wake(start, length);
     if (result < 0) throw new UffdError(result, 'UFFDIO_WAKE', { address: start, length });
   }
@@ -392,6 +414,7 @@ export class Userfaultfd implements Disposable {
    */
   claim(start: bigint, length: number): number {
     checkRange(start, length, this.pageSize);
+    this.#channel.note(Note.CLAIM, start, length);
     return this.#channel.core.arguments(start, length).pageClaim();
   }
 
@@ -429,7 +452,9 @@ export class Userfaultfd implements Disposable {
   start(handler: FaultHandler, options: StartOptions = {}): boolean {
     const { wait = 'poll' } = options;
     checkOneOf(wait, 'wait', WAITS);
-    if (this.closed || !handler || !this.#channel.isOpen()) return false;
+    if (this.closed || !handler) return false;
+    this.#channel.note(Note.START, 0n, WAITS.indexOf(wait));
+    if (!this.#channel.isOpen()) return false;
     checkFunction(handler.pagefault, 'handler.pagefault');
     if (this.#loop?.running) {
       process.emitWarning('a loop is running already; it keeps its handler', 'UserfaultfdWarning');
@@ -444,7 +469,9 @@ export class Userfaultfd implements Disposable {
 
   /** Ends the loop, after the callback it is in. The descriptor stays open, and `start` goes on with what is left. */
   stop(): void {
-    this.#loop?.stop();
+    if (this.closed || !this.#loop) return;
+    this.#channel.note(Note.STOP);
+    this.#loop.stop();
   }
 
   /**
@@ -455,6 +482,7 @@ export class Userfaultfd implements Disposable {
    */
   poll(handler?: FaultHandler): number {
     this.#mustBeOpen('read');
+    this.#channel.note(Note.POLL, 0n, handler === undefined ? 0 : 1);
     if (handler !== undefined) {
       checkFunction(handler?.pagefault, 'handler.pagefault');
       if (this.#loop?.running) throw invalidState('poll: a loop is running; it has a handler of its own');
@@ -477,6 +505,7 @@ export class Userfaultfd implements Disposable {
    */
   release(): number {
     this.#mustBeOpen('release');
+    this.#channel.note(Note.RELEASE);
     const { fd } = this.#channel;
     this.#loop?.stop();
     this.#state = 'released';
@@ -505,6 +534,7 @@ export class Userfaultfd implements Disposable {
    * the callback has returned.
    */
   close(): void {
+    if (this.#state === 'open') this.#channel.note(Note.CLOSE);
     this.#end();
   }
 
@@ -531,7 +561,10 @@ export class Userfaultfd implements Disposable {
   #leave(error?: UffdError): void {
     strike(this);
     this.#closeStopEventfd();
-    if (!this.#loop) return;
+    if (!this.#loop) {
+      this.#recorder?.close();
+      return;
+    }
     this.#farewell = error ? { error } : {};
     if (!this.#loop.inRound) this.#sayFarewell();
   }
@@ -547,7 +580,14 @@ export class Userfaultfd implements Disposable {
     const farewell = this.#farewell;
     if (!farewell) return;
     this.#farewell = undefined;
-    this.#loop?.handler.closed?.(farewell.error);
+    let answer: bigint = Answer.threw;
+    try {
+      this.#loop?.handler.closed?.(farewell.error);
+      answer = Answer.returned;
+    } finally {
+      this.#channel.note(Note.ANSWER, answer);
+      this.#recorder?.close();
+    }
   }
 
   #useHandler(handler: FaultHandler): Loop {
@@ -577,13 +617,16 @@ export class Userfaultfd implements Disposable {
     start: bigint,
     length: number,
     options: number,
-    source = 0n,
+    source: ArrayBufferView | bigint = 0n,
     name = 'start',
   ): number {
     checkRange(start, length, this.pageSize, name);
     this.#mustBeOpen(Channel.nameOf(operation));
+    const told = typeof source === 'bigint';
+    this.#channel.note(operation, start, length, options, told ? source : 0n);
+    const address = told ? source : this.#channel.port.addressOf(source);
     try {
-      return this.#channel.transfer(operation, options, start, length, source);
+      return this.#channel.transfer(operation, options, start, length, address);
     } catch (error) {
       if (!(error instanceof UffdError)) throw error;
       throw explained(error, noveltiesOf(operation, options), this.#kernel);
@@ -623,6 +666,15 @@ export class Userfaultfd implements Disposable {
   #mustBeOpen(syscall: string): void {
     if (this.closed) throw new UffdError(Errno.EBADF as number, syscall);
   }
+}
+
+/** The kernel, with a recorder between, if there is one. */
+function recorded(kernel: Kernel, record: TraceWriter | undefined, origin: () => Origin): Kernel {
+  return record ? recordingKernel(kernel, record, { origin: origin() }) : kernel;
+}
+
+function given(pid: number | undefined): { pid?: number } {
+  return pid === undefined ? {} : { pid };
 }
 
 function checkWay(via: unknown, userModeOnly: unknown): void {

@@ -17,27 +17,30 @@ const root = realpathSync(fileURLToPath(new URL('../../', import.meta.url)));
  * are gone when it runs. The command line stands above all of them, on src/index.ts only.
  */
 const LAYERS = [
-  ['src/index.ts', 'src/portable.ts', 'src/dirty/index.ts'],
+  ['src/index.ts', 'src/portable.ts', 'src/dirty/index.ts', 'src/trace/index.ts', 'src/sim/index.ts'],
   ['src/dirty/tracker.ts'],
   ['src/dirty/watch.ts', 'src/dirty/file.ts'],
   ['src/dirty/lifter.ts', 'src/dirty/pages.ts', 'src/dirty/target.ts'],
-  ['src/userfaultfd.ts', 'src/messages.ts'],
-  ['src/versions.ts'],
-  ['src/open.ts', 'src/loop.ts', 'src/mapping.ts', 'shim/linux.ts'],
-  ['src/options.ts', 'src/channel.ts', 'src/rounds.ts', 'shim/memory.ts'],
-  ['src/features.ts'],
-  ['src/arguments.ts', 'shim/libc.ts'],
-  ['src/errors.ts'],
+  ['src/trace/replay.ts'],
+  ['src/userfaultfd.ts', 'src/messages.ts', 'src/trace/replaying.ts'],
+  ['src/versions.ts', 'src/sim/kernel.ts', 'src/trace/recording.ts', 'src/trace/reader.ts'],
+  [
+    ...['src/open.ts', 'src/loop.ts', 'src/mapping.ts', 'shim/linux.ts', 'src/sim/port.ts'],
+    ...['src/trace/writer.ts', 'src/trace/records.ts'],
+  ],
+  [
+    ...['src/options.ts', 'src/channel.ts', 'src/rounds.ts', 'shim/memory.ts', 'src/trace/codec.ts'],
+    ...['src/trace/origin.ts', 'src/sim/register.ts', 'src/sim/thread.ts', 'src/sim/files.ts'],
+    'src/sim/versions.ts',
+  ],
+  ['src/features.ts', 'src/sim/resolve.ts', 'src/sim/mutators.ts', 'src/sim/touch.ts'],
+  ['src/arguments.ts', 'shim/libc.ts', 'src/sim/context.ts'],
+  ['src/errors.ts', 'src/sim/memory.ts'],
   ['src/reasons.ts'],
   ['src/reasons/calls.ts', 'src/reasons/ioctls.ts'],
   [
-    'src/kernel.ts',
-    'src/core.ts',
-    'src/handler.ts',
-    'src/registry.ts',
-    'src/stopper.ts',
-    'src/reasons/facts.ts',
-    'src/wasm.d.ts',
+    ...['src/kernel.ts', 'src/core.ts', 'src/handler.ts', 'src/registry.ts', 'src/stopper.ts'],
+    ...['src/reasons/facts.ts', 'src/wasm.d.ts', 'src/sim/abi.ts', 'src/sim/random.ts'],
   ],
 ];
 const CLI = 'src/cli/';
@@ -46,6 +49,7 @@ const INDEX = 'src/index.ts';
 /** Packages, and the only places that may import them. */
 const PACKAGES: Record<string, RegExp> = {
   '#wasm': /^src\/core\.ts$/,
+  '#trace': /^src\/trace\/codec\.ts$/,
   '@assemblyscript/loader': /^src\/core\.ts$/,
   koffi: /^shim\/libc\.ts$/,
   commander: /^src\/cli\//,
@@ -179,8 +183,8 @@ test('nothing imports itself in a circle', () => {
 test('src/core.ts alone touches WebAssembly', () => {
   for (const file of sources) {
     if (file === 'src/core.ts') continue;
-    // Others may name the type of a memory.
-    const other = codeOf(file).replaceAll(/: WebAssembly\.Memory\b/g, '');
+    // Others may name the types of what it exports.
+    const other = codeOf(file).replaceAll(/: WebAssembly\.(Memory|Global)\b/g, '');
     assert.ok(!/\bWebAssembly\b/.test(other), `${file} uses WebAssembly`);
   }
   assert.match(codeOf('src/core.ts'), /new WebAssembly\.Module\(/);
@@ -265,10 +269,12 @@ const release = join(dirname(fileURLToPath(import.meta.url)), '../core/release.w
 /** Exports that may grow the tables, and memory with them: a registration, a mapping change, room for a read. */
 const MAY_GROW = ['start', 'rangePut', 'rangeTake', 'inboxRoom', 'inboxNext', 'inboxNextEvent', 'dirtyOpen'];
 
-test('the release module imports nothing, and is at most 16 KiB', () => {
-  const binary = readFileSync(release);
-  assert.deepEqual(WebAssembly.Module.imports(new WebAssembly.Module(binary)), []);
-  assert.ok(binary.length <= 16 * 1024, `${relative(root, release)} is ${binary.length} bytes`);
+test('the release modules import nothing, and are at most 16 KiB each', () => {
+  for (const file of [release, join(dirname(release), 'trace.wasm')]) {
+    const binary = readFileSync(file);
+    assert.deepEqual(WebAssembly.Module.imports(new WebAssembly.Module(binary)), []);
+    assert.ok(binary.length <= 16 * 1024, `${relative(root, file)} is ${binary.length} bytes`);
+  }
 });
 
 test('memory grows on paths that register or read, and on no other', async () => {

@@ -29,7 +29,12 @@ export function touch(who: Toucher, address: number, write: boolean, by: By): To
   if (!vma || !allows(vma, write)) return refused('SIGSEGV');
   const page = space.pageOf(address);
   space.makeTable(address);
-  const found = space.entry(page);
+  let found = space.entry(page);
+  if (found?.is === 'wp' && !(vma.modes & MODE.WP)) {
+    // Left from when the mode was on.
+    space.set(page, undefined);
+    found = undefined;
+  }
   if (found?.is === 'guard') return refused('SIGSEGV');
   if (found?.is === 'poison') return refused('SIGBUS');
   const userfault = (flags: number): Touched => {

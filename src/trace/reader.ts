@@ -1,0 +1,151 @@
+// Reads a trace block by block: never more than one of them is in memory, however long the trace is. What is
+// damaged or cut ends the trace at the last whole block, and says so.
+
+import { BAD, BLOCK_MOST, Codec, END, HEADER_BYTES, Kind } from './codec.js';
+import { SIGNATURE } from './writer.js';
+
+/** Where a trace comes from. */
+export interface TraceSource {
+  /** Reads up to `into.length` bytes: how many; 0 at the end. */
+  read(into: Uint8Array): number;
+  close(): void;
+}
+
+/** A trace that cannot be read at all: no trace, or of another version. */
+export class TraceError extends Error {
+  override readonly name = 'TraceError';
+  readonly code = 'ERR_UFFD_TRACE';
+}
+
+/** What the recorder wrote down of itself: JSON. */
+export interface TraceMeta {
+  readonly pageSize: number;
+  readonly [key: string]: unknown;
+}
+
+export class TraceReader {
+  readonly meta: TraceMeta;
+  /** Why the trace ended before its time; undefined while it is whole. */
+  damage: string | undefined;
+  /** Records and blocks that were read. */
+  records = 0;
+  blocks = 0;
+  readonly codec = new Codec();
+  readonly #source: TraceSource;
+  #closed = false;
+
+  /** @throws TraceError where this is no trace */
+  constructor(source: TraceSource) {
+    this.#source = source;
+    try {
+      this.#checkSignature();
+      this.meta = this.#readMeta();
+    } catch (error) {
+      this.close();
+      throw error;
+    }
+  }
+
+  /** A trace in memory. */
+  static of(bytes: Uint8Array): TraceReader {
+    let at = 0;
+    return new TraceReader({
+      read(into) {
+        const some = bytes.subarray(at, at + into.length);
+        into.set(some);
+        at += some.length;
+        return some.length;
+      },
+      close() {},
+    });
+  }
+
+  /** A trace in a file. Node only. */
+  static fromFile(path: string): TraceReader {
+    const fs = process.getBuiltinModule('node:fs');
+    const fd = fs.openSync(path, 'r');
+    return new TraceReader({ read: (into) => fs.readSync(fd, into), close: () => fs.closeSync(fd) });
+  }
+
+  /** Goes to the next record, which lies in `codec` then. False: that was the last one that can be read. */
+  next(): boolean {
+    for (;;) {
+      const answer = this.blocks > 0 ? this.codec.exports.traceNext() : END;
+      if (answer === BAD) {
+        this.damage = `block ${this.blocks} has a sound checksum, and cannot be read all the same`;
+        return false;
+      }
+      if (answer !== END) {
+        this.records++;
+        return true;
+      }
+      if (!this.#nextBlock()) return false;
+    }
+  }
+
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#source.close();
+  }
+
+  #checkSignature(): void {
+    const bytes = new Uint8Array(SIGNATURE.length);
+    const length = this.#fill(bytes);
+    const found = new TextDecoder('latin1').decode(bytes.subarray(0, length));
+    if (found === SIGNATURE) return;
+    if (length === SIGNATURE.length && found.slice(0, -1) === SIGNATURE.slice(0, -1)) {
+      throw new TraceError(
+        `this trace has version ${bytes[length - 1]} of the format; version 1 can be read here`,
+      );
+    }
+    throw new TraceError('this is no trace: it does not begin like one');
+  }
+
+  #readMeta(): TraceMeta {
+    if (!this.next() || this.codec.kind !== Kind.META) {
+      throw new TraceError(`this trace has no description: ${this.damage ?? 'it is empty'}`);
+    }
+    let meta: unknown;
+    try {
+      meta = JSON.parse(new TextDecoder().decode(this.codec.payloadRead));
+    } catch {
+      meta = undefined;
+    }
+    const pageSize = (meta as TraceMeta | undefined)?.pageSize;
+    if (typeof pageSize !== 'number' || !(pageSize >= 1024) || !Number.isInteger(Math.log2(pageSize))) {
+      throw new TraceError('the description of this trace cannot be understood');
+    }
+    return meta as TraceMeta;
+  }
+
+  /** Reads the next block, if there is a whole one. */
+  #nextBlock(): boolean {
+    if (this.damage) return false;
+    const { codec } = this;
+    const header = this.#fill(codec.block(HEADER_BYTES));
+    if (header === 0) return false;
+    const length = header === HEADER_BYTES ? codec.exports.traceMeasure() : BAD;
+    const whole =
+      length !== BAD &&
+      length <= HEADER_BYTES + BLOCK_MOST &&
+      this.#fill(codec.block(length - HEADER_BYTES, HEADER_BYTES)) === length - HEADER_BYTES;
+    if (!whole || codec.exports.traceOpen() === BAD) {
+      this.damage = `it is cut or damaged behind block ${this.blocks}`;
+      return false;
+    }
+    this.blocks++;
+    return true;
+  }
+
+  /** Reads until the bytes are full or the source is at its end: how many. */
+  #fill(into: Uint8Array): number {
+    let done = 0;
+    while (done < into.length) {
+      const some = this.#source.read(into.subarray(done));
+      if (some <= 0) break;
+      done += some;
+    }
+    return done;
+  }
+}

@@ -1,0 +1,243 @@
+// Runs a trace again: the same core, and the same handler if there is one, against the recorded answers. The trace
+// says what the program asked for from outside of its handler; inside, the handler decides, or where none is given,
+// the trace.
+//
+// Rules:
+//  - A replay depends on nothing but the trace and the handler.
+//  - It ends at the first call that differs, and says what was expected, what came, and which fault it was about.
+
+import { modeNames } from '../features.js';
+import type { FaultHandler, Pagefault } from '../handler.js';
+import { Note } from '../kernel.js';
+import { WAITS } from '../loop.js';
+import { fillOptions } from '../options.js';
+import { Userfaultfd } from '../userfaultfd.js';
+import { Kind } from './codec.js';
+import { type Origin, rangeTold } from './origin.js';
+import type { TraceMeta, TraceReader } from './reader.js';
+import { type Difference, Playback } from './replaying.js';
+
+/** Makes the handler of a replay: the one that was recorded, to see whether it does the same again. */
+export type HandlerFactory = (uffd: Userfaultfd, meta: TraceMeta) => FaultHandler;
+
+export interface ReplayResult {
+  /** Everything was the same, to the end of the trace. */
+  readonly identical: boolean;
+  /** Records that were the same. */
+  readonly records: number;
+  readonly faults: number;
+  /** The first call that differs, and the fault that was being answered then. */
+  readonly difference?: Difference & { readonly fault?: Pagefault };
+  /** Why the trace ends before its time, where it was cut or damaged. */
+  readonly damage?: string;
+}
+
+/** How a program answers later than in its callback: as often as this it is given time to. */
+const TURNS = 3;
+
+/** @throws TypeError where the trace does not say how its userfaultfd came to be */
+export async function replay(reader: TraceReader, factory?: HandlerFactory): Promise<ReplayResult> {
+  const playback = new Playback(reader);
+  const run = new Run(playback, reader.meta, factory);
+  try {
+    await run.go();
+  } finally {
+    run.end();
+    reader.close();
+  }
+  const { difference } = playback;
+  return {
+    identical: !difference,
+    records: playback.used,
+    faults: run.faults,
+    ...(difference ? { difference: { ...difference, ...(run.fault ? { fault: run.fault } : {}) } } : {}),
+    ...(reader.damage === undefined ? {} : { damage: reader.damage }),
+  };
+}
+
+class Run {
+  faults = 0;
+  /** The fault that is with the handler. */
+  fault: Pagefault | undefined;
+  readonly #playback: Playback;
+  readonly #meta: TraceMeta;
+  readonly #factory: HandlerFactory | undefined;
+  #uffd: Userfaultfd | undefined;
+  #handler: FaultHandler | undefined;
+
+  constructor(playback: Playback, meta: TraceMeta, factory: HandlerFactory | undefined) {
+    this.#playback = playback;
+    this.#meta = meta;
+    this.#factory = factory;
+  }
+
+  async go(): Promise<void> {
+    const playback = this.#playback;
+    try {
+      this.#uffd = this.#origin();
+    } catch (error) {
+      // It failed when it was recorded too.
+      if (playback.peek() < 0 || playback.difference) return;
+      throw error;
+    }
+    this.#handler = this.#watched(this.#factory?.(this.#uffd, this.#meta) ?? this.#recorded());
+    while (!playback.difference) {
+      const kind = playback.peek();
+      if (kind < 0) return;
+      if (kind === Kind.READY || kind === Kind.DUE) this.#callBack(kind);
+      else if (kind < Kind.NOTE) playback.differ('nothing: the program is at rest');
+      else if (!(await this.#leftToProgram(kind - Kind.NOTE))) this.#perform();
+    }
+  }
+
+  /** Lets go of what is left; nothing is compared any more. */
+  end(): void {
+    this.#playback.over = true;
+    this.#uffd?.close();
+  }
+
+  #origin(): Userfaultfd {
+    const origin = this.#meta.origin as Origin | undefined;
+    if (origin?.how !== 'open' && origin?.how !== 'wrap') {
+      throw new TypeError('this trace does not say how its userfaultfd came to be');
+    }
+    const kernel = this.#playback.kernel();
+    const { options, features } = origin;
+    if (origin.how === 'open') {
+      return Userfaultfd.open({ ...options, features, optional: origin.optional ?? [], kernel });
+    }
+    const ranges = (origin.ranges ?? []).map(rangeTold);
+    const { pid } = options;
+    return Userfaultfd.wrap(origin.fd as number, { features, ranges, kernel, ...(pid ? { pid } : {}) });
+  }
+
+  #callBack(kind: number): void {
+    const playback = this.#playback;
+    const id = playback.codec.number(0);
+    const callback = playback.callbacks.get(id);
+    if (!callback) {
+      playback.differ('nothing: there is no such callback');
+      return;
+    }
+    playback.take();
+    if (kind === Kind.DUE) playback.callbacks.delete(id);
+    try {
+      callback();
+    } catch {
+      // An error of the handler's, which was an uncaught exception when it was recorded.
+    }
+  }
+
+  /** Whether the program makes the next call by itself: a handler may answer after it has returned. */
+  async #leftToProgram(code: number): Promise<boolean> {
+    if (!this.#factory || code > Note.CLAIM) return false;
+    const { used } = this.#playback;
+    for (let turn = 0; turn < TURNS; turn++) {
+      await new Promise((resolve) => setTimeout(resolve, 0));
+      if (this.#playback.used !== used) return true;
+    }
+    return false;
+  }
+
+  /** Makes the call that the next record tells. What it throws, it threw when it was recorded. */
+  #perform(): void {
+    const uffd = this.#uffd as Userfaultfd;
+    const { codec } = this.#playback;
+    const code = codec.kind - Kind.NOTE;
+    const [start, second, third, fourth] = codec.words as unknown as [bigint, bigint, bigint, bigint];
+    const length = Number(second);
+    try {
+      if (code <= 5) this.#resolve(uffd, code, start, length, Number(third), fourth);
+      else if (code === Note.WAKE) uffd.wake(start, length);
+      else if (code === Note.CLAIM) uffd.claim(start, length);
+      else if (code === Note.REGISTER) this.#register(uffd, start, length, Number(third), Number(fourth));
+      else if (code === Note.UNREGISTER) uffd.unregister(start, length);
+      else if (code === Note.START) uffd.start(this.#handler as FaultHandler, { wait: waitOf(length) });
+      else if (code === Note.POLL) uffd.poll(length === 1 ? this.#handler : undefined);
+      else if (code === Note.STOP) uffd.stop();
+      else if (code === Note.RELEASE) uffd.release();
+      else if (code === Note.CLOSE) uffd.close();
+      else this.#playback.differ('nothing: no callback is under way');
+    } catch {
+      return;
+    }
+  }
+
+  #register(uffd: Userfaultfd, start: bigint, length: number, modes: number, pageSize: number): void {
+    uffd.register(start, length, [...modeNames(modes)], pageSize ? { pageSize } : {});
+  }
+
+  #resolve(
+    uffd: Userfaultfd,
+    code: number,
+    start: bigint,
+    length: number,
+    bits: number,
+    source: bigint,
+  ): void {
+    const options = fillOptions(bits);
+    switch (code) {
+      case 0:
+        uffd.copy(start, source || new Uint8Array(length), length, options);
+        break;
+      case 1:
+        uffd.zero(start, length, options);
+        break;
+      case 2:
+        uffd.continue(start, length, options);
+        break;
+      case 3:
+        uffd.poison(start, length, options);
+        break;
+      case 4:
+        uffd.move(start, source, length, options);
+        break;
+      default:
+        uffd.writeProtect(start, length, options.writeProtect === true, options);
+    }
+  }
+
+  // ---- handlers ------------------------------------------------------------------------------------------
+
+  /** A handler that does what the trace says. */
+  #recorded(): FaultHandler {
+    const follow = (): number => {
+      const playback = this.#playback;
+      while (!playback.difference && playback.peek() >= Kind.NOTE) {
+        if (playback.codec.kind === Kind.NOTE + Note.ANSWER) {
+          const answer = playback.codec.number(0);
+          if (answer === 3) throw new Error('the handler threw when it was recorded');
+          return answer;
+        }
+        this.#perform();
+      }
+      return 0;
+    };
+    const told = (): void => void follow();
+    return {
+      pagefault: () => follow() === 1,
+      removed: told,
+      unmapped: told,
+      remapped: told,
+      forked: told,
+      closed: told,
+    };
+  }
+
+  /** The handler, and beside it what is told of a difference. */
+  #watched(handler: FaultHandler): FaultHandler {
+    return Object.assign(Object.create(handler) as FaultHandler, {
+      pagefault: (fault: Pagefault, uffd: Userfaultfd) => {
+        this.faults++;
+        this.fault = fault;
+        const answer = handler.pagefault(fault, uffd);
+        if (!this.#playback.difference) this.fault = undefined;
+        return answer;
+      },
+    });
+  }
+}
+
+function waitOf(index: number): (typeof WAITS)[number] {
+  return WAITS[index] ?? 'poll';
+}

@@ -1,0 +1,163 @@
+// Writes a trace: records go into blocks, whole blocks go where they are to be kept. A sink that fails ends the
+// recording with a warning, and never what is recorded.
+
+import { Codec, Kind, PAYLOAD_MOST } from './codec.js';
+
+/** Where blocks go: a file, a list in memory, a connection. */
+export interface TraceSink {
+  /** Takes bytes that are used again afterwards. What it throws ends the recording. */
+  write(bytes: Uint8Array): void;
+  close(): void;
+}
+
+export interface TraceOptions {
+  /** What to keep of pages' contents: nothing (default), a hash of each source, or all of it. */
+  contents?: 'none' | 'hash' | 'full';
+  /** Something to find in the trace's description, for whoever reads it. JSON. */
+  about?: Record<string, unknown>;
+  /** Told when the recording ends before its time. Default: process.emitWarning. */
+  warn?: (message: string) => void;
+}
+
+/** The first bytes of a trace, and the version of its format. */
+export const SIGNATURE = 'UFFDTRC\u0001';
+
+/** A block is written out at the latest when it is this old, so that a crash loses no more. */
+const BLOCK_AGE_US = 1_000_000;
+
+export class TraceWriter {
+  readonly contents: 'none' | 'hash' | 'full';
+  readonly about: Record<string, unknown>;
+  /** Records so far. */
+  records = 0;
+  /** Bytes that went to the sink. */
+  bytesWritten = 0;
+  /** Why it ended before its time. */
+  failure: Error | undefined;
+  readonly #codec = new Codec();
+  readonly #sink: TraceSink;
+  readonly #warn: (message: string) => void;
+  #state: 'new' | 'open' | 'closed' = 'new';
+  #blockBegunUs = 0;
+
+  constructor(sink: TraceSink, options: TraceOptions = {}) {
+    this.#sink = sink;
+    this.contents = options.contents ?? 'none';
+    this.about = options.about ?? {};
+    this.#warn =
+      options.warn ?? ((message) => globalThis.process?.emitWarning(message, 'UserfaultfdWarning'));
+  }
+
+  /** Writes to a file, which is made or emptied. Node only. */
+  static toFile(path: string, options: TraceOptions = {}): TraceWriter {
+    const fs = process.getBuiltinModule('node:fs');
+    const fd = fs.openSync(path, 'w');
+    return new TraceWriter(
+      { write: (bytes) => writeAll(fs, fd, bytes), close: () => fs.closeSync(fd) },
+      options,
+    );
+  }
+
+  /** Whether records are still taken. */
+  get recording(): boolean {
+    return this.#state === 'open';
+  }
+
+  /** Begins the trace with its description. `meta`: JSON, with what a replay must know of the machine. */
+  start(meta: Record<string, unknown>): void {
+    if (this.#state !== 'new') throw new Error('a TraceWriter records one userfaultfd, once');
+    this.#state = 'open';
+    this.#codec.exports.traceBegin(0n);
+    this.#guarded(() => this.#write(new TextEncoder().encode(SIGNATURE)));
+    const text = new TextEncoder().encode(
+      JSON.stringify({ ...meta, contents: this.contents, about: this.about }),
+    );
+    if (text.length > PAYLOAD_MOST)
+      throw new RangeError(`about must be less than ${PAYLOAD_MOST} bytes of JSON`);
+    this.begin(Kind.META, 0);
+    this.payload(text.length).set(text);
+    this.end(0);
+  }
+
+  /** Begins a record; `end` follows. */
+  begin(kind: number, timeUs: number): void {
+    this.#codec.begin(kind, timeUs);
+  }
+
+  /** The kind of an ioctl's record. */
+  ioctlKind(request: number): number {
+    return this.#codec.exports.traceIoctlKind(request);
+  }
+
+  set(index: number, value: number): void {
+    this.#codec.set(index, value);
+  }
+
+  setWord(index: number, value: bigint): void {
+    this.#codec.words[index] = value;
+  }
+
+  /** Fields in halves, to copy structs into without making numbers of them: field n is at 4 + 2n. */
+  get halves(): Uint32Array {
+    return this.#codec.halves;
+  }
+
+  payload(length: number): Uint8Array {
+    return this.#codec.payload(length);
+  }
+
+  /** Takes in the record that was begun. */
+  end(timeUs: number): void {
+    if (this.#state !== 'open') return;
+    this.records++;
+    const full = this.#codec.exports.traceAppend();
+    if (full || timeUs - this.#blockBegunUs > BLOCK_AGE_US) this.#guarded(() => this.#seal(timeUs));
+  }
+
+  /** Writes out what there is, and lets the sink go. Idempotent. */
+  close(): void {
+    if (this.#state === 'open') {
+      this.#guarded(() => this.#seal(this.#blockBegunUs));
+      this.#stop();
+    }
+    this.#state = 'closed';
+  }
+
+  #stop(): void {
+    if (this.#state !== 'open') return;
+    this.#state = 'closed';
+    try {
+      this.#sink.close();
+    } catch (error) {
+      this.failure ??= error as Error;
+    }
+  }
+
+  #seal(timeUs: number): void {
+    const { exports } = this.#codec;
+    const length = exports.traceSeal();
+    if (length > 0) this.#write(this.#codec.block(length));
+    exports.traceBegin(BigInt(timeUs));
+    this.#blockBegunUs = timeUs;
+  }
+
+  #write(bytes: Uint8Array): void {
+    this.#sink.write(bytes);
+    this.bytesWritten += bytes.length;
+  }
+
+  /** What the sink throws ends the recording, and nothing else. */
+  #guarded(action: () => void): void {
+    try {
+      action();
+    } catch (error) {
+      this.failure = error as Error;
+      this.#stop();
+      this.#warn(`the recording of a trace has ended: ${this.failure.message}`);
+    }
+  }
+}
+
+function writeAll(fs: typeof import('node:fs'), fd: number, bytes: Uint8Array): void {
+  for (let done = 0; done < bytes.length; ) done += fs.writeSync(fd, bytes, done);
+}
