@@ -14,7 +14,21 @@ export function pageBits(process: string, address: bigint): PageBits {
   } finally {
     closeSync(fd);
   }
-  const bits = word.readBigUInt64LE();
+  return decode(word.readBigUInt64LE());
+}
+
+let self: number | undefined;
+
+/** Of this process, `count` pages in a row. */
+export function pagesOfSelf(address: bigint, count: number): PageBits[] {
+  self ??= openSync('/proc/self/pagemap', 'r');
+  const words = new BigUint64Array(count);
+  const at = (address / BigInt(pageSize())) * BigInt(WORD_BYTES);
+  readSync(self, words, 0, words.byteLength, at);
+  return [...words].map(decode);
+}
+
+function decode(bits: bigint): PageBits {
   const bit = (number: bigint): boolean => ((bits >> number) & 1n) === 1n;
   return { present: bit(63n), swap: bit(62n), uffdWp: bit(57n), exclusive: bit(56n) };
 }

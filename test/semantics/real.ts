@@ -9,7 +9,7 @@ import { errnoName } from '../../src/errors.js';
 import type { Kernel } from '../../src/kernel.js';
 import { compileLibrary } from '../kernel/support.js';
 import { lacks, RealMemory } from './memory.js';
-import { pageBits } from './pagemap.js';
+import { pageBits, pagesOfSelf } from './pagemap.js';
 import type { Actor, Area, By, Facility, MapOptions, MemoryKind, Outcome, PageBits, World } from './world.js';
 
 const CLONE_FILES = 0x400;
@@ -80,6 +80,10 @@ function load(path: string): Library {
   };
 }
 
+/** How often to look for a step's end before asking what its thread waits for. */
+const SHORT_LOOKS = 200;
+const PATIENT_LOOKS = 10;
+
 const pause = new Int32Array(new SharedArrayBuffer(4));
 
 function procFile(path: string): string {
@@ -113,15 +117,20 @@ class RealActor implements Actor {
   #step(name: string, ...words: Word[]): Outcome {
     const six = [...words, ...Array(6 - words.length).fill(0)];
     library().actorStep(this.#at, library().find(name), ...six);
+    // Most steps are short: asking where it waits costs more than they do.
+    for (let looks = 0; looks < SHORT_LOOKS; looks++) {
+      if (library().actorDone(this.#at)) return this.#answer();
+    }
     return this.outcome();
   }
 
   outcome(): Outcome {
-    for (;;) {
+    for (let looks = 0; ; looks++) {
       if (library().actorDone(this.#at)) return this.#answer();
       const asleep = this.#asleep();
       if (asleep !== undefined) return asleep;
-      Atomics.wait(pause, 0, 0, 0.05);
+      // Where it takes longer, others may need the processor.
+      if (looks > PATIENT_LOOKS) Atomics.wait(pause, 0, 0, 0.05);
     }
   }
 
@@ -268,6 +277,10 @@ export class RealWorld implements World {
     memoryFd ??= openSync('/proc/self/mem', 'r');
     readSync(memoryFd, bytes, 0, length, address);
     return bytes;
+  }
+
+  pages(address: bigint, count: number): PageBits[] {
+    return pagesOfSelf(address, count);
   }
 
   vacant(pages: number): bigint {

@@ -19,6 +19,7 @@ import {
   unmap,
   write,
 } from '../../src/sim/index.js';
+import type { AddressSpace } from '../../src/sim/memory.js';
 import { P } from '../kernel/support.js';
 import type { Actor, Area, By, Facility, MapOptions, MemoryKind, Outcome, PageBits, World } from './world.js';
 
@@ -158,16 +159,19 @@ class SimulatedActor implements Actor {
   }
 
   page(address: bigint): PageBits {
-    const { space } = this.thread;
-    const entry = space.entry(space.pageOf(Number(address)));
-    const marker = entry?.is === 'wp' || entry?.is === 'poison' || entry?.is === 'guard';
-    return {
-      present: entry?.is === 'zero' || entry?.is === 'page',
-      swap: marker,
-      uffdWp: entry?.is === 'wp' || (entry !== undefined && 'wp' in entry && entry.wp),
-      exclusive: entry?.is === 'page' && entry.frame.mappers === 1,
-    };
+    return pageBits(this.thread.space, address);
   }
+}
+
+function pageBits(space: AddressSpace, address: bigint): PageBits {
+  const entry = space.entry(space.pageOf(Number(address)));
+  const marker = entry?.is === 'wp' || entry?.is === 'poison' || entry?.is === 'guard';
+  return {
+    present: entry?.is === 'zero' || entry?.is === 'page',
+    swap: marker,
+    uffdWp: entry?.is === 'wp' || (entry !== undefined && 'wp' in entry && entry.wp),
+    exclusive: entry?.is === 'page' && entry.frame.mappers === 1,
+  };
 }
 
 export class SimulatedWorld implements World {
@@ -187,6 +191,11 @@ export class SimulatedWorld implements World {
   map(_kind: MemoryKind, pages: number, options: MapOptions = {}): Area {
     const address = this.kernel.map(pages, options.protection);
     return { address, length: pages * P, pageSize: P, alias: 0n };
+  }
+
+  pages(address: bigint, count: number): PageBits[] {
+    const { space } = this.kernel.process;
+    return Array.from({ length: count }, (_, page) => pageBits(space, address + BigInt(page * P)));
   }
 
   peek(address: bigint, length: number): Uint8Array {

@@ -123,6 +123,8 @@ export interface World {
   map(kind: MemoryKind, pages: number, options?: MapOptions): Area;
   /** Addresses where nothing is mapped, for as long as the world is there. */
   vacant(pages: number): bigint;
+  /** What the page tables of the test's own process say of `count` pages. */
+  pages(address: bigint, count: number): PageBits[];
   /** Bytes of a page that is there, of the test's own process: nobody faults. */
   peek(address: bigint, length: number): Uint8Array;
   /** A thread of the test's own process. */

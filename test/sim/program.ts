@@ -10,7 +10,7 @@
 
 import type { Chooser } from '../../src/sim/index.js';
 import { type Answer, adopt, Feature, type Message, openUffd, type Uffd } from '../semantics/calls.js';
-import type { Actor, Area, PageBits, World } from '../semantics/world.js';
+import type { Actor, Area, Outcome, PageBits, World } from '../semantics/world.js';
 
 /** A part of an area: page numbers. */
 interface Part {
@@ -265,7 +265,7 @@ export class Run {
       case 'munmap':
         return `${actor.munmap(this.#address(step), step.pages * 4096)}`;
       case 'overlay':
-        return `${actor.overlay(this.#address(step), step.pages * 4096)}`;
+        return this.#placed(actor.overlay(this.#address(step), step.pages * 4096));
       case 'mprotect':
         return `${actor.mprotect(this.#address(step), step.pages * 4096, step.protection)}`;
       case 'mremap':
@@ -285,12 +285,15 @@ export class Run {
     const [oldLength, newLength] = [step.pages * 4096, step.newPages * 4096];
     // Where the kernel may choose the place, the worlds would choose different ones.
     if (step.to < 0) {
-      const outcome = actor.mremap(from, oldLength, newLength, 0);
-      return typeof outcome === 'number' ? this.#place(BigInt(outcome)) : outcome;
+      return this.#placed(actor.mremap(from, oldLength, newLength, 0));
     }
     const to = (this.#areas[step.to] as Area).address;
     const length = step.flags === 5 ? oldLength : newLength;
-    const outcome = actor.mremap(from, oldLength, length, step.flags | 3, to);
+    return this.#placed(actor.mremap(from, oldLength, length, step.flags | 3, to));
+  }
+
+  /** An outcome that is an address, as a place. */
+  #placed(outcome: Outcome): string {
     return typeof outcome === 'number' ? this.#place(BigInt(outcome)) : outcome;
   }
 
@@ -367,9 +370,8 @@ export class Run {
     const doing = this.#doing.get(actor);
     if (!doing) return '.';
     const outcome = actor.outcome();
-    if (typeof outcome === 'string' || outcome === 0) return `${outcome}`;
-    if (doing === 'fork') return 'parent';
-    return doing === 'mremap' || doing === 'overlay' ? this.#place(BigInt(outcome)) : `${outcome}`;
+    if (doing === 'fork' && typeof outcome === 'number') return 'parent';
+    return doing === 'mremap' || doing === 'overlay' ? this.#placed(outcome) : `${outcome}`;
   }
 
   /** What a page that is there was filled with, and what each actor wrote. */
@@ -380,16 +382,12 @@ export class Run {
   }
 
   #tables(): string[] {
-    const [owner] = this.#actors as [Actor];
-    return this.#areas.map(({ address }) => {
-      let text = '';
-      for (let page = 0; page < PAGES; page++) {
-        const at = address + BigInt(page) * PAGE;
-        const bits = owner.page(at);
-        text += `${bits.present ? this.#bytes(at) : ''}${symbol(bits)} `;
-      }
-      return text.trim();
-    });
+    return this.#areas.map(({ address }) =>
+      this.#world
+        .pages(address, PAGES)
+        .map((bits, page) => (bits.present ? this.#bytes(address + BigInt(page) * PAGE) : '') + symbol(bits))
+        .join(' '),
+    );
   }
 }
 
