@@ -144,16 +144,19 @@ class SimulatedActor implements Actor {
     return result < 0 ? errnoName(-result) : result;
   }
 
-  readInto(fd: number, _address: bigint, length: number): Outcome {
+  readInto(fd: number, address: bigint, length: number): Outcome {
     const world = this.#world;
     const file = world.kernel.files.get(fd);
     const port = world.portOf(this.thread);
+    const { space } = this.thread;
     return this.#step({
       text: `read(${fd})`,
       *steps() {
         if (file?.is !== 'userfaultfd') return 'EBADF';
         yield { place: 'read', over: () => file.context.readable };
-        return port.read(fd, READ_AT, length);
+        const result = port.read(fd, READ_AT, length);
+        if (result > 0) poke(space, Number(address), new Uint8Array(world.memory.buffer, READ_AT, result));
+        return result;
       },
     });
   }
@@ -161,6 +164,15 @@ class SimulatedActor implements Actor {
   page(address: bigint): PageBits {
     return pageBits(this.thread.space, address);
   }
+}
+
+/** Writes bytes that lie in one page. */
+function poke(space: AddressSpace, address: number, bytes: Uint8Array): void {
+  const page = space.pageOf(address);
+  const found = space.entry(page);
+  const entry = found?.is === 'page' ? found : space.fresh();
+  entry.frame.bytes.set(bytes, address % space.pageSize);
+  space.set(page, entry);
 }
 
 function pageBits(space: AddressSpace, address: bigint): PageBits {

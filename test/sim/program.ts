@@ -334,9 +334,12 @@ export class Run {
   }
 
   #take(uffd: Uffd, most: number): string {
-    // Two that go on together post what comes next in any order, so they are let go one after the other.
-    const changing = this.#actors.filter((actor) => actor.tid && actor.outcome() === 'event');
-    const lines = uffd.take(changing.length > 1 ? 1 : most).map((message) => this.#message(message));
+    // Those that were woken together, or let go together, come back in any order: faults are read all at once,
+    // messages of changes one by one.
+    const { pending } = uffd.queue();
+    const changing = this.#actors.filter((actor) => actor.tid && actor.outcome() === 'event').length;
+    const count = changing > 1 ? Math.max(pending, 1) : Math.max(pending, most);
+    const lines = uffd.take(count).map((message) => this.#message(message));
     const faults = lines.filter((line) => line.startsWith('fault')).sort();
     return [...faults, ...lines.filter((line) => !line.startsWith('fault'))].join(', ');
   }
