@@ -84,7 +84,7 @@ function testNamesOf(file: string): RegExp[] {
   const literals = textOf(join('test', file)).matchAll(/\btest\(\s*(['"`])((?:\\.|(?!\1).)*)\1/g);
   return [...literals].map(([, , text = '']) => {
     const parts = text.replace(/\\(.)/g, '$1').split(/\$\{[^}]*\}/);
-    return new RegExp(`^${parts.map((part) => part.replace(/[.*+?^${}()|[\]\\]/g, '\\$&')).join('.+')}$`);
+    return new RegExp(`^${parts.map((part) => part.replace(/[.*+?^${}()|[\]\\]/g, '\\$&')).join('.*')}$`);
   });
 }
 
