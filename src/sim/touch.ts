@@ -44,9 +44,11 @@ export function touch(who: Toucher, address: number, write: boolean, by: By): To
     return { is: 'asleep', context, sleeper: context.sleep(address, flags, who.tid) };
   };
   if (!found || found.is === 'wp') {
+    // A page to write to is prepared before anybody is asked for it.
+    if (write) space.populate(vma);
     if (vma.modes & MODE.MISSING) return userfault(write ? FAULT.WRITE : 0);
   }
-  const entry = present(space, vma, page, found, write);
+  const entry = present(space, page, found, write);
   if (!write) return { is: 'page', entry };
   if (entry.wp && vma.modes & MODE.WP) {
     if (!vma.context?.has(FEATURE.WP_ASYNC)) return userfault(FAULT.WRITE | FAULT.WP);
@@ -62,14 +64,12 @@ function allows(vma: Vma, write: boolean): boolean {
 /** The page's entry; where there is none, the kernel's own: the zero page for a read, a page of zeros for a write. */
 function present(
   space: AddressSpace,
-  vma: Vma,
   page: number,
   found: Entry | undefined,
   write: boolean,
 ): Entry & { is: 'zero' | 'page' } {
   if (found?.is === 'zero' || found?.is === 'page') return found;
   const wp = found?.is === 'wp';
-  if (write) space.populate(vma);
   const entry = write ? { ...space.fresh(), wp } : ({ is: 'zero', wp } as const);
   space.set(page, entry);
   return entry;
