@@ -55,6 +55,8 @@ export const UNWATCH: u32 = 17;
 export const READY: u32 = 18;
 export const DUE: u32 = 19;
 export const CONTENT: u32 = 20;
+/** The last record of a trace that was closed. */
+export const LAST: u32 = 21;
 const REPEAT: u32 = 31;
 export const IOCTL: u32 = 32;
 export const NOTE: u32 = 48;
@@ -71,6 +73,10 @@ const counts: usize = memory.data<u8>([
   3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3,
   4, 4, 4, 4, 4, 4, 2, 2, 4, 2, 2, 1, 2, 1, 1, 1,
 ]);
+
+/** Where a note has its source, and where the answer to ADDRESS_OF is. */
+const SOURCE_FIELD: u32 = 3;
+const ADDRESS_FIELD: u32 = 1;
 
 // Fields of an ioctl: the descriptor, these, then the struct's words as they were given, then as they came back.
 const IOCTL_REQUEST: u32 = 1;
@@ -115,10 +121,13 @@ let faultFlags: u64 = 0;
 let faultTid: u32 = 0;
 /** Of the last call that was to resolve a fault: start, length, options, source. */
 let noted: u32 = NOTE;
+/** By how much the address of bytes differed from the one before it. */
+let addressStep: u64 = 0;
 
 function forget(): void {
   memory.fill(last, 0, 64 * 28 * 8);
   memory.fill(following, 0, 64 * 64);
+  expectedFirst = 0;
   expectedCount = 0;
   kindBefore = 0;
   kindLast = 0;
@@ -126,6 +135,7 @@ function forget(): void {
   faultFlags = 0;
   faultTid = 0;
   noted = NOTE;
+  addressStep = 0;
 }
 
 function lastOf(kind: u32, index: u32): u64 {
@@ -145,14 +155,21 @@ function expectedPage(): u64 {
 function predicted(kind: u32, index: u32): u64 {
   if (kind >= NOTE) return predictedNote(kind, index);
   if (kind >= IOCTL && index >= IOCTL_WORDS) return predictedWord(kind, index - IOCTL_WORDS);
+  if (kind == ADDRESS_OF && index == ADDRESS_FIELD) return lastOf(kind, index) + addressStep;
   return lastOf(kind, index);
 }
 
 function predictedNote(kind: u32, index: u32): u64 {
   if (kind > NOTE + NOTE_WRITEPROTECT) return lastOf(kind, index);
   if (index == 0) return expectedPage();
-  if (index == 3) return lastOf(kind, 3) + (field(0) - lastOf(kind, 0));
+  if (index == SOURCE_FIELD) return lastOf(kind, SOURCE_FIELD) + (field(0) - lastOf(kind, 0));
   return lastOf(kind, index);
+}
+
+/** The source that the program named; where it gave bytes, their address was asked just before. */
+function predictedSource(): u64 {
+  const told = lastOf(noted, SOURCE_FIELD);
+  return told != 0 ? told : lastOf(ADDRESS_OF, ADDRESS_FIELD);
 }
 
 /** Whether a request has a source behind its target: COPY and MOVE. */
@@ -171,7 +188,7 @@ function predictedWord(kind: u32, index: u32): u64 {
   if (kind < IOCTL + 3 || kind > IOCTL + 8) return lastOf(kind, IOCTL_WORDS + index);
   const source = sourced(kind);
   if (index == 0) return lastOf(noted, 0);
-  if (source && index == 1) return lastOf(noted, 3);
+  if (source && index == 1) return predictedSource();
   if (index == (source ? <u32>2 : <u32>1)) return lastOf(noted, 1);
   return lastOf(kind, IOCTL_WORDS + index);
 }
@@ -187,6 +204,8 @@ function predictedOutput(kind: u32, index: u32, words: u32): u64 {
 function learn(): void {
   const kind = changetype<Record>(record).kind;
   const count = countOf(kind);
+  const addressBefore = lastOf(ADDRESS_OF, ADDRESS_FIELD);
+  if (kind == ADDRESS_OF && addressBefore != 0) addressStep = field(ADDRESS_FIELD) - addressBefore;
   memory.copy(last + <usize>((kind * FIELDS) << 3), fields, <usize>(count << 3));
   store<u8>(following + kindBefore * KINDS + kindLast, <u8>kind);
   kindBefore = kindLast;
@@ -314,7 +333,7 @@ function takeDifference(from: u64): u64 {
 
 // ---- writing -----------------------------------------------------------------------------------------------
 
-/** Reads that found nothing, in a row, each as predicted, which are not written yet. */
+/** Reads that found nothing, in a row behind another, which are not written yet. They are not learnt from. */
 let run: u32 = 0;
 let runTime: u64 = 0;
 
@@ -476,7 +495,7 @@ export function traceOpen(): i32 {
 
 /** Reads the next record of the block into `record` and `payload`: OK, END or BAD. */
 export function traceNext(): i32 {
-  if (records == 0) return cursor == limit ? END : BAD;
+  if (records == 0) return cursor == limit && run == 0 ? END : BAD;
   records--;
   const it = changetype<Record>(record);
   if (run > 0) return nextOfRun(it);
@@ -488,9 +507,10 @@ export function traceNext(): i32 {
     const delta = <u64>(head & LONG_TIME);
     it.time = timeLast + (delta == LONG_TIME ? takeNumber() : delta);
   } else if (head == REPEAT) {
-    run = <u32>takeNumber();
+    const length = takeNumber();
     runTime = timeLast + takeNumber();
-    if (broken || run == 0) return BAD;
+    if (broken || length == 0 || length > <u64>records + 1) return BAD;
+    run = <u32>length;
     return nextOfRun(it);
   } else {
     it.kind = head & (KINDS - 1);
@@ -509,8 +529,8 @@ function nextOfRun(it: Record): i32 {
   it.payloadBytes = 0;
   takePredicted(READ_EMPTY);
   it.time = timeLast + (runTime - timeLast) / run;
+  timeLast = it.time;
   run--;
-  learn();
   return OK;
 }
 

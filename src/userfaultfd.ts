@@ -283,7 +283,7 @@ export class Userfaultfd implements Disposable {
     if (result < 0) {
       const names = modeNames(modes);
       const error = new UffdError(result, 'UFFDIO_REGISTER', { address: start, length, modes: names });
-      throw explained(error, noveltiesOfModes(names), this.#kernel);
+      throw explained(error, noveltiesOfModes(names), this.#channel);
     }
     const bits = BigInt.asUintN(64, core.exports.registerOperations());
     const operations = operationNames(bits);
@@ -629,7 +629,7 @@ export class Userfaultfd implements Disposable {
       return this.#channel.transfer(operation, options, start, length, address);
     } catch (error) {
       if (!(error instanceof UffdError)) throw error;
-      throw explained(error, noveltiesOf(operation, options), this.#kernel);
+      throw explained(error, noveltiesOf(operation, options), this.#channel);
     } finally {
       this.#loop?.follow();
     }

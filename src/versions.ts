@@ -1,16 +1,16 @@
 // Old kernels say EINVAL to what they do not know, as they do to what is wrong. Here such a refusal becomes one
 // that names the version: the kernel is asked, after it refused, what it offers.
 
-import { instantiate, Op, Option } from './core.js';
+import type { Channel } from './channel.js';
+import { Op, Option } from './core.js';
 import { UffdError, UnsupportedError } from './errors.js';
 import { type Feature, featureNames, type Lack, lacking, type Mode, type Novelty } from './features.js';
-import type { Kernel } from './kernel.js';
 import { probe, waysToOpen } from './open.js';
 
 /** The error to throw for a refusal of something that came after the first userfaultfd. */
-export function explained(error: UffdError, wanted: readonly Novelty[], kernel: Kernel): Error {
+export function explained(error: UffdError, wanted: readonly Novelty[], channel: Channel): Error {
   if (error.code !== 'EINVAL' || wanted.length === 0) return error;
-  const offered = offers(kernel);
+  const offered = offers(channel);
   if (!offered) return error;
   const lacks = lacking(wanted, offered);
   if (lacks.length === 0) return error;
@@ -55,10 +55,10 @@ function inPart(lacks: readonly Lack[]): string {
 }
 
 /** What the kernel offers this user; undefined where that cannot be asked. */
-function offers(kernel: Kernel): ReadonlySet<Feature> | undefined {
-  const core = instantiate();
+function offers({ core, port }: Channel): ReadonlySet<Feature> | undefined {
   try {
-    const { features } = probe(core, kernel.attach(core.memory), waysToOpen('auto', 'auto'));
+    // Through the same port, so that a recording has it.
+    const { features } = probe(core, port, waysToOpen('auto', 'auto'));
     return featureNames(features);
   } catch {
     return undefined;

@@ -41,6 +41,7 @@ export const Kind = {
   READY: 18,
   DUE: 19,
   CONTENT: 20,
+  LAST: 21,
   IOCTL: 32,
   NOTE: 48,
 } as const;
@@ -95,6 +96,12 @@ export class Codec {
     return (this.halves[4 + index * 2] as number) | 0;
   }
 
+  /** A field that may be any integer below 2^53: a size, a length. */
+  integer(index: number): number {
+    const at = 4 + index * 2;
+    return (this.halves[at] as number) + ((this.halves[at + 1] as number) | 0) * 2 ** 32;
+  }
+
   /** The lower half of a field, unsigned. */
   half(index: number): number {
     return this.halves[4 + index * 2] as number;
@@ -109,11 +116,11 @@ export class Codec {
     halves[3] = (timeUs / 2 ** 32) >>> 0;
   }
 
-  /** Sets a field to a signed integer of 32 bits. */
+  /** Sets a field to an integer below 2^53. */
   set(index: number, value: number): void {
     const at = 4 + index * 2;
     this.halves[at] = value;
-    this.halves[at + 1] = value < 0 ? 0xffffffff : 0;
+    this.halves[at + 1] = Math.floor(value / 2 ** 32);
   }
 
   /** The payload's room; `length` bytes of it belong to the record. */

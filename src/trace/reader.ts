@@ -27,11 +27,16 @@ export class TraceReader {
   readonly meta: TraceMeta;
   /** Why the trace ended before its time; undefined while it is whole. */
   damage: string | undefined;
-  /** Records and blocks that were read. */
+  /** Records, blocks and bytes that were read. */
   records = 0;
   blocks = 0;
+  bytesRead = 0;
+  /** Called when another block is begun: how far it has come is in the counts. */
+  onBlock: (() => void) | undefined;
   readonly codec = new Codec();
   readonly #source: TraceSource;
+  /** The trace's last record was read. */
+  #ended = false;
   #closed = false;
 
   /** @throws TraceError where this is no trace */
@@ -69,7 +74,7 @@ export class TraceReader {
 
   /** Goes to the next record, which lies in `codec` then. False: that was the last one that can be read. */
   next(): boolean {
-    for (;;) {
+    while (!this.#ended && this.damage === undefined) {
       const answer = this.blocks > 0 ? this.codec.exports.traceNext() : END;
       if (answer === BAD) {
         this.damage = `block ${this.blocks} has a sound checksum, and cannot be read all the same`;
@@ -77,10 +82,14 @@ export class TraceReader {
       }
       if (answer !== END) {
         this.records++;
-        return true;
+        if (this.codec.kind !== Kind.LAST) return true;
+        this.#ended = true;
+        if (this.#fill(new Uint8Array(1)) > 0) this.damage = 'there are bytes behind its end';
+        return false;
       }
       if (!this.#nextBlock()) return false;
     }
+    return false;
   }
 
   close(): void {
@@ -121,10 +130,12 @@ export class TraceReader {
 
   /** Reads the next block, if there is a whole one. */
   #nextBlock(): boolean {
-    if (this.damage) return false;
     const { codec } = this;
     const header = this.#fill(codec.block(HEADER_BYTES));
-    if (header === 0) return false;
+    if (header === 0) {
+      this.damage = 'it has no end: whatever recorded it came to its own end first';
+      return false;
+    }
     const length = header === HEADER_BYTES ? codec.exports.traceMeasure() : BAD;
     const whole =
       length !== BAD &&
@@ -135,6 +146,7 @@ export class TraceReader {
       return false;
     }
     this.blocks++;
+    this.onBlock?.();
     return true;
   }
 
@@ -146,6 +158,7 @@ export class TraceReader {
       if (some <= 0) break;
       done += some;
     }
+    this.bytesRead += done;
     return done;
   }
 }

@@ -13,6 +13,8 @@ const EAGAIN = -11;
 const POLLFDS_MOST = 3;
 const STRUCT_WORDS_MOST = 12;
 const NOTE_FIELDS = 4;
+/** Where an ioctl's struct begins in a record, in halves of words. */
+const GIVEN_AT = 4 + 3 * 2;
 
 export function recordingKernel(inner: Kernel, writer: TraceWriter, meta: Record<string, unknown>): Kernel {
   let attached = false;
@@ -35,6 +37,9 @@ class RecordingPort implements KernelPort {
   readonly #writer: TraceWriter;
   readonly #begunUs: number;
   #halves = new Uint32Array();
+  /** Structs as they were given, by depth: in a simulated kernel the program may go on while a call is under way. */
+  readonly #given: Uint32Array[] = [];
+  #depth = 0;
   #timeUs = 0;
   #lastId = 0;
 
@@ -69,24 +74,26 @@ class RecordingPort implements KernelPort {
   // ---- the hot path --------------------------------------------------------------------------------------
 
   ioctl(fd: number, request: number, at: number): number {
+    const halves = 2 * Math.min((request >>> 19) & 0x7ff, STRUCT_WORDS_MOST);
+    const from = at >>> 2;
+    let view = this.#view;
+    this.#given[this.#depth] ??= new Uint32Array(2 * STRUCT_WORDS_MOST);
+    const given = this.#given[this.#depth] as Uint32Array;
+    for (let half = 0; half < halves; half++) given[half] = view[from + half] as number;
+    this.#depth++;
+    const result = this.#inner.ioctl(fd, request, at);
+    this.#depth--;
+    const timeUs = this.#clock();
     const writer = this.#writer;
     const target = writer.halves;
-    const words = Math.min((request >>> 19) & 0x7ff, STRUCT_WORDS_MOST);
-    let view = this.#view;
-    const from = at >>> 2;
-    const given = 4 + 3 * 2;
-    writer.begin(writer.ioctlKind(request), 0);
-    for (let half = 0; half < words * 2; half++) target[given + half] = view[from + half] as number;
-    const result = this.#inner.ioctl(fd, request, at);
-    const timeUs = this.#clock();
     view = this.#view;
-    const back = given + words * 2;
-    for (let half = 0; half < words * 2; half++) target[back + half] = view[from + half] as number;
-    target[2] = timeUs >>> 0;
-    target[3] = (timeUs / 2 ** 32) >>> 0;
+    writer.begin(writer.ioctlKind(request), timeUs);
+    for (let half = 0; half < halves; half++) {
+      target[GIVEN_AT + half] = given[half] as number;
+      target[GIVEN_AT + halves + half] = view[from + half] as number;
+    }
     writer.set(0, fd);
     writer.set(1, request);
-    target[7] = 0;
     writer.set(2, result);
     writer.end(timeUs);
     return result;

@@ -14,7 +14,7 @@ import { fillOptions } from '../options.js';
 import { Userfaultfd } from '../userfaultfd.js';
 import { Kind } from './codec.js';
 import { type Origin, rangeTold } from './origin.js';
-import type { TraceMeta, TraceReader } from './reader.js';
+import { TraceError, type TraceMeta, type TraceReader } from './reader.js';
 import { type Difference, Playback } from './replaying.js';
 
 /** Makes the handler of a replay: the one that was recorded, to see whether it does the same again. */
@@ -32,13 +32,27 @@ export interface ReplayResult {
   readonly damage?: string;
 }
 
-/** How a program answers later than in its callback: as often as this it is given time to. */
-const TURNS = 3;
+export interface ReplayOptions {
+  /**
+   * How long a handler that answers after it has returned is waited for, in milliseconds; default 100. What it has
+   * not done by then is done in its place, as the trace has it.
+   */
+  patienceMs?: number;
+}
 
-/** @throws TypeError where the trace does not say how its userfaultfd came to be */
-export async function replay(reader: TraceReader, factory?: HandlerFactory): Promise<ReplayResult> {
+/**
+ * Replays a trace, and closes its reader.
+ *
+ * @param factory makes the handler to replay with; default: one that does what the trace says
+ * @throws TraceError where the trace does not say how its userfaultfd came to be; what `factory` throws
+ */
+export async function replay(
+  reader: TraceReader,
+  factory?: HandlerFactory,
+  options: ReplayOptions = {},
+): Promise<ReplayResult> {
   const playback = new Playback(reader);
-  const run = new Run(playback, reader.meta, factory);
+  const run = new Run(playback, reader.meta, factory, options.patienceMs ?? PATIENCE_MS);
   try {
     await run.go();
   } finally {
@@ -55,6 +69,8 @@ export async function replay(reader: TraceReader, factory?: HandlerFactory): Pro
   };
 }
 
+const PATIENCE_MS = 100;
+
 class Run {
   faults = 0;
   /** The fault that is with the handler. */
@@ -62,13 +78,20 @@ class Run {
   readonly #playback: Playback;
   readonly #meta: TraceMeta;
   readonly #factory: HandlerFactory | undefined;
+  readonly #patienceMs: number;
+  #patienceLeftMs: number;
   #uffd: Userfaultfd | undefined;
   #handler: FaultHandler | undefined;
+  /** Bytes to copy in place of those that were copied; their contents do not matter. */
+  #bytes = new Uint8Array();
 
-  constructor(playback: Playback, meta: TraceMeta, factory: HandlerFactory | undefined) {
+  constructor(playback: Playback, meta: TraceMeta, factory: HandlerFactory | undefined, patienceMs: number) {
     this.#playback = playback;
     this.#meta = meta;
     this.#factory = factory;
+    this.#patienceMs = patienceMs;
+    this.#patienceLeftMs = patienceMs;
+    playback.program = () => this.#perform();
   }
 
   async go(): Promise<void> {
@@ -78,12 +101,12 @@ class Run {
     } catch (error) {
       // It failed when it was recorded too.
       if (playback.peek() < 0 || playback.difference) return;
-      throw error;
+      throw new TraceError(`the description of this trace cannot be replayed: ${(error as Error).message}`);
     }
     this.#handler = this.#watched(this.#factory?.(this.#uffd, this.#meta) ?? this.#recorded());
     while (!playback.difference) {
       const kind = playback.peek();
-      if (kind < 0) return;
+      if (kind < 0 || playback.over) return;
       if (kind === Kind.READY || kind === Kind.DUE) this.#callBack(kind);
       else if (kind < Kind.NOTE) playback.differ('nothing: the program is at rest');
       else if (!(await this.#leftToProgram(kind - Kind.NOTE))) this.#perform();
@@ -99,7 +122,7 @@ class Run {
   #origin(): Userfaultfd {
     const origin = this.#meta.origin as Origin | undefined;
     if (origin?.how !== 'open' && origin?.how !== 'wrap') {
-      throw new TypeError('this trace does not say how its userfaultfd came to be');
+      throw new TypeError('it does not say how the userfaultfd came to be');
     }
     const kernel = this.#playback.kernel();
     const { options, features } = origin;
@@ -132,10 +155,15 @@ class Run {
   async #leftToProgram(code: number): Promise<boolean> {
     if (!this.#factory || code > Note.CLAIM) return false;
     const { used } = this.#playback;
-    for (let turn = 0; turn < TURNS; turn++) {
-      await new Promise((resolve) => setTimeout(resolve, 0));
-      if (this.#playback.used !== used) return true;
-    }
+    const until = performance.now() + this.#patienceLeftMs;
+    do {
+      await new Promise((resolve) => (globalThis.setImmediate ?? setTimeout)(resolve));
+      if (this.#playback.used === used) continue;
+      this.#patienceLeftMs = this.#patienceMs;
+      return true;
+    } while (performance.now() < until);
+    // A program that calls from elsewhere is not waited for as long the next time.
+    this.#patienceLeftMs /= 2;
     return false;
   }
 
@@ -178,7 +206,7 @@ class Run {
     const options = fillOptions(bits);
     switch (code) {
       case 0:
-        uffd.copy(start, source || new Uint8Array(length), length, options);
+        uffd.copy(start, source || this.#room(length), length, options);
         break;
       case 1:
         uffd.zero(start, length, options);
@@ -195,6 +223,11 @@ class Run {
       default:
         uffd.writeProtect(start, length, options.writeProtect === true, options);
     }
+  }
+
+  #room(length: number): Uint8Array {
+    if (this.#bytes.length < length) this.#bytes = new Uint8Array(length);
+    return this.#bytes;
   }
 
   // ---- handlers ------------------------------------------------------------------------------------------

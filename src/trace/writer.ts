@@ -117,7 +117,10 @@ export class TraceWriter {
   /** Writes out what there is, and lets the sink go. Idempotent. */
   close(): void {
     if (this.#state === 'open') {
-      this.#guarded(() => this.#seal(this.#blockBegunUs));
+      this.begin(Kind.LAST, 0);
+      this.end(this.#blockBegunUs);
+      // The last record may have found the sink broken.
+      if (this.recording) this.#guarded(() => this.#seal(this.#blockBegunUs));
       this.#stop();
     }
     this.#state = 'closed';
