@@ -6,14 +6,8 @@ export { FEATURES, featureSince, OPERATIONS, operationSince } from './features.j
 export type { FaultHandler, Pagefault, RegisteredRange } from './handler.js';
 export type { Kernel, KernelPort, Watch } from './kernel.js';
 export type { Wait } from './loop.js';
-export {
-  type AnonymousOptions,
-  type FileOptions,
-  Mapping,
-  type MappingOptions,
-  type MemoryOptions,
-  type SharedMapping,
-} from './mapping.js';
+export { Mapping, type SharedMapping } from './mapping.js';
+export type { AnonymousOptions, FileOptions, MappingOptions, MemoryOptions } from './mapping-plan.js';
 export type {
   CopyOptions,
   FillOptions,

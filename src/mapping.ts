@@ -10,37 +10,27 @@
 //  - Unmapping memory that this thread watches would wait for this thread: `close` unregisters it first.
 
 import { constants as bufferConstants } from 'node:buffer';
-import { closeSync, constants, fstatSync, openSync, statfsSync } from 'node:fs';
+import { closeSync, constants, fstatSync, openSync } from 'node:fs';
 import { isMainThread, threadId } from 'node:worker_threads';
 import * as memory from '../shim/memory.js';
 import { checkInteger, checkPageAddress, invalidState, outOfRange, wrongType } from './arguments.js';
 import { hex, UffdError } from './errors.js';
 import type { Feature } from './features.js';
+import {
+  type AnonymousOptions,
+  checkPageSize,
+  type FileOptions,
+  filePageSize,
+  type MappingOptions,
+  type MemoryOptions,
+  type Plan,
+  place,
+  protectionOf,
+  sizes,
+  transparentHugeSize,
+  wholePages,
+} from './mapping-plan.js';
 import { watchersOf } from './registry.js';
-
-export interface MappingOptions {
-  /** Whether the bytes may be written. Default true. */
-  writable?: boolean;
-}
-
-/** Options of memory that the system makes. */
-export interface MemoryOptions extends MappingOptions {
-  /**
-   * Bytes of a page, a power of two. Default: the system's. Larger ones are huge pages out of the system's pool
-   * (`vm.nr_hugepages`), of a size that it has: 2 MiB, say.
-   */
-  pageSize?: number;
-}
-
-export interface AnonymousOptions extends MemoryOptions {
-  /** Whether the kernel may back it with transparent huge pages; it is aligned to them then. Default false. */
-  transparentHuge?: boolean;
-}
-
-export interface FileOptions extends MappingOptions {
-  /** Whether writes reach the file, and other mappings of it. Default false: they stay private. */
-  shared?: boolean;
-}
 
 /** A mapping to be posted to another thread, for `Mapping.attach`. */
 export interface SharedMapping {
@@ -49,21 +39,6 @@ export interface SharedMapping {
   readonly pageSize: number;
   readonly users: SharedArrayBuffer;
 }
-
-/** What a mapping is made of. */
-interface Plan {
-  length: number;
-  pageSize: number;
-  protection: number;
-  flags: number;
-  /** −1: no file. */
-  fd: number;
-  /** Bytes to align the address to. */
-  alignment: number;
-}
-
-/** What statfs(2) calls hugetlbfs. */
-const HUGETLBFS_MAGIC = 0x958458f6;
 
 /** Words of the memory that all users of one mapping share. */
 const USERS = 0;
@@ -211,18 +186,9 @@ export class Mapping implements Disposable {
   }
 
   static #map(plan: Plan): Mapping {
-    const { length, pageSize, protection, flags, fd, alignment } = plan;
-    const mapped = wholePages(length, pageSize);
-    // Where the kernel aligns by itself, there is nothing to cut off.
-    const slack = alignment > pageSize ? alignment - pageSize : 0;
-    const found = memory.mmap(0n, mapped + slack, protection, flags, fd);
-    if (found < 0n) throw new UffdError(Number(found), 'mmap', sizes(length, pageSize));
-    const address = found + BigInt(slack && (alignment - Number(found % BigInt(alignment))) % alignment);
-    const before = Number(address - found);
-    if (before > 0) memory.munmap(found, before);
-    if (slack > before) memory.munmap(address + BigInt(mapped), slack - before);
+    const { length, pageSize } = plan;
     const users = new SharedArrayBuffer(SHARED_BYTES);
-    return new Mapping({ address, length, pageSize, users }, plan);
+    return new Mapping({ address: place(plan), length, pageSize, users }, plan);
   }
 
   /**
@@ -416,33 +382,4 @@ export class Mapping implements Disposable {
 
 function closedError(address: bigint): Error {
   return invalidState(`the mapping at ${hex(address)} is closed`);
-}
-
-function wholePages(length: number, size: number): number {
-  return Math.ceil(length / size) * size;
-}
-
-function protectionOf({ writable = true }: MappingOptions): number {
-  return memory.PROT_READ | (writable ? memory.PROT_WRITE : 0);
-}
-
-/** Bytes of the pages that a file is mapped in: one on hugetlbfs comes in its huge pages. */
-function filePageSize(fd: number): number {
-  const { type, bsize } = statfsSync(`/proc/self/fd/${fd}`);
-  return type === HUGETLBFS_MAGIC ? bsize : memory.pageSize();
-}
-
-/** Bytes of a transparent huge page: what one page of page table entries maps, of 8 bytes each. */
-function transparentHugeSize(): number {
-  return memory.pageSize() ** 2 / 8;
-}
-
-function checkPageSize(size: number): void {
-  checkInteger(size, 'pageSize', memory.pageSize(), 2 ** 34);
-  if (!Number.isInteger(Math.log2(size))) throw outOfRange('pageSize', 'a power of two', size);
-}
-
-/** What an error may say of memory that could not be had. */
-function sizes(length: number, pageSize: number): { length: number; pageSize?: number } {
-  return pageSize === memory.pageSize() ? { length } : { length, pageSize };
 }

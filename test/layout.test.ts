@@ -29,11 +29,11 @@ const LAYERS = [
     ...['src/trace/writer.ts', 'src/trace/records.ts'],
   ],
   [
-    ...['src/options.ts', 'src/channel.ts', 'src/rounds.ts', 'shim/memory.ts', 'src/trace/codec.ts'],
+    ...['src/options.ts', 'src/channel.ts', 'src/rounds.ts', 'src/mapping-plan.ts', 'src/trace/codec.ts'],
     ...['src/trace/origin.ts', 'src/sim/register.ts', 'src/sim/thread.ts', 'src/sim/files.ts'],
     'src/sim/versions.ts',
   ],
-  ['src/features.ts', 'src/sim/resolve.ts', 'src/sim/mutators.ts', 'src/sim/touch.ts'],
+  ['src/features.ts', 'shim/memory.ts', 'src/sim/resolve.ts', 'src/sim/mutators.ts', 'src/sim/touch.ts'],
   ['src/arguments.ts', 'shim/libc.ts', 'src/sim/context.ts'],
   ['src/errors.ts', 'src/sim/memory.ts'],
   ['src/reasons.ts'],
