@@ -1,7 +1,7 @@
 // Raw uffd_msg bytes as objects, for those who look at messages instead of serving them. The core decodes.
 
 import { outOfRange } from './arguments.js';
-import { instantiate, MESSAGE_BYTES, MESSAGES_MOST, MODES, Next } from './core.js';
+import { type Core, instantiate, MESSAGE_BYTES, MESSAGES_MOST, MODES, Next } from './core.js';
 
 /** A message of the kernel. Addresses as it sent them; `end` is exclusive; `length` in bytes, before a growth. */
 export type Message =
@@ -25,10 +25,23 @@ export type Message =
  * @throws RangeError where the bytes are no multiple of 32
  */
 export function decodeMessages(bytes: Uint8Array): Message[] {
+  return new MessageDecoder().decode(bytes);
+}
+
+/** The same for many reads, with one core. */
+export class MessageDecoder {
+  readonly #core = instantiate();
+
+  /** @throws RangeError as `decodeMessages` does */
+  decode(bytes: Uint8Array): Message[] {
+    return decodeWith(this.#core, bytes);
+  }
+}
+
+function decodeWith(core: Core, bytes: Uint8Array): Message[] {
   if (bytes.length % MESSAGE_BYTES !== 0) {
     throw outOfRange('bytes.length', `a multiple of ${MESSAGE_BYTES}, the size of a message`, bytes.length);
   }
-  const core = instantiate();
   const most = MESSAGES_MOST * MESSAGE_BYTES;
   const messages: Message[] = [];
   for (let at = 0; at < bytes.length; at += most) {
@@ -41,7 +54,7 @@ export function decodeMessages(bytes: Uint8Array): Message[] {
   return messages;
 }
 
-function messageAt(core: ReturnType<typeof instantiate>, offset: number): Message {
+function messageAt(core: Core, offset: number): Message {
   switch (core.exports.messageDecode(offset)) {
     case Next.fault:
       return {

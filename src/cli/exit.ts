@@ -20,6 +20,11 @@ export class Refusal extends Error {
   readonly code: string = 'ERR_UFFD_REFUSED';
 }
 
+/** An argument is wrong, which only shows when it is used. */
+export class Usage extends Refusal {
+  override readonly code = 'ERR_UFFD_USAGE';
+}
+
 /** A signal asked the command to end. */
 export class Interrupted extends Refusal {
   override readonly code = 'ERR_UFFD_INTERRUPTED';
@@ -33,6 +38,7 @@ export class Interrupted extends Refusal {
 
 export function exitCodeOf(error: unknown): number {
   if (error instanceof Interrupted) return error.exitCode;
+  if (error instanceof Usage) return EXIT.usage;
   if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.done : EXIT.usage;
   return EXIT.failed;
 }

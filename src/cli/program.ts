@@ -4,7 +4,10 @@
 import { Command } from 'commander';
 import { addDemo } from './demo/command.js';
 import { addDoctor } from './doctor/command.js';
+import { addInspect } from './inspect/command.js';
 import { manifest } from './manifest.js';
+import { addReplay } from './replay/command.js';
+import { addSimulate } from './simulate/command.js';
 
 export function createProgram(): Command {
   const program = new Command('uffd')
@@ -17,6 +20,9 @@ export function createProgram(): Command {
     .showHelpAfterError("Add '--help' for the options.")
     .addHelpText('after', "\n'uffd <command> --help' tells all of a command.\n");
   addDemo(program);
+  addReplay(program);
+  addInspect(program);
+  addSimulate(program);
   addDoctor(program);
   return program;
 }

@@ -2,6 +2,7 @@
 // damaged or cut ends the trace at the last whole block, and says so.
 
 import { BAD, BLOCK_MOST, Codec, END, HEADER_BYTES, Kind } from './codec.js';
+import { type Call, callOf } from './records.js';
 import { SIGNATURE } from './writer.js';
 
 /** Where a trace comes from. */
@@ -70,6 +71,16 @@ export class TraceReader {
     const fs = process.getBuiltinModule('node:fs');
     const fd = fs.openSync(path, 'r');
     return new TraceReader({ read: (into) => fs.readSync(fd, into), close: () => fs.closeSync(fd) });
+  }
+
+  /** The record that was read, without its payload. */
+  get call(): Call {
+    return callOf(this.codec.halves);
+  }
+
+  /** The bytes of the record that was read: what the kernel wrote into a read's buffer. Used again by `next`. */
+  get payload(): Uint8Array {
+    return this.codec.payloadRead;
   }
 
   /** Goes to the next record, which lies in `codec` then. False: that was the last one that can be read. */

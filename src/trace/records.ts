@@ -1,8 +1,10 @@
 // Records as people read them: one line a call.
 
+import { errnoName } from '../errors.js';
+import { Note } from '../kernel.js';
 import { Kind } from './codec.js';
 
-/** A record without its payload. `words`: its fields. */
+/** A record without its payload. `words`: its fields, and behind them what lay there before. */
 export interface Call {
   readonly kind: number;
   /** Microseconds since the recording began. */
@@ -32,6 +34,7 @@ const NAMES: Readonly<Record<number, string>> = {
   [Kind.READY]: 'readable',
   [Kind.DUE]: 'timer',
   [Kind.CONTENT]: 'contents',
+  [Kind.LAST]: 'the end',
 };
 
 /** By the lowest bits of the request. */
@@ -88,26 +91,72 @@ export function callOf(halves: Uint32Array): Call {
 
 /** One line: what was asked, with its arguments as the kernel's struct or the call has them, and what came. */
 export function describe({ kind, words }: Call): string {
-  if (kind === Kind.NOTE + 15) return `the handler: ${ANSWERS[Number(words[0])] ?? words[0]}`;
+  if (kind === Kind.NOTE + Note.ANSWER) return `the handler: ${ANSWERS[Number(words[0])] ?? words[0]}`;
   if (kind >= Kind.NOTE) return `${nameOf(kind)}(${labelled(NOTES[kind - Kind.NOTE] ?? [], words)})`;
   if (kind >= Kind.IOCTL) {
-    const result = BigInt.asIntN(64, words[2] ?? 0n);
-    return `${nameOf(kind)}(${labelled(IOCTLS[kind - Kind.IOCTL] ?? [], words.slice(3))}) = ${result}`;
+    return `${nameOf(kind)}(${labelled(IOCTLS[kind - Kind.IOCTL] ?? [], words.slice(3))})${result(words[2])}`;
   }
-  if (kind === Kind.READ_EMPTY) return `read(${words[0]}, ${words[1]}) = EAGAIN`;
-  const shown = words.slice(0, SHOWN[kind] ?? 2).map((word) => BigInt.asIntN(64, word));
-  return `${nameOf(kind)}(${shown.join(', ')})`;
+  const name = nameOf(kind);
+  switch (kind) {
+    case Kind.META:
+    case Kind.CONTENT:
+      return name;
+    case Kind.NOW:
+      return 'now()';
+    case Kind.READ_EMPTY:
+      return `read(${words[0]}, ${words[1]}) = EAGAIN`;
+    case Kind.POLL: {
+      const fds = [3, 5, 7].slice(0, Number(words[0])).map((at) => signed(words[at]));
+      return `poll([${fds.join(', ')}], ${signed(words[1])})${result(words[2])}`;
+    }
+    case Kind.PAGE_SIZE_AT:
+      return `page size at ${hex(words[1])} of process ${words[0]}${result(words[2])}`;
+    case Kind.ADDRESS_OF:
+      return `address of ${words[0]} bytes = ${hex(words[1])}`;
+    case Kind.AFTER:
+      return `after(${numberOf(words[0] ?? 0n)} ms)${result(words[1])}`;
+    default: {
+      const given = ARGUMENTS[kind];
+      if (given === undefined) return `${name}(${signed(words[0])})`;
+      return `${name}(${words.slice(0, given).map(signed).join(', ')})${result(words[given])}`;
+    }
+  }
 }
 
-/** Fields that are shown of a kind, where it is not two. */
-const SHOWN: Readonly<Record<number, number>> = {
-  [Kind.NOW]: 0,
-  [Kind.META]: 0,
-  [Kind.CONTENT]: 0,
-  [Kind.READ]: 3,
-  [Kind.IOCTL_VALUE]: 4,
-  [Kind.FCNTL]: 4,
+/** Of kinds whose fields are some arguments and a result: how many arguments. */
+const ARGUMENTS: Readonly<Record<number, number>> = {
+  [Kind.USERFAULTFD]: 1,
+  [Kind.OPEN_DEVICE]: 0,
+  [Kind.IOCTL_VALUE]: 3,
+  [Kind.READ]: 2,
+  [Kind.FCNTL]: 3,
+  [Kind.CLOSE]: 1,
+  [Kind.EVENTFD]: 0,
+  [Kind.PIDFD]: 1,
+  [Kind.OPEN_PAGEMAP]: 1,
+  [Kind.WATCH]: 1,
 };
+
+function signed(word = 0n): bigint {
+  return BigInt.asIntN(64, word);
+}
+
+function hex(word = 0n): string {
+  return `0x${word.toString(16)}`;
+}
+
+function result(word = 0n): string {
+  const value = Number(signed(word));
+  return ` = ${value < 0 ? errnoName(-value) : value}`;
+}
+
+const double = new DataView(new ArrayBuffer(8));
+
+/** The number whose double has these bits. */
+function numberOf(bits: bigint): number {
+  double.setBigUint64(0, bits);
+  return double.getFloat64(0);
+}
 
 const HEX = ['start', 'dst', 'src', 'features', 'api'];
 
@@ -116,6 +165,6 @@ function labelled(names: readonly string[], words: readonly bigint[]): string {
     .slice(1)
     .map((name, index) => ({ name, word: words[index] ?? 0n }))
     .filter(({ name }) => name !== '')
-    .map(({ name, word }) => `${name} ${HEX.includes(name) ? `0x${word.toString(16)}` : word}`)
+    .map(({ name, word }) => `${name} ${HEX.includes(name) ? hex(word) : word}`)
     .join(', ');
 }

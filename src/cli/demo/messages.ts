@@ -2,6 +2,7 @@
 
 import type { RecordableHistogram } from 'node:perf_hooks';
 import type { Feature, RegisteredRange, SharedMapping, Wait } from '../../index.js';
+import type { RecordTask } from './recording.js';
 
 /** For loop-worker.ts. It answers LoopReady. */
 export interface LoopTask {
@@ -15,8 +16,10 @@ export interface LoopTask {
   source: bigint;
   wait: Wait;
   window: number;
+  record?: RecordTask;
 }
 
+/** Behind it comes, when the loop has ended, `Recorded`, where it was to record. */
 export interface LoopReady {
   stopHandle: SharedArrayBuffer;
 }

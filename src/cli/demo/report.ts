@@ -4,6 +4,7 @@ import { createHistogram } from 'node:perf_hooks';
 import type { Wait } from '../../index.js';
 import { byteSize, counted, grouped, printable } from '../text.js';
 import type { Touched } from './messages.js';
+import type { Recorded } from './recording.js';
 
 export interface DemoOptions {
   file: string;
@@ -13,10 +14,16 @@ export interface DemoOptions {
   window: number;
   wait: Wait;
   seed: number;
+  /** Where to record to. */
+  record?: string;
 }
 
 /** What --json prints. */
-export interface Report extends DemoOptions {
+export interface Report extends Omit<DemoOptions, 'record'> {
+  /** Where it ran. The times of a simulated kernel are virtual. */
+  kernel: 'linux' | 'simulated';
+  /** What was recorded, where that was asked for. */
+  trace: (Recorded & { file: string }) | null;
   fileBytes: number;
   pageSize: number;
   pages: number;
@@ -38,6 +45,8 @@ export interface Report extends DemoOptions {
 }
 
 export interface Findings {
+  kernel: Report['kernel'];
+  recorded: Recorded | undefined;
   fileBytes: number;
   pageSize: number;
   pages: number;
@@ -52,15 +61,17 @@ export interface Findings {
 }
 
 export function createReport(options: DemoOptions, findings: Findings): Report {
-  const { touched, memorySha256, fileSha256, ...counts } = findings;
+  const { touched, memorySha256, fileSha256, recorded, ...counts } = findings;
+  const { record, ...chosen } = options;
   const latency = createHistogram();
   for (const thread of touched) latency.add(thread.latency);
   const begunMs = Math.min(...touched.map((thread) => thread.begunMs));
   const endedMs = Math.max(...touched.map((thread) => thread.endedMs));
   const durationMs = Math.max(endedMs - begunMs, 0.001);
   return {
-    ...options,
+    ...chosen,
     ...counts,
+    trace: record !== undefined && recorded ? { file: record, ...recorded } : null,
     durationMs: rounded(durationMs),
     faultsPerSecond: Math.round((counts.faults / durationMs) * 1000),
     latencyP50Us: rounded(latency.percentile(50) / 1000),
@@ -69,6 +80,11 @@ export function createReport(options: DemoOptions, findings: Findings): Report {
     fileSha256,
     equal: memorySha256 === fileSha256,
   };
+}
+
+/** What a trace says of the run that it is of. */
+export function aboutOf({ file, threads, window, wait, seed }: DemoOptions): Record<string, unknown> {
+  return { command: 'demo', file, threads, window, wait, seed };
 }
 
 /** To three decimals. */
@@ -105,8 +121,23 @@ export function reportRows(report: Report, colors: Colors): [string, string][] {
     ['window', counted(window, 'page')],
     ['seed', `${report.seed}`],
     ['opened', `${report.via}${report.userModeOnly ? ', user mode only' : ''}`],
+    ...simulatedRow(report),
+    ...traceRow(report, colors),
     ['memory SHA-256', report.memorySha256],
     ['file SHA-256', report.fileSha256],
     ['verdict', verdict],
   ];
+}
+
+function simulatedRow({ kernel }: Report): [string, string][] {
+  return kernel === 'simulated' ? [['kernel', 'simulated; its times are virtual']] : [];
+}
+
+function traceRow({ trace, fills }: Report, colors: Colors): [string, string][] {
+  if (!trace) return [];
+  const { file, records, bytes, failure } = trace;
+  const size = `${counted(records, 'record')}, ${byteSize(bytes)}, ${(bytes / Math.max(fills, 1)).toFixed(1)} bytes a fill`;
+  const rows: [string, string][] = [['trace', `${printable(file)}: ${size}`]];
+  if (failure !== null) rows.push(['', colors.bad(`NOT WHOLE: ${printable(failure)}`)]);
+  return rows;
 }

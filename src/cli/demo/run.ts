@@ -11,7 +11,8 @@ import { byteSize } from '../text.js';
 import { Board } from './board.js';
 import type { HashTask, Touched, TouchTask } from './messages.js';
 import type { Progress } from './progress.js';
-import { createReport, type DemoOptions, type Report } from './report.js';
+import { checkWritable, type Recorded } from './recording.js';
+import { aboutOf, createReport, type DemoOptions, type Report } from './report.js';
 import { LoopThread, Thread } from './threads.js';
 
 /** @throws what Mapping and Userfaultfd throw; Refusal; the signal's reason */
@@ -22,6 +23,7 @@ export async function runDemo(
 ): Promise<Report> {
   using source = Mapping.file(options.file, { writable: false });
   checkRoom(source.length);
+  if (options.record !== undefined) checkWritable(options.record);
   using uffd = Userfaultfd.open();
   const { pageSize, userModeOnly = false, via } = uffd;
   const pages = Math.ceil(source.length / pageSize);
@@ -29,11 +31,14 @@ export async function runDemo(
   uffd.register(memory.address, memory.length);
   const board = Board.forPages(pages);
   progress.begin(options, source.length, pages);
-  const touched = await populate({ uffd, memory, source, board, pageSize, pages }, options, progress, signal);
+  const scene = { uffd, memory, source, board, pageSize, pages };
+  const { touched, recorded } = await populate(scene, options, progress, signal);
   progress.hashing();
   // The userfaultfd is closed: a page that nobody has filled would be zeros now, and the hashes differ.
   const [memorySha256, fileSha256] = await hashBoth(options.file, memory, source.length, signal);
   return createReport(options, {
+    kernel: 'linux',
+    recorded,
     fileBytes: source.length,
     pageSize,
     pages,
@@ -62,17 +67,20 @@ async function populate(
   options: DemoOptions,
   progress: Progress,
   signal: AbortSignal,
-): Promise<Touched[]> {
+): Promise<{ touched: Touched[]; recorded: Recorded | undefined }> {
   const { uffd, memory, source, board, pageSize, pages } = scene;
-  const { wait, window, seed, threads } = options;
+  const { wait, window, seed, threads, record } = options;
   const loop = new LoopThread(uffd, {
     board: board.shared,
     memory: memory.address,
     source: source.address,
     wait,
     window,
+    ...(record === undefined ? {} : { record: { file: record, about: aboutOf(options) } }),
   });
   const crew: Thread[] = [];
+  let touched: Touched[] = [];
+  let recorded: Recorded | undefined;
   try {
     for (let index = 0; index < threads; index++) {
       const task = { board: board.shared, memory: memory.share(), pageSize, pages, seed, index, threads };
@@ -85,17 +93,18 @@ async function populate(
       progress.watch(board);
       return Promise.all(crew.map((thread) => thread.next<Touched>()));
     };
-    return await Promise.race([aborted(signal), loop.lost, work()]);
+    touched = await Promise.race([aborted(signal), loop.lost, work()]);
   } catch (error) {
     // The terminal first: whatever follows may take a while.
     progress.end();
     throw error;
   } finally {
     board.stop();
-    await loop.end();
+    recorded = await loop.end();
     await Promise.all(crew.map((thread) => thread.ended));
     progress.end();
   }
+  return { touched, recorded };
 }
 
 /** The memory's digest, made by a thread of its own, and the file's, read as a stream meanwhile. */
@@ -117,7 +126,7 @@ async function hashBoth(
   }
 }
 
-async function hashFile(file: string, length: number, signal: AbortSignal): Promise<string> {
+export async function hashFile(file: string, length: number, signal: AbortSignal): Promise<string> {
   const hash = createHash('sha256');
   const stream = createReadStream(file, { end: length - 1, highWaterMark: 2 ** 20, signal });
   for await (const chunk of stream) hash.update(chunk as Buffer);
@@ -125,7 +134,7 @@ async function hashFile(file: string, length: number, signal: AbortSignal): Prom
 }
 
 /** The watched memory fills up completely: better refused now than killed for it later. */
-function checkRoom(bytes: number): void {
+export function checkRoom(bytes: number): void {
   const limit = process.constrainedMemory() || Number.POSITIVE_INFINITY;
   const available = Math.min(freemem(), limit);
   if (bytes <= available) return;

@@ -8,6 +8,7 @@ import { on } from 'node:events';
 import { Worker } from 'node:worker_threads';
 import { UffdError, Userfaultfd } from '../../index.js';
 import type { LoopReady, LoopTask } from './messages.js';
+import type { Recorded } from './recording.js';
 
 /** A worker thread. Its answers wait here until they are asked for. */
 export class Thread {
@@ -45,6 +46,7 @@ export class LoopThread extends Thread {
   /** Rejects when it ends without having been told to. */
   readonly lost: Promise<never>;
   readonly #fd: number;
+  readonly #recorded: Promise<Recorded | undefined>;
 
   /** Lends it `uffd`, which is not to be used any more. */
   constructor(uffd: Userfaultfd, task: Omit<LoopTask, 'fd' | 'features' | 'ranges'>) {
@@ -59,18 +61,20 @@ export class LoopThread extends Thread {
     }
     this.#fd = fd;
     this.ready = this.next<LoopReady>();
-    this.lost = this.ready.then(() => this.next());
+    this.#recorded = this.ready.then(() => (task.record ? this.next<Recorded>() : undefined));
+    this.lost = this.#recorded.then(() => this.next());
     // Whoever looks hears of it; that nobody looks any more is no failure.
     this.lost.catch(() => {});
   }
 
-  /** Stops the loop, waits for its thread, and closes the userfaultfd. */
-  async end(): Promise<void> {
+  /** Stops the loop, waits for its thread, and closes the userfaultfd. What became of the recording, if it has one. */
+  async end(): Promise<Recorded | undefined> {
     const ready = await this.ready.catch(() => undefined);
     if (ready) Userfaultfd.stop(ready.stopHandle);
     this.worker.postMessage('end');
     await this.ended;
     takeBack(this.#fd);
+    return this.#recorded.catch(() => undefined);
   }
 }
 

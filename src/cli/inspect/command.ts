@@ -1,0 +1,133 @@
+// `uffd inspect`: its options and its help.
+
+import { type Command, InvalidArgumentError, Option } from 'commander';
+import { summarize } from '../../trace/index.js';
+import { integer } from '../arguments.js';
+import { EXIT } from '../exit.js';
+import { lookOf, printable, renderTable } from '../text.js';
+import { openTrace } from '../traces.js';
+import { type Filter, list } from './list.js';
+import { KINDS } from './match.js';
+import { summaryRows } from './report.js';
+
+const HELP = `
+What it tells:
+  latency     from the read of a fault to the call that let its page's sleepers
+              go, so the handler's own time; percentiles are within 4 %
+  EAGAINs     calls that a mapping change, which had to be read first, held up
+  re-offers   answers "not now": the fault was offered again
+  not let go  faults that were read, and no call of this userfaultfd resolved
+
+Kinds for --kind (several with commas):
+${KINDS.lines}
+
+Fields of the JSON object (damage: only where the trace is not whole):
+  file how features pageSize about contents durationMs bytes blocks records
+  faults faultsByKind threads pages changes (remove unmap remap fork) ranges
+  (start bytes modes) rangesRegistered latencyUs (count p50 p90 p99 most)
+  unresolved eagains reoffers calls damage
+With --list a JSON object on each line:
+  index timeUs name text messages
+
+Exit codes:
+  0  all went well
+  1  the trace is damaged, or cannot be read
+  2  an option or an argument is wrong
+
+Examples:
+  uffd inspect run.trace                           what happened?
+  uffd inspect run.trace --list --limit 50         how it began
+  uffd inspect run.trace --kind fault --from 100   faults after 0.1 s
+  uffd inspect run.trace --page 0x7f12c0a41000     all that was done to a page
+`;
+
+interface Flags {
+  list?: boolean;
+  json?: boolean;
+  kind?: string[];
+  page?: bigint;
+  range?: [bigint, bigint];
+  from?: number;
+  to?: number;
+  limit?: number;
+}
+
+export function addInspect(program: Command): void {
+  program
+    .command('inspect')
+    .summary('tell what a recorded trace holds: faults, pages, latencies, or call by call')
+    .description('Tells what a recorded trace holds: faults, pages, latencies, or call by call.')
+    .argument('<FILE>', 'the trace, from uffd demo --record or a TraceWriter')
+    .option('-l, --list', 'print a line for each call; implied by the filters below')
+    .addOption(new Option('--kind <names>', 'only calls of these kinds').argParser(kinds))
+    .addOption(
+      new Option('--page <address>', 'only calls about the page that holds it')
+        .argParser(address)
+        .conflicts('range'),
+    )
+    .addOption(new Option('--range <from-to>', 'only calls about these addresses').argParser(range))
+    .addOption(new Option('--from <ms>', 'only calls from then on').argParser(milliseconds))
+    .addOption(new Option('--to <ms>', 'only calls up to then').argParser(milliseconds))
+    .addOption(new Option('-n, --limit <N>', 'at most so many lines').argParser(integer(0, 1e15 - 1)))
+    .option('--json', 'print JSON: one object, or with --list one for each call')
+    .addHelpText('after', HELP)
+    .action(inspect);
+}
+
+async function inspect(file: string, flags: Flags): Promise<void> {
+  const { list: wanted = false, json = false, ...filters } = flags;
+  const reader = openTrace(file);
+  if (wanted || Object.keys(filters).length > 0) {
+    const damage = await list(reader, filterOf(filters, reader.meta.pageSize), json, process.stdout);
+    if (damage === undefined) return;
+    process.stderr.write(`uffd: ${printable(file)} is not whole: ${damage}\n`);
+    process.exitCode = EXIT.failed;
+    return;
+  }
+  const summary = summarize(reader);
+  const { columns, colors } = lookOf(process.stdout);
+  const text = json
+    ? JSON.stringify({ file, ...summary })
+    : renderTable(summaryRows(file, summary, { good: colors.green, bad: colors.red }), columns);
+  process.stdout.write(`${text}\n`);
+  if (summary.damage !== undefined) process.exitCode = EXIT.failed;
+}
+
+function filterOf({ kind, page, range, from, to, limit }: Flags, pageSize: number): Filter {
+  const start = page === undefined ? undefined : page - (page % BigInt(pageSize));
+  const told = start === undefined ? range : ([start, start + BigInt(pageSize)] as const);
+  return {
+    ...(kind === undefined ? {} : { kinds: kind }),
+    ...(told === undefined ? {} : { range: told }),
+    fromUs: (from ?? 0) * 1000,
+    toUs: (to ?? Number.POSITIVE_INFINITY) * 1000,
+    limit: limit ?? Number.POSITIVE_INFINITY,
+  };
+}
+
+// ---- what users type ---------------------------------------------------------------------------------------
+
+function kinds(text: string): string[] {
+  const names = text.split(',').map((name) => name.trim().toLowerCase());
+  for (const name of names) {
+    if (!KINDS.names.has(name)) throw new InvalidArgumentError(`There is no kind '${printable(name)}'.`);
+  }
+  return names;
+}
+
+function address(text: string): bigint {
+  if (/^(0x[0-9a-f]{1,16}|\d{1,19})$/i.test(text)) return BigInt(text);
+  throw new InvalidArgumentError('It must be an address: 0x and hexadecimal digits, or decimal ones.');
+}
+
+function range(text: string): [bigint, bigint] {
+  const [from = '', to = '', ...rest] = text.split('-');
+  const told: [bigint, bigint] = [address(from), address(to)];
+  if (rest.length === 0 && told[0] < told[1]) return told;
+  throw new InvalidArgumentError('It must be two addresses with a dash between, the end exclusive.');
+}
+
+function milliseconds(text: string): number {
+  if (/^\d{1,12}(\.\d{1,6})?$/.test(text)) return Number(text);
+  throw new InvalidArgumentError('It must be a number of milliseconds.');
+}

@@ -1,0 +1,101 @@
+// `uffd replay`: its options, its help, and its exit code.
+
+import { statSync } from 'node:fs';
+import { resolve } from 'node:path';
+import { pathToFileURL } from 'node:url';
+import type { Command } from 'commander';
+import { type HandlerFactory, replay } from '../../trace/index.js';
+import { EXIT, Refusal, Usage } from '../exit.js';
+import { lookOf, printable } from '../text.js';
+import { openTrace } from '../traces.js';
+import { followReplay } from './progress.js';
+import { createReport, render } from './report.js';
+
+const HELP = `
+What it does:
+  It runs the library again, with the kernel's answers taken from the trace, and
+  holds every call against the recorded one. It needs no userfaultfd, no
+  privileges and no Linux.
+
+  Without --handler the trace says what the handler did. With it the module's
+  handler decides, and has to do what the recorded one did, call by call.
+
+MODULE is a JavaScript file. Its default export is called once, with the
+userfaultfd and the trace's description, and returns a handler:
+
+  export default (uffd, { about }) => ({
+    pagefault({ page }) {
+      uffd.zero(page, uffd.pageSize);
+    },
+  });
+
+Fields of the JSON object (difference and damage: null where there is none):
+  file identical records faults recordedMs durationMs
+  difference  index expected came before fault (page address access kind tid)
+  damage
+
+Exit codes:
+  0  identical, to the end of the trace
+  1  it differs, or the trace is damaged, or cannot be read
+  2  an option or an argument is wrong
+
+Examples:
+  uffd replay run.trace                         the same again?
+  uffd replay run.trace --handler ./handler.js  does this handler do the same?
+`;
+
+interface Flags {
+  handler?: string;
+  json?: boolean;
+}
+
+export function addReplay(program: Command): void {
+  program
+    .command('replay')
+    .summary('run a recorded trace again, and tell the first call that differs')
+    .description('Runs a recorded trace again, and tells the first call that differs.')
+    .argument('<FILE>', 'the trace, from uffd demo --record or a TraceWriter')
+    .option('--handler <MODULE>', "a handler to run in the recorded one's place")
+    .option('--json', 'print one JSON object instead of text')
+    .addHelpText('after', HELP)
+    .action(run);
+}
+
+async function run(file: string, { handler, json = false }: Flags): Promise<void> {
+  const factory = handler === undefined ? undefined : await load(handler);
+  const reader = openTrace(file);
+  const progress = followReplay(reader, statSync(file).size, json);
+  const begun = performance.now();
+  let recordedMs = 0;
+  try {
+    const result = await replay(reader, factory);
+    recordedMs = reader.codec.time / 1000;
+    const report = createReport(file, result, recordedMs, performance.now() - begun);
+    progress.end();
+    const text = json ? JSON.stringify(report) : render(report, lookOf(process.stdout));
+    process.stdout.write(`${text}\n`);
+    process.exitCode = report.identical && report.damage === null ? EXIT.done : EXIT.failed;
+  } finally {
+    progress.end();
+  }
+}
+
+/** @throws Usage where the module cannot be loaded or makes no handlers */
+async function load(module: string): Promise<HandlerFactory> {
+  let loaded: { default?: unknown };
+  try {
+    loaded = await import(pathToFileURL(resolve(module)).href);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ERR_MODULE_NOT_FOUND') throw error;
+    throw new Usage(`${printable(module)} cannot be loaded: ${(error as Error).message}`);
+  }
+  const { default: factory } = loaded;
+  if (typeof factory !== 'function') {
+    throw new Usage(`the default export of ${printable(module)} must be a function that returns a handler`);
+  }
+  return (uffd, meta) => {
+    const handler = factory(uffd, meta);
+    if (typeof handler?.pagefault === 'function') return handler;
+    throw new Refusal(`the default export of ${printable(module)} must return a handler with pagefault`);
+  };
+}

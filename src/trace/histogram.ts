@@ -1,0 +1,42 @@
+// How long things took, in a table whose size does not depend on how many they were.
+
+/** Buckets of each power of two: a percentile is at most 1/32 below the truth. */
+const STEPS = 32;
+const STEP_BITS = 5;
+
+/** Counts of whole numbers from 0 on. */
+export class Histogram {
+  count = 0;
+  most = 0;
+  readonly #buckets: number[] = [];
+
+  add(value: number): void {
+    const bucket = bucketOf(value);
+    this.#buckets[bucket] = (this.#buckets[bucket] ?? 0) + 1;
+    this.count++;
+    this.most = Math.max(this.most, value);
+  }
+
+  /** The value that so many of a hundred are at most; 0 where there is none. */
+  percentile(percent: number): number {
+    let left = Math.max(1, Math.ceil((this.count * percent) / 100));
+    for (let bucket = 0; bucket < this.#buckets.length; bucket++) {
+      left -= this.#buckets[bucket] ?? 0;
+      if (left <= 0) return leastOf(bucket);
+    }
+    return this.most;
+  }
+}
+
+/** Small values have a bucket each. */
+function bucketOf(value: number): number {
+  if (value < 2 * STEPS) return Math.max(0, Math.floor(value));
+  const power = Math.floor(Math.log2(value)) - STEP_BITS;
+  return power * STEPS + Math.floor(value / 2 ** power);
+}
+
+function leastOf(bucket: number): number {
+  if (bucket < 2 * STEPS) return bucket;
+  const power = Math.floor(bucket / STEPS) - 1;
+  return (bucket - power * STEPS) * 2 ** power;
+}

@@ -1,0 +1,259 @@
+// What a trace tells of a run: faults, pages, ranges, how long answers took. It reads the trace once, and what it
+// keeps grows with the pages that were touched (a bit each) and with the threads that sleep, not with the trace.
+
+import { MODES } from '../core.js';
+import type { Mode } from '../features.js';
+import { Answer, Note } from '../kernel.js';
+import { type Message, MessageDecoder } from '../messages.js';
+import { Kind } from './codec.js';
+import { Histogram } from './histogram.js';
+import type { Origin } from './origin.js';
+import type { TraceReader } from './reader.js';
+import { nameOf } from './records.js';
+
+const EAGAIN = -11;
+/** Ranges that are listed; more are counted. */
+const RANGES_LISTED = 100;
+/** Of a struct's mode: leave the sleepers asleep. WRITEPROTECT has it one bit further, and protects by the first. */
+const DONT_WAKE = 1n;
+const PROTECT = 1n;
+const PROTECT_DONT_WAKE = 2n;
+/** Where an ioctl's struct begins, in fields. */
+const GIVEN = 3;
+
+/** Ioctls that can let sleepers go, by kind: words of the struct, and which of them is the length. */
+const RESOLVING: Readonly<Record<number, { words: number; length: number; filled: boolean }>> = {
+  [Kind.IOCTL + 1]: { words: 2, length: 1, filled: false },
+  [Kind.IOCTL + 2]: { words: 2, length: 1, filled: false },
+  [Kind.IOCTL + 3]: { words: 5, length: 2, filled: true },
+  [Kind.IOCTL + 4]: { words: 4, length: 1, filled: true },
+  [Kind.IOCTL + 5]: { words: 5, length: 2, filled: true },
+  [Kind.IOCTL + 6]: { words: 3, length: 1, filled: false },
+  [Kind.IOCTL + 7]: { words: 4, length: 1, filled: true },
+  [Kind.IOCTL + 8]: { words: 4, length: 1, filled: true },
+};
+const REGISTER = Kind.IOCTL;
+const WRITEPROTECT = Kind.IOCTL + 6;
+const MOVE = Kind.IOCTL + 5;
+
+export interface TraceSummary {
+  /** How the userfaultfd came to be; and the features that were asked for. */
+  how: 'open' | 'wrap' | 'unknown';
+  features: readonly string[];
+  pageSize: number;
+  /** What its recorder wrote down of itself. */
+  about: Record<string, unknown>;
+  contents: string;
+  /** From the first record to the last. */
+  durationMs: number;
+  bytes: number;
+  blocks: number;
+  records: number;
+  /** Page faults that were read, by kind and access. */
+  faults: number;
+  faultsByKind: Record<Mode, { read: number; write: number }>;
+  /** Threads that faulted; 0 where the kernel did not say which. */
+  threads: number;
+  /** Different pages that were faulted on. */
+  pages: number;
+  /** Mapping changes that were read. */
+  changes: { remove: number; unmap: number; remap: number; fork: number };
+  /** Registered, by wrap or during the recording; the first of them, and how many there were. */
+  ranges: { start: string; bytes: number; modes: Mode[] }[];
+  rangesRegistered: number;
+  /** From the read of a fault to the call that let its page's sleepers go. */
+  latencyUs: { count: number; p50: number; p90: number; p99: number; most: number };
+  /** Faults that were read and not let go by a call. */
+  unresolved: number;
+  /** Calls that the kernel answered with EAGAIN, reads of an empty queue aside. */
+  eagains: number;
+  /** Answers "not now": the fault was offered again. */
+  reoffers: number;
+  /** How often each call was made, by name. */
+  calls: Record<string, number>;
+  /** Why the trace ends before its time. */
+  damage?: string;
+}
+
+/** Reads a trace to its end, and closes its reader. */
+export function summarize(reader: TraceReader): TraceSummary {
+  const summary = new Summary(reader);
+  try {
+    while (reader.next()) summary.take();
+  } finally {
+    reader.close();
+  }
+  return summary.told();
+}
+
+class Summary {
+  readonly #reader: TraceReader;
+  readonly #decoder = new MessageDecoder();
+  readonly #counts = new Uint32Array(64);
+  readonly #pages: PageSet;
+  readonly #threads = new Set<number>();
+  readonly #latency = new Histogram();
+  /** When the fault of each page that sleeps was read. */
+  readonly #sleeping = new Map<number, number>();
+  readonly #faults = MODES.map(() => ({ read: 0, write: 0 }));
+  readonly #changes = { remove: 0, unmap: 0, remap: 0, fork: 0 };
+  readonly #ranges: TraceSummary['ranges'] = [];
+  #rangesRegistered = 0;
+  #eagains = 0;
+  #reoffers = 0;
+  #lastUs = 0;
+
+  constructor(reader: TraceReader) {
+    this.#reader = reader;
+    this.#pages = new PageSet(reader.meta.pageSize);
+    const origin = reader.meta.origin as Origin | undefined;
+    for (const { start, length, modes } of origin?.ranges ?? [])
+      this.#range(BigInt(start), length, [...modes]);
+  }
+
+  take(): void {
+    const { codec, payload } = this.#reader;
+    const { kind } = codec;
+    this.#counts[kind] = (this.#counts[kind] as number) + 1;
+    this.#lastUs = codec.time;
+    if (kind === Kind.READ) {
+      if (payload.length % 32 === 0)
+        for (const message of this.#decoder.decode(payload)) this.#message(message);
+    } else if (kind === Kind.NOTE + Note.ANSWER) {
+      if (codec.words[0] === Answer.notNow) this.#reoffers++;
+    } else if (kind >= Kind.IOCTL && kind < Kind.NOTE) {
+      this.#ioctl(kind, codec.words, codec.number(2));
+    }
+  }
+
+  #message(message: Message): void {
+    if (message.event === 'unknown') return;
+    if (message.event !== 'pagefault') {
+      this.#changes[message.event]++;
+      return;
+    }
+    const { kind, access, tid, address } = message;
+    (this.#faults[MODES.indexOf(kind)] as { read: number; write: number })[access]++;
+    if (tid !== 0) this.#threads.add(tid);
+    const page = this.#pages.add(address);
+    if (!this.#sleeping.has(page)) this.#sleeping.set(page, this.#lastUs);
+  }
+
+  #ioctl(kind: number, words: BigUint64Array, result: number): void {
+    if (result === EAGAIN) this.#eagains++;
+    const word = (index: number): bigint => words[GIVEN + index] as bigint;
+    if (kind === REGISTER && result === 0) {
+      const modes = MODES.filter((_, bit) => (word(2) >> BigInt(bit)) & 1n);
+      this.#range(word(0), Number(word(1)), modes);
+    }
+    const shape = RESOLVING[kind];
+    if (!shape) return;
+    const { length, filled, words: count } = shape;
+    const mode = filled || kind === WRITEPROTECT ? word(length + 1) : 0n;
+    const asleep =
+      kind === WRITEPROTECT ? mode & (PROTECT | PROTECT_DONT_WAKE) : filled ? mode & DONT_WAKE : 0n;
+    if (asleep) return;
+    const done =
+      filled && result < 0 ? BigInt.asIntN(64, word(2 * count - 1)) : result < 0 ? 0n : word(length);
+    if (done > 0n && (kind !== MOVE || result === 0)) this.#letGo(word(0), done);
+  }
+
+  /** The sleepers of a range go on. */
+  #letGo(start: bigint, bytes: bigint): void {
+    const first = this.#pages.pageOf(start);
+    const end = this.#pages.pageOf(start + bytes - 1n) + 1;
+    if (end - first <= this.#sleeping.size) {
+      for (let page = first; page < end; page++) this.#wake(page);
+      return;
+    }
+    for (const page of this.#sleeping.keys()) if (page >= first && page < end) this.#wake(page);
+  }
+
+  #wake(page: number): void {
+    const since = this.#sleeping.get(page);
+    if (since === undefined) return;
+    this.#sleeping.delete(page);
+    this.#latency.add(this.#lastUs - since);
+  }
+
+  #range(start: bigint, bytes: number, modes: Mode[]): void {
+    this.#rangesRegistered++;
+    if (this.#ranges.length < RANGES_LISTED) {
+      this.#ranges.push({ start: `0x${start.toString(16)}`, bytes, modes });
+    }
+  }
+
+  told(): TraceSummary {
+    const { meta, bytesRead, blocks, records, damage } = this.#reader;
+    const origin = meta.origin as Origin | undefined;
+    const calls: Record<string, number> = {};
+    for (const [kind, count] of this.#counts.entries()) {
+      if (count > 0) calls[nameOf(kind)] = (calls[nameOf(kind)] ?? 0) + count;
+    }
+    return {
+      how: origin?.how ?? 'unknown',
+      features: [...(origin?.features ?? []), ...(origin?.optional ?? [])],
+      pageSize: meta.pageSize,
+      about: (meta.about as Record<string, unknown> | undefined) ?? {},
+      contents: String(meta.contents ?? 'none'),
+      durationMs: this.#lastUs / 1000,
+      bytes: bytesRead,
+      blocks,
+      records,
+      faults: this.#faults.reduce((sum, { read, write }) => sum + read + write, 0),
+      faultsByKind: Object.fromEntries(
+        MODES.map((mode, index) => [mode, this.#faults[index]]),
+      ) as TraceSummary['faultsByKind'],
+      threads: this.#threads.size,
+      pages: this.#pages.size,
+      changes: this.#changes,
+      ranges: this.#ranges,
+      rangesRegistered: this.#rangesRegistered,
+      latencyUs: {
+        count: this.#latency.count,
+        p50: this.#latency.percentile(50),
+        p90: this.#latency.percentile(90),
+        p99: this.#latency.percentile(99),
+        most: this.#latency.most,
+      },
+      unresolved: this.#sleeping.size,
+      eagains: this.#eagains,
+      reoffers: this.#reoffers,
+      calls,
+      ...(damage === undefined ? {} : { damage }),
+    };
+  }
+}
+
+/** Pages of a chunk: a bit each. */
+const CHUNK = 1024;
+
+/** Pages by number, a bit each. */
+class PageSet {
+  size = 0;
+  readonly #pageSize: bigint;
+  readonly #chunks = new Map<number, Uint32Array>();
+
+  constructor(pageSize: number) {
+    this.#pageSize = BigInt(pageSize);
+  }
+
+  pageOf(address: bigint): number {
+    return Number(address / this.#pageSize);
+  }
+
+  /** Adds the page that holds an address: its number. */
+  add(address: bigint): number {
+    const page = this.pageOf(address);
+    const chunk = Math.floor(page / CHUNK);
+    const words = this.#chunks.get(chunk) ?? new Uint32Array(CHUNK / 32);
+    this.#chunks.set(chunk, words);
+    const index = page % CHUNK;
+    const bit = 1 << (index & 31);
+    if (!((words[index >> 5] as number) & bit)) {
+      words[index >> 5] = (words[index >> 5] as number) | bit;
+      this.size++;
+    }
+    return page;
+  }
+}
