@@ -31,7 +31,7 @@ const LAYERS = [
   [
     ...['src/options.ts', 'src/channel.ts', 'src/rounds.ts', 'src/mapping-plan.ts', 'src/trace/codec.ts'],
     ...['src/trace/origin.ts', 'src/sim/register.ts', 'src/sim/thread.ts', 'src/sim/files.ts'],
-    'src/sim/versions.ts',
+    ...['src/sim/versions.ts', 'src/sim/injection.ts'],
   ],
   ['src/features.ts', 'shim/memory.ts', 'src/sim/resolve.ts', 'src/sim/mutators.ts', 'src/sim/touch.ts'],
   ['src/arguments.ts', 'shim/libc.ts', 'src/sim/context.ts'],
@@ -40,7 +40,7 @@ const LAYERS = [
   ['src/reasons/calls.ts', 'src/reasons/ioctls.ts'],
   [
     ...['src/kernel.ts', 'src/core.ts', 'src/handler.ts', 'src/registry.ts', 'src/stopper.ts'],
-    ...['src/reasons/facts.ts', 'src/wasm.d.ts', 'src/sim/abi.ts', 'src/sim/random.ts'],
+    ...['src/reasons/facts.ts', 'src/wasm.d.ts', 'src/sim/abi.ts', 'src/sim/random.ts', 'src/sim/witness.ts'],
   ],
 ];
 const CLI = 'src/cli/';

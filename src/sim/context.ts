@@ -92,6 +92,13 @@ export class Context {
     return notice;
   }
 
+  /** Takes back a message whose sender is killed, if it was not read. */
+  takeBack(notice: Notice): void {
+    if (notice.read || !this.notices.includes(notice)) return;
+    this.notices = this.notices.filter((one) => one !== notice);
+    notice.child?.release();
+  }
+
   /** The last descriptor is closed: nothing is registered any more, and everybody goes on. */
   release(): void {
     this.released = true;
@@ -111,6 +118,7 @@ export class Context {
 /** Takes registered memory from its userfaultfd: nothing is write-protected there any more. */
 export function unregister(space: AddressSpace, start: number, end: number): void {
   clearProtection(space, start, end);
+  space.witness?.unwatched(space, start, end);
   space.change(start, end, (vma) => {
     vma.context = undefined;
     vma.modes = 0;

@@ -1,5 +1,6 @@
 // The entry `userfaultfd/sim`: a simulated kernel. No koffi, nothing of Node.
 
+export { INJECTIONS, type Inject, type Injection } from './injection.js';
 export {
   SimulatedKernel,
   type SimulationOptions,
@@ -26,3 +27,4 @@ export {
   unmap,
   write,
 } from './thread.js';
+export type { Witness } from './witness.js';

@@ -4,13 +4,17 @@
 // Rules:
 //  - One thing happens at a time: a step of a thread, or a callback on the handler's event loop. Which one is
 //    chosen. Before a call of the port, threads may run as well: the handler is interrupted there, and nowhere else.
-//  - Time is virtual. It passes with each step, and jumps where everybody sleeps.
+//  - Time is virtual. It passes with each step and each call, and jumps where everybody sleeps. Where nobody gets on
+//    it passes faster, so that whoever waits for its time does not need a step for each microsecond.
+//  - Who has waited longest is the plainest choice: a run of plain choices is fair.
 //  - Nothing here is random or depends on the machine: the same choices give the same run.
 
 import { type Feature, featureBits } from '../features.js';
 import type { Kernel, KernelPort, Watch } from '../kernel.js';
 import { PROT } from './abi.js';
+import type { Context, Notice } from './context.js';
 import { drop, type File, Files } from './files.js';
+import { type Inject, Injector } from './injection.js';
 import { AddressSpace } from './memory.js';
 import { SimulatedPort } from './port.js';
 import { type Chooser, Random } from './random.js';
@@ -32,6 +36,10 @@ export interface SimulationOptions {
   preemption?: number;
   /** How many descriptors there may be. Default 1024. */
   descriptors?: number;
+  /** What goes wrong on purpose; default: nothing. */
+  inject?: Inject;
+  /** Virtual milliseconds after which it is an error that no thread has got on. Default: for ever. */
+  patienceMs?: number;
 }
 
 /** Where the first mapping lies, and what mappings are apart: so much that no two share a page table. */
@@ -43,27 +51,47 @@ const NEWEST = '6.18';
 const SMALL_PAGES = 1;
 /** Virtual milliseconds that a step takes. */
 const STEP_MS = 0.001;
+/** The same where nobody gets on, and how many steps it takes to say so. */
+const IDLE_MS = 0.05;
+const IDLE_STEPS = 500;
+/** Steps of threads, since one got on last, from which on they are not asleep but busy in vain. */
+const BUSY_STEPS = 200;
 
-/** Everybody sleeps, and nothing will ever wake them. */
+/** Nobody gets on any more: all sleep and nothing will ever wake them, or they are busy in vain. */
 export class Stuck extends Error {
   override readonly name = 'Stuck';
   readonly code = 'ERR_UFFD_STUCK';
+  readonly how: 'asleep' | 'busy';
+
+  constructor(message: string, how: 'asleep' | 'busy') {
+    super(message);
+    this.how = how;
+  }
 }
 
 interface Timer {
   at: number;
+  turn: number;
   due(): void;
 }
 
 interface Readiness {
   fd: number;
+  turn: number;
   ready(): void;
 }
 
 /** Something that can happen next. */
 interface Candidate {
-  readonly name: string;
+  /** When it was its turn last. */
+  turn: number;
   happen(): void;
+}
+
+/** A mapping change that was read, and whose thread is held back. */
+interface Held {
+  notice: Notice;
+  until: number;
 }
 
 export class SimulatedKernel implements Kernel {
@@ -80,13 +108,25 @@ export class SimulatedKernel implements Kernel {
   readonly process: SimulatedProcess;
   /** Steps so far. */
   steps = 0;
+  /** Callbacks of the event loop so far. */
+  turns = 0;
+  /** What goes wrong on purpose. */
+  readonly injector: Injector | undefined;
+  /** Set to end the run: the handler's next call throws it. */
+  halted: Error | undefined;
   /** Called with what happens, one line at a time. */
   observer: ((line: string) => void) | undefined;
   readonly #preemption: number;
+  readonly #patienceMs: number;
   readonly #timers = new Set<Timer>();
   readonly #watches = new Set<Readiness>();
   readonly #copies = new Map<SimulatedProcess, File[]>();
+  readonly #held = new Set<Held>();
   #now = 0;
+  /** When a thread got on last. */
+  #progress = { ms: 0, steps: 0 };
+  /** Steps of threads since then. */
+  #inVain = 0;
   #nextAddress = FIRST_ADDRESS;
   #lastId = 0;
 
@@ -97,6 +137,10 @@ export class SimulatedKernel implements Kernel {
     this.offered = featureBits(options.features ?? featuresOf(version), 'features');
     this.files = new Files(options.descriptors ?? 1024);
     this.#preemption = options.preemption ?? 0.3;
+    this.#patienceMs = options.patienceMs ?? Number.POSITIVE_INFINITY;
+    if (options.inject) {
+      this.injector = new Injector(options.inject, chooser, (what) => this.observer?.(`injected: ${what}`));
+    }
     this.process = this.#process(new AddressSpace(PAGE_SIZE), options.privileged ?? true);
   }
 
@@ -112,11 +156,20 @@ export class SimulatedKernel implements Kernel {
 
   // ---- what there is -------------------------------------------------------------------------------------
 
-  /** Private anonymous memory of the handler's process; nothing is mapped beside it. */
-  map(pages: number, protection: number = PROT.READ | PROT.WRITE): bigint {
+  /** Private anonymous memory, of the handler's process by default; nothing is mapped beside it. */
+  map(
+    pages: number,
+    protection: number = PROT.READ | PROT.WRITE,
+    process: SimulatedProcess = this.process,
+  ): bigint {
     const address = this.place(pages * PAGE_SIZE);
-    this.process.space.map(address, pages * PAGE_SIZE, protection, SMALL_PAGES);
+    process.space.map(address, pages * PAGE_SIZE, protection, SMALL_PAGES);
     return BigInt(address);
+  }
+
+  /** A process beside the handler's, with memory of its own. */
+  spawn(): SimulatedProcess {
+    return this.#process(new AddressSpace(PAGE_SIZE), this.process.privileged);
   }
 
   /** A place where `length` bytes can be mapped in every process. */
@@ -145,6 +198,7 @@ export class SimulatedKernel implements Kernel {
       },
       thread: (program, process) => this.thread(program, process),
       ended: (process) => this.dropFiles(process),
+      progressed: () => this.progressed(),
     };
     const process = new SimulatedProcess(++this.#lastId, surroundings, space, privileged);
     this.processes.push(process);
@@ -171,13 +225,13 @@ export class SimulatedKernel implements Kernel {
   }
 
   after(delayMs: number, due: () => void): Watch {
-    const timer = { at: this.#now + delayMs, due };
+    const timer = { at: this.#now + delayMs, turn: this.steps, due };
     this.#timers.add(timer);
     return { close: () => void this.#timers.delete(timer) };
   }
 
   watch(fd: number, ready: () => void): Watch {
-    const watch = { fd, ready };
+    const watch = { fd, turn: this.steps, ready };
     this.#watches.add(watch);
     return { close: () => void this.#watches.delete(watch) };
   }
@@ -189,52 +243,152 @@ export class SimulatedKernel implements Kernel {
     return file?.is === 'pidfd' && file.process.exited;
   }
 
+  /** Whatever sleeps on an eventfd goes on: what another thread does to stop a loop. */
+  signal(fd: number): void {
+    const file = this.files.get(fd);
+    if (file?.is === 'eventfd') file.count++;
+  }
+
+  // ---- who gets on ---------------------------------------------------------------------------------------
+
+  /** A thread has done something, or there is another reason to go on waiting. */
+  progressed(): void {
+    this.#progress = { ms: this.#now, steps: this.steps };
+    this.#inVain = 0;
+  }
+
+  /** Time passes with a step or a call. */
+  #pass(idle: boolean): void {
+    if (this.halted) throw this.halted;
+    this.#now += idle || this.steps - this.#progress.steps > IDLE_STEPS ? IDLE_MS : STEP_MS;
+    this.#lookOut();
+  }
+
+  /** It is an error that nobody has got on for long. */
+  #lookOut(): void {
+    const waited = this.#now - this.#progress.ms;
+    if (waited <= this.#patienceMs) return;
+    const [how, what] =
+      this.#inVain > BUSY_STEPS
+        ? (['busy', 'are busy, and none of them gets on'] as const)
+        : (['asleep', 'sleep, and nobody wakes them'] as const);
+    this.halted = new Stuck(`for ${this.#patienceMs} ms the threads ${what}`, how);
+    throw this.halted;
+  }
+
+  /** A mapping change was read: its thread goes on, if nothing holds it back. */
+  release(notice: Notice): void {
+    const steps = this.injector?.heldSteps() ?? 0;
+    if (steps > 0) this.#held.add({ notice, until: this.#now + steps * STEP_MS });
+    else notice.read = true;
+  }
+
+  /** Those that were held back long enough go on. */
+  #releaseDue(): void {
+    for (const held of this.#held) {
+      if (held.until > this.#now) continue;
+      held.notice.read = true;
+      this.#held.delete(held);
+    }
+  }
+
+  /** When time alone lets a thread go on. */
+  get #nextRelease(): number {
+    return Math.min(Number.POSITIVE_INFINITY, ...[...this.#held].map(({ until }) => until));
+  }
+
   // ---- the scheduler -------------------------------------------------------------------------------------
 
   #runnable(): Candidate[] {
-    return this.threads
-      .filter((thread) => thread.runnable)
-      .map((thread) => ({ name: `thread ${thread.tid}`, happen: () => thread.step() }));
+    if (this.#held.size > 0) this.#releaseDue();
+    const found: Candidate[] = [];
+    for (const thread of this.threads) {
+      if (!thread.runnable) continue;
+      const happen = (): void => {
+        this.#inVain++;
+        thread.turn = this.steps;
+        thread.step();
+        this.observer?.(`thread ${thread.tid}: ${thread.describe()}`);
+      };
+      found.push({ turn: thread.turn, happen });
+    }
+    return found;
   }
 
   #callbacks(): Candidate[] {
-    const ready = [...this.#watches].filter(({ fd }) => this.readable(fd));
-    const due = [...this.#timers].filter(({ at }) => at <= this.#now);
-    return [
-      ...ready.map((watch) => ({ name: `readable ${watch.fd}`, happen: () => watch.ready() })),
-      ...due.map((timer) => ({
-        name: 'timer',
-        happen: () => {
-          this.#timers.delete(timer);
-          timer.due();
-        },
-      })),
-    ];
+    const found: Candidate[] = [];
+    for (const watch of this.#watches) {
+      if (!this.readable(watch.fd)) continue;
+      const happen = (): void => {
+        watch.turn = this.steps;
+        this.#callBack('readable', () => watch.ready());
+      };
+      found.push({ turn: watch.turn, happen });
+    }
+    for (const timer of this.#timers) {
+      if (timer.at > this.#now) continue;
+      const happen = (): void => {
+        this.#timers.delete(timer);
+        this.#callBack('timer', () => timer.due());
+      };
+      found.push({ turn: timer.turn, happen });
+    }
+    return found;
+  }
+
+  #callBack(why: string, callback: () => void): void {
+    this.turns++;
+    this.observer?.(`event loop: ${why}`);
+    callback();
   }
 
   /** One of these happens. */
-  #choose(candidates: readonly Candidate[]): void {
+  #choose(candidates: Candidate[]): void {
+    if (candidates.length > 1) candidates.sort((a, b) => a.turn - b.turn);
     const chosen = candidates[this.chooser.below(candidates.length)] as Candidate;
     this.steps++;
-    this.#now += STEP_MS;
-    this.observer?.(chosen.name);
+    this.#pass(false);
     chosen.happen();
+    if (this.injector) this.#disturb(this.injector);
+  }
+
+  /** What may come from outside at any step. */
+  #disturb(injector: Injector): void {
+    const asleep = this.threads.filter(({ wait }) => wait?.place === 'fault' && !wait.over());
+    if (asleep.length > 0 && injector.happens('signal')) injector.pick(asleep).signals++;
+    const contexts = this.#contexts().filter(({ pending, reading }) => pending.length + reading.length > 0);
+    if (contexts.length > 0 && injector.happens('wake')) {
+      const context = injector.pick(contexts);
+      const { address } = injector.pick([...context.pending, ...context.reading]);
+      const page = address - (address % PAGE_SIZE);
+      context.wake(page, page + PAGE_SIZE);
+    }
+    const others = this.processes.filter(
+      (one) => one !== this.process && !one.exited && one.threads.some(({ done }) => !done),
+    );
+    if (others.length > 0 && injector.happens('exit')) injector.pick(others).exit();
+    else if (others.length > 0 && injector.happens('exec')) injector.pick(others).exec();
+  }
+
+  #contexts(): Context[] {
+    return this.files.all().flatMap((file) => (file.is === 'userfaultfd' ? [file.context] : []));
   }
 
   /** Something happens: a thread does a step, or the event loop calls back. False: everybody sleeps for good. */
   step(): boolean {
     let candidates = [...this.#runnable(), ...this.#callbacks()];
-    if (candidates.length === 0) {
+    while (candidates.length === 0) {
       if (!this.#jump()) return false;
-      candidates = this.#callbacks();
+      this.#lookOut();
+      candidates = [...this.#runnable(), ...this.#callbacks()];
     }
     this.#choose(candidates);
     return true;
   }
 
-  /** Time goes on to the next timer, or to `most`. False: there is none. */
-  #jump(most = Number.POSITIVE_INFINITY): boolean {
-    const next = Math.min(most, ...[...this.#timers].map(({ at }) => at));
+  /** Time goes on to the next timer, or to whoever is held back. False: there is neither. */
+  #jump(): boolean {
+    const next = Math.min(this.#nextRelease, ...[...this.#timers].map(({ at }) => at));
     if (next === Number.POSITIVE_INFINITY) return false;
     this.#now = Math.max(this.#now, next);
     return true;
@@ -242,9 +396,13 @@ export class SimulatedKernel implements Kernel {
 
   /** Threads may run here, before a call of the port. */
   preempt(): void {
+    this.#pass(false);
     while (this.#preemption > 0 && this.chooser.chance(this.#preemption)) {
       const candidates = this.#runnable();
-      if (candidates.length === 0) return;
+      if (candidates.length === 0) {
+        this.#pass(true);
+        return;
+      }
       this.#choose(candidates);
     }
   }
@@ -257,9 +415,15 @@ export class SimulatedKernel implements Kernel {
     const until = limitMs < 0 ? Number.POSITIVE_INFINITY : this.#now + limitMs;
     while (!over() && this.#now < until) {
       const candidates = this.#runnable();
-      if (candidates.length > 0) this.#choose(candidates);
-      else if (until < Number.POSITIVE_INFINITY) this.#now = until;
-      else throw new Stuck('the handler sleeps without a limit, and nobody is left to wake it');
+      const next = Math.min(until, this.#nextRelease);
+      if (candidates.length > 0) {
+        this.#choose(candidates);
+      } else if (next < Number.POSITIVE_INFINITY) {
+        this.#now = Math.max(this.#now, next);
+        this.#lookOut();
+      } else {
+        throw new Stuck('the handler sleeps without a limit, and nobody is left to wake it', 'asleep');
+      }
     }
   }
 }

@@ -8,6 +8,7 @@
 //  - An entry that is not in the table is empty.
 
 import type { Context } from './context.js';
+import type { Witness } from './witness.js';
 
 /** A page's bytes, and how many page tables map them. */
 export interface Frame {
@@ -49,6 +50,8 @@ export class AddressSpace {
   readonly pageSize: number;
   /** False once the process has exited or called exec. */
   alive = true;
+  /** Looks on; inherited by children. */
+  witness: Witness | undefined;
   readonly #pages = new Map<number, Entry>();
   /** Tables of entries that were made, by number: each is for 512 pages. They stay when their entries go. */
   readonly #tables = new Set<number>();
@@ -106,6 +109,7 @@ export class AddressSpace {
     this.cut(end);
     this.#vmas = this.#vmas.filter((vma) => vma.end <= start || vma.start >= end);
     for (const page of this.pagesIn(start, end)) this.set(page, undefined);
+    this.witness?.unmapped(this, start, end);
     for (let table = this.#tableOf(start); table <= this.#tableOf(end - 1); table++) {
       const from = table * TABLE_PAGES * this.pageSize;
       if (this.within(from, from + TABLE_PAGES * this.pageSize).length === 0) this.#tables.delete(table);

@@ -25,7 +25,7 @@ export type Steps<T> = Generator<Wait | undefined, T, void>;
 function* tell(context: Context, event: number, words: Notice['words'], child?: Context): Steps<void> {
   if (!context.released) {
     const notice = context.post(event, words, child);
-    yield { place: 'event', over: () => notice.read };
+    yield { place: 'event', over: () => notice.read, abandon: () => context.takeBack(notice) };
   } else child?.release();
   context.changing--;
 }
@@ -64,6 +64,7 @@ function* advise(space: AddressSpace, vma: Vma, from: number, to: number, advice
   if (advice === ADVICE.GUARD_INSTALL) {
     space.populate(vma);
     for (let page = space.pageOf(from); page < space.pageOf(to); page++) space.set(page, { is: 'guard' });
+    space.witness?.unmapped(space, from, to);
     return to;
   }
   if (advice === ADVICE.GUARD_REMOVE) {
@@ -77,6 +78,7 @@ function* advise(space: AddressSpace, vma: Vma, from: number, to: number, advice
   let end = to;
   if (context?.has(FEATURE.EVENT_REMOVE)) {
     context.changing++;
+    space.witness?.removing(space, from, to);
     yield* tell(context, EVENT.REMOVE, [from, to, 0]);
     // What is mapped there may be another by now; what it does not reach comes again, message and all.
     yield undefined;
@@ -94,6 +96,7 @@ function zap(space: AddressSpace, start: number, end: number): void {
   for (const page of space.pagesIn(start, end)) {
     if (space.entry(page)?.is !== 'guard') space.set(page, undefined);
   }
+  space.witness?.removed(space, start, end);
 }
 
 /** MADV_FREE leaves data where it is, but no poison. */
@@ -318,6 +321,7 @@ function carry(
   for (const page of space.pagesIn(from, from + oldLength)) {
     space.carry(page, page + (to - from) / space.pageSize);
   }
+  space.witness?.moved(space, from, to, oldLength, follows);
   space.insert(copy);
   if (!copy.context || follows) return;
   clearProtection(space, to, to + oldLength);
@@ -349,6 +353,8 @@ export function* fork(space: AddressSpace, child: AddressSpace): Steps<void> {
     // Where no page was ever installed there is nothing to copy, unless write-protection is written there.
     if (vma.family || copy.modes & MODE.WP) copyPages(space, child, vma, (copy.modes & MODE.WP) !== 0);
   }
+  child.witness = space.witness;
+  child.witness?.forked(space, child);
   for (const [context, heir] of children) yield* tell(context, EVENT.FORK, [0, 0, 0], heir);
 }
 

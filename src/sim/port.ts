@@ -6,7 +6,7 @@ import { Context, type Notice, type Sleeper } from './context.js';
 import type { File } from './files.js';
 import type { SimulatedKernel } from './kernel.js';
 import { handshake, register, wake, withdraw } from './register.js';
-import { type Caller, type Fill, resolve } from './resolve.js';
+import { type Answer, type Caller, type Fill, resolve } from './resolve.js';
 import type { SimulatedProcess } from './thread.js';
 import { OPERATIONS_SINCE } from './versions.js';
 
@@ -114,6 +114,7 @@ export class SimulatedPort implements KernelPort {
     if (!file) return E.BADF;
     if (file.is !== 'userfaultfd') return E.NOTTY;
     const { context } = file;
+    if (context.initialised && this.#kernel.injector?.happens('eintr')) return E.INTR;
     if (request === REQUEST.API) return this.#handshake(context, at);
     if (!context.initialised) return E.INVAL;
     const operation = OPERATIONS_SINCE[request];
@@ -169,18 +170,26 @@ export class SimulatedPort implements KernelPort {
     });
     const writable = field !== undefined && this.#fits(at + field, 8);
     const unwritable = field !== undefined && !writable;
-    const answer = resolve(
-      context,
-      this.#caller(),
-      this.#fits(at, argumentBytes) ? fill() : undefined,
-      unwritable,
-    );
+    const wanted = this.#fits(at, argumentBytes) ? fill() : undefined;
+    const answer = this.#answer(context, wanted, request, unwritable);
     const untouched =
       answer.result === E.AGAIN && answer.out === E.AGAIN && !this.#kernel.isAtLeast(WRITES_EAGAIN_SINCE);
     if (answer.out === undefined || untouched) return answer.result;
     if (unwritable) return E.FAULT;
     if (writable) this.#view().setBigInt64(at + field, BigInt(answer.out), true);
     return answer.result;
+  }
+
+  /** The kernel's own answer, or the one that is injected. */
+  #answer(context: Context, fill: Fill | undefined, request: number, unwritable: boolean): Answer {
+    const { injector, pageSize } = this.#kernel;
+    const errno = injector?.failure(request);
+    if (errno !== undefined) return { result: errno, out: errno };
+    if (!injector || !fill || RESULT_AT[request] === undefined)
+      return resolve(context, this.#caller(), fill, unwritable);
+    const length = injector.partOf(fill.length / pageSize) * pageSize;
+    const answer = resolve(context, this.#caller(), { ...fill, length }, unwritable);
+    return answer.result === 0 && length < fill.length ? { result: E.AGAIN, out: length } : answer;
   }
 
   #view(): DataView {
@@ -238,9 +247,13 @@ export class SimulatedPort implements KernelPort {
     if (file.is === 'eventfd') return this.#readCounter(file, at, length);
     if (file.is !== 'userfaultfd' || !file.context.initialised || length < MESSAGE_BYTES) return E.INVAL;
     const { context } = file;
+    const { injector } = this.#kernel;
+    if (injector?.happens('eintr')) return E.INTR;
     if (!file.nonBlocking) this.#kernel.sleep(() => context.readable, -1);
+    const there = context.pending.length + context.notices.length;
+    const most = Math.min(length, (injector?.messagesOf(there) ?? there) * MESSAGE_BYTES);
     let bytes = 0;
-    while (bytes + MESSAGE_BYTES <= length && context.readable) {
+    while (bytes + MESSAGE_BYTES <= most && context.readable) {
       const errno = this.#message(context, at + bytes);
       if (errno < 0) return bytes > 0 ? bytes : errno;
       bytes += MESSAGE_BYTES;
@@ -267,6 +280,7 @@ export class SimulatedPort implements KernelPort {
     const sleeper = context.pending.shift() as Sleeper | undefined;
     if (sleeper) {
       context.reading.push(sleeper);
+      if (this.#kernel.injector?.happens('repeat')) context.pending.push({ ...sleeper });
       view.setUint8(at, EVENT.PAGEFAULT);
       words([sleeper.flags, sleeper.address]);
       view.setUint32(at + 24, sleeper.tid, true);
@@ -288,12 +302,13 @@ export class SimulatedPort implements KernelPort {
     }
     view.setUint8(at, notice.event);
     context.notices.shift();
-    notice.read = true;
+    this.#kernel.release(notice);
     return fits ? 0 : E.FAULT;
   }
 
   poll(at: number, count: number, timeoutMs: number): number {
     this.#kernel.preempt();
+    if (this.#kernel.injector?.happens('eintr')) return E.INTR;
     this.#kernel.sleep(() => this.#pollOnce(at, count) > 0, timeoutMs);
     return this.#pollOnce(at, count);
   }

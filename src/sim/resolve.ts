@@ -61,7 +61,8 @@ const MODES: Readonly<Record<number, number>> = {
 /** `fill` undefined: the struct cannot be read. `silent`: its result field cannot be written, so nobody is woken. */
 export function resolve(context: Context, caller: Caller, fill: Fill | undefined, silent = false): Answer {
   const { space } = context;
-  if (context.changing > 0) return failed(E.AGAIN);
+  // Whoever changed a mapping is gone with the process.
+  if (context.changing > 0 && space.alive) return failed(E.AGAIN);
   if (!fill) return { result: E.FAULT };
   const { request, start, length, mode } = fill;
   if (request === REQUEST.MOVE && caller.space !== space) return { result: E.INVAL };

@@ -31,6 +31,8 @@ export interface Surroundings {
   thread(program: Program | undefined, process: SimulatedProcess): SimulatedThread;
   /** The process ends: descriptors it holds are closed. */
   ended(process: SimulatedProcess): void;
+  /** A thread has done what it was doing. */
+  progressed(): void;
 }
 
 export class SimulatedProcess {
@@ -41,6 +43,8 @@ export class SimulatedProcess {
   privileged: boolean;
   exited = false;
   readonly threads: SimulatedThread[] = [];
+  /** Children that do not run yet. */
+  readonly unborn = new Set<SimulatedProcess>();
 
   constructor(pid: number, world: Surroundings, space: AddressSpace, privileged: boolean) {
     this.pid = pid;
@@ -67,9 +71,17 @@ export class SimulatedProcess {
   /** Its threads end, and its memory is gone. */
   leaveMemory(): void {
     for (const thread of this.threads) thread.stop();
+    for (const child of this.unborn) child.exit();
     this.space.end();
   }
 }
+
+/** How it sleeps, for people. */
+const SLEEPS = {
+  fault: 'asleep in a page fault',
+  event: 'asleep until its message is read',
+  read: 'waits',
+} as const;
 
 export class SimulatedThread implements Toucher {
   readonly tid: number;
@@ -82,7 +94,10 @@ export class SimulatedThread implements Toucher {
   signals = 0;
   /** What came of its last action. */
   outcome: Outcome = 0;
+  /** When it was its turn last, for a scheduler that is fair. */
+  turn = 0;
   readonly #program: Program | undefined;
+  #last: Action | undefined;
   #steps: Steps<Outcome> | undefined;
   /** It is in the middle of a step, which may be a call that lets others run. */
   #stepping = false;
@@ -106,9 +121,15 @@ export class SimulatedThread implements Toucher {
     return this.#program !== undefined || this.#steps !== undefined;
   }
 
+  /** Whether it has nothing to do, and will not have without being told. */
+  get idle(): boolean {
+    return this.done || (this.#program === undefined && this.#steps === undefined);
+  }
+
   /** Gives it something to do. */
   begin(action: Action): void {
     this.action = action;
+    this.#last = action;
     this.#steps = action.steps(this);
   }
 
@@ -122,8 +143,17 @@ export class SimulatedThread implements Toucher {
     }
   }
 
+  /** What its last step did, and where that left it, for people. */
+  describe(): string {
+    const said = this.#last?.text ?? '';
+    if (this.done) return said ? `${said}; it ends` : 'ends';
+    if (this.wait) return `${said}: ${SLEEPS[this.wait.place]}`;
+    return this.action ? `${said} …` : `${said} → ${this.outcome}`;
+  }
+
   #step(): void {
     this.wait = undefined;
+    this.#last = this.action;
     if (!this.#steps) {
       const { value, done } = (this.#program as Program).next(this.outcome);
       if (done) {
@@ -141,12 +171,14 @@ export class SimulatedThread implements Toucher {
     this.outcome = value as Outcome;
     this.#steps = undefined;
     this.action = undefined;
+    this.process.world.progressed();
   }
 
   /** Ends it wherever it is. */
   stop(): void {
     if (this.done) return;
     this.done = true;
+    this.process.world.progressed();
     this.wait?.abandon?.();
     this.wait = undefined;
     this.#steps = undefined;
@@ -164,6 +196,10 @@ const ERRNO_NAMES: Readonly<Record<number, string>> = Object.fromEntries(
 export function outcomeOf(result: number): Outcome {
   return result < 0 ? (ERRNO_NAMES[result] ?? `E${-result}`) : result;
 }
+
+const ADVICE_NAMES: Readonly<Record<number, string>> = Object.fromEntries(
+  Object.entries(ADVICE).map(([name, value]) => [value, name]),
+);
 
 /** Touches an address until it gets through. */
 function* reach(
@@ -197,9 +233,15 @@ function touching(address: bigint, by: By, value?: number): (thread: SimulatedTh
     const at = Number(address);
     const bytes = yield* reach(thread, at, value !== undefined, by);
     if (typeof bytes === 'string') return bytes;
-    const offset = at % thread.space.pageSize;
-    if (value === undefined) return bytes[offset] ?? 0;
+    const { space } = thread;
+    const offset = at % space.pageSize;
+    if (value === undefined) {
+      const found = bytes[offset] ?? 0;
+      space.witness?.read(space, at, found);
+      return found;
+    }
     bytes[offset] = value;
+    space.witness?.wrote(space, at, value);
     return 0;
   };
 }
@@ -235,7 +277,7 @@ function* populate(thread: SimulatedThread, address: bigint, length: number, wri
 
 /** madvise(2): DONTNEED 4, FREE 8, POPULATE_READ 22, POPULATE_WRITE 23, GUARD_INSTALL 102, GUARD_REMOVE 103. */
 export function advise(address: bigint, length: number, advice: number): Action {
-  const text = `madvise(${hex(address)}, ${length}, ${advice})`;
+  const text = `madvise(${hex(address)}, ${length}, ${ADVICE_NAMES[advice] ?? advice})`;
   if (advice === ADVICE.POPULATE_READ || advice === ADVICE.POPULATE_WRITE) {
     return { text, steps: (thread) => populate(thread, address, length, advice === ADVICE.POPULATE_WRITE) };
   }
@@ -322,8 +364,11 @@ export function forked({ program, descriptors = 'copied', started }: ForkOptions
     steps: calling(function* (thread) {
       const { world } = thread.process;
       const child = world.process(thread.process, descriptors);
+      thread.process.unborn.add(child);
       yield* fork(thread.space, child.space);
-      started?.(world.thread(program?.(), child));
+      thread.process.unborn.delete(child);
+      const born = world.thread(program?.(), child);
+      started?.(born);
       return child.pid;
     }),
   };

@@ -1,0 +1,9 @@
+// The entry `userfaultfd/testing`: a world to test fault handlers in. Runs wherever WebAssembly does, under any test
+// framework: what is wrong is an ordinary Error.
+
+export { type Explored, type ExploreOptions, explore } from './explore.js';
+export { INVARIANTS, type Invariant, SimulationError } from './failure.js';
+export { type AnswerOptions, answerFromSource } from './handler.js';
+export { type Simulated, type SimulateOptions, simulate } from './simulate.js';
+export { type WorkloadOptions, workload } from './workload.js';
+export type { World, WorldOptions } from './world.js';
