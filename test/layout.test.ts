@@ -17,6 +17,14 @@ const root = realpathSync(fileURLToPath(new URL('../../', import.meta.url)));
  * are gone when it runs. The command line stands above all of them, on the package's entries only.
  */
 const LAYERS = [
+  ['src/testing/index.ts'],
+  ['src/testing/explore.ts'],
+  ['src/testing/simulate.ts'],
+  ['src/testing/run.ts'],
+  ['src/testing/workload.ts', 'src/testing/handler.ts'],
+  ['src/testing/world.ts', 'src/testing/attend.ts'],
+  ['src/testing/told.ts', 'src/testing/ledger.ts', 'src/testing/schedule.ts'],
+  ['src/testing/port.ts', 'src/testing/failure.ts', 'src/testing/hop.ts'],
   ['src/index.ts', 'src/portable.ts', 'src/dirty/index.ts', 'src/trace/index.ts', 'src/sim/index.ts'],
   ['src/dirty/tracker.ts'],
   ['src/dirty/watch.ts', 'src/dirty/file.ts'],

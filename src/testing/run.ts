@@ -96,6 +96,8 @@ export class Run implements Attendant {
       if (!this.failure) await this.#end();
     } catch (error) {
       this.#caught(error);
+    } finally {
+      this.#options.record?.close();
     }
     this.faults = this.#told.reduce((sum, { offers }) => sum + offers, 0);
   }

@@ -103,7 +103,7 @@ export class World {
     return index >= 0 && index < this.pages ? index : undefined;
   }
 
-  /** What the source has of a page, at once. */
+  /** What the source has of a page, at once; not to be written to. */
   source(index: number): Uint8Array {
     let page = this.#sources.get(index);
     if (!page) {
@@ -137,5 +137,12 @@ export class World {
 
 /** Bytes from 1 to 251 that tell pages and places apart. */
 function patterned(index: number): Uint8Array {
-  return Uint8Array.from({ length: PAGE_SIZE }, (_, offset) => 1 + ((index * 37 + offset * 7) % 251));
+  const known = patterns.get(index);
+  if (known) return known;
+  const page = new Uint8Array(PAGE_SIZE);
+  for (let offset = 0; offset < PAGE_SIZE; offset++) page[offset] = 1 + ((index * 37 + offset * 7) % 251);
+  patterns.set(index, page);
+  return page;
 }
+
+const patterns = new Map<number, Uint8Array>();

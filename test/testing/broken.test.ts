@@ -1,0 +1,468 @@
+// The simulation finds bugs: handlers and cores that are broken on purpose. Each is found within 2,000 seeds, and its
+// seed repeats it, twice, with the same trace byte for byte. None of it is found where nothing is broken.
+
+import { strict as assert } from 'node:assert';
+import { WasmModule } from '../../src/core.js';
+import { type FaultHandler, type Feature, Userfaultfd } from '../../src/index.js';
+import {
+  answerFromSource,
+  explore,
+  type Invariant,
+  type SimulateOptions,
+  SimulationError,
+  simulate,
+  type World,
+} from '../../src/testing/index.js';
+import { suite } from '../harness.js';
+import { memoryTrace } from './worlds.js';
+
+const test = suite('testing/broken');
+
+const SEEDS = 2000;
+/** Seeds for which the same without its bug breaks nothing. */
+const CONTROLS = 60;
+const P = 4096;
+const EAGAIN = -11;
+const CHANGES: Feature[] = ['event-remove', 'event-unmap', 'event-remap'];
+
+/** What the core exports, as far as it is broken here. */
+interface Exports {
+  request: WebAssembly.Global;
+  messages: WebAssembly.Global;
+  memory: WebAssembly.Memory;
+  requestWake(): number;
+  pageAt(): number;
+  inboxTake(result: number): number;
+  inboxNext(now: number): number;
+  inboxAnswer(answered: number): number;
+  inboxDefer(now: number): void;
+  inboxDelay(now: number): number;
+  inboxEvict(): number;
+  transferResult(result: number): number;
+}
+
+interface Broken {
+  what: string;
+  /** What it may be noticed by. */
+  by: Invariant[];
+  options?: Partial<SimulateOptions>;
+  /** The handler; default: one that is right. */
+  handler?: (world: World) => FaultHandler;
+  /** The same without the bug, where it is not the one that is right. */
+  right?: (world: World) => FaultHandler;
+  core?: (exports: Exports) => void;
+}
+
+/** A handler that is right, but for this. */
+function but(world: World, change: (right: FaultHandler) => Partial<FaultHandler>): FaultHandler {
+  const right = answerFromSource(world);
+  return {
+    pagefault: (fault, uffd) => right.pagefault(fault, uffd),
+    removed: (start, end) => right.removed?.(start, end),
+    unmapped: (start, end) => right.unmapped?.(start, end),
+    remapped: (from, to, length) => right.remapped?.(from, to, length),
+    forked: (child) => right.forked?.(child),
+    ...change(right),
+  };
+}
+
+/** Copies a page of the source. */
+function copy(world: World, uffd: Userfaultfd, page: bigint): number {
+  return uffd.copy(page, world.source(world.indexOf(page) as number));
+}
+
+// ---- handlers ----------------------------------------------------------------------------------------------
+
+const HANDLERS: Broken[] = [
+  {
+    what: 'acts on data that it fetched before a removal',
+    by: ['removed'],
+    handler: (world) =>
+      ({
+        async pagefault({ page }: { page: bigint }, uffd: Userfaultfd) {
+          if (uffd.pageState(page) === 'removed') return void uffd.zero(page, P);
+          const data = await world.fetch(page);
+          if (!uffd.closed) uffd.copy(page, data);
+        },
+      }) as unknown as FaultHandler,
+  },
+  {
+    what: 'never answers one fault in seven',
+    by: ['asleep'],
+    handler(world) {
+      let faults = 0;
+      return but(world, (right) => ({
+        pagefault: (fault, uffd) => (++faults % 7 === 0 ? undefined : right.pagefault(fault, uffd)),
+      }));
+    },
+  },
+  {
+    what: 'puts the last page off for ever',
+    by: ['asleep', 'livelock'],
+    handler: (world) =>
+      but(world, (right) => ({
+        pagefault: (fault, uffd) =>
+          fault.page === world.page(world.pages - 1) ? false : right.pagefault(fault, uffd),
+      })),
+  },
+  {
+    what: "forgets a forked child's descriptor",
+    by: ['asleep', 'leak'],
+    options: { features: ['event-fork'] },
+    handler: (world) => but(world, () => ({ forked() {} })),
+  },
+  {
+    what: 'copies the page beside the one that was asked for',
+    by: ['content'],
+    handler: (world) =>
+      but(world, () => ({
+        pagefault: ({ page }, uffd) =>
+          uffd.copy(page, world.source(((world.indexOf(page) ?? 0) + 1) % world.pages)) === P,
+      })),
+  },
+  {
+    what: 'fills with zeros what the source has',
+    by: ['content'],
+    handler: (world) => but(world, () => ({ pagefault: ({ page }, uffd) => uffd.zero(page, P) === P })),
+  },
+  {
+    what: 'answers removed pages from the source',
+    by: ['removed'],
+    handler: (world) => but(world, () => ({ removed() {} })),
+  },
+  {
+    what: 'fills the page behind a fault as well, removed or not',
+    by: ['removed'],
+    handler: (world) =>
+      but(world, (right) => ({
+        pagefault(fault, uffd) {
+          const behind = fault.page + BigInt(P);
+          if (world.indexOf(behind) !== undefined) copy(world, uffd, behind);
+          return right.pagefault(fault, uffd);
+        },
+      })),
+  },
+  {
+    what: 'takes a short fill for a whole one',
+    by: ['asleep', 'livelock'],
+    handler(world) {
+      const loaded = new Set<bigint>();
+      return but(world, (right) => ({
+        pagefault(fault, uffd) {
+          if (loaded.has(fault.page)) return;
+          loaded.add(fault.page);
+          right.pagefault(fault, uffd);
+        },
+        removed(start, end) {
+          for (const page of loaded) if (page >= start && page < end) loaded.delete(page);
+          right.removed?.(start, end);
+        },
+      }));
+    },
+  },
+  {
+    what: 'wakes without an answer',
+    by: ['livelock', 'asleep'],
+    handler: () => ({ pagefault: ({ page }, uffd) => uffd.wake(page, P) }),
+  },
+  {
+    what: 'fills without waking',
+    by: ['asleep'],
+    handler: (world) =>
+      but(world, () => ({
+        pagefault: ({ page }, uffd) =>
+          uffd.copy(page, world.source(world.indexOf(page) as number), P, { dontWake: true }) === P,
+      })),
+  },
+  {
+    what: 'does not follow pages that move',
+    by: ['content'],
+    options: { features: CHANGES },
+    handler: (world) => but(world, () => ({ remapped() {} })),
+  },
+  {
+    what: 'dies of a kernel that has no memory for a moment',
+    by: ['threw'],
+    options: { inject: { enomem: 0.05 } },
+    handler: (world) => but(world, () => ({ pagefault: ({ page }, uffd) => copy(world, uffd, page) === P })),
+  },
+  {
+    what: 'takes a write-protect fault for a missing page',
+    by: ['livelock', 'asleep'],
+    options: { features: ['pagefault-flag-wp'], mode: ['missing', 'write-protect'] },
+    handler: (world) =>
+      but(world, (right) => ({
+        pagefault: (fault, uffd) => right.pagefault({ ...fault, kind: 'missing' }, uffd),
+      })),
+  },
+  {
+    what: 'closes when it has seen enough',
+    by: ['closed'],
+    handler(world) {
+      let faults = 0;
+      return but(world, (right) => ({
+        pagefault: (fault, uffd) => (++faults === 4 ? uffd.close() : right.pagefault(fault, uffd)),
+      }));
+    },
+  },
+  {
+    what: 'gives a child the data of pages that its parent removed',
+    by: ['removed'],
+    options: { features: ['event-remove', 'event-fork'] },
+    handler: (world) => but(world, () => ({ forked: (child) => void child.start(answerFromSource(world)) })),
+  },
+];
+
+// ---- cores -------------------------------------------------------------------------------------------------
+
+/** The handler fills the page behind a fault without waking: whoever waits there has a message of its own. */
+function prefetching(world: World): FaultHandler {
+  return but(world, (right) => ({
+    pagefault(fault, uffd) {
+      const behind = fault.page + BigInt(P);
+      const index = world.indexOf(behind);
+      if (index !== undefined && uffd.pageState(behind) === 'missing')
+        uffd.copy(behind, world.source(index), P, { dontWake: true });
+      return right.pagefault(fault, uffd);
+    },
+  }));
+}
+
+/** The handler hands its descriptor on at the third fault. */
+function handingOver(world: World): FaultHandler {
+  let faults = 0;
+  return but(world, (right) => ({
+    pagefault(fault, uffd) {
+      if (++faults !== 3) return right.pagefault(fault, uffd);
+      const { ranges, features } = uffd;
+      world.uffd = Userfaultfd.wrap(uffd.release(), { kernel: world.port, features, ranges });
+      world.uffd.start(right);
+    },
+  }));
+}
+
+/** Answers by what the object knows of a page. */
+function trusting(world: World): FaultHandler {
+  return {
+    pagefault: ({ page }, uffd) =>
+      (uffd.pageState(page) === 'removed' ? uffd.zero(page, P) : copy(world, uffd, page)) === P,
+  };
+}
+
+/** What a call that failed has left in its result field. */
+function resultOf({ memory, request }: Exports): bigint {
+  return new DataView(memory.buffer).getBigInt64(request.value + 32, true);
+}
+
+/** Tells nobody of some kind of message. */
+function losing(next: number): (exports: Exports) => void {
+  return (exports) => {
+    const { inboxNext } = exports;
+    exports.inboxNext = (now) => {
+      let what = inboxNext(now);
+      while (what === next) what = inboxNext(now);
+      return what;
+    };
+  };
+}
+
+/** Takes one answer of the kernel for another. */
+function mistaking(what: (result: number, exports: Exports) => boolean): (exports: Exports) => void {
+  return (exports) => {
+    const { transferResult } = exports;
+    exports.transferResult = (result) => transferResult(what(result, exports) ? 0 : result);
+  };
+}
+
+/** Takes mapping changes in one read later than the faults that came with them. */
+function delaying(exports: Exports): void {
+  const { inboxTake } = exports;
+  let kept: Uint8Array[] = [];
+  exports.inboxTake = (result) => {
+    const buffer = new Uint8Array(exports.memory.buffer, exports.messages.value, 128 * 32);
+    const read = Array.from({ length: Math.max(result, 0) / 32 }, (_, n) =>
+      buffer.slice(n * 32, n * 32 + 32),
+    );
+    const now = [...read.filter(([event]) => event === 0x12), ...kept];
+    kept = read.filter(([event]) => event !== 0x12);
+    now.forEach((message, n) => void buffer.set(message, n * 32));
+    return inboxTake(now.length > 0 ? now.length * 32 : result > 0 ? EAGAIN : result);
+  };
+}
+
+const CORES: Broken[] = [
+  {
+    what: 'the wake behind an EEXIST is lost',
+    by: ['asleep'],
+    right: prefetching,
+    core: mistaking((result) => result === -17),
+  },
+  { what: 'faults are offered before changes', by: ['told', 'removed'], core: delaying },
+  {
+    what: 'a fault that was answered is offered again',
+    by: ['told'],
+    core(exports) {
+      const { inboxAnswer } = exports;
+      let answers = 0;
+      exports.inboxAnswer = (answered) => inboxAnswer(++answers % 5 === 0 ? 0 : answered);
+    },
+  },
+  {
+    what: 'a fault that was put off is lost',
+    by: ['asleep'],
+    core(exports) {
+      exports.inboxDefer = () => {};
+    },
+  },
+  {
+    what: 'a fault that was put off has no timer',
+    by: ['asleep'],
+    core(exports) {
+      exports.inboxDelay = () => -1;
+    },
+  },
+  {
+    what: 'after a part of a fill the source stays where it was',
+    by: ['content'],
+    options: { inject: { partial: 0.2 } },
+    right: (world) => answerFromSource(world, { around: 4 }),
+    core(exports) {
+      const { transferResult } = exports;
+      exports.transferResult = (result) => {
+        const done = result === EAGAIN ? resultOf(exports) : 0n;
+        const step = transferResult(result);
+        const view = new DataView(exports.memory.buffer, exports.request.value);
+        if (done > 0n && step === 0) view.setBigUint64(8, view.getBigUint64(8, true) - done, true);
+        return step;
+      };
+    },
+  },
+  {
+    what: 'a part of a fill counts as all of it',
+    by: ['asleep'],
+    options: { inject: { partial: 0.2 } },
+    right: (world) => answerFromSource(world, { around: 4 }),
+    core: mistaking((result, exports) => result === EAGAIN && resultOf(exports) > 0n),
+  },
+  {
+    what: '−11 in the result field counts as progress',
+    by: ['asleep'],
+    core: mistaking((result, exports) => result === EAGAIN && resultOf(exports) < 0n),
+  },
+  {
+    what: 'nothing is read behind an EAGAIN',
+    by: ['livelock', 'asleep'],
+    core(exports) {
+      const { transferResult } = exports;
+      exports.transferResult = (result) => {
+        const step = transferResult(result);
+        return step === 1 ? 0 : step;
+      };
+    },
+  },
+  {
+    what: 'an interrupted call counts as done',
+    by: ['asleep'],
+    options: { inject: { eintr: 0.05 } },
+    core: mistaking((result) => result === -4),
+  },
+  { what: 'a removal is told to nobody', by: ['told', 'removed'], core: losing(2) },
+  {
+    what: "a child's descriptor is leaked",
+    by: ['told', 'asleep', 'leak'],
+    options: { features: ['event-fork'] },
+    core: losing(5),
+  },
+  {
+    what: 'sleepers of a place that pages have left are not woken',
+    by: ['asleep'],
+    options: { features: CHANGES },
+    core(exports) {
+      const { requestWake } = exports;
+      exports.requestWake = () => {
+        const code = requestWake();
+        new DataView(exports.memory.buffer, exports.request.value).setBigUint64(0, 1n << 40n, true);
+        return code;
+      };
+    },
+  },
+  {
+    what: 'the last message of a read is lost',
+    by: ['asleep', 'told'],
+    core(exports) {
+      const { inboxTake } = exports;
+      exports.inboxTake = (result) => inboxTake(result > 32 ? result - 32 : result);
+    },
+  },
+  {
+    what: 'who hands the descriptor on keeps what it has read',
+    by: ['asleep'],
+    options: { mayClose: true },
+    right: handingOver,
+    core(exports) {
+      exports.inboxEvict = () => 0;
+    },
+  },
+  {
+    what: 'a removed page is not known to be one',
+    by: ['removed'],
+    right: trusting,
+    core(exports) {
+      exports.pageAt = () => 0;
+    },
+  },
+];
+
+// ---- each is found -----------------------------------------------------------------------------------------
+
+/** Runs with every core broken. */
+async function withCore<T>(broken: Broken['core'], body: () => Promise<T>): Promise<T> {
+  const { instantiate } = WasmModule.prototype;
+  WasmModule.prototype.instantiate = function (this: WasmModule<Record<string, unknown>>) {
+    const exports = instantiate.call(this);
+    if ('inboxTake' in exports) broken?.(exports as unknown as Exports);
+    return exports;
+  };
+  try {
+    return await body();
+  } finally {
+    WasmModule.prototype.instantiate = instantiate;
+  }
+}
+
+async function failureOf(run: () => Promise<unknown>): Promise<SimulationError | undefined> {
+  try {
+    await run();
+  } catch (error) {
+    if (error instanceof SimulationError) return error;
+    throw error;
+  }
+  return undefined;
+}
+
+for (const { what, by, options, handler, right = answerFromSource, core } of [...HANDLERS, ...CORES]) {
+  const given = { ...options, handler: handler ?? right };
+  test(`found: ${core ? 'a core in which' : 'a handler that'} ${core ? what : what}`, async () => {
+    await withCore(core, async () => {
+      const found = await failureOf(() => explore({ ...given, seeds: SEEDS, shrinks: 100 }));
+      assert.ok(found, `not found within ${SEEDS} seeds`);
+      assert.ok(by.includes(found.invariant), found.message);
+      assert.ok(found.schedule.length > 0 && found.seed !== undefined);
+      const { seed } = found;
+      const runs = [];
+      for (let run = 0; run < 2; run++) {
+        const { record, bytes } = memoryTrace();
+        const again = await failureOf(() => simulate({ ...given, seed, record }));
+        runs.push({ invariant: again?.invariant, detail: again?.detail, trace: Buffer.from(bytes()) });
+      }
+      assert.equal(runs[0]?.invariant, found.invariant);
+      assert.ok((runs[0]?.trace.length ?? 0) > 0);
+      assert.deepEqual(runs[0], runs[1]);
+      const smallest = await failureOf(() => simulate({ ...given, choices: found.choices }));
+      assert.equal(smallest?.detail, found.detail);
+    });
+    await explore({ ...options, handler: right, seeds: CONTROLS });
+  });
+}
+
+test.run();

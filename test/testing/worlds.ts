@@ -1,0 +1,54 @@
+// Random worlds: what a seed decides beside the run itself. The handler is right, so nothing may be broken in them.
+
+import type { Feature } from '../../src/index.js';
+import { INJECTIONS, type Inject, Random } from '../../src/sim/index.js';
+import { answerFromSource, type SimulateOptions } from '../../src/testing/index.js';
+import { TraceWriter } from '../../src/trace/index.js';
+
+const WAITS = ['poll', 'block', 'spin', 'adaptive'] as const;
+
+const FEATURES: Feature[][] = [
+  [],
+  ['event-remove'],
+  ['event-remove', 'thread-id'],
+  ['event-remove', 'event-unmap'],
+  ['event-remove', 'event-unmap', 'event-remap'],
+  ['event-remove', 'event-unmap', 'event-remap', 'event-fork'],
+  ['event-remove', 'pagefault-flag-wp'],
+  ['event-remove', 'exact-address'],
+];
+
+/** Everything that can go wrong, now and then. */
+export const ALL: Inject = Object.fromEntries(
+  INJECTIONS.map((what) => [what, what === 'exit' || what === 'exec' ? 0.002 : 0.04]),
+);
+
+/** A world that the seed decides. */
+export function randomWorld(seed: number, inject: Inject = ALL): SimulateOptions {
+  const random = new Random(seed ^ 0x5eed);
+  const pick = <T>(list: readonly T[]): T => list[random.below(list.length)] as T;
+  const wait = pick(WAITS);
+  // A child is served by the same thread, which must not be one that blocks.
+  const features = pick(FEATURES).filter((feature) => wait === 'poll' || feature !== 'event-fork');
+  const later = wait === 'poll' && random.chance(0.5);
+  const around = 1 + random.below(4);
+  return {
+    seed,
+    wait,
+    features,
+    inject,
+    pages: 2 + random.below(6),
+    threads: 2 + random.below(3),
+    watched: pick(['own', 'another'] as const),
+    mode: features.includes('pagefault-flag-wp') ? ['missing', 'write-protect'] : 'missing',
+    preemption: pick([0.1, 0.3, 0.6]),
+    handler: (world) => answerFromSource(world, { later, around }),
+  };
+}
+
+/** A trace in memory. */
+export function memoryTrace(): { record: TraceWriter; bytes(): Uint8Array } {
+  const blocks: Uint8Array[] = [];
+  const record = new TraceWriter({ write: (bytes) => void blocks.push(bytes.slice()), close() {} });
+  return { record, bytes: () => Buffer.concat(blocks) };
+}
