@@ -9,6 +9,7 @@
 //    waiting faults at the moment it is delivered, so the tables say what the handler has been told.
 //  - Memory per event is bounded: when EVENTS of them wait, `inboxRoom` is 0 and they are delivered first.
 //  - munmap and mremap wake nobody in the kernel: delivering one names the range whose sleepers to wake.
+//  - Where removals are told, a page that was filled and is missing again was removed.
 //  - An unknown event and a byte count that is no multiple of 32 are answers, not crashes.
 
 import {
@@ -23,6 +24,7 @@ import {
   UFFD_EVENT_REMAP,
   UFFD_EVENT_REMOVE,
   UFFD_EVENT_UNMAP,
+  UFFD_FEATURE_EVENT_REMOVE,
   UFFD_FEATURE_EVENT_UNMAP,
   UFFD_PAGEFAULT_FLAG_MINOR,
   UFFD_PAGEFAULT_FLAG_WP,
@@ -50,7 +52,7 @@ import {
   KIND_MISSING,
   KIND_WRITE_PROTECT,
 } from './faults';
-import { PAGE_REMOVED, pagesForget, pagesMove, pagesSet, pagesWatch } from './pages';
+import { PAGE_PRESENT, PAGE_REMOVED, pageState, pagesForget, pagesMove, pagesSet, pagesWatch } from './pages';
 import { Range, rangeHere, rangeInsert, rangeNear, rangeRemove, rangeSeek } from './ranges';
 
 // What `inboxTake` answers.
@@ -111,6 +113,7 @@ export const delivery: usize = memory.data(40, 8);
 
 let pageShift: u32 = 12;
 let tellsUnmap: bool = false;
+let tellsRemove: bool = false;
 let drained: bool = false;
 /** Bytes that the read under way may bring. */
 let asked: u32 = 0;
@@ -125,6 +128,7 @@ let gone: bool = false;
 export function inboxStart(shift: u32, features: u64): void {
   pageShift = shift;
   tellsUnmap = (features & UFFD_FEATURE_EVENT_UNMAP) != 0;
+  tellsRemove = (features & UFFD_FEATURE_EVENT_REMOVE) != 0;
 }
 
 /** How many mapping changes came in so far, to see whether a read brought one. Wraps around. */
@@ -269,10 +273,20 @@ export function inboxNext(now: f64): i32 {
   it.kind = fault.kind;
   it.write = fault.write;
   it.tid = fault.tid;
+  if (it.kind == KIND_MISSING) noticeRemoval(it.b);
   out = true;
   cutShort = false;
   gone = false;
   return NEXT_FAULT;
+}
+
+/**
+ * A page that was filled is missing again. The kernel takes pages away after the news of it was read, so one that was
+ * filled in between, with zeros, is gone without another word: zeros are due again, and never the source's data. If it
+ * is there after all, and this is a repeat, a fill finds it and wakes.
+ */
+function noticeRemoval(page: u64): void {
+  if (tellsRemove && pageState(page) == PAGE_PRESENT) pagesSet(page, page + pageSizeAt(page), PAGE_REMOVED);
 }
 
 /**

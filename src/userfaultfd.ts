@@ -392,8 +392,9 @@ export class Userfaultfd implements Disposable {
 
   /**
    * What this object knows of the page that holds `address`: `missing`; `present`, installed by it; `removed`,
-   * taken away by madvise, so zeros are due and never the source's data; `in-flight`, claimed by `claim`. What
-   * others did to the memory is not known here.
+   * taken away by madvise, so zeros are due and never the source's data; `in-flight`, claimed by `claim`. With
+   * 'event-remove', one that was present and faults is `removed`: a fill between the news of a removal and the removal
+   * is lost. What others did to the memory is not known here.
    */
   pageState(address: bigint): PageState {
     checkAddress(address, 'address');

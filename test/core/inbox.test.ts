@@ -2,11 +2,12 @@
 // faults, and no fault is offered before the kernel's queue was read to its end.
 
 import { strict as assert } from 'node:assert';
-import { Read } from '../../src/core.js';
+import { Op, Option, Read } from '../../src/core.js';
 import { decodeMessages } from '../../src/messages.js';
 import { suite } from '../harness.js';
 import {
   answer,
+  apply,
   drain,
   EAGAIN,
   FLAG_MINOR,
@@ -27,12 +28,16 @@ import {
   put,
   remap,
   remove,
+  stateOf,
+  transfer,
   unmap,
   WRITE,
   write,
 } from './support.js';
 
 const test = suite('inbox');
+
+const EVENT_REMOVE = 8n;
 
 // ---- decoding ----------------------------------------------------------------------------------------------
 
@@ -276,6 +281,40 @@ test('512 changes may wait; then there is no room before one was delivered', () 
   }
   assert.equal(hearAll(core).length, 512);
   assert.equal(core.exports.inboxRoom(), 128 * 32);
+});
+
+// ---- a removal that takes effect late ----------------------------------------------------------------------
+
+test('a page that was filled and is missing again was removed, where removals are told', () => {
+  for (const [features, state] of [
+    [EVENT_REMOVE, 2],
+    [0n, 1],
+  ] as const) {
+    const core = makeCore(features);
+    put(core, 0, 100);
+    apply(core, remove(page(3), page(4)));
+    // Between the news of a removal and the removal a fill goes through, and is lost.
+    transfer(core, Op.zero, 3, 1);
+    transfer(core, Op.copy, 4, 2);
+    feed(core, fault(page(3)), fault(page(4)));
+    hearAll(core);
+    assert.deepEqual(
+      [3, 4, 5].map((index) => stateOf(core, index)),
+      [state, state, 1],
+    );
+    // It is there after all: a fill says so.
+    transfer(core, Op.zero, 4, 1);
+    assert.equal(stateOf(core, 4), 1);
+  }
+});
+
+test('leave to write to a page that was filled is no news of it', () => {
+  const core = makeCore(EVENT_REMOVE);
+  put(core, 0, 100, { modes: 3 });
+  transfer(core, Op.copy, 3, 1, Option.writeProtect);
+  feed(core, fault(page(3), FLAG_WP | WRITE));
+  hearAll(core);
+  assert.equal(stateOf(core, 3), 5);
 });
 
 test.run();
