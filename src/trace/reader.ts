@@ -5,6 +5,9 @@ import { BAD, BLOCK_MOST, Codec, END, HEADER_BYTES, Kind } from './codec.js';
 import { type Call, callOf } from './records.js';
 import { SIGNATURE } from './writer.js';
 
+/** No machine has larger pages. */
+const PAGE_SIZE_MOST = 2 ** 30;
+
 /** Where a trace comes from. */
 export interface TraceSource {
   /** Reads up to `into.length` bytes: how many; 0 at the end. */
@@ -133,7 +136,7 @@ export class TraceReader {
       meta = undefined;
     }
     const pageSize = (meta as TraceMeta | undefined)?.pageSize;
-    if (typeof pageSize !== 'number' || !(pageSize >= 1024) || !Number.isInteger(Math.log2(pageSize))) {
+    if (typeof pageSize !== 'number' || !(pageSize >= 1024 && pageSize <= PAGE_SIZE_MOST) || !Number.isInteger(Math.log2(pageSize))) {
       throw new TraceError('the description of this trace cannot be understood');
     }
     return meta as TraceMeta;

@@ -286,7 +286,7 @@ export function bitsOf(value: number): bigint {
 function hash(bytes: Uint8Array): Uint8Array {
   let [low, high] = [0x84222325, 0xcbf29ce4];
   for (const byte of bytes) {
-    low ^= byte;
+    low = (low ^ byte) >>> 0;
     // Times 2^40 + 0x1b3, in halves of 32 bits.
     const product = low * 0x1b3;
     high = (Math.imul(high, 0x1b3) + Math.floor(product / 2 ** 32) + (low << 8)) | 0;

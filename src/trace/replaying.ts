@@ -33,7 +33,7 @@ const NOWHERE = 0x1000n;
 
 /** The first call that differs from the trace. */
 export interface Difference {
-  /** Its number in the trace, from 0. */
+  /** Its number in the trace, from 0; the description has none. */
   readonly index: number;
   /** The recorded call, and the one that came, as people read them. */
   readonly expected: string;

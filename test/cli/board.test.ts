@@ -50,6 +50,8 @@ function touched(begunMs: number, endedMs: number, latencies: number[]): Touched
 
 function findings(change: Partial<Findings> = {}): Findings {
   return {
+    kernel: 'linux',
+    recorded: undefined,
     fileBytes: 10_000,
     pageSize: 4096,
     pages: 3,

@@ -20,6 +20,8 @@ const FIELDS: Record<keyof Report, string> = {
   wait: 'string',
   via: 'string',
   userModeOnly: 'boolean',
+  kernel: 'string',
+  trace: 'object',
   faults: 'number',
   fills: 'number',
   durationMs: 'number',

@@ -14,6 +14,7 @@ import {
   NOBODY,
   needKernel,
   needNobody,
+  sha256,
   uffd,
   untilResident,
 } from './command.js';
@@ -83,10 +84,30 @@ test('without privileges: served in user mode only; a file of somebody else is r
   });
 });
 
-test('where userfaultfd is forbidden, the remedy is told', async () => {
+test('where userfaultfd is forbidden or missing, the remedy is told, and the kernel is simulated', async () => {
   needKernel();
-  const forbidden = await uffd(['demo'], { preload: './seccomp.js' });
-  assertRefused(forbidden, /EPERM: userfaultfd .*vm\.unprivileged_userfaultfd.*seccomp/);
+  await inDirectory(async (directory) => {
+    const file = fileOf(directory, 'file', randomBytes(300_000));
+    for (const [errno, message] of [
+      ['1', /EPERM: userfaultfd .*vm\.unprivileged_userfaultfd.*seccomp/],
+      ['38', /ENOSYS: userfaultfd/],
+    ] as const) {
+      const env = { UFFD_SECCOMP_ERRNO: errno };
+      const args = ['demo', file, '--json', '--threads', '5'];
+      const { code, stdout, stderr } = await uffd(args, { env, preload: './seccomp.js' });
+      assert.is(code, 0, stderr);
+      assert.match(stderr, message);
+      assert.match(stderr, /^uffd: [^\n]*simulated[^\n]*\n$/);
+      const report = JSON.parse(stdout);
+      assert.equal([report.kernel, report.equal, report.pages, report.fills], ['simulated', true, 74, 74]);
+      assert.is(report.memorySha256, sha256(file));
+    }
+    // What is wrong with the file is said there too.
+    const missing = ['demo', join(directory, 'missing')];
+    const { code, stderr } = await uffd(missing, { preload: './seccomp.js' });
+    assert.is(code, 1);
+    assert.match(stderr, /\nuffd: [^\n]*ENOENT[^\n]*missing[^\n]*\n$/);
+  });
 });
 
 test('the loop throws: the error is told, and every thread that slept goes on and ends', async () => {

@@ -54,8 +54,8 @@ function lineOf(reader: TraceReader, filter: Filter, json: boolean): string | un
   const messages = messagesOf(call.kind, payload);
   if (kinds && !isOneOf(kinds, call, messages)) return undefined;
   if (range && !concerns(range, call, messages)) return undefined;
-  // The description is a record too, and was read before.
-  const index = reader.records - 1;
+  // The description is a record too, and has no number.
+  const index = reader.records - 2;
   const told = messages.map(tell);
   const name = nameOf(call.kind);
   const what = describe(call);

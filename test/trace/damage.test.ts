@@ -1,0 +1,127 @@
+// A damaged trace is a clear error, or a valid shorter trace: every byte changed, every prefix, and random changes
+// with checksums that are right again.
+
+import { strict as assert } from 'node:assert';
+import { SimulatedKernel } from '../../src/sim/index.js';
+import { replay, TraceError, TraceReader } from '../../src/trace/index.js';
+import { seed, suite } from '../harness.js';
+import { decode, fuzzDecoder, seal } from './decoder.js';
+import { inMemory, record, textOf } from './support.js';
+
+const test = suite('trace/damage');
+
+function small(): Uint8Array {
+  return record(new SimulatedKernel({ seed: 5 }), { touches: 8, threads: 2, pages: 8 });
+}
+
+/** What is read of damaged bytes is what the whole trace begins with, and it is said that there is no more. */
+function assertShorter(whole: readonly string[], bytes: Uint8Array, what: string): void {
+  let read: string[];
+  try {
+    read = textOf(bytes);
+  } catch (error) {
+    assert.ok(error instanceof TraceError, `${what}: ${(error as Error).stack}`);
+    return;
+  }
+  const damage = read.pop();
+  assert.notEqual(damage, 'whole', `${what}: nothing was noticed`);
+  assert.deepEqual(read, whole.slice(0, read.length), what);
+}
+
+test('every prefix', () => {
+  const trace = small();
+  const whole = textOf(trace);
+  assert.equal(whole.at(-1), 'whole');
+  for (let length = 0; length < trace.length; length++) {
+    assertShorter(whole, trace.subarray(0, length), `${length} bytes of ${trace.length}`);
+  }
+});
+
+test('every byte changed, in one bit and in all', () => {
+  const trace = small();
+  const whole = textOf(trace);
+  for (let at = 0; at < trace.length; at++) {
+    for (const change of [1, 0x80, 0xff]) {
+      const bytes = trace.slice();
+      bytes[at] = (bytes[at] as number) ^ change;
+      assertShorter(whole, bytes, `byte ${at} changed by ${change}`);
+    }
+  }
+}, 240_000);
+
+test('bytes behind the end are damage; a trace that was not closed has no end', () => {
+  const trace = small();
+  assert.match(textOf(Buffer.concat([trace, Buffer.from([0])])).at(-1) as string, /behind its end/);
+  const { writer, bytes } = inMemory();
+  writer.start({ pageSize: 4096 });
+  for (let i = 0; i < 100_000; i++) {
+    writer.begin(13, i * 300);
+    writer.end(i * 300);
+  }
+  const read = textOf(bytes());
+  assert.ok(read.length > 50_000);
+  assert.match(read.at(-1) as string, /no end/);
+});
+
+test('what is no trace, or of another version, is refused by name', () => {
+  for (const [bytes, message] of [
+    [new Uint8Array(), /no trace/],
+    [Buffer.from('UFFDTRC'), /no trace/],
+    [Buffer.from('\u007fELF and so on and on'), /no trace/],
+    [Buffer.from('UFFDTRC\u0002 and so on'), /version 2.*version 1/],
+    [Buffer.from('UFFDTRC\u0001'), /no description/],
+  ] as const) {
+    assert.throws(() => TraceReader.of(bytes), { name: 'TraceError', code: 'ERR_UFFD_TRACE', message });
+  }
+});
+
+test('a description that makes no sense is refused', async () => {
+  for (const meta of [{}, { pageSize: 0 }, { pageSize: 4097 }, { pageSize: 'x' }, { pageSize: 2 ** 60 }]) {
+    const { writer, bytes } = inMemory();
+    writer.start(meta);
+    writer.close();
+    assert.throws(() => TraceReader.of(bytes()), /description.*cannot be understood/, JSON.stringify(meta));
+  }
+  for (const origin of [
+    undefined,
+    { how: 'guess' },
+    { how: 'open', options: {}, features: ['no-such'] },
+    { how: 'wrap', fd: -1, options: {}, features: [] },
+    { how: 'wrap', fd: 3, options: {}, features: [], ranges: [{ start: 'x', length: 1 }] },
+  ]) {
+    const { writer, bytes } = inMemory();
+    writer.start({ pageSize: 4096, ...(origin ? { origin } : {}) });
+    writer.begin(13, 0);
+    writer.end(0);
+    writer.close();
+    await assert.rejects(replay(TraceReader.of(bytes())), { name: 'TraceError' }, JSON.stringify(origin));
+  }
+});
+
+test('replays of damaged traces end, with what they found', async () => {
+  const trace = small();
+  const first = seed();
+  for (let at = 0; at < 400; at++) {
+    const bytes = trace.slice();
+    const place = 300 + ((first + at * 7919) % (trace.length - 300));
+    bytes[place] = (bytes[place] as number) ^ (1 + (at % 255));
+    const sealed = seal(bytes);
+    if (decode(sealed) instanceof TraceError) continue;
+    const result = await replay(TraceReader.of(sealed));
+    assert.equal(typeof result.identical, 'boolean');
+  }
+}, 120_000);
+
+test('random changes, with checksums that are right again: no crash, no hang, no memory', () => {
+  const first = seed();
+  const samples = [small(), record(new SimulatedKernel({ seed: 9 }), { wait: 'spin', touches: 20, threads: 3 })];
+  for (let i = 0; i < 4000; i++) {
+    try {
+      fuzzDecoder(samples, first + i);
+    } catch (error) {
+      throw new Error(`UFFD_SEED=${first + i}`, { cause: error });
+    }
+  }
+}, 120_000);
+
+test.run();

@@ -1,0 +1,367 @@
+// What was recorded replays identically, on a machine that need not have a userfaultfd; what does something else is
+// found at the very call. Everything here is recorded in the simulated kernel; real.test.ts has the real one.
+
+import { strict as assert } from 'node:assert';
+import { execFileSync } from 'node:child_process';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import { type FaultHandler, type Pagefault, Userfaultfd, type Wait } from '../../src/index.js';
+import { AddressSpace } from '../../src/sim/memory.js';
+import { advise, forked, type Program, read, SimulatedKernel, unmap, write } from '../../src/sim/index.js';
+import { type HandlerFactory, type ReplayResult, replay, TraceReader } from '../../src/trace/index.js';
+import { suite } from '../harness.js';
+import { filling, inMemory, P, record, textOf } from './support.js';
+
+const test = suite('trace/replay');
+const WAITS: Wait[] = ['poll', 'block', 'spin', 'adaptive'];
+
+async function replayed(bytes: Uint8Array, factory?: HandlerFactory): Promise<ReplayResult> {
+  return replay(TraceReader.of(bytes), factory);
+}
+
+async function assertIdentical(bytes: Uint8Array, factory?: HandlerFactory): Promise<ReplayResult> {
+  const result = await replayed(bytes, factory);
+  assert.deepEqual(result.difference, undefined);
+  assert.equal(result.damage, undefined);
+  assert.ok(result.identical && result.faults > 0);
+  // All but the end itself.
+  assert.equal(result.records, textOf(bytes).length - 1);
+  return result;
+}
+
+test('every wait strategy, with and without the handler, stopped now and then, for many seeds', async () => {
+  for (const wait of WAITS) {
+    for (let seed = 1; seed <= 6; seed++) {
+      const bytes = record(new SimulatedKernel({ seed }), { wait, seed, stopping: seed % 2 === 0 });
+      await assertIdentical(bytes);
+      await assertIdentical(bytes, filling);
+    }
+  }
+});
+
+test('old kernels: 4.19, 5.4, 6.1; and without a feature, where something is refused and the handler goes on', async () => {
+  for (const version of ['4.14', '4.19', '5.4', '5.15', '6.1']) {
+    const stubborn = (uffd: Userfaultfd): FaultHandler => {
+      const filler = filling(uffd);
+      return {
+        ...filler,
+        pagefault(fault, face) {
+          try {
+            uffd.poison(fault.page, P);
+          } catch (error) {
+            // Which error it is decides what the handler does: a replay must give it the same.
+            if ((error as { code: string }).code !== 'ERR_UFFD_UNSUPPORTED') return false;
+          }
+          return filler.pagefault(fault, face);
+        },
+      };
+    };
+    const bytes = record(new SimulatedKernel({ seed: 3, version }), { touches: 20 }, stubborn);
+    await assertIdentical(bytes);
+    await assertIdentical(bytes, stubborn);
+  }
+});
+
+test('another page size', async () => {
+  const kernel = new SimulatedKernel({ seed: 3 });
+  Object.defineProperty(kernel, 'pageSize', { value: 16384 });
+  kernel.process.space = new AddressSpace(16384);
+  kernel.map = (pages) => {
+    const address = kernel.place(pages * 16384);
+    kernel.process.space.map(address, pages * 16384, 3, 1);
+    return BigInt(address);
+  };
+  const bytes = record(kernel, {});
+  assert.equal(TraceReader.of(bytes).meta.pageSize, 16384);
+  await assertIdentical(bytes);
+  await assertIdentical(bytes, filling);
+});
+
+test('forks, unmapped memory, and children with userfaultfds of their own', async () => {
+  for (let seed = 1; seed <= 8; seed++) {
+    const kernel = new SimulatedKernel({ seed });
+    const { writer, bytes } = inMemory();
+    const uffd = Userfaultfd.open({ kernel, record: writer, features: ['event-fork', 'event-unmap', 'event-remove'] });
+    const base = kernel.map(16);
+    uffd.register(base, 16 * P);
+    const program = function* (): Program {
+      for (let page = 0; page < 8; page++) {
+        yield write(base + BigInt(page * P), page);
+        if (page === 3) yield forked({ program: child });
+        if (page === 5) yield advise(base, 2 * P, 4);
+        if (page === 6) yield unmap(base + BigInt(8 * P), 2 * P);
+      }
+      uffd.stop();
+    };
+    const child = function* (): Program {
+      for (let page = 0; page < 6; page++) yield read(base + BigInt(page * P));
+    };
+    kernel.thread(program());
+    const handler = (face: Userfaultfd): FaultHandler => ({ ...filling(face), forked: (one) => one.close() });
+    uffd.start(handler(uffd));
+    while (uffd.waiting && kernel.step());
+    uffd.close();
+    await assertIdentical(bytes());
+    await assertIdentical(bytes(), handler);
+  }
+});
+
+test('a program that calls from outside of its handler, and a handler that polls by hand', async () => {
+  const kernel = new SimulatedKernel({ seed: 2 });
+  const { writer, bytes } = inMemory();
+  const uffd = Userfaultfd.open({ kernel, record: writer, features: ['event-remove'] });
+  const base = kernel.map(8);
+  uffd.register(base, 8 * P, ['missing', 'write-protect']);
+  uffd.copy(base, new Uint8Array(4 * P).fill(1), P);
+  uffd.zero(base + BigInt(P), P);
+  assert.throws(() => uffd.continue(base, P));
+  uffd.writeProtect(base, P, true);
+  uffd.claim(base + BigInt(4 * P), P);
+  uffd.wake(base, P);
+  let done = false;
+  kernel.thread(
+    (function* (): Program {
+      yield write(base, 9);
+      yield read(base + BigInt(6 * P));
+      done = true;
+    })(),
+  );
+  const handler: FaultHandler = {
+    pagefault: ({ kind, page }) =>
+      kind === 'missing' ? uffd.zero(page, P) === P : uffd.writeProtect(page, P, false) === P,
+  };
+  while (!done) {
+    kernel.step();
+    uffd.poll(handler);
+  }
+  uffd.unregister(base, 8 * P);
+  uffd.release();
+  const again: HandlerFactory = (face) => ({
+    pagefault: ({ kind, page }) =>
+      kind === 'missing' ? face.zero(page, P) === P : face.writeProtect(page, P, false) === P,
+  });
+  await assertIdentical(bytes());
+  await assertIdentical(bytes(), again);
+});
+
+test('a handler that throws: recorded, and replayed', async () => {
+  const throwing = (uffd: Userfaultfd): FaultHandler => {
+    let faults = 0;
+    const filler = filling(uffd);
+    return {
+      ...filler,
+      pagefault(fault, face) {
+        if (++faults === 3) throw new Error('the third is too many');
+        return filler.pagefault(fault, face);
+      },
+    };
+  };
+  const kernel = new SimulatedKernel({ seed: 4 });
+  const { writer, bytes } = inMemory();
+  const uffd = Userfaultfd.open({ kernel, record: writer });
+  const base = kernel.map(8);
+  uffd.register(base, 8 * P);
+  let done = false;
+  kernel.thread(
+    (function* (): Program {
+      for (let page = 0; page < 8; page++) yield read(base + BigInt(page * P));
+      done = true;
+      uffd.stop();
+    })(),
+  );
+  const handler = throwing(uffd);
+  assert.throws(() => uffd.start(handler, { wait: 'block' }), /third/);
+  while (!done) uffd.start(handler, { wait: 'block' });
+  uffd.close();
+  await assertIdentical(bytes());
+  await assertIdentical(bytes(), throwing);
+});
+
+/** Answers each fault after it has returned, when a turn of the event loop is over. */
+function later(uffd: Userfaultfd): FaultHandler {
+  const claimed: Pagefault[] = [];
+  return {
+    pagefault(fault) {
+      claimed.push(fault);
+      sleep(0).then(() => {
+        for (const { page } of claimed.splice(0)) if (!uffd.closed) uffd.zero(page, P);
+      });
+      return true;
+    },
+  };
+}
+
+test('a handler that answers later', async () => {
+  const kernel = new SimulatedKernel({ seed: 6 });
+  const { writer, bytes } = inMemory();
+  const uffd = Userfaultfd.open({ kernel, record: writer });
+  const base = kernel.map(16);
+  uffd.register(base, 16 * P);
+  let living = 2;
+  for (let first = 0; first < 2; first++) {
+    kernel.thread(
+      (function* (): Program {
+        for (let page = first; page < 16; page += 2) yield read(base + BigInt(page * P));
+        living--;
+      })(),
+    );
+  }
+  uffd.start(later(uffd));
+  while (living > 0) if (!kernel.step()) await sleep(1);
+  uffd.close();
+  await assertIdentical(bytes());
+  await assertIdentical(bytes(), later);
+});
+
+// ---- what differs ------------------------------------------------------------------------------------------
+
+test('a handler that does something else: the call, the fault and the calls before are told', async () => {
+  const bytes = record(new SimulatedKernel({ seed: 1 }), { wait: 'block', removing: false });
+  const whole = await assertIdentical(bytes, filling);
+  const other: HandlerFactory = (uffd) => {
+    let faults = 0;
+    const filler = filling(uffd);
+    return {
+      pagefault: (fault, face) =>
+        ++faults === 5 ? uffd.zero(fault.page, P) === P : filler.pagefault(fault, face),
+    };
+  };
+  const result = await replayed(bytes, other);
+  assert.equal(result.identical, false);
+  const { index, expected, came, before, fault } = result.difference ?? assert.fail();
+  assert.match(expected, /^copy\(dst 0x7f[0-9a-f]+, length 4096/);
+  assert.match(came, /^zero\(start 0x7f[0-9a-f]+, length 4096/);
+  assert.ok(fault && expected.includes(`0x${fault.page.toString(16)},`));
+  assert.equal(fault.kind, 'missing');
+  assert.equal(result.faults, 5);
+  assert.equal(result.records, index);
+  assert.ok(index < whole.records);
+  assert.equal(before.length, 8);
+  assert.ok(before.some((call) => call === 'the handler: answered'));
+  assert.match(textOf(bytes)[index] as string, /^48 /);
+});
+
+test('each way in which a handler can differ is found', async () => {
+  const bytes = record(new SimulatedKernel({ seed: 1 }), { removing: false, touches: 20 });
+  const ways: Record<string, [FaultHandlerOf, RegExp, RegExp]> = {
+    'it answers not now': [() => () => false, /^copy/, /the handler: not now/],
+    'it answers without filling': [() => () => true, /^copy/, /the handler: answered/],
+    'it fills more': [
+      (uffd) => (fault) => uffd.copy(fault.page - (fault.page % 8192n), new Uint8Array(2 * P)) === 2 * P,
+      /length 4096/,
+      /length 8192/,
+    ],
+    'it fills elsewhere': [
+      (uffd) => (fault) => uffd.copy(fault.page ^ 4096n, new Uint8Array(P)) === P,
+      /^copy/,
+      /^copy/,
+    ],
+    'it fills with other options': [
+      (uffd) => (fault) => uffd.copy(fault.page, new Uint8Array(P), P, { dontWake: true }) === P,
+      /options 0/,
+      /options 1/,
+    ],
+    'it throws': [
+      () => () => {
+        throw new Error('no');
+      },
+      /^copy/,
+      /threw/,
+    ],
+    'it wakes besides': [
+      (uffd) => (fault) => {
+        uffd.copy(fault.page, new Uint8Array(P));
+        uffd.wake(fault.page, P);
+      },
+      /the handler: answered/,
+      /^wake/,
+    ],
+  };
+  for (const [way, [handler, expected, came]] of Object.entries(ways)) {
+    const { difference } = await replayed(bytes, (uffd) => ({ pagefault: handler(uffd) }));
+    assert.match(difference?.expected ?? 'nothing differs', expected, way);
+    assert.match(difference?.came ?? '', came, way);
+  }
+});
+
+type FaultHandlerOf = (uffd: Userfaultfd) => FaultHandler['pagefault'];
+
+test('a trace that was cut is identical as far as it goes, for every wait strategy', async () => {
+  for (const wait of WAITS) {
+    const kernel = new SimulatedKernel({ seed: 2 });
+    const bytes = record(kernel, { wait, touches: 6000, threads: 2, pages: 4096 });
+    const blocks = TraceReader.of(bytes);
+    while (blocks.next());
+    assert.ok(blocks.blocks > 2, `${blocks.blocks} blocks`);
+    for (const cut of [bytes.subarray(0, bytes.length - 1), bytes.subarray(0, bytes.length - 70_000)]) {
+      for (const factory of [undefined, filling]) {
+        const result = await replayed(cut, factory);
+        assert.equal(result.difference, undefined, wait);
+        assert.match(result.damage ?? '', /cut|damaged|no end/);
+        assert.ok(result.records > 100);
+      }
+    }
+  }
+}, 120_000);
+
+test('a factory that throws is heard; what open refused is refused again', async () => {
+  const bytes = record(new SimulatedKernel({ seed: 1 }), { touches: 3 });
+  await assert.rejects(
+    replayed(bytes, () => {
+      throw new Error('no handler today');
+    }),
+    /no handler today/,
+  );
+  const refused = inMemory();
+  const kernel = new SimulatedKernel({ seed: 1, version: '4.14', privileged: false });
+  assert.throws(() => Userfaultfd.open({ kernel, record: refused.writer }));
+  refused.writer.close();
+  const result = await replayed(refused.bytes());
+  assert.ok(result.identical && result.faults === 0);
+});
+
+test('contents of pages: none, a hash of each source, or all of it; a replay needs none', async () => {
+  for (const contents of ['none', 'hash', 'full'] as const) {
+    const { writer, bytes } = inMemory({ contents });
+    const kernel = new SimulatedKernel({ seed: 1 });
+    const uffd = Userfaultfd.open({ kernel, record: writer });
+    const base = kernel.map(32);
+    uffd.register(base, 32 * P);
+    const source = Uint8Array.from({ length: 24 * P }, (_, at) => at * 7);
+    uffd.copy(base, source);
+    uffd.copy(base + BigInt(24 * P), source, P);
+    uffd.close();
+    const reader = TraceReader.of(bytes());
+    const kept: Uint8Array[] = [];
+    while (reader.next()) if (reader.call.kind === 20) kept.push(reader.payload.slice());
+    if (contents === 'none') assert.equal(kept.length, 0);
+    if (contents === 'hash') {
+      // FNV-1a of 64 bits.
+      let hash = 0xcbf29ce484222325n;
+      for (const byte of source) hash = BigInt.asUintN(64, (hash ^ BigInt(byte)) * 0x100000001b3n);
+      assert.deepEqual(
+        kept.map((one) => new DataView(one.buffer).getBigUint64(0, true)),
+        [hash, hash],
+      );
+    }
+    if (contents === 'full') assert.ok(Buffer.concat(kept).equals(Buffer.concat([source, source])));
+    const result = await replayed(bytes());
+    assert.equal(result.difference, undefined);
+  }
+});
+
+test('one seed gives one trace, byte by byte, on both builds', async () => {
+  const script = `
+    import { record } from ${JSON.stringify(new URL('./support.js', import.meta.url).href)};
+    import { SimulatedKernel } from ${JSON.stringify(new URL('../../src/sim/index.js', import.meta.url).href)};
+    for (const wait of ['poll', 'spin']) process.stdout.write(record(new SimulatedKernel({ seed: 77 }), { wait }));`;
+  const once = (conditions: string[]): Buffer =>
+    execFileSync(process.execPath, [...conditions, '--input-type=module', '-e', script], {
+      cwd: fileURLToPath(new URL('.', import.meta.url)),
+    });
+  const [release, debug, again] = [once([]), once(['--conditions=uffd-debug']), once([])] as const;
+  assert.ok(release.length > 500);
+  assert.ok(release.equals(debug) && release.equals(again));
+});
+
+test.run();
