@@ -136,7 +136,11 @@ export class TraceReader {
       meta = undefined;
     }
     const pageSize = (meta as TraceMeta | undefined)?.pageSize;
-    if (typeof pageSize !== 'number' || !(pageSize >= 1024 && pageSize <= PAGE_SIZE_MOST) || !Number.isInteger(Math.log2(pageSize))) {
+    if (
+      typeof pageSize !== 'number' ||
+      !(pageSize >= 1024 && pageSize <= PAGE_SIZE_MOST) ||
+      !Number.isInteger(Math.log2(pageSize))
+    ) {
       throw new TraceError('the description of this trace cannot be understood');
     }
     return meta as TraceMeta;

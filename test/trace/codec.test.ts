@@ -17,7 +17,9 @@ interface Sample {
 
 /** Fields of each kind that is neither a note nor an ioctl. */
 const FIELDS = [0, 2, 1, 4, 3, 2, 9, 4, 2, 1, 2, 2, 3, 0, 2, 2, 2, 1, 1, 1, 2];
-const REQUESTS = [0xc020aa00, 0x8010aa01, 0xc028aa03, 0xc020aa04, 0xc018aa06, 0xc028aa05, 0xc018aa3f, 0xc0ffaa0e];
+const REQUESTS = [
+  0xc020aa00, 0x8010aa01, 0xc028aa03, 0xc020aa04, 0xc018aa06, 0xc028aa05, 0xc018aa3f, 0xc0ffaa0e,
+];
 
 type Dice = (below: number) => number;
 
@@ -34,7 +36,12 @@ function draw(dice: Dice, writer: TraceWriter, timeUs: number): Sample {
   if (kind === Kind.IOCTL) {
     const request = REQUESTS[dice(REQUESTS.length)] as number;
     const struct = Math.min((request >>> 19) & 0x7ff, 12);
-    const words = [word(dice), BigInt(request), word(dice), ...Array.from({ length: 2 * struct }, () => word(dice))];
+    const words = [
+      word(dice),
+      BigInt(request),
+      word(dice),
+      ...Array.from({ length: 2 * struct }, () => word(dice)),
+    ];
     return { kind: writer.ioctlKind(request), timeUs, words, payload: new Uint8Array() };
   }
   if (kind === Kind.NOTE) {
@@ -48,7 +55,7 @@ function draw(dice: Dice, writer: TraceWriter, timeUs: number): Sample {
 
 function payloadOf(dice: Dice, kind: number): Uint8Array {
   if (kind === Kind.READ) {
-    const bytes = new Uint8Array([0, 1, 2, 128, 1024][dice(5)] as number * 32);
+    const bytes = new Uint8Array(([0, 1, 2, 128, 1024][dice(5)] as number) * 32);
     const view = new DataView(bytes.buffer);
     for (let at = 0; at < bytes.length; at += 32) {
       const fault = dice(4) > 0;
@@ -96,7 +103,8 @@ test('random records come back as they were', () => {
     let timeUs = 0;
     for (let i = 0; i < 1 + dice(400); i++) {
       timeUs += [0, 1, 5, 126, 127, 128, 100_000, 2 ** 33][dice(8)] as number;
-      const again = samples.length > 0 && dice(3) > 0 ? samples[Math.max(0, samples.length - 1 - dice(4))] : undefined;
+      const again =
+        samples.length > 0 && dice(3) > 0 ? samples[Math.max(0, samples.length - 1 - dice(4))] : undefined;
       samples.push(again ? { ...again, timeUs } : draw(dice, writer, timeUs));
       put(writer, samples.at(-1) as Sample);
     }
@@ -163,7 +171,10 @@ test('time never goes back, and what is above 32 bits is kept', () => {
   const reader = TraceReader.of(bytes());
   assert.ok(reader.next());
   assert.equal(reader.codec.time, wide);
-  assert.deepEqual([reader.codec.integer(0), reader.codec.words[1], reader.codec.integer(2)], [-5, 2n ** 63n + 1n, 2 ** 34]);
+  assert.deepEqual(
+    [reader.codec.integer(0), reader.codec.words[1], reader.codec.integer(2)],
+    [-5, 2n ** 63n + 1n, 2 ** 34],
+  );
   assert.ok(reader.next());
   assert.equal(reader.codec.time, wide);
 });

@@ -114,7 +114,10 @@ test('replays of damaged traces end, with what they found', async () => {
 
 test('random changes, with checksums that are right again: no crash, no hang, no memory', () => {
   const first = seed();
-  const samples = [small(), record(new SimulatedKernel({ seed: 9 }), { wait: 'spin', touches: 20, threads: 3 })];
+  const samples = [
+    small(),
+    record(new SimulatedKernel({ seed: 9 }), { wait: 'spin', touches: 20, threads: 3 }),
+  ];
   for (let i = 0; i < 4000; i++) {
     try {
       fuzzDecoder(samples, first + i);

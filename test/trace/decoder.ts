@@ -54,7 +54,10 @@ export function fuzzDecoder(samples: readonly Uint8Array[], seed: number): void 
   let bytes = (samples[random.below(samples.length)] as Uint8Array).slice();
   for (let changes = 1 + random.below(8); changes > 0; changes--) {
     // The description stays, most often, or nothing behind it would be read.
-    const at = Math.min(bytes.length - 1, random.chance(0.1) ? random.below(bytes.length) : 200 + random.below(bytes.length));
+    const at = Math.min(
+      bytes.length - 1,
+      random.chance(0.1) ? random.below(bytes.length) : 200 + random.below(bytes.length),
+    );
     switch (random.below(5)) {
       case 0:
         bytes = bytes.slice(0, at);

@@ -6,8 +6,8 @@ import { execFileSync } from 'node:child_process';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { type FaultHandler, type Pagefault, Userfaultfd, type Wait } from '../../src/index.js';
-import { AddressSpace } from '../../src/sim/memory.js';
 import { advise, forked, type Program, read, SimulatedKernel, unmap, write } from '../../src/sim/index.js';
+import { AddressSpace } from '../../src/sim/memory.js';
 import { type HandlerFactory, type ReplayResult, replay, TraceReader } from '../../src/trace/index.js';
 import { suite } from '../harness.js';
 import { filling, inMemory, P, record, textOf } from './support.js';
@@ -81,7 +81,11 @@ test('forks, unmapped memory, and children with userfaultfds of their own', asyn
   for (let seed = 1; seed <= 8; seed++) {
     const kernel = new SimulatedKernel({ seed });
     const { writer, bytes } = inMemory();
-    const uffd = Userfaultfd.open({ kernel, record: writer, features: ['event-fork', 'event-unmap', 'event-remove'] });
+    const uffd = Userfaultfd.open({
+      kernel,
+      record: writer,
+      features: ['event-fork', 'event-unmap', 'event-remove'],
+    });
     const base = kernel.map(16);
     uffd.register(base, 16 * P);
     const program = function* (): Program {

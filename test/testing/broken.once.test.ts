@@ -462,7 +462,7 @@ for (const { what, by, options, handler, right = answerFromSource, core } of [..
       assert.equal(smallest?.detail, found.detail);
     });
     await explore({ ...options, handler: right, seeds: CONTROLS });
-  });
+  }, 300_000);
 }
 
 test.run();
