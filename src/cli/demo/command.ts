@@ -37,11 +37,12 @@ How the serving thread waits for faults:
   spin      never sleeps: fast, and takes a processor for itself
   adaptive  spins while faults come fast, sleeps otherwise
 
-Where there is no userfaultfd, or it is not allowed, the same runs on a simulated
-kernel, with virtual times, and that is said.
+Where there is no userfaultfd, or it is not allowed, the same runs on a
+simulated kernel, with virtual times, and that is said.
 
-With --record everything that crosses between the library and the kernel goes to
-FILE: 'uffd replay FILE' runs it again anywhere, 'uffd inspect FILE' looks at it.
+With --record everything that crosses between the library and the kernel goes
+to FILE: 'uffd replay FILE' runs it again anywhere, 'uffd inspect FILE' looks
+at it.
 
 Fields of the JSON object (fills: faults that pages were filled for; the others'
 pages had just come with a neighbour's):
