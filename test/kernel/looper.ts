@@ -10,6 +10,7 @@ import {
   Userfaultfd,
   type Wait,
 } from '../../src/index.js';
+import { TraceWriter } from '../../src/trace/index.js';
 
 export interface LooperOptions {
   fd: number;
@@ -25,6 +26,8 @@ export interface LooperOptions {
   throwAfter?: number;
   /** What to do when the loop has stopped. Default: close. */
   after?: 'close' | 'release';
+  /** Record to this file. */
+  record?: string;
   /** Collect garbage again and again while waiting. */
   collect?: boolean;
 }
@@ -40,7 +43,11 @@ const options = workerData as LooperOptions;
 const port = parentPort as NonNullable<typeof parentPort>;
 const tell = (message: LooperMessage): void => port.postMessage(message);
 
-const uffd = Userfaultfd.wrap(options.fd, { features: options.features, ranges: options.ranges });
+const uffd = Userfaultfd.wrap(options.fd, {
+  features: options.features,
+  ranges: options.ranges,
+  ...(options.record === undefined ? {} : { record: TraceWriter.toFile(options.record) }),
+});
 const pageSize = options.ranges[0]?.pageSize ?? uffd.pageSize;
 let faults = 0;
 let finished = false;
