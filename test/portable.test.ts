@@ -2,7 +2,7 @@
 // one that is run here.
 
 import { spawnSync } from 'node:child_process';
-import { cpSync, mkdirSync, mkdtempSync, readFileSync, writeFileSync } from 'node:fs';
+import { cpSync, mkdirSync, mkdtempSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -13,7 +13,7 @@ const test = suite('portable');
 const root = fileURLToPath(new URL('../..', import.meta.url));
 
 /** Runs a script in a folder where the package and its loader are installed, and nothing else. */
-function runWithout(koffi: 'koffi' | 'nothing', script: string): string {
+function runWithout(koffi: 'koffi' | 'nothing', script: string, packages: readonly string[] = []): string {
   const folder = mkdtempSync(join(tmpdir(), 'uffd-portable-'));
   const installed = join(folder, 'node_modules/userfaultfd');
   mkdirSync(installed, { recursive: true });
@@ -27,6 +27,9 @@ function runWithout(koffi: 'koffi' | 'nothing', script: string): string {
       cpSync(join(root, 'node_modules', name), join(folder, 'node_modules', name), { recursive: true });
     }
   }
+  // A link's own packages are those beside it here.
+  for (const name of packages)
+    symlinkSync(join(root, 'node_modules', name), join(folder, 'node_modules', name));
   writeFileSync(join(folder, 'script.mjs'), script);
   const { stdout, stderr, status } = spawnSync(process.execPath, ['script.mjs'], {
     cwd: folder,
@@ -55,6 +58,29 @@ test('without koffi everything imports, the core runs, and open says what is mis
   }
   assert.is(lines.filter((line) => line.startsWith('ERR')).length, 3);
   assert.is(lines.at(-1), 'the core runs');
+});
+
+test('without koffi the commands work on the simulated kernel: a demo, recorded, replayed, inspected', () => {
+  const script = `
+    import { spawnSync } from 'node:child_process';
+    import { randomBytes } from 'node:crypto';
+    import { writeFileSync } from 'node:fs';
+    writeFileSync('file', randomBytes(100_000));
+    for (const args of [['demo', 'file', '--record', 'trace'], ['replay', 'trace'], ['inspect', 'trace'], ['simulate', '--seed', '1']]) {
+      const { status, stdout, stderr } = spawnSync(process.execPath, ['node_modules/userfaultfd/dist/src/cli/main.js', ...args], { encoding: 'utf8' });
+      console.log(status, args[0], JSON.stringify(stdout), JSON.stringify(stderr));
+    }`;
+  const lines = runWithout('koffi', script, ['commander', 'cli-progress', 'cli-table3', 'picocolors']).split(
+    '\n',
+  );
+  const patterns = [
+    /^0 demo .*verdict +equal.*simulated: koffi, which makes the system calls, cannot be loaded/,
+    /^0 replay "identical: /,
+    /^0 inspect .*faults +25 \(missing read 25\)/,
+    /^0 simulate .*every read found what it had to/,
+  ];
+  assert.is(lines.length, patterns.length, lines.join('\n'));
+  for (const [index, pattern] of patterns.entries()) assert.match(lines[index] as string, pattern);
 });
 
 for (const [what, change, message] of [

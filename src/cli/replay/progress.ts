@@ -6,7 +6,7 @@ import type { TraceReader } from '../../trace/index.js';
 import { columnsOf, grouped } from '../text.js';
 
 /** Shorter traces are over before a bar could be looked at. */
-const LEAST_BYTES = 2 ** 21;
+const LEAST_BYTES = 2 ** 20;
 
 export interface ReplayProgress {
   /** May be called again. */
@@ -27,9 +27,9 @@ export function followReplay(
     barsize: Math.max(5, Math.min(30, columnsOf(stream) - 26)),
     barCompleteChar: '█',
     barIncompleteChar: '░',
-    // Nobody could show it again where the replay is interrupted.
-    hideCursor: null,
-    linewrap: null,
+    // Nobody could put them right again where the replay is interrupted.
+    hideCursor: false,
+    linewrap: true,
     synchronousUpdate: true,
   });
   bar.start(fileBytes, 0, { rate: '0' });
