@@ -69,7 +69,7 @@ export const NOTE_ANSWER: u32 = 15;
 /** Fields that a record of each kind has; ioctls have more, by their request. */
 // biome-ignore format: a table
 const counts: usize = memory.data<u8>([
-  0, 2, 1, 4, 3, 2, 9, 4, 2, 1, 2, 2, 3, 0, 2, 2, 2, 1, 1, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+  0, 2, 1, 4, 3, 2, 9, 4, 2, 1, 2, 2, 3, 0, 2, 2, 2, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
   3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3,
   4, 4, 4, 4, 4, 4, 2, 2, 4, 2, 2, 1, 2, 1, 1, 1,
 ]);
@@ -127,6 +127,7 @@ let addressStep: u64 = 0;
 function forget(): void {
   memory.fill(last, 0, 64 * 28 * 8);
   memory.fill(following, 0, 64 * 64);
+  memory.fill(expected, 0, 128 * 8);
   expectedFirst = 0;
   expectedCount = 0;
   kindBefore = 0;

@@ -3,8 +3,9 @@
 import { strict as assert } from 'node:assert';
 import { BLOCK_MOST, HEADER_BYTES, Kind, NOTE_FIELDS, PAYLOAD_MOST } from '../../src/trace/codec.js';
 import { TraceReader, type TraceWriter } from '../../src/trace/index.js';
+import { SimulatedKernel } from '../../src/sim/index.js';
 import { generator, seed, suite } from '../harness.js';
-import { inMemory } from './support.js';
+import { inMemory, record, textOf } from './support.js';
 
 const test = suite('trace/codec');
 
@@ -16,7 +17,7 @@ interface Sample {
 }
 
 /** Fields of each kind that is neither a note nor an ioctl. */
-const FIELDS = [0, 2, 1, 4, 3, 2, 9, 4, 2, 1, 2, 2, 3, 0, 2, 2, 2, 1, 1, 1, 2];
+const FIELDS = [0, 2, 1, 4, 3, 2, 9, 4, 2, 1, 2, 2, 3, 0, 2, 2, 2, 1, 1, 1, 0];
 const REQUESTS = [
   0xc020aa00, 0x8010aa01, 0xc028aa03, 0xc020aa04, 0xc018aa06, 0xc028aa05, 0xc018aa3f, 0xc0ffaa0e,
 ];
@@ -137,7 +138,7 @@ test('blocks: the largest payloads fit, and each block is as long as its header 
   const samples = Array.from({ length: 40 }, (_, i) => ({
     kind: i % 2 ? Kind.CONTENT : Kind.READ,
     timeUs: i,
-    words: i % 2 ? [1n, 2n] : [3n, 32_768n, 32_768n],
+    words: i % 2 ? [] : [3n, 32_768n, 32_768n],
     payload,
   }));
   for (const sample of samples) put(writer, sample);
@@ -154,6 +155,24 @@ test('blocks: the largest payloads fit, and each block is as long as its header 
   }
   assert.equal(at, view.byteLength);
   assert.ok(blocks > 10);
+});
+
+test('a block stands for itself: without those before it, it is read as with them', () => {
+  const trace = record(new SimulatedKernel({ seed: 3 }), { touches: 6000, threads: 2, pages: 4096 });
+  const view = new DataView(trace.buffer, trace.byteOffset, trace.byteLength);
+  const ends: number[] = [];
+  for (let at = 8; at < trace.length; ends.push(at)) at += HEADER_BYTES + view.getUint32(at + 4, true);
+  assert.ok(ends.length > 3);
+  const whole = textOf(trace);
+  // The first block holds the description, and no more than it is needed of it here.
+  const { writer, bytes } = inMemory();
+  writer.start({ pageSize: 4096 });
+  writer.begin(Kind.NOW, 0);
+  writer.end(2_000_000);
+  for (const from of ends.slice(0, -1)) {
+    const rest = textOf(Buffer.concat([bytes(), trace.subarray(from)]));
+    assert.deepEqual(rest.slice(1), whole.slice(1 - rest.length));
+  }
 });
 
 test('time never goes back, and what is above 32 bits is kept', () => {
