@@ -6,7 +6,9 @@
 //  - After every round each page is compared with the source, and the answers with the touches: what is wrong
 //    does not count, it throws.
 
-import { freemem } from 'node:os';
+import { mkdtempSync, rmSync, statSync } from 'node:fs';
+import { freemem, tmpdir } from 'node:os';
+import { join } from 'node:path';
 import * as memory from '../shim/memory.js';
 import { Mapping } from '../src/index.js';
 import { WAITS, type Wait } from '../src/loop.js';
@@ -124,6 +126,34 @@ export class FaultBench {
     }
     await handler.dismiss();
     return { handler: name, pairs };
+  }
+
+  /** Faults/s of a loop that records by those of one that does not, pair by pair; and what a fault takes in the trace. */
+  async recording(
+    placement: Placement,
+    wait: Wait,
+    rounds: number,
+  ): Promise<{ ratios: number[]; bytesPerFault: number }> {
+    const folder = mkdtempSync(join(tmpdir(), 'uffd-bench-'));
+    const file = join(folder, 'trace');
+    const plain = ourHandler(this.#arena, wait);
+    const recorded = ourHandler(this.#arena, wait, file);
+    const ratios: number[] = [];
+    let faults = 0;
+    try {
+      for (let i = -1; i < rounds; i++) {
+        const without = await this.#round(placement, plain);
+        const round = await this.#round(placement, recorded);
+        faults += round.faults + LEAD;
+        if (i >= 0) ratios.push(round.perSecond / without.perSecond);
+      }
+      await plain.dismiss();
+      await recorded.dismiss();
+      return { ratios, bytesPerFault: statSync(file).size / faults };
+    } finally {
+      await Promise.all([plain, recorded].map((handler) => handler.dismiss().catch(() => {})));
+      rmSync(folder, { recursive: true });
+    }
   }
 
   #handler(name: HandlerName): Handler {

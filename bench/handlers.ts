@@ -41,9 +41,17 @@ export function cHandler(arena: Arena, name: string, wait: CWait): Handler {
   };
 }
 
-export function ourHandler(arena: Arena, wait: Wait): Handler {
+/** `record`: the file to record to. */
+export function ourHandler(arena: Arena, wait: Wait, record?: string): Handler {
   const { library, region, source, pageSize } = arena;
-  const workerData: ServerData = { library, wait, region: region.share(), source: source.share(), pageSize };
+  const workerData: ServerData = {
+    library,
+    wait,
+    region: region.share(),
+    source: source.share(),
+    pageSize,
+    ...(record === undefined ? {} : { record }),
+  };
   const worker = new Worker(new URL('server.js', import.meta.url), { workerData });
   const ended = once(worker, 'exit').then(() => {
     throw new Error(`${wait}: its thread has ended`);

@@ -8,7 +8,8 @@ import { benchCore } from './core.js';
 import { FaultBench, HANDLERS, type HandlerName, PLACEMENTS, placements, WrongAnswer } from './faults.js';
 import { loadWarning, machine, OtherWork } from './machine.js';
 import { compile } from './native.js';
-import { aimTable, coreTable, markdownReport, placementTable } from './report.js';
+import { aimTable, figureTable, markdownReport, placementTable } from './report.js';
+import { benchRecording, benchTraces } from './traces.js';
 import { type PlacementResult, type Results, verdicts } from './results.js';
 
 interface Options {
@@ -17,6 +18,7 @@ interface Options {
   placement?: string[];
   handler?: string[];
   core: boolean;
+  traces: boolean;
   quick?: boolean;
   json?: string | true;
   markdown?: boolean;
@@ -38,6 +40,7 @@ function parse(): Options {
     .addOption(new Option('--placement <names...>', 'only these placements').choices(PLACEMENTS))
     .addOption(new Option('--handler <names...>', 'only these beside C').choices(HANDLERS))
     .option('--no-core', 'leave out the core alone')
+    .option('--no-traces', 'leave out traces and the simulated kernel')
     .option('--quick', '3 rounds of 4,096 pages')
     .option('--json [file]', 'every round as JSON, into a file or instead of the tables')
     .option('--markdown', 'the tables of docs/benchmarks.md instead of those for a terminal')
@@ -76,7 +79,8 @@ async function benchFaults(options: Options, results: Results, say: (text: strin
       result.contests.push(await bench.contest(placement, handler as HandlerName, options.rounds));
     }
     results.placements.push(result);
-    say(placementTable(result));
+    if (result.contests.length > 0) say(placementTable(result));
+    if (options.traces) results.traces.push(...(await benchRecording(bench, placement, options.rounds)));
   }
 }
 
@@ -99,6 +103,7 @@ async function main(): Promise<void> {
     leftOut: [],
     placements: [],
     core: [],
+    traces: [],
   };
   const quiet = options.markdown || options.json === true;
   const say = (text: string): void => {
@@ -115,7 +120,11 @@ async function main(): Promise<void> {
   await benchFaults(options, results, say);
   if (options.core) {
     results.core = benchCore(rounds);
-    say(coreTable(results.core));
+    say(figureTable('the core alone', results.core));
+  }
+  if (options.traces) {
+    results.traces.push(...(await benchTraces(rounds)));
+    say(figureTable('traces and the simulated kernel', results.traces));
   }
   warn(others.warning());
   for (const what of results.leftOut) console.error(`left out: ${what}`);

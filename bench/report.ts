@@ -72,9 +72,9 @@ export function placementTable(result: PlacementResult): string {
   return `\n${result.title}\n${terminal(PLACEMENT_HEAD, placementCells(result))}`;
 }
 
-/** The core's table, for a terminal. */
-export function coreTable(figures: CoreFigure[]): string {
-  return `\nthe core alone\n${terminal(CORE_HEAD, coreCells(figures, 60))}`;
+/** A table of single figures, for a terminal. */
+export function figureTable(title: string, figures: CoreFigure[]): string {
+  return `\n${title}\n${terminal(CORE_HEAD, coreCells(figures, 60))}`;
 }
 
 /** The aims, for a terminal. */
@@ -84,7 +84,7 @@ export function aimTable(results: Results): string {
 
 /** All of it as docs/benchmarks.md holds it. */
 export function markdownReport(results: Results): string {
-  const { machine, rounds, pages, placements, core, leftOut, warnings } = results;
+  const { machine, rounds, pages, placements, core, traces, leftOut, warnings } = results;
   const size = `${rounds} pairs of rounds of ${pages.toLocaleString('en')} faults`;
   const parts = [`${machine}. ${size}; medians, with the least and the most in brackets.`];
   for (const note of [
@@ -97,6 +97,9 @@ export function markdownReport(results: Results): string {
     parts.push(`### ${capital(result.title)}`, markdown(PLACEMENT_HEAD, placementCells(result)));
   }
   if (core.length > 0) parts.push('### The core alone', markdown(CORE_HEAD, coreCells(core, 1000)));
+  if (traces.length > 0) {
+    parts.push('### Traces and the simulated kernel', markdown(CORE_HEAD, coreCells(traces, 1000)));
+  }
   parts.push('### Aims', markdown(AIM_HEAD, aimCells(verdicts(results))));
   return parts.join('\n\n');
 }

@@ -18,6 +18,8 @@ export interface Results {
   leftOut: string[];
   placements: PlacementResult[];
   core: CoreFigure[];
+  /** Traces and the simulated kernel. */
+  traces: CoreFigure[];
 }
 
 /** A row of a placement's table. */
@@ -69,9 +71,12 @@ const BLOCK_SPEED = 0.9;
 const SPIN_SPEED = 2;
 const P99 = 1.2;
 const DECODE = 50;
+const RECORDED = 95;
+const BYTES_A_FAULT = 12;
+const REPLAYED = 1;
 
 /** The aims that this run has figures for. They are there to be seen, and fail nothing. */
-export function verdicts({ placements, core }: Results): Verdict[] {
+export function verdicts({ placements, core, traces }: Results): Verdict[] {
   const all: Verdict[] = [];
   const atLeast = (aim: string, where: string, value: Spread, least: number): void => {
     all.push({ aim, where, value, met: value.median >= least });
@@ -90,6 +95,13 @@ export function verdicts({ placements, core }: Results): Verdict[] {
   }
   for (const { name, value } of core) {
     if (name === 'decode') atLeast(`${DECODE} million messages/s decoded`, 'the core alone', value, DECODE);
+  }
+  for (const { name, value } of traces) {
+    if (name.startsWith('recorded')) atLeast(`recording leaves ${RECORDED} % of the faults/s`, name, value, RECORDED);
+    if (name === 'replay') atLeast(`${REPLAYED} million calls/s replayed`, 'traces', value, REPLAYED);
+    if (name.startsWith('trace,')) {
+      all.push({ aim: `at most ${BYTES_A_FAULT} bytes a fault`, where: name, value, met: value.median <= BYTES_A_FAULT });
+    }
   }
   return all.sort((a, b) => a.aim.localeCompare(b.aim));
 }

@@ -4,6 +4,7 @@
 
 import { parentPort, workerData } from 'node:worker_threads';
 import { type FaultHandler, Mapping, type SharedMapping, Userfaultfd, type Wait } from '../src/index.js';
+import { TraceWriter } from '../src/trace/index.js';
 import { checked, load } from './native.js';
 
 export interface ServerData {
@@ -12,6 +13,8 @@ export interface ServerData {
   region: SharedMapping;
   source: SharedMapping;
   pageSize: number;
+  /** Record to this file. */
+  record?: string;
 }
 
 /** Begin on a processor (−1: any), end, or leave for good. */
@@ -20,7 +23,7 @@ export type ServerOrder = { begin: number } | 'end' | 'leave';
 /** It serves, and this stops it; or it has ended, after so many answers; or it failed. */
 export type ServerReport = { stopHandle: SharedArrayBuffer } | { answered: number } | { error: string };
 
-const { library, wait, region, source, pageSize }: ServerData = workerData;
+const { library, wait, region, source, pageSize, record }: ServerData = workerData;
 const native = load(library);
 const bytes = Mapping.attach(source).bytes;
 let uffd: Userfaultfd | undefined;
@@ -35,7 +38,7 @@ const handler: FaultHandler = {
 function begin(cpu: number): void {
   checked('sched_setaffinity', native.pin(cpu));
   answered = 0;
-  uffd ??= Userfaultfd.open();
+  uffd ??= Userfaultfd.open(record === undefined ? {} : { record: TraceWriter.toFile(record) });
   uffd.register(region.address, region.length);
   report({ stopHandle: uffd.stopHandle });
   uffd.start(handler, { wait });
