@@ -1,0 +1,193 @@
+// A summary says what a trace holds: counted by hand here.
+
+import { strict as assert } from 'node:assert';
+import { Kind } from '../../src/trace/codec.js';
+import { Histogram } from '../../src/trace/histogram.js';
+import { describe, summarize, TraceReader, type TraceSummary, type TraceWriter } from '../../src/trace/index.js';
+import { generator, seed, suite } from '../harness.js';
+import { inMemory, P } from './support.js';
+
+const test = suite('trace/summary');
+
+const BASE = 0x7f00_0000_0000n;
+const COPY = 0xc028aa03;
+const ZEROPAGE = 0xc020aa04;
+const WRITEPROTECT = 0xc018aa06;
+const WAKE = 0x8010aa02;
+const REGISTER = 0xc020aa00;
+const WRITE = 1n;
+const PROTECTED = 2n;
+const MINOR = 4n;
+const EAGAIN = -11n;
+
+class Script {
+  readonly #kept = inMemory({ about: { what: 'a test' } });
+  readonly #writer: TraceWriter = this.#kept.writer;
+
+  constructor() {
+    const ranges = [{ start: `${BASE}`, length: 8 * P, modes: ['missing'], operations: [], pageSize: P }];
+    const origin = { how: 'wrap', fd: 3, options: {}, features: ['thread-id'], ranges };
+    this.#writer.start({ pageSize: P, origin });
+  }
+
+  /** A read of page faults: page, flags, thread. */
+  faults(timeUs: number, ...faults: [page: number, flags: bigint, tid: number][]): this {
+    const bytes = new Uint8Array(faults.length * 32);
+    const view = new DataView(bytes.buffer);
+    for (const [index, [page, flags, tid]] of faults.entries()) {
+      view.setUint8(index * 32, 0x12);
+      view.setBigUint64(index * 32 + 8, flags, true);
+      view.setBigUint64(index * 32 + 16, BASE + BigInt(page * P), true);
+      view.setUint32(index * 32 + 24, tid, true);
+    }
+    return this.read(timeUs, bytes);
+  }
+
+  read(timeUs: number, bytes: Uint8Array): this {
+    this.#writer.begin(Kind.READ, timeUs);
+    for (const [index, word] of [3n, 4096n, BigInt(bytes.length)].entries()) this.#writer.setWord(index, word);
+    this.#writer.payload(bytes.length).set(bytes);
+    this.#writer.end(timeUs);
+    return this;
+  }
+
+  ioctl(timeUs: number, request: number, result: bigint, given: readonly bigint[], back = given): this {
+    this.#writer.begin(this.#writer.ioctlKind(request), timeUs);
+    for (const [index, word] of [3n, BigInt(request), result, ...given, ...back].entries())
+      this.#writer.setWord(index, word);
+    this.#writer.end(timeUs);
+    return this;
+  }
+
+  answer(timeUs: number, answer: bigint): this {
+    this.#writer.begin(Kind.NOTE + 15, timeUs);
+    this.#writer.setWord(0, answer);
+    this.#writer.end(timeUs);
+    return this;
+  }
+
+  told(): TraceSummary {
+    this.#writer.close();
+    return summarize(TraceReader.of(this.#kept.bytes()));
+  }
+}
+
+const page = (index: number): bigint => BASE + BigInt(index * P);
+const size = (pages: number): bigint => BigInt(pages * P);
+const copied = (at: bigint, length: bigint, done: bigint): [bigint[], bigint[]] => [
+  [at, 0n, length, 0n, 0n],
+  [at, 0n, length, 0n, done],
+];
+
+test('faults by kind and access, threads, pages, ranges', () => {
+  const summary = new Script()
+    .ioctl(10, REGISTER, 0n, [page(16), size(4), 3n, 0n])
+    .ioctl(11, REGISTER, -22n, [page(32), size(4), 1n, 0n])
+    .faults(20, [0, 0n, 7], [1, WRITE, 8], [1, WRITE, 9])
+    .faults(30, [0, WRITE | PROTECTED, 7], [5, MINOR, 7])
+    .told();
+  assert.equal(summary.faults, 5);
+  assert.deepEqual(summary.faultsByKind, {
+    missing: { read: 1, write: 2 },
+    'write-protect': { read: 0, write: 1 },
+    minor: { read: 1, write: 0 },
+  });
+  assert.equal(summary.threads, 3);
+  assert.equal(summary.pages, 3);
+  assert.deepEqual(summary.ranges, [
+    { start: '0x7f0000000000', bytes: 8 * P, modes: ['missing'] },
+    { start: '0x7f0000010000', bytes: 4 * P, modes: ['missing', 'write-protect'] },
+  ]);
+  assert.equal(summary.rangesRegistered, 2);
+  assert.deepEqual([summary.how, summary.features, summary.about], ['wrap', ['thread-id'], { what: 'a test' }]);
+  assert.equal(summary.durationMs, 0.03);
+  // The description and the end are records too.
+  assert.equal(summary.records, 6);
+  assert.equal(summary.unresolved, 3);
+  assert.equal(summary.damage, undefined);
+});
+
+test('latency: from the read to the call that lets the sleepers go, and to no other', () => {
+  const summary = new Script()
+    .faults(100, [0, 0n, 0], [1, 0n, 0], [2, 0n, 0], [3, 0n, 0], [4, WRITE | PROTECTED, 0], [5, 0n, 0], [6, 0n, 0])
+    // Lets nobody go: EAGAIN without progress, and a fill that leaves them asleep.
+    .ioctl(110, COPY, EAGAIN, ...copied(page(0), size(1), EAGAIN))
+    .ioctl(115, ZEROPAGE, 0n, [page(0), size(1), 1n, 0n], [page(0), size(1), 1n, size(1)])
+    // One page of two.
+    .ioctl(120, COPY, EAGAIN, ...copied(page(0), size(2), size(1)))
+    .ioctl(130, COPY, 0n, ...copied(page(1), size(1), size(1)))
+    .ioctl(140, ZEROPAGE, 0n, [page(2), size(1), 0n, 0n], [page(2), size(1), 0n, size(1)])
+    .ioctl(150, WAKE, 0n, [page(3), size(1)])
+    // Protecting wakes nobody; lifting it does, unless it is not to.
+    .ioctl(155, WRITEPROTECT, 0n, [page(4), size(1), 1n])
+    .ioctl(156, WRITEPROTECT, 0n, [page(4), size(1), 2n])
+    .ioctl(160, WRITEPROTECT, 0n, [page(4), size(1), 0n])
+    // More pages than sleep.
+    .ioctl(170, COPY, 0n, ...copied(page(5), size(1000), size(1)))
+    .ioctl(190, COPY, 0n, ...copied(page(6), size(1000), size(1000)))
+    .told();
+  assert.deepEqual(summary.latencyUs, { count: 7, p50: 50, p90: 90, p99: 90, most: 90 });
+  assert.equal(summary.unresolved, 0);
+  assert.equal(summary.eagains, 2);
+  assert.equal(summary.calls.COPY, 5);
+});
+
+test('mapping changes, re-offers, and messages that nobody knows', () => {
+  const message = (event: number, ...words: bigint[]): Uint8Array => {
+    const view = new DataView(new ArrayBuffer(32));
+    view.setUint8(0, event);
+    for (const [index, word] of words.entries()) view.setBigUint64(8 + index * 8, word, true);
+    return new Uint8Array(view.buffer);
+  };
+  const summary = new Script()
+    .read(1, message(0x15, page(0), page(1)))
+    .read(2, message(0x16, page(0), page(1)))
+    .read(3, message(0x14, page(0), page(9), size(1)))
+    .read(4, message(0x13, 7n))
+    .read(5, message(0x77))
+    .answer(6, 0n)
+    .answer(7, 0n)
+    .answer(8, 1n)
+    .answer(9, 3n)
+    .told();
+  assert.deepEqual(summary.changes, { remove: 1, unmap: 1, remap: 1, fork: 1 });
+  assert.equal(summary.reoffers, 2);
+  assert.equal(summary.faults, 0);
+  assert.deepEqual(summary.latencyUs, { count: 0, p50: 0, p90: 0, p99: 0, most: 0 });
+});
+
+test('percentiles are those of the sorted values, at most 1/32 below', () => {
+  const dice = generator(seed());
+  for (let round = 0; round < 50; round++) {
+    const histogram = new Histogram();
+    const values = Array.from({ length: 1 + dice(500) }, () => dice(2 ** (1 + dice(40))));
+    for (const value of values) histogram.add(value);
+    values.sort((a, b) => a - b);
+    for (const percent of [1, 50, 90, 99, 100]) {
+      const exact = values[Math.ceil((values.length * percent) / 100) - 1] as number;
+      const told = histogram.percentile(percent);
+      assert.ok(told <= exact && told >= exact * (31 / 32), `${told} for ${exact}`);
+    }
+    assert.equal(histogram.most, values.at(-1));
+    assert.equal(histogram.count, values.length);
+  }
+});
+
+test('calls as people read them', () => {
+  const line = (kind: number, ...words: bigint[]): string => describe({ kind, time: 0, words });
+  const minus = (value: bigint): bigint => BigInt.asUintN(64, value);
+  assert.equal(line(Kind.USERFAULTFD, 0x80800n, minus(-1n)), 'userfaultfd(526336) = EPERM');
+  assert.equal(line(Kind.READ, 3n, 4096n, 64n), 'read(3, 4096) = 64');
+  assert.equal(line(Kind.READ_EMPTY, 3n, 4096n), 'read(3, 4096) = EAGAIN');
+  assert.equal(line(Kind.POLL, 3n, 200n, 1n, 5n, 0n, 6n, 0n, minus(-1n), 0n), 'poll([5, 6, -1], 200) = 1');
+  assert.equal(line(Kind.PAGE_SIZE_AT, 0n, BASE, 2n ** 34n), 'page size at 0x7f0000000000 of process 0 = 17179869184');
+  assert.equal(line(Kind.AFTER, 0x3ff8000000000000n, 4n), 'after(1.5 ms) = 4');
+  assert.equal(
+    line(Kind.IOCTL + 3, 3n, BigInt(COPY), minus(-17n), BASE, 16n, 4096n, 1n),
+    'COPY(dst 0x7f0000000000, src 0x10, length 4096, mode 1) = EEXIST',
+  );
+  assert.equal(line(Kind.NOTE, BASE, 4096n, 0n, 0n), 'copy(dst 0x7f0000000000, length 4096, options 0, src 0x0)');
+  assert.equal(line(Kind.NOTE + 15, 0n), 'the handler: not now');
+});
+
+test.run();
