@@ -104,6 +104,11 @@ function countOf(kind: u32): u32 {
   return kind >= IOCTL && kind < NOTE ? count + 2 * wordsOf(field(IOCTL_REQUEST)) : count;
 }
 
+/** How many fields the record that was read has. */
+export function traceFields(): u32 {
+  return countOf(changetype<Record>(record).kind);
+}
+
 // ---- prediction --------------------------------------------------------------------------------------------
 
 const last: usize = memory.data(64 * 28 * 8, 8);

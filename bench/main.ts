@@ -9,8 +9,8 @@ import { FaultBench, HANDLERS, type HandlerName, PLACEMENTS, placements, WrongAn
 import { loadWarning, machine, OtherWork } from './machine.js';
 import { compile } from './native.js';
 import { aimTable, figureTable, markdownReport, placementTable } from './report.js';
-import { benchRecording, benchTraces } from './traces.js';
 import { type PlacementResult, type Results, verdicts } from './results.js';
+import { benchRecording, benchTraces } from './traces.js';
 
 interface Options {
   rounds: number;

@@ -97,10 +97,16 @@ export function verdicts({ placements, core, traces }: Results): Verdict[] {
     if (name === 'decode') atLeast(`${DECODE} million messages/s decoded`, 'the core alone', value, DECODE);
   }
   for (const { name, value } of traces) {
-    if (name.startsWith('recorded')) atLeast(`recording leaves ${RECORDED} % of the faults/s`, name, value, RECORDED);
+    if (name.startsWith('recorded'))
+      atLeast(`recording leaves ${RECORDED} % of the faults/s`, name, value, RECORDED);
     if (name === 'replay') atLeast(`${REPLAYED} million calls/s replayed`, 'traces', value, REPLAYED);
     if (name.startsWith('trace,')) {
-      all.push({ aim: `at most ${BYTES_A_FAULT} bytes a fault`, where: name, value, met: value.median <= BYTES_A_FAULT });
+      all.push({
+        aim: `at most ${BYTES_A_FAULT} bytes a fault`,
+        where: name,
+        value,
+        met: value.median <= BYTES_A_FAULT,
+      });
     }
   }
   return all.sort((a, b) => a.aim.localeCompare(b.aim));

@@ -3,9 +3,9 @@
 //
 // Rule: every replay is compared with what was recorded; one that differs does not count, it throws.
 
+import { Userfaultfd, type Wait } from '../src/index.js';
 import { type Program, read, SimulatedKernel } from '../src/sim/index.js';
 import { replay, TraceReader, TraceWriter } from '../src/trace/index.js';
-import { Userfaultfd, type Wait } from '../src/index.js';
 import type { CoreFigure } from './core.js';
 import { type FaultBench, type Placement, WrongAnswer } from './faults.js';
 import { spread } from './statistics.js';
@@ -132,7 +132,8 @@ export async function benchRecording(
       name: `recorded, ${wait}, ${placement.title}`,
       unit: '% of the faults/s without',
       value: spread(ratios.map((ratio) => ratio * 100)),
-      covers: 'faults/s of a loop that records to a file, by those of one that does not, in rounds one after the other',
+      covers:
+        'faults/s of a loop that records to a file, by those of one that does not, in rounds one after the other',
     });
     figures.push({
       name: `trace, ${wait}, ${placement.title}`,

@@ -16,6 +16,7 @@ interface Exports extends Record<string, unknown> {
   traceMeasure(): number;
   traceOpen(): number;
   traceNext(): number;
+  traceFields(): number;
 }
 
 /** Kinds of records (assembly/trace.ts). An ioctl's is `IOCTL` and more, a note's `NOTE` and its code. */

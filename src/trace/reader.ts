@@ -78,7 +78,7 @@ export class TraceReader {
 
   /** The record that was read, without its payload. */
   get call(): Call {
-    return callOf(this.codec.halves);
+    return callOf(this.codec.halves, this.codec.exports.traceFields());
   }
 
   /** The bytes of the record that was read: what the kernel wrote into a read's buffer. Used again by `next`. */

@@ -4,7 +4,7 @@ import { errnoName } from '../errors.js';
 import { Note } from '../kernel.js';
 import { Kind } from './codec.js';
 
-/** A record without its payload. `words`: its fields, and behind them what lay there before. */
+/** A record without its payload. `words`: its fields. */
 export interface Call {
   readonly kind: number;
   /** Microseconds since the recording began. */
@@ -79,11 +79,14 @@ export function nameOf(kind: number): string {
   return NAMES[kind] ?? `record of kind ${kind}`;
 }
 
-/** A record as it lies in the codec: kind, payload, time in two halves, then the fields in two halves each. */
-export function callOf(halves: Uint32Array): Call {
+/**
+ * A record as it lies in the codec: kind, payload, time in two halves, then the fields in two halves each. `fields`:
+ * how many; default: all that there is room for.
+ */
+export function callOf(halves: Uint32Array, fields = halves.length): Call {
   const [kind = 0, , low = 0, high = 0] = halves;
   const words: bigint[] = [];
-  for (let at = 4; at + 1 < halves.length; at += 2) {
+  for (let at = 4; at + 1 < Math.min(halves.length, 4 + fields * 2); at += 2) {
     words.push(BigInt(halves[at] as number) | (BigInt(halves[at + 1] as number) << 32n));
   }
   return { kind, time: low + high * 2 ** 32, words };

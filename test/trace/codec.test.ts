@@ -1,9 +1,9 @@
 // What is written is read back, whatever it is: every kind of record, every size of payload, over any number of blocks.
 
 import { strict as assert } from 'node:assert';
+import { SimulatedKernel } from '../../src/sim/index.js';
 import { BLOCK_MOST, HEADER_BYTES, Kind, NOTE_FIELDS, PAYLOAD_MOST } from '../../src/trace/codec.js';
 import { TraceReader, type TraceWriter } from '../../src/trace/index.js';
-import { SimulatedKernel } from '../../src/sim/index.js';
 import { generator, seed, suite } from '../harness.js';
 import { inMemory, record, textOf } from './support.js';
 
