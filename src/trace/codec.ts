@@ -69,6 +69,8 @@ export class Codec {
   /** The record: kind, bytes of the payload, time in two halves, then the fields in two halves each. */
   readonly halves: Uint32Array;
   readonly words: BigUint64Array;
+  /** The payload's room, in halves of words. */
+  readonly payloadHalves: Uint32Array;
   readonly #bytes: Uint8Array;
   readonly #payload: number;
   readonly #block: number;
@@ -78,6 +80,7 @@ export class Codec {
     // Its memory never grows.
     this.halves = new Uint32Array(memory.buffer, record.value, (FIELDS_AT + FIELDS * 8) / 4);
     this.words = new BigUint64Array(memory.buffer, record.value + FIELDS_AT, FIELDS);
+    this.payloadHalves = new Uint32Array(memory.buffer, payload.value, PAYLOAD_MOST / 4);
     this.#bytes = new Uint8Array(memory.buffer);
     this.#payload = payload.value;
     this.#block = block.value;
@@ -121,7 +124,7 @@ export class Codec {
   set(index: number, value: number): void {
     const at = 4 + index * 2;
     this.halves[at] = value;
-    this.halves[at + 1] = Math.floor(value / 2 ** 32);
+    this.halves[at + 1] = value === (value | 0) ? value >> 31 : Math.floor(value / 2 ** 32);
   }
 
   /** The payload's room; `length` bytes of it belong to the record. */

@@ -40,6 +40,8 @@ class RecordingPort implements KernelPort {
   /** Structs as they were given, by depth: in a simulated kernel the program may go on while a call is under way. */
   readonly #given: Uint32Array[] = [];
   #depth = 0;
+  /** The last read brought something. */
+  #brought = false;
   #timeUs = 0;
   #lastId = 0;
 
@@ -101,13 +103,15 @@ class RecordingPort implements KernelPort {
 
   read(fd: number, at: number, length: number): number {
     const result = this.#inner.read(fd, at, length);
-    const timeUs = this.#clock();
+    // The first that finds nothing comes after each answer, and takes no time worth telling.
+    const timeUs = result === EAGAIN && this.#brought ? this.#timeUs : this.#clock();
+    this.#brought = result !== EAGAIN;
     const writer = this.#writer;
     writer.begin(result === EAGAIN ? Kind.READ_EMPTY : Kind.READ, timeUs);
     writer.set(0, fd);
     writer.set(1, length);
     if (result !== EAGAIN) writer.set(2, result);
-    if (result > 0) writer.payload(result).set(new Uint8Array(this.#memory.buffer, at, result));
+    if (result > 0) writer.payloadFrom(this.#view, at, result);
     writer.end(timeUs);
     return result;
   }
@@ -136,8 +140,7 @@ class RecordingPort implements KernelPort {
     // It takes no time of its own: that of the call before it will do.
     writer.begin(Kind.NOTE + code, this.#timeUs);
     writer.setWord(0, first);
-    writer.set(1, 0);
-    writer.setWord(1, BigInt(second));
+    writer.set(1, second);
     writer.set(2, third);
     writer.setWord(NOTE_FIELDS - 1, fourth);
     writer.end(this.#timeUs);
@@ -216,7 +219,7 @@ class RecordingPort implements KernelPort {
 
   addressOf(view: ArrayBufferView): bigint {
     const address = this.#inner.addressOf(view);
-    const timeUs = this.#clock();
+    const timeUs = this.#timeUs;
     this.#writer.begin(Kind.ADDRESS_OF, timeUs);
     this.#writer.set(0, view.byteLength);
     this.#writer.setWord(1, address);

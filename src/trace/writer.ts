@@ -102,6 +102,13 @@ export class TraceWriter {
     return this.#codec.halves;
   }
 
+  /** The record's payload is so many bytes of the core's memory, from a multiple of 4 on. */
+  payloadFrom(memory: Uint32Array, at: number, length: number): void {
+    const { halves, payloadHalves } = this.#codec;
+    halves[1] = length;
+    for (let half = 0; half * 4 < length; half++) payloadHalves[half] = memory[(at >>> 2) + half] as number;
+  }
+
   payload(length: number): Uint8Array {
     return this.#codec.payload(length);
   }
