@@ -5,7 +5,7 @@
 //  - Nothing is changed on the way, but for the time: it is cut to whole microseconds, so that a replay sees the same.
 //  - Only the first userfaultfd that is attached is recorded; a child that forks off has a trace of its own or none.
 
-import type { Kernel, KernelPort, Note, Watch } from '../kernel.js';
+import { type Kernel, type KernelPort, Note, type Watch } from '../kernel.js';
 import { Kind, PAYLOAD_MOST } from './codec.js';
 import type { TraceWriter } from './writer.js';
 
@@ -40,8 +40,8 @@ class RecordingPort implements KernelPort {
   /** Structs as they were given, by depth: in a simulated kernel the program may go on while a call is under way. */
   readonly #given: Uint32Array[] = [];
   #depth = 0;
-  /** The last read brought something. */
-  #brought = false;
+  /** The last read found nothing, and no poll came behind it. */
+  #empty = true;
   #timeUs = 0;
   #lastId = 0;
 
@@ -103,9 +103,9 @@ class RecordingPort implements KernelPort {
 
   read(fd: number, at: number, length: number): number {
     const result = this.#inner.read(fd, at, length);
-    // The first that finds nothing comes after each answer, and takes no time worth telling.
-    const timeUs = result === EAGAIN && this.#brought ? this.#timeUs : this.#clock();
-    this.#brought = result !== EAGAIN;
+    // Behind an answer, or a poll, a read takes no time worth telling; behind one that found nothing it may have waited.
+    const timeUs = this.#empty ? this.#clock() : this.#timeUs;
+    this.#empty = result === EAGAIN;
     const writer = this.#writer;
     writer.begin(result === EAGAIN ? Kind.READ_EMPTY : Kind.READ, timeUs);
     writer.set(0, fd);
@@ -119,6 +119,7 @@ class RecordingPort implements KernelPort {
   poll(at: number, count: number, timeoutMs: number): number {
     const result = this.#inner.poll(at, count, timeoutMs);
     const timeUs = this.#clock();
+    this.#empty = false;
     const writer = this.#writer;
     const view = this.#view;
     writer.begin(Kind.POLL, timeUs);
@@ -137,17 +138,18 @@ class RecordingPort implements KernelPort {
 
   note(code: Note, first: bigint, second: number, third: number, fourth: bigint): void {
     const writer = this.#writer;
-    // It takes no time of its own: that of the call before it will do.
-    writer.begin(Kind.NOTE + code, this.#timeUs);
+    // What a handler does is told the time of the call before it; what a program does may come after a long while.
+    const timeUs = code < Note.WAKE || code === Note.ANSWER ? this.#timeUs : this.#clock();
+    writer.begin(Kind.NOTE + code, timeUs);
     writer.setWord(0, first);
     writer.set(1, second);
     writer.set(2, third);
     writer.setWord(NOTE_FIELDS - 1, fourth);
-    writer.end(this.#timeUs);
+    writer.end(timeUs);
   }
 
   sense(stopRequested: boolean): boolean {
-    if (stopRequested) this.note(11, 1n, 0, 0, 0n);
+    if (stopRequested) this.note(Note.STOP, 1n, 0, 0, 0n);
     return stopRequested;
   }
 
