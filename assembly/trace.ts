@@ -28,6 +28,12 @@ const FIELDS: u32 = 28;
 export const record: usize = memory.data(16 + 28 * 8, 8);
 const fields: usize = record + 16;
 
+/** The records that were read last, each where its number divided by HISTORY leaves its place. */
+const HISTORY: u32 = 16;
+const RECORD_BYTES: u32 = 16 + 28 * 8;
+const history: usize = memory.data(16 * (16 + 28 * 8), 8);
+let recordsRead: u32 = 0;
+
 export const PAYLOAD_MOST: u32 = 32768;
 export const payload: usize = memory.data(32768, 8);
 
@@ -107,6 +113,23 @@ function countOf(kind: u32): u32 {
 /** How many fields the record that was read has. */
 export function traceFields(): u32 {
   return countOf(changetype<Record>(record).kind);
+}
+
+/** Where the record lies that was read so many before the last one: 1 to HISTORY. */
+export function traceBefore(back: u32): usize {
+  return history + ((recordsRead - back) % HISTORY) * RECORD_BYTES;
+}
+
+/** Keeps the record that was read, before another takes its place. */
+function keep(): void {
+  const slot = history + (recordsRead % HISTORY) * RECORD_BYTES;
+  copyWords(slot, record, 2 + traceFields());
+  recordsRead++;
+}
+
+/** memory.copy takes longer than so few words do. */
+function copyWords(to: usize, from: usize, count: u32): void {
+  for (let at: usize = 0; at < <usize>(count << 3); at += 8) store<u64>(to + at, load<u64>(from + at));
 }
 
 // ---- prediction --------------------------------------------------------------------------------------------
@@ -218,9 +241,7 @@ function learn(): void {
   const count = countOf(kind);
   const addressBefore = lastOf(ADDRESS_OF, ADDRESS_FIELD);
   if (kind == ADDRESS_OF && addressBefore != 0) addressStep = field(ADDRESS_FIELD) - addressBefore;
-  // A loop: memory.copy takes longer than so few words do.
-  const after = last + <usize>((kind * FIELDS) << 3);
-  for (let at: usize = 0; at < <usize>(count << 3); at += 8) store<u64>(after + at, load<u64>(fields + at));
+  copyWords(last + <usize>((kind * FIELDS) << 3), fields, count);
   store<u8>(following + kindBefore * KINDS + kindLast, <u8>kind);
   kindBefore = kindLast;
   kindLast = kind;
@@ -537,6 +558,7 @@ export function traceOpen(): i32 {
 export function traceNext(): i32 {
   if (records == 0) return cursor == limit && run == 0 ? END : BAD;
   records--;
+  keep();
   const it = changetype<Record>(record);
   if (run > 0) return nextOfRun(it);
   const head = takeByte();

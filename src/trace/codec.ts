@@ -17,6 +17,7 @@ interface Exports extends Record<string, unknown> {
   traceOpen(): number;
   traceNext(): number;
   traceFields(): number;
+  traceBefore(back: number): number;
 }
 
 /** Kinds of records (assembly/trace.ts). An ioctl's is `IOCTL` and more, a note's `NOTE` and its code. */
@@ -109,6 +110,11 @@ export class Codec {
   /** The lower half of a field, unsigned. */
   half(index: number): number {
     return this.halves[4 + index * 2] as number;
+  }
+
+  /** The record that was read so many before the last one (1 to 16), as `halves` has the last. */
+  before(back: number): Uint32Array {
+    return new Uint32Array(this.#bytes.buffer, this.exports.traceBefore(back), this.halves.length);
   }
 
   /** Begins a record. `timeUs`: microseconds since the recording began. */

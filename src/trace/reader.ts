@@ -88,21 +88,21 @@ export class TraceReader {
 
   /** Goes to the next record, which lies in `codec` then. False: that was the last one that can be read. */
   next(): boolean {
-    while (!this.#ended && this.damage === undefined) {
-      const answer = this.blocks > 0 ? this.codec.exports.traceNext() : END;
-      if (answer === BAD) {
-        this.damage = `block ${this.blocks} has a sound checksum, and cannot be read all the same`;
-        return false;
-      }
-      if (answer !== END) {
-        this.records++;
-        if (this.codec.kind !== Kind.LAST) return true;
-        this.#ended = true;
-        if (this.#fill(new Uint8Array(1)) > 0) this.damage = 'there are bytes behind its end';
-        return false;
-      }
+    if (this.#ended || this.damage !== undefined) return false;
+    const { codec } = this;
+    let answer = codec.exports.traceNext();
+    while (answer === END) {
       if (!this.#nextBlock()) return false;
+      answer = codec.exports.traceNext();
     }
+    if (answer === BAD) {
+      this.damage = `block ${this.blocks} has a sound checksum, and cannot be read all the same`;
+      return false;
+    }
+    this.records++;
+    if (codec.halves[0] !== Kind.LAST) return true;
+    this.#ended = true;
+    if (this.#fill(new Uint8Array(1)) > 0) this.damage = 'there are bytes behind its end';
     return false;
   }
 

@@ -6,6 +6,7 @@
 //  - A replay depends on nothing but the trace and the handler.
 //  - It ends at the first call that differs, and says what was expected, what came, and which fault it was about.
 
+import { Op } from '../core.js';
 import { modeNames } from '../features.js';
 import type { FaultHandler, Pagefault } from '../handler.js';
 import { Note } from '../kernel.js';
@@ -15,7 +16,7 @@ import { Userfaultfd } from '../userfaultfd.js';
 import { Kind } from './codec.js';
 import { type Origin, rangeTold } from './origin.js';
 import { TraceError, type TraceMeta, type TraceReader } from './reader.js';
-import { type Difference, Playback } from './replaying.js';
+import { type Difference, Playback, SOURCE_FIELD } from './replaying.js';
 
 /** Makes the handler of a replay: the one that was recorded, to see whether it does the same again. */
 export type HandlerFactory = (uffd: Userfaultfd, meta: TraceMeta) => FaultHandler;
@@ -70,6 +71,9 @@ export async function replay(
 }
 
 const PATIENCE_MS = 100;
+/** Operations that have a source, and the options of most. */
+const SOURCED: ReadonlySet<Op> = new Set([Op.copy, Op.move]);
+const NO_OPTIONS = fillOptions(0);
 
 class Run {
   faults = 0;
@@ -183,12 +187,12 @@ class Run {
     const uffd = this.#uffd as Userfaultfd;
     const { codec } = this.#playback;
     const code = codec.kind - Kind.NOTE;
-    const [start, second, third, fourth] = codec.words as unknown as [bigint, bigint, bigint, bigint];
-    const length = Number(second);
-    if (code <= 5) this.#resolve(uffd, code, start, length, Number(third), fourth);
+    const start = codec.words[0] as bigint;
+    const length = codec.integer(1);
+    if (code <= Op.writeProtect) this.#resolve(uffd, code as Op, start, length, codec.number(2));
     else if (code === Note.WAKE) uffd.wake(start, length);
     else if (code === Note.CLAIM) uffd.claim(start, length);
-    else if (code === Note.REGISTER) this.#register(uffd, start, length, Number(third), Number(fourth));
+    else if (code === Note.REGISTER) this.#register(uffd, start, length);
     else if (code === Note.UNREGISTER) uffd.unregister(start, length);
     else if (code === Note.START) uffd.start(this.#handler as FaultHandler, { wait: waitOf(length) });
     else if (code === Note.POLL) uffd.poll(length === 1 ? this.#handler : undefined);
@@ -198,38 +202,21 @@ class Run {
     else this.#playback.differ('nothing: no callback is under way');
   }
 
-  #register(uffd: Userfaultfd, start: bigint, length: number, modes: number, pageSize: number): void {
-    uffd.register(start, length, [...modeNames(modes)], pageSize ? { pageSize } : {});
+  #register(uffd: Userfaultfd, start: bigint, length: number): void {
+    const { codec } = this.#playback;
+    const pageSize = codec.integer(3);
+    uffd.register(start, length, [...modeNames(codec.number(2))], pageSize ? { pageSize } : {});
   }
 
-  #resolve(
-    uffd: Userfaultfd,
-    code: number,
-    start: bigint,
-    length: number,
-    bits: number,
-    source: bigint,
-  ): void {
-    const options = fillOptions(bits);
-    switch (code) {
-      case 0:
-        uffd.copy(start, source || this.#room(length), length, options);
-        break;
-      case 1:
-        uffd.zero(start, length, options);
-        break;
-      case 2:
-        uffd.continue(start, length, options);
-        break;
-      case 3:
-        uffd.poison(start, length, options);
-        break;
-      case 4:
-        uffd.move(start, source, length, options);
-        break;
-      default:
-        uffd.writeProtect(start, length, options.writeProtect === true, options);
-    }
+  #resolve(uffd: Userfaultfd, op: Op, start: bigint, length: number, bits: number): void {
+    const options = bits === 0 ? NO_OPTIONS : fillOptions(bits);
+    const source = SOURCED.has(op) ? (this.#playback.codec.words[SOURCE_FIELD] as bigint) : 0n;
+    if (op === Op.copy) uffd.copy(start, source || this.#room(length), length, options);
+    else if (op === Op.zero) uffd.zero(start, length, options);
+    else if (op === Op.continue) uffd.continue(start, length, options);
+    else if (op === Op.poison) uffd.poison(start, length, options);
+    else if (op === Op.move) uffd.move(start, source, length, options);
+    else uffd.writeProtect(start, length, options.writeProtect === true, options);
   }
 
   #room(length: number): Uint8Array {

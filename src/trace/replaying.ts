@@ -9,7 +9,7 @@
 
 import { Op } from '../core.js';
 import { type Kernel, type KernelPort, Note, type Watch } from '../kernel.js';
-import { Kind, NOTE_FIELDS } from './codec.js';
+import { type Codec, Kind, NOTE_FIELDS } from './codec.js';
 import type { TraceReader } from './reader.js';
 import { bitsOf } from './recording.js';
 import { type Call, callOf, describe, nameOf } from './records.js';
@@ -21,12 +21,11 @@ const STRUCT_WORDS_MOST = 12;
 const COPY_REQUEST = 0xc028aa03;
 const SOURCE_WORD = 1;
 /** Where the source, or the page size, lies in a note; and the notes in which that is the same in every run. */
-const SOURCE_FIELD = 3;
+export const SOURCE_FIELD = 3;
 const SOURCE_COMPARED: ReadonlySet<number> = new Set([Op.move, Note.REGISTER]);
 /** How many calls before a difference are told. */
 const BEFORE_KEPT = 8;
-/** Halves of words that a record takes, and where in it an ioctl's struct begins. */
-const HALVES = 60;
+/** Where in a record's halves of words an ioctl's struct begins. */
 const GIVEN_AT = 4 + 3 * 2;
 /** Addresses that a userfaultfd that was not recorded would have. */
 const NOWHERE = 0x1000n;
@@ -49,23 +48,19 @@ export class Playback {
   readonly callbacks = new Map<number, () => void>();
   /** Makes the call of the program's that the next record tells. */
   program: () => void = () => {};
+  readonly codec: Codec;
   readonly #reader: TraceReader;
-  /** The last records that were used up, as they lay in the codec. */
-  readonly #kept = Array.from({ length: BEFORE_KEPT }, () => new Uint32Array(HALVES));
   /** Whether a record lies ready in the codec that nobody has asked for. */
   #ahead = false;
   #index = -1;
 
   constructor(reader: TraceReader) {
     this.#reader = reader;
+    this.codec = reader.codec;
   }
 
   get pageSize(): number {
     return this.#reader.meta.pageSize;
-  }
-
-  get codec(): TraceReader['codec'] {
-    return this.#reader.codec;
   }
 
   /** Calls are answered with what lets the caller come to an end. */
@@ -85,22 +80,19 @@ export class Playback {
       this.#ahead = true;
       this.#index++;
     }
-    return this.codec.kind;
+    return this.codec.halves[0] as number;
   }
 
   /** The next record is used up; it stays readable in the codec until the one behind it is looked at. */
   take(): void {
     this.peek();
     this.#ahead = false;
-    this.#kept[this.#index % BEFORE_KEPT]?.set(this.codec.halves);
   }
 
-  /** Whether the next record is of a kind, and all went well so far; else that is the difference. */
-  expect(kind: number, came: () => string): boolean {
-    if (this.done) return false;
-    if ((kind < Kind.NOTE ? this.peekCall() : this.peek()) === kind) return true;
-    this.differ(came());
-    return false;
+  /** Whether the next record is of a kind, and all went well so far. */
+  isNext(kind: number): boolean {
+    if (this.over || this.difference !== undefined) return false;
+    return (kind < Kind.NOTE ? this.peekCall() : this.peek()) === kind;
   }
 
   /**
@@ -137,7 +129,8 @@ export class Playback {
     const { used } = this;
     const calls: Call[] = [];
     for (let index = Math.max(used - BEFORE_KEPT, 0); index < used; index++) {
-      calls.push(callOf(this.#kept[index % BEFORE_KEPT] as Uint32Array));
+      const back = this.#index - index;
+      calls.push(callOf(back === 0 ? this.codec.halves : this.codec.before(back)));
     }
     return calls;
   }
@@ -158,11 +151,13 @@ export class Playback {
 
 class ReplayPort implements KernelPort {
   readonly #playback: Playback;
+  readonly #codec: Codec;
   readonly #memory: WebAssembly.Memory;
   #halves = new Uint32Array();
 
   constructor(playback: Playback, memory: WebAssembly.Memory) {
     this.#playback = playback;
+    this.#codec = playback.codec;
     this.#memory = memory;
   }
 
@@ -174,15 +169,13 @@ class ReplayPort implements KernelPort {
 
   /** A call of numbers alone: the last field of its record is the answer. */
   #call(kind: number, ...given: readonly number[]): number {
-    const { codec } = this.#playback;
-    const came = (): string => `${nameOf(kind)}(${given.join(', ')})`;
-    if (!this.#playback.expect(kind, came)) return 0;
-    if (given.some((value, index) => codec.number(index) !== value)) {
-      this.#playback.differ(came());
-      return 0;
+    if (this.#playback.done) return 0;
+    if (this.#playback.isNext(kind) && given.every((value, index) => this.#codec.number(index) === value)) {
+      this.#playback.take();
+      return this.#codec.number(given.length);
     }
-    this.#playback.take();
-    return codec.number(given.length);
+    this.#playback.differ(`${nameOf(kind)}(${given.join(', ')})`);
+    return 0;
   }
 
   userfaultfd(flags: number): number {
@@ -218,52 +211,61 @@ class ReplayPort implements KernelPort {
   }
 
   pageSizeAt(pid: number, address: bigint): number {
-    const came = (): string => `page size at 0x${address.toString(16)} of process ${pid}`;
-    if (!this.#playback.expect(Kind.PAGE_SIZE_AT, came)) return this.#playback.pageSize;
-    const { codec } = this.#playback;
-    if (codec.words[1] !== address || codec.integer(0) !== pid) this.#playback.differ(came());
-    else this.#playback.take();
-    return codec.integer(2);
+    if (!this.#playback.isNext(Kind.PAGE_SIZE_AT)) {
+      this.#playback.differ(pageSizeCame(pid, address));
+      return this.#playback.pageSize;
+    }
+    if (this.#codec.words[1] === address && this.#codec.integer(0) === pid) this.#playback.take();
+    else this.#playback.differ(pageSizeCame(pid, address));
+    return this.#codec.integer(2);
   }
 
-  // ---- the hot path --------------------------------------------------------------------------------------
+  // ---- the hot path: no closures, which cost an object each call even where nobody calls them ---------------
 
   ioctl(fd: number, request: number, at: number): number {
-    const { codec } = this.#playback;
+    const codec = this.#codec;
     const kind = codec.exports.traceIoctlKind(request);
     const words = Math.min((request >>> 19) & 0x7ff, STRUCT_WORDS_MOST);
-    const view = this.#view;
-    const from = at >>> 2;
-    if (!this.#playback.expect(kind, () => this.#ioctlCame(kind, fd, request, at, words))) return 0;
-    const recorded = codec.halves;
-    let same = codec.number(0) === fd && codec.half(1) === request;
-    for (let half = 0; half < words * 2 && same; half++) {
-      if (request === COPY_REQUEST && half >> 1 === SOURCE_WORD) continue;
-      same = recorded[GIVEN_AT + half] === view[from + half];
-    }
-    if (!same) {
-      this.#playback.differ(this.#ioctlCame(kind, fd, request, at, words));
+    if (!this.#playback.isNext(kind) || !this.#isGiven(fd, request, at, words)) {
+      this.#ioctlDiffers(kind, fd, request, at, words);
       return 0;
     }
     this.#playback.take();
+    const recorded = codec.halves;
+    const view = this.#view;
     const back = GIVEN_AT + words * 2;
-    for (let half = 0; half < words * 2; half++) view[from + half] = recorded[back + half] as number;
+    const to = at >>> 2;
+    for (let half = 0; half < words * 2; half++) view[to + half] = recorded[back + half] as number;
     return codec.number(2);
   }
 
-  #ioctlCame(kind: number, fd: number, request: number, at: number, words: number): string {
+  /** Whether the next record is that of an ioctl with this struct. */
+  #isGiven(fd: number, request: number, at: number, words: number): boolean {
+    const codec = this.#codec;
+    if (codec.number(0) !== fd || codec.half(1) !== request) return false;
+    const recorded = codec.halves;
+    const view = this.#view;
+    const from = at >>> 2;
+    for (let half = 0; half < words * 2; half++) {
+      if (recorded[GIVEN_AT + half] === view[from + half]) continue;
+      if (request !== COPY_REQUEST || half >> 1 !== SOURCE_WORD) return false;
+    }
+    return true;
+  }
+
+  #ioctlDiffers(kind: number, fd: number, request: number, at: number, words: number): void {
+    if (this.#playback.done) return;
     const given = new BigUint64Array(this.#memory.buffer, at, words);
-    return describe({ kind, time: 0, words: [BigInt(fd), BigInt(request), 0n, ...given] });
+    this.#playback.differ(describe({ kind, time: 0, words: [BigInt(fd), BigInt(request), 0n, ...given] }));
   }
 
   read(fd: number, at: number, length: number): number {
-    const { codec } = this.#playback;
-    const came = (): string => `read(${fd}, ${length})`;
+    const codec = this.#codec;
     if (this.#playback.done) return EAGAIN;
     const kind = this.#playback.peekCall();
     const reads = kind === Kind.READ || kind === Kind.READ_EMPTY;
     if (!reads || codec.number(0) !== fd || codec.number(1) !== length) {
-      this.#playback.differ(came());
+      this.#playback.differ(`read(${fd}, ${length})`);
       return EAGAIN;
     }
     this.#playback.take();
@@ -274,40 +276,49 @@ class ReplayPort implements KernelPort {
   }
 
   poll(at: number, count: number, timeoutMs: number): number {
-    const { codec } = this.#playback;
-    const view = this.#view;
-    const from = at >>> 2;
-    const came = (): string => {
-      const fds = Array.from({ length: count }, (_, index) => (view[from + index * 2] as number) | 0);
-      return `poll([${fds.join(', ')}], ${timeoutMs})`;
-    };
-    if (!this.#playback.expect(Kind.POLL, came)) return 0;
-    let same = codec.number(0) === count && codec.number(1) === timeoutMs;
-    for (let index = 0; index < count && same; index++) {
-      same = codec.number(3 + index * 2) === ((view[from + index * 2] as number) | 0);
-    }
-    if (!same) {
-      this.#playback.differ(came());
+    const codec = this.#codec;
+    if (!this.#playback.isNext(Kind.POLL) || !this.#isPolled(at, count, timeoutMs)) {
+      this.#pollDiffers(at, count, timeoutMs);
       return 0;
     }
     this.#playback.take();
-    for (let index = 0; index < count; index++) view[from + index * 2 + 1] = codec.number(4 + index * 2);
+    const view = this.#view;
+    const to = (at >>> 2) + 1;
+    for (let index = 0; index < count; index++) view[to + index * 2] = codec.number(4 + index * 2);
     return codec.number(2);
   }
 
+  /** Whether the next record is that of a poll of these. */
+  #isPolled(at: number, count: number, timeoutMs: number): boolean {
+    const codec = this.#codec;
+    if (codec.number(0) !== count || codec.number(1) !== timeoutMs) return false;
+    const view = this.#view;
+    const from = at >>> 2;
+    for (let index = 0; index < count; index++) {
+      if (codec.number(3 + index * 2) !== ((view[from + index * 2] as number) | 0)) return false;
+    }
+    return true;
+  }
+
+  #pollDiffers(at: number, count: number, timeoutMs: number): void {
+    const from = at >>> 2;
+    const fds = Array.from({ length: count }, (_, index) => (this.#view[from + index * 2] as number) | 0);
+    this.#playback.differ(`poll([${fds.join(', ')}], ${timeoutMs})`);
+  }
+
   now(): number {
-    const { codec } = this.#playback;
-    if (!this.#playback.expect(Kind.NOW, () => 'now()')) return codec.time / 1000;
-    this.#playback.take();
-    return codec.time / 1000;
+    if (this.#playback.isNext(Kind.NOW)) this.#playback.take();
+    else this.#playback.differ('now()');
+    return this.#codec.time / 1000;
   }
 
   addressOf(view: ArrayBufferView): bigint {
-    const { codec } = this.#playback;
-    const came = (): string => `the address of ${view.byteLength} bytes`;
-    if (!this.#playback.expect(Kind.ADDRESS_OF, came)) return NOWHERE;
+    if (!this.#playback.isNext(Kind.ADDRESS_OF)) {
+      this.#playback.differ(`the address of ${view.byteLength} bytes`);
+      return NOWHERE;
+    }
     this.#playback.take();
-    const address = codec.words[1] as bigint;
+    const address = this.#codec.words[1] as bigint;
     while (this.#playback.peek() === Kind.CONTENT) this.#playback.take();
     return address;
   }
@@ -324,12 +335,10 @@ class ReplayPort implements KernelPort {
 
   #register(kind: number, came: string, argument: bigint, callback: () => void): Watch {
     const playback = this.#playback;
-    const { codec } = playback;
-    const inert = { close() {} };
-    if (!playback.expect(kind, () => came)) return inert;
-    if (codec.words[0] !== argument) {
+    const codec = this.#codec;
+    if (!playback.isNext(kind) || codec.words[0] !== argument) {
       playback.differ(came);
-      return inert;
+      return { close() {} };
     }
     playback.take();
     const id = codec.number(1);
@@ -337,38 +346,44 @@ class ReplayPort implements KernelPort {
     return {
       close: () => {
         playback.callbacks.delete(id);
-        const closes = (): string => `unwatch(${id})`;
-        if (!playback.expect(Kind.UNWATCH, closes)) return;
-        if (codec.number(0) === id) playback.take();
-        else playback.differ(closes());
+        if (playback.isNext(Kind.UNWATCH) && codec.number(0) === id) playback.take();
+        else playback.differ(`unwatch(${id})`);
       },
     };
   }
 
   note(code: Note, first: bigint, second: number, third: number, fourth: bigint): void {
-    const { codec } = this.#playback;
-    const kind = Kind.NOTE + code;
-    const came = (): string =>
-      describe({ kind, time: 0, words: [first, BigInt(second), BigInt(third), fourth] });
-    if (!this.#playback.expect(kind, came)) return;
+    if (this.#playback.isNext(Kind.NOTE + code) && this.#isNoted(code, first, second, third, fourth)) {
+      this.#playback.take();
+      return;
+    }
+    const words = [first, BigInt(second), BigInt(third), fourth];
+    this.#playback.differ(describe({ kind: Kind.NOTE + code, time: 0, words }));
+  }
+
+  /** Whether the next record is a note of these. */
+  #isNoted(code: Note, first: bigint, second: number, third: number, fourth: bigint): boolean {
+    const codec = this.#codec;
     const fields = NOTE_FIELDS[code] as number;
-    const same =
-      codec.words[0] === first &&
-      (fields < 2 || codec.integer(1) === second) &&
-      (fields < 3 || codec.number(2) === third) &&
-      (fields < 4 || !SOURCE_COMPARED.has(code) || codec.words[SOURCE_FIELD] === fourth);
-    if (same) this.#playback.take();
-    else this.#playback.differ(came());
+    if (codec.words[0] !== first) return false;
+    if (fields >= 2 && codec.integer(1) !== second) return false;
+    if (fields >= 3 && codec.number(2) !== third) return false;
+    return fields < 4 || !SOURCE_COMPARED.has(code) || codec.words[SOURCE_FIELD] === fourth;
   }
 
   /** A stop that another thread asked for is found where it was found. */
   sense(): boolean {
-    if (this.#playback.done || this.#playback.peek() < 0) return true;
-    if (this.#playback.codec.kind !== Kind.NOTE + Note.STOP || this.#playback.codec.words[0] !== 1n)
-      return false;
+    if (this.#playback.done) return true;
+    const kind = this.#playback.peek();
+    if (kind !== Kind.NOTE + Note.STOP) return kind < 0;
+    if (this.#codec.words[0] !== 1n) return false;
     this.#playback.take();
     return true;
   }
+}
+
+function pageSizeCame(pid: number, address: bigint): string {
+  return `page size at 0x${address.toString(16)} of process ${pid}`;
 }
 
 /** The port of a userfaultfd that was not recorded: a child's. Everything works, and nothing ever happens. */
