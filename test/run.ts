@@ -3,6 +3,9 @@
 //
 // A file named *.once.test.ts does not use the core: it runs once, not on each.
 //
+// Two files run at a time: one of those that share what the machine has one of (huge pages, the terminal, the load
+// that a race needs), and one of the others.
+//
 //   node dist/test/run.js [WORD…]     only files whose path contains one of the words
 //   UFFD_CORE=release|debug           one core only
 //   UFFD_REQUIRE_KERNEL=1             a test that skips has failed
@@ -31,11 +34,18 @@ const files = readdirSync(here, { recursive: true, encoding: 'utf8' })
 const only = process.env.UFFD_CORE as CoreName | undefined;
 const cores = only ? [only] : (Object.keys(CORES) as CoreName[]);
 
-for (const core of cores) {
-  for (const file of files) {
-    if (core === cores[0] || !file.endsWith('.once.test.js')) await runFile(file, core);
-  }
-}
+/** Files that share nothing but the processors. */
+const APART = /^(core|sim|testing|trace)\/|^[^/]+$/;
+const runs = cores.flatMap((core) =>
+  files
+    .filter((file) => core === cores[0] || !file.endsWith('.once.test.js'))
+    .map((file) => ({ file, core, apart: APART.test(file) })),
+);
+await Promise.all(
+  [true, false].map(async (lane) => {
+    for (const { file, core, apart } of runs) if (apart === lane) await runFile(file, core);
+  }),
+);
 
 const ran = totals.passed + totals.failed;
 if (ran === 0) console.log('no test ran');
