@@ -1,5 +1,7 @@
 // The package's main entry. Importing it never fails and asks nothing of the system.
 
+import './linux.js';
+
 export { UffdError, UnsupportedError } from './errors.js';
 export type { Feature, Mode, Operation } from './features.js';
 export { FEATURES, featureSince, OPERATIONS, operationSince } from './features.js';

@@ -54,6 +54,16 @@ export interface KernelPort {
   sense?(stopRequested: boolean): boolean;
 }
 
+/** What stands behind a userfaultfd that is opened without a kernel of its own: the system of this process. */
+export interface System {
+  /** @throws UnsupportedError where it cannot be called */
+  kernel(): Kernel;
+  /** userfaultfd(2), for a probe without a port. */
+  trySyscall(flags: number): number;
+  /** What adds 1 to an eventfd's counter, for a thread that has no port. */
+  eventfdSignal(): (fd: number) => number;
+}
+
 /**
  * What a program asks of a `Userfaultfd`, by code, with its arguments; and how a callback ended (`ANSWER`). The first
  * six are the operations, by row of the transfer table: start, length, options, source.

@@ -14,6 +14,7 @@ import type { FaultHandler } from './handler.js';
 import { Answer, Note } from './kernel.js';
 import type { Stopper } from './stopper.js';
 import type { Userfaultfd } from './userfaultfd.js';
+import { warn } from './warning.js';
 
 /** What a round needs of the object it serves. */
 export interface Served {
@@ -206,10 +207,9 @@ export class Rounds {
   #warnStarved(): void {
     if (this.#warned) return;
     this.#warned = true;
-    process.emitWarning(
+    warn(
       'a process forked, and there is no descriptor left for its child (ulimit -n): the fork, and every fill, ' +
         'waits until one is free',
-      'UserfaultfdWarning',
     );
   }
 }

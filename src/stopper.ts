@@ -6,7 +6,7 @@
 // obeying and reading the signal: neither is left over without the other.
 
 /** Bytes of the shared memory. */
-export const STOPPER_BYTES = 12;
+const BYTES = 12;
 
 /** Its words. */
 const REQUESTED = 0;
@@ -14,14 +14,22 @@ const LOCK = 1;
 /** The eventfd, plus one; 0 once it is closed. */
 const EVENTFD = 2;
 
+/** A page that is not isolated has no shared memory, and no other thread that could ask. */
+const Memory = globalThis.SharedArrayBuffer ?? ArrayBuffer;
+
 type Signal = (fd: number) => void;
+
+/** Whether it is what another `Stopper` shares. */
+export function isStopHandle(handle: unknown): handle is SharedArrayBuffer {
+  return handle instanceof Memory && handle.byteLength === BYTES;
+}
 
 export class Stopper {
   /** What to post to the other thread. */
   readonly shared: SharedArrayBuffer;
   readonly #words: Int32Array;
 
-  constructor(shared: SharedArrayBuffer = new SharedArrayBuffer(STOPPER_BYTES)) {
+  constructor(shared: SharedArrayBuffer = new Memory(BYTES)) {
     this.shared = shared;
     this.#words = new Int32Array(shared);
   }

@@ -1,7 +1,6 @@
 // The public face of a userfaultfd: checks what callers pass, does the calls through a Channel, and owns the
 // descriptor. Exactly one object owns a descriptor at any time, and closes or gives it away exactly once.
 
-import { eventfdSignal, linuxKernel, trySyscall } from '../shim/linux.js';
 import {
   checkAddress,
   checkDescriptor,
@@ -48,12 +47,13 @@ import {
 } from './options.js';
 import { enroll, ownerOf, strike } from './registry.js';
 import type { Served } from './rounds.js';
-import { STOPPER_BYTES, Stopper } from './stopper.js';
-
+import { isStopHandle, Stopper } from './stopper.js';
+import { system } from './system.js';
 import { type Origin, toldRange } from './trace/origin.js';
 import { recordingKernel } from './trace/recording.js';
 import type { TraceWriter } from './trace/writer.js';
 import { explained, noveltiesOf, noveltiesOfModes } from './versions.js';
+import { warn } from './warning.js';
 
 export class Userfaultfd implements Disposable {
   /** How it was opened; undefined after `wrap`, which cannot know. */
@@ -118,7 +118,7 @@ export class Userfaultfd implements Disposable {
    */
   static isSupported(): boolean {
     try {
-      return trySyscall(0x7fffffff) !== -(Errno.ENOSYS as number);
+      return system().trySyscall(0x7fffffff) !== -(Errno.ENOSYS as number);
     } catch {
       return false;
     }
@@ -136,7 +136,7 @@ export class Userfaultfd implements Disposable {
     checkPid(options.pid);
     const features = featureBits(options.features ?? [], 'features');
     const optional = featureBits(options.optional ?? [], 'optional');
-    const kernel = recorded(options.kernel ?? linuxKernel(), options.record, () => ({
+    const kernel = recorded(options.kernel ?? system().kernel(), options.record, () => ({
       how: 'open',
       options: { via, userModeOnly, ...given(options.pid) },
       features: [...featureNames(features)],
@@ -163,7 +163,7 @@ export class Userfaultfd implements Disposable {
    * @throws UnsupportedError, UffdError as `open` does
    */
   static probe(options: ProbeOptions = {}): Probe {
-    const { via = 'auto', userModeOnly = 'auto', kernel = linuxKernel() } = options;
+    const { via = 'auto', userModeOnly = 'auto', kernel = system().kernel() } = options;
     checkWay(via, userModeOnly);
     const core = instantiate();
     const { way, features, operations } = probe(
@@ -193,7 +193,7 @@ export class Userfaultfd implements Disposable {
     checkPid(options.pid);
     const features = featureBits(options.features ?? [], 'features');
     const ranges = [...(options.ranges ?? [])];
-    const real = options.kernel ?? linuxKernel();
+    const real = options.kernel ?? system().kernel();
     for (const range of ranges) checkRegistered(range, real.pageSize);
     const kernel = recorded(real, options.record, () => ({
       how: 'wrap',
@@ -223,10 +223,8 @@ export class Userfaultfd implements Disposable {
    * ends after the callback it is in; where none runs yet, the next one ends at once.
    */
   static stop(handle: SharedArrayBuffer): void {
-    if (!(handle instanceof SharedArrayBuffer) || handle.byteLength !== STOPPER_BYTES) {
-      throw wrongType('handle', "a Userfaultfd's stopHandle", handle);
-    }
-    new Stopper(handle).request(eventfdSignal());
+    if (!isStopHandle(handle)) throw wrongType('handle', "a Userfaultfd's stopHandle", handle);
+    new Stopper(handle).request(system().eventfdSignal());
   }
 
   /** To be posted to another thread, for `Userfaultfd.stop`. */
@@ -458,7 +456,7 @@ export class Userfaultfd implements Disposable {
     if (!this.#channel.isOpen()) return false;
     checkFunction(handler.pagefault, 'handler.pagefault');
     if (this.#loop?.running) {
-      process.emitWarning('a loop is running already; it keeps its handler', 'UserfaultfdWarning');
+      warn('a loop is running already; it keeps its handler');
       return true;
     }
     if (this.#loop?.inRound)

@@ -30,7 +30,7 @@ const LAYERS = [
   ['src/dirty/watch.ts', 'src/dirty/file.ts'],
   ['src/dirty/lifter.ts', 'src/dirty/pages.ts', 'src/dirty/target.ts'],
   ['src/trace/replay.ts', 'src/trace/summary.ts'],
-  ['src/userfaultfd.ts', 'src/messages.ts', 'src/trace/replaying.ts'],
+  ['src/userfaultfd.ts', 'src/linux.ts', 'src/messages.ts', 'src/trace/replaying.ts'],
   ['src/versions.ts', 'src/sim/kernel.ts', 'src/trace/recording.ts', 'src/trace/reader.ts'],
   [
     ...['src/open.ts', 'src/loop.ts', 'src/mapping.ts', 'shim/linux.ts', 'src/sim/port.ts'],
@@ -43,11 +43,12 @@ const LAYERS = [
   ],
   ['src/features.ts', 'shim/memory.ts', 'src/sim/resolve.ts', 'src/sim/mutators.ts', 'src/sim/touch.ts'],
   ['src/arguments.ts', 'shim/libc.ts', 'src/sim/context.ts'],
-  ['src/errors.ts', 'src/sim/memory.ts'],
+  ['src/errors.ts', 'src/system.ts', 'src/trace/files.ts', 'src/sim/memory.ts'],
   ['src/reasons.ts'],
   ['src/reasons/calls.ts', 'src/reasons/ioctls.ts'],
   [
     ...['src/kernel.ts', 'src/core.ts', 'src/handler.ts', 'src/registry.ts', 'src/stopper.ts'],
+    ...['src/warning.ts'],
     ...['src/reasons/facts.ts', 'src/wasm.d.ts', 'src/sim/abi.ts', 'src/sim/random.ts', 'src/sim/witness.ts'],
   ],
 ];

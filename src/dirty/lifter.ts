@@ -1,6 +1,7 @@
 // The thread of synchronous tracking: lifts the protection of each page that somebody is about to write, and
 // does nothing else. Which pages that were is read off the page tables by whoever asks.
 
+import '../linux.js';
 import { parentPort, workerData } from 'node:worker_threads';
 import type { Feature } from '../features.js';
 import type { RegisteredRange } from '../handler.js';

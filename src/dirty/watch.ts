@@ -10,13 +10,14 @@
 //    /proc/self/pagemap. A thread that is told of a page late, after a `take`, lifts the protection of a page that
 //    its writer is about to write.
 
+import '../linux.js';
 import { readSync } from 'node:fs';
 import { Worker } from 'node:worker_threads';
-import { linuxKernel } from '../../shim/linux.js';
 import { duplicate } from '../../shim/memory.js';
 import { Scan } from '../core.js';
 import { Errno, UffdError, UnsupportedError } from '../errors.js';
 import type { Kernel, KernelPort } from '../kernel.js';
+import { system } from '../system.js';
 import { Userfaultfd } from '../userfaultfd.js';
 import type { LifterTask } from './lifter.js';
 import type { DirtyRun, PageSet } from './pages.js';
@@ -243,7 +244,7 @@ export async function openWatch(
   kernel: Kernel | undefined,
   pagesOf: (pageSize: number, systemPageSize: number) => PageSet,
 ): Promise<Watch> {
-  const chosen = kernel ?? linuxKernel();
+  const chosen = kernel ?? system().kernel();
   const { features } = Userfaultfd.probe({ kernel: chosen });
   if (mode !== 'sync' && features.has('wp-async')) {
     const watch = AsyncWatch.open(target, chosen);

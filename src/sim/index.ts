@@ -1,5 +1,6 @@
-// The entry `userfaultfd/sim`: a simulated kernel. No koffi, nothing of Node.
+// The entry `userfaultfd/sim`: a simulated kernel, and the `Userfaultfd` that runs on it. No koffi, nothing of Node.
 
+export { Userfaultfd } from '../userfaultfd.js';
 export { INJECTIONS, type Inject, type Injection } from './injection.js';
 export {
   SimulatedKernel,

@@ -2,6 +2,7 @@
 // damaged or cut ends the trace at the last whole block, and says so.
 
 import { BAD, BLOCK_MOST, Codec, END, HEADER_BYTES, Kind } from './codec.js';
+import { nodeFiles } from './files.js';
 import { type Call, callOf } from './records.js';
 import { SIGNATURE } from './writer.js';
 
@@ -69,9 +70,13 @@ export class TraceReader {
     });
   }
 
-  /** A trace in a file. Node only. */
+  /**
+   * A trace in a file.
+   *
+   * @throws UnsupportedError where this is not Node
+   */
   static fromFile(path: string): TraceReader {
-    const fs = process.getBuiltinModule('node:fs');
+    const fs = nodeFiles();
     const fd = fs.openSync(path, 'r');
     return new TraceReader({ read: (into) => fs.readSync(fd, into), close: () => fs.closeSync(fd) });
   }

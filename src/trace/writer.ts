@@ -1,7 +1,9 @@
 // Writes a trace: records go into blocks, whole blocks go where they are to be kept. A sink that fails ends the
 // recording with a warning, and never what is recorded.
 
+import { warn } from '../warning.js';
 import { Codec, Kind, PAYLOAD_MOST } from './codec.js';
+import { nodeFiles } from './files.js';
 
 /** Where blocks go: a file, a list in memory, a connection. */
 export interface TraceSink {
@@ -15,7 +17,7 @@ export interface TraceOptions {
   contents?: 'none' | 'hash' | 'full';
   /** Something to find in the trace's description, for whoever reads it. JSON. */
   about?: Record<string, unknown>;
-  /** Told when the recording ends before its time. Default: process.emitWarning. */
+  /** Told when the recording ends before its time. Default: a warning of Node's, or on the console. */
   warn?: (message: string) => void;
 }
 
@@ -44,13 +46,16 @@ export class TraceWriter {
     this.#sink = sink;
     this.contents = options.contents ?? 'none';
     this.about = options.about ?? {};
-    this.#warn =
-      options.warn ?? ((message) => globalThis.process?.emitWarning(message, 'UserfaultfdWarning'));
+    this.#warn = options.warn ?? warn;
   }
 
-  /** Writes to a file, which is made or emptied. Node only. */
+  /**
+   * Writes to a file, which is made or emptied.
+   *
+   * @throws UnsupportedError where this is not Node
+   */
   static toFile(path: string, options: TraceOptions = {}): TraceWriter {
-    const fs = process.getBuiltinModule('node:fs');
+    const fs = nodeFiles();
     const fd = fs.openSync(path, 'w');
     return new TraceWriter(
       { write: (bytes) => writeAll(fs, fd, bytes), close: () => fs.closeSync(fd) },
