@@ -42,6 +42,8 @@ export class SimulatedProcess {
   /** CAP_SYS_PTRACE. */
   privileged: boolean;
   exited = false;
+  /** It has called exec: it lives on, with other memory. */
+  executed = false;
   readonly threads: SimulatedThread[] = [];
   /** Children that do not run yet. */
   readonly unborn = new Set<SimulatedProcess>();
@@ -63,6 +65,7 @@ export class SimulatedProcess {
 
   /** The process goes on with other memory: descriptors that are close-on-exec are gone, as all here are. */
   exec(): void {
+    this.executed = true;
     this.leaveMemory();
     this.space = new AddressSpace(this.space.pageSize);
     this.world.ended(this);

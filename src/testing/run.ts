@@ -253,10 +253,10 @@ export class Run implements Attendant {
   #reapable(): SimulatedProcess | undefined {
     const { kernel } = this.world;
     return kernel.processes.find(
-      ({ exited, threads, space, pid }) =>
+      ({ exited, executed, threads, pid }) =>
         !exited &&
+        !executed &&
         pid !== kernel.process.pid &&
-        space.vmas.length > 0 &&
         threads.length > 0 &&
         threads.every(({ idle }) => idle),
     );

@@ -57,7 +57,8 @@ export class Schedule {
       if (!area) return whole;
       const offset = address - area.start;
       const rest = offset % PAGE;
-      return `${area.name} ${offset / PAGE}${rest > 0n ? ` byte ${rest}` : ''}`;
+      const which = area.end - area.start > PAGE ? ` ${offset / PAGE}` : '';
+      return `${area.name}${which}${rest > 0n ? ` byte ${rest}` : ''}`;
     });
   }
 }

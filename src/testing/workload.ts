@@ -22,6 +22,7 @@ class Memory {
   readonly places: (bigint | undefined)[];
   readonly features: ReadonlySet<string>;
   forks = 0;
+  moves = 0;
 
   constructor(world: World) {
     this.world = world;
@@ -99,7 +100,7 @@ function* moves(memory: Memory): Program {
   const { world, places } = memory;
   const { index, address } = memory.page();
   const target = BigInt(world.kernel.place(world.pageSize));
-  world.name(target, world.pageSize, `new place of page ${index}:`);
+  world.name(target, world.pageSize, `new place ${++memory.moves} of page ${index}`);
   const outcome = yield remap(address, world.pageSize, world.pageSize, MREMAP.MAYMOVE | MREMAP.FIXED, target);
   if (typeof outcome === 'number' && places[index] === address) places[index] = target;
 }

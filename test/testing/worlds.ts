@@ -42,6 +42,8 @@ export function randomWorld(seed: number, inject: Inject = ALL): SimulateOptions
     watched: pick(['own', 'another'] as const),
     mode: features.includes('pagefault-flag-wp') ? ['missing', 'write-protect'] : 'missing',
     preemption: pick([0.1, 0.3, 0.6]),
+    // A loop that spins looks after the watched process every 32,768 rounds, and may be told nothing of it.
+    patienceMs: wait === 'spin' ? 20_000 : 5_000,
     handler: (world) => answerFromSource(world, { later, around }),
   };
 }
