@@ -1,0 +1,118 @@
+// `npm run test:nodes`: other versions of Node make the same of everything. A seed's trace is the same, byte by byte,
+// on this Node, the oldest that the package allows and the newest, with the release core and the debug core; and on
+// the other Nodes the tests that need no kernel pass. Their binaries come from npm, into a folder that is gone
+// afterwards.
+//
+//   node dist/test/nodes.js [SEEDS]     how many seeds; default 200
+
+import { spawnSync } from 'node:child_process';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+const here = (file: string): string => fileURLToPath(new URL(file, import.meta.url));
+const SEEDS = Number(process.argv[2] ?? 200);
+/** Seeds whose traces are hashed together. */
+const CHUNK = 50;
+const CORES = { release: [], debug: ['--conditions=uffd-debug'] };
+/** Words in the paths of the test files that the other Nodes run, on the release core. */
+const TESTS = [
+  'abi',
+  'browser',
+  'core/',
+  'trace/replay',
+  'trace/format',
+  'sim/regressions',
+  'testing/simulate',
+];
+
+class Unavailable extends Error {}
+
+/** What a program prints, if all goes well. */
+function run(program: string, args: readonly string[], cwd = here('../..')): string {
+  const { status, stdout, stderr, error } = spawnSync(program, args, {
+    cwd,
+    encoding: 'utf8',
+    env: { ...process.env, UFFD_CORE: 'release' },
+  });
+  if (status === 0) return stdout.trim();
+  throw new Error(`${program} ${args.join(' ')}: ${error?.message ?? `${stderr}${stdout}`}`);
+}
+
+/** Installs versions of Node into a folder: where their binaries are. */
+function install(folder: string, versions: readonly string[]): string[] {
+  writeFileSync(join(folder, 'package.json'), '{ "private": true }');
+  const packages = versions.map((version) => `node-${version}@npm:node@${version}`);
+  try {
+    run('npm', ['install', '--no-audit', '--no-fund', '--ignore-scripts=false', ...packages], folder);
+  } catch (error) {
+    throw new Unavailable(
+      `npm cannot install node@${versions.join(' and node@')}: ${(error as Error).message}`,
+    );
+  }
+  return versions.map((version) => {
+    const binary = join(folder, `node_modules/node-${version}/bin/node`);
+    if (existsSync(binary)) return binary;
+    throw new Unavailable(`npm has installed node@${version}, but not its binary for this machine`);
+  });
+}
+
+/** The oldest version that the package allows. */
+function oldest(): string {
+  const { engines } = JSON.parse(readFileSync(here('../../package.json'), 'utf8'));
+  const [, version] = /^>=(\d+\.\d+)$/.exec(engines.node) ?? [];
+  if (!version) throw new Error(`"engines" says node ${engines.node}, which is not understood here`);
+  return `${version}.0`;
+}
+
+/** Whether every binary and every core makes the same traces; prints a table of their hashes. */
+function compareTraces(binaries: readonly string[]): boolean {
+  let same = true;
+  const first: string[] = [];
+  for (const binary of binaries) {
+    for (const [core, conditions] of Object.entries(CORES)) {
+      const hashes: string[] = [];
+      for (let seed = 1; seed <= SEEDS; seed += CHUNK) {
+        const count = `${Math.min(CHUNK, SEEDS - seed + 1)}`;
+        hashes.push(run(binary, [...conditions, here('testing/trace-of.js'), `${seed}`, count]));
+      }
+      if (first.length === 0) first.push(...hashes);
+      const cells = hashes.map((hash, index) => `${hash.slice(0, 12)}${hash === first[index] ? ' ' : '!'}`);
+      console.log(`${run(binary, ['--version']).padEnd(10)} ${core.padEnd(8)} ${cells.join(' ')}`);
+      same &&= cells.every((cell) => !cell.endsWith('!'));
+    }
+  }
+  console.log(same ? 'all traces are the same' : `DIFFERENT: where there is a "!"; ${CHUNK} seeds a column`);
+  return same;
+}
+
+/** Whether the tests pass on a binary; prints what failed. */
+function passes(binary: string): boolean {
+  const version = run(binary, ['--version']);
+  try {
+    console.log(
+      `${version}: ${run(binary, [here('run.js'), ...TESTS])
+        .split('\n')
+        .at(-1)}`,
+    );
+    return true;
+  } catch (error) {
+    console.log(`${version}: FAILED: ${(error as Error).message}`);
+    return false;
+  }
+}
+
+const folder = mkdtempSync(join(tmpdir(), 'uffd-nodes-'));
+try {
+  const others = install(folder, [oldest(), 'latest']);
+  const same = compareTraces([process.execPath, ...others]);
+  const passed = others.filter(passes);
+  process.exitCode = same && passed.length === others.length ? 0 : 1;
+} catch (error) {
+  if (!(error instanceof Unavailable)) throw error;
+  console.error(error.message);
+  process.exitCode = 1;
+} finally {
+  rmSync(folder, { recursive: true, force: true });
+}
