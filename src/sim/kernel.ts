@@ -9,13 +9,14 @@
 //  - Who has waited longest is the plainest choice: a run of plain choices is fair.
 //  - Nothing here is random or depends on the machine: the same choices give the same run.
 
+import { checkOneOf } from '../arguments.js';
 import { type Feature, featureBits } from '../features.js';
 import type { Kernel, KernelPort, Watch } from '../kernel.js';
 import { PROT } from './abi.js';
 import type { Context, Notice } from './context.js';
 import { drop, type File, Files } from './files.js';
 import { type Inject, Injector } from './injection.js';
-import { AddressSpace } from './memory.js';
+import { AddressSpace, tableSpan } from './memory.js';
 import { SimulatedPort } from './port.js';
 import { type Chooser, Random } from './random.js';
 import { type Program, SimulatedProcess, SimulatedThread, type Surroundings } from './thread.js';
@@ -30,6 +31,8 @@ export interface SimulationOptions {
   version?: string;
   /** The features it has; default: those of its version. */
   features?: Iterable<Feature>;
+  /** Bytes of a page: 4096 (default), 16384 or 65536. */
+  pageSize?: number;
   /** Whether the user may do all: CAP_SYS_PTRACE. Default true. */
   privileged?: boolean;
   /** Probability that a thread runs before a call of the port is made, and again after that. Default 0.3. */
@@ -42,10 +45,11 @@ export interface SimulationOptions {
   patienceMs?: number;
 }
 
-/** Where the first mapping lies, and what mappings are apart: so much that no two share a page table. */
+/** Where the first mapping lies. */
 const FIRST_ADDRESS = 0x7f00_0000_0000;
-const STRIDE = 2 ** 21;
 const PAGE_SIZE = 4096;
+/** The page sizes that Linux has. */
+const PAGE_SIZES = [4096, 16384, 65536];
 const NEWEST = '6.18';
 /** The traits of memory that is never backed by huge pages, and not reserved. */
 const SMALL_PAGES = 1;
@@ -95,7 +99,7 @@ interface Held {
 }
 
 export class SimulatedKernel implements Kernel {
-  readonly pageSize = PAGE_SIZE;
+  readonly pageSize: number;
   readonly elsewhere = true;
   readonly version: string;
   /** The bits of the features that it has. */
@@ -133,6 +137,8 @@ export class SimulatedKernel implements Kernel {
   constructor(options: SimulationOptions = {}) {
     const { version = NEWEST, seed = 1, chooser = new Random(seed) } = options;
     this.version = version;
+    this.pageSize = options.pageSize ?? PAGE_SIZE;
+    checkOneOf(this.pageSize, 'pageSize', PAGE_SIZES);
     this.chooser = chooser;
     this.offered = featureBits(options.features ?? featuresOf(version), 'features');
     this.files = new Files(options.descriptors ?? 1024);
@@ -141,7 +147,7 @@ export class SimulatedKernel implements Kernel {
     if (options.inject) {
       this.injector = new Injector(options.inject, chooser, (what) => this.observer?.(`injected: ${what}`));
     }
-    this.process = this.#process(new AddressSpace(PAGE_SIZE), options.privileged ?? true);
+    this.process = this.#process(new AddressSpace(this.pageSize), options.privileged ?? true);
   }
 
   /** Whether it is as new as a version. */
@@ -162,20 +168,22 @@ export class SimulatedKernel implements Kernel {
     protection: number = PROT.READ | PROT.WRITE,
     process: SimulatedProcess = this.process,
   ): bigint {
-    const address = this.place(pages * PAGE_SIZE);
-    process.space.map(address, pages * PAGE_SIZE, protection, SMALL_PAGES);
+    const address = this.place(pages * this.pageSize);
+    process.space.map(address, pages * this.pageSize, protection, SMALL_PAGES);
     return BigInt(address);
   }
 
   /** A process beside the handler's, with memory of its own. */
   spawn(): SimulatedProcess {
-    return this.#process(new AddressSpace(PAGE_SIZE), this.process.privileged);
+    return this.#process(new AddressSpace(this.pageSize), this.process.privileged);
   }
 
   /** A place where `length` bytes can be mapped in every process. */
   place(length: number): number {
     const address = this.#nextAddress;
-    this.#nextAddress += (Math.ceil(length / STRIDE) + 1) * STRIDE;
+    // So far apart that no two share a table.
+    const span = tableSpan(this.pageSize);
+    this.#nextAddress += (Math.ceil(length / span) + 1) * span;
     return address;
   }
 
@@ -192,7 +200,7 @@ export class SimulatedKernel implements Kernel {
     const surroundings: Surroundings = {
       place: (length) => this.place(length),
       process: (parent, descriptors) => {
-        const child = this.#process(new AddressSpace(PAGE_SIZE), parent.privileged);
+        const child = this.#process(new AddressSpace(this.pageSize), parent.privileged);
         if (descriptors === 'copied') this.#copyFiles(child);
         return child;
       },
@@ -360,8 +368,8 @@ export class SimulatedKernel implements Kernel {
     if (contexts.length > 0 && injector.happens('wake')) {
       const context = injector.pick(contexts);
       const { address } = injector.pick([...context.pending, ...context.reading]);
-      const page = address - (address % PAGE_SIZE);
-      context.wake(page, page + PAGE_SIZE);
+      const page = address - (address % this.pageSize);
+      context.wake(page, page + this.pageSize);
     }
     const others = this.processes.filter(
       (one) => one !== this.process && !one.exited && one.threads.some(({ done }) => !done),

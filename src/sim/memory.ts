@@ -43,8 +43,13 @@ export interface Vma {
 /** The trait of memory that mlock keeps where it is. */
 export const LOCKED = 2;
 
-/** Pages that one table has entries for. */
-const TABLE_PAGES = 512;
+/** Bytes of an entry; a table of them fills a page. */
+const ENTRY_BYTES = 8;
+
+/** Bytes of memory that one table of entries is for. */
+export function tableSpan(pageSize: number): number {
+  return pageSize * (pageSize / ENTRY_BYTES);
+}
 
 export class AddressSpace {
   readonly pageSize: number;
@@ -53,7 +58,7 @@ export class AddressSpace {
   /** Looks on; inherited by children. */
   witness: Witness | undefined;
   readonly #pages = new Map<number, Entry>();
-  /** Tables of entries that were made, by number: each is for 512 pages. They stay when their entries go. */
+  /** Tables of entries that were made, by number: each is for `tableSpan` bytes. They stay when their entries go. */
   readonly #tables = new Set<number>();
   #vmas: Vma[] = [];
 
@@ -110,9 +115,9 @@ export class AddressSpace {
     this.#vmas = this.#vmas.filter((vma) => vma.end <= start || vma.start >= end);
     for (const page of this.pagesIn(start, end)) this.set(page, undefined);
     this.witness?.unmapped(this, start, end);
+    const span = tableSpan(this.pageSize);
     for (let table = this.#tableOf(start); table <= this.#tableOf(end - 1); table++) {
-      const from = table * TABLE_PAGES * this.pageSize;
-      if (this.within(from, from + TABLE_PAGES * this.pageSize).length === 0) this.#tables.delete(table);
+      if (this.within(table * span, (table + 1) * span).length === 0) this.#tables.delete(table);
     }
   }
 
@@ -189,7 +194,7 @@ export class AddressSpace {
   }
 
   #tableOf(address: number): number {
-    return Math.floor(address / this.pageSize / TABLE_PAGES);
+    return Math.floor(address / tableSpan(this.pageSize));
   }
 
   /** Whether there is a table for an address: whether anybody has touched memory near it. */

@@ -141,7 +141,7 @@ export class Run implements Attendant {
 
   #write(): Schedule {
     const { world } = this;
-    const schedule = new Schedule(() => world.kernel.now);
+    const schedule = new Schedule(world.kernel);
     schedule.name(world.address, world.length, 'page');
     this.note = (line) => schedule.add(line);
     world.note = this.note;

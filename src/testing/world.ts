@@ -21,6 +21,8 @@ export interface WorldOptions {
   watched?: 'own' | 'another';
   /** The kernel to be like; default: the newest that is known. */
   version?: string;
+  /** Bytes of a page: 4096 (default), 16384 or 65536. */
+  pageSize?: number;
   /** Probability that a thread runs before each call of the handler's. Default 0.3. */
   preemption?: number;
   /** How many descriptors there may be. */
@@ -31,7 +33,6 @@ export interface WorldOptions {
   patienceMs?: number;
 }
 
-const PAGE_SIZE = 4096;
 /** `fetch` takes a thousandth of a millisecond times 4 to one of this many powers: 4 ms at most. */
 const LATENCIES = 7;
 
@@ -41,7 +42,8 @@ export class World {
   readonly port: Kernel;
   /** Whose memory is watched. */
   readonly process: SimulatedProcess;
-  readonly pageSize = PAGE_SIZE;
+  /** Bytes of a page. */
+  readonly pageSize: number;
   readonly pages: number;
   /** Where the watched memory begins. */
   readonly address: bigint;
@@ -62,22 +64,24 @@ export class World {
   #uffd: Userfaultfd | undefined;
 
   constructor(options: WorldOptions, chooser: Chooser, listen: (world: World) => Kernel) {
-    const { version, preemption, descriptors, inject } = options;
+    const { version, pageSize, preemption, descriptors, inject } = options;
     this.chooser = chooser;
     this.kernel = new SimulatedKernel({
       chooser,
       patienceMs: options.patienceMs ?? 2000,
       ...(version === undefined ? {} : { version }),
+      ...(pageSize === undefined ? {} : { pageSize }),
       ...(preemption === undefined ? {} : { preemption }),
       ...(descriptors === undefined ? {} : { descriptors }),
       ...(inject === undefined ? {} : { inject }),
     });
+    this.pageSize = this.kernel.pageSize;
     this.process = options.watched === 'another' ? this.kernel.spawn() : this.kernel.process;
     this.pages = options.pages ?? 6;
-    this.length = this.pages * PAGE_SIZE;
+    this.length = this.pages * this.pageSize;
     this.features = [...(options.features ?? (['event-remove'] as const))];
     this.modes = typeof options.mode === 'object' ? options.mode : [options.mode ?? 'missing'];
-    this.#source = options.source ?? patterned;
+    this.#source = options.source ?? ((index) => patterned(index, this.pageSize));
     this.address = this.kernel.map(this.pages, PROT.READ | PROT.WRITE, this.process);
     this.port = listen(this);
   }
@@ -94,12 +98,12 @@ export class World {
 
   /** The address of a watched page. */
   page(index: number): bigint {
-    return this.address + BigInt(index * PAGE_SIZE);
+    return this.address + BigInt(index * this.pageSize);
   }
 
   /** Which watched page an address lies in; undefined: none. */
   indexOf(address: bigint): number | undefined {
-    const index = Math.floor(Number(address - this.address) / PAGE_SIZE);
+    const index = Math.floor(Number(address - this.address) / this.pageSize);
     return index >= 0 && index < this.pages ? index : undefined;
   }
 
@@ -108,7 +112,9 @@ export class World {
     let page = this.#sources.get(index);
     if (!page) {
       page = this.#source(index);
-      if (page.length !== PAGE_SIZE) throw new RangeError(`source(${index}): ${page.length} bytes, not 4096`);
+      const { length } = page;
+      if (length !== this.pageSize)
+        throw new RangeError(`source(${index}): ${length} bytes, not ${this.pageSize}`);
       this.#sources.set(index, page);
     }
     return page;
@@ -136,13 +142,14 @@ export class World {
 }
 
 /** Bytes from 1 to 251 that tell pages and places apart. */
-function patterned(index: number): Uint8Array {
+function patterned(index: number, pageSize: number): Uint8Array {
   const known = patterns.get(index);
-  if (known) return known;
-  const page = new Uint8Array(PAGE_SIZE);
-  for (let offset = 0; offset < PAGE_SIZE; offset++) page[offset] = 1 + ((index * 37 + offset * 7) % 251);
+  if (known && known.length >= pageSize) return known.subarray(0, pageSize);
+  const page = new Uint8Array(pageSize);
+  for (let offset = 0; offset < pageSize; offset++) page[offset] = 1 + ((index * 37 + offset * 7) % 251);
   patterns.set(index, page);
   return page;
 }
 
+/** A larger page begins like a smaller one. */
 const patterns = new Map<number, Uint8Array>();
