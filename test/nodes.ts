@@ -18,13 +18,8 @@ const CHUNK = 50;
 const CORES = { release: [], debug: ['--conditions=uffd-debug'] };
 /** Words in the paths of the test files that the other Nodes run, on the release core. */
 const TESTS = [
-  'abi',
-  'browser',
-  'core/',
-  'trace/replay',
-  'trace/format',
-  'sim/regressions',
-  'testing/simulate',
+  ...['abi', 'browser', 'core/inbox.', 'core/pages', 'core/ranges.', 'core/transfer', 'sim/regressions'],
+  ...['testing/page-sizes', 'testing/simulate', 'trace/format', 'trace/replay'],
 ];
 
 class Unavailable extends Error {}
