@@ -6,7 +6,9 @@
 //  - A line tells all that can be seen when the world is quiet: the answer of the call with its output field, who
 //    sleeps where, the queue's counters, the page tables of every area.
 //  - An actor that sleeps is left alone until somebody wakes it; a step for it says so.
-//  - Messages of one read are sorted within their kind: threads that were woken together come back in any order.
+//  - A read takes the faults there are, and one message of a change at most; everybody is quiet before the next. In a
+//    read of several, whose message came first may be quick enough to post another that the same read finds.
+//  - The faults of one read are sorted: threads that were woken together come back in any order.
 
 import type { Chooser } from '../../src/sim/index.js';
 import { type Answer, adopt, Feature, type Message, openUffd, type Uffd } from '../semantics/calls.js';
@@ -333,15 +335,18 @@ export class Run {
     }
   }
 
+  /** Faults as many as there are, and up to `most` messages with those of changes. */
   #take(uffd: Uffd, most: number): string {
-    // Those that were woken together, or let go together, come back in any order: faults are read all at once,
-    // messages of changes one by one.
-    const { pending } = uffd.queue();
-    const changing = this.#actors.filter((actor) => actor.tid && actor.outcome() === 'event').length;
-    const count = changing > 1 ? Math.max(pending, 1) : Math.max(pending, most);
-    const lines = uffd.take(count).map((message) => this.#message(message));
-    const faults = lines.filter((line) => line.startsWith('fault')).sort();
-    return [...faults, ...lines.filter((line) => !line.startsWith('fault'))].join(', ');
+    const lines: string[] = [];
+    for (let full = true; full && lines.length < most; ) {
+      const count = uffd.queue().pending + 1;
+      const messages = uffd.take(count);
+      full = messages.length === count;
+      // Whose message was read goes on, and what it does next is to be seen.
+      for (const actor of this.#actors) actor.outcome();
+      lines.push(...messages.map((message) => this.#message(message)).sort(byKind));
+    }
+    return lines.join(', ');
   }
 
   #message(message: Message): string {
@@ -392,6 +397,13 @@ export class Run {
         .join(' '),
     );
   }
+}
+
+/** Faults in an order of their own, before what comes after them. */
+function byKind(one: string, other: string): number {
+  const [first, second] = [one, other].map((line) => line.startsWith('fault'));
+  if (!first || !second) return Number(second) - Number(first);
+  return one < other ? -1 : 1;
 }
 
 function symbol({ present, swap, uffdWp, exclusive }: PageBits): string {

@@ -123,6 +123,16 @@ const CASES: { says: string; features: bigint; steps: Step[] }[] = [
       { do: 'write', actor: 1, by: 'user', value: 136, ...part(0, 3, 3) },
     ],
   },
+  {
+    says: 'a move that makes shorter tells of both parts, one after the other',
+    features: UNMAP,
+    steps: [
+      { do: 'register', uffd: 0, mode: MISSING, ...part(0, 0, 6) },
+      { do: 'mremap', actor: 0, to: 1, newPages: 1, flags: 1, ...part(0, 3, 3) },
+      { do: 'take', uffd: 0, most: 1 },
+      { do: 'take', uffd: 0, most: 2 },
+    ],
+  },
 ];
 
 for (const { says, features, steps } of CASES) {
