@@ -3,7 +3,8 @@
  * as long as nobody answers; a signal that memory raises ends the step and not the process.
  *
  * Rules: a forked actor runs on a copy of a process with many threads, so nothing here allocates or locks.
- * A function answers a number >= 0, or -1 with errno. */
+ * A function answers a number >= 0, or -1 with errno. Actors run on the processor of whoever steps them: yielding
+ * it is to let them get on, and who has it again finds them through or asleep. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -14,6 +15,7 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -27,6 +29,25 @@ typedef long (*step)(long, long, long, long, long, long);
 
 enum turn { IDLE, COMMANDED, DONE };
 
+/* How an actor is found: through with its step or busy, asleep in one of these places, or without its memory. */
+enum found { AWAKE, IN_FAULT, IN_EVENT, IN_READ, GONE };
+
+/* Where a thread sleeps, by a part of the kernel's name for the place. */
+static const struct {
+	const char *name;
+	enum found found;
+} places[] = {
+	{ "handle_userfault", IN_FAULT },
+	{ "userfaultfd_event_wait", IN_EVENT },
+	{ "userfaultfd_ctx_read", IN_READ },
+	{ "userfaultfd_read", IN_READ },
+	{ "nanosleep", GONE },
+};
+
+/* How often to look for an actor's sleep before the processor is left to others for a while. */
+#define SHORT_LOOKS 100
+#define PAUSE_NS 50000
+
 struct actor {
 	_Atomic uint32_t turn;
 	int signal;
@@ -37,6 +58,8 @@ struct actor {
 	uint64_t words[5];
 	int pipe[2];
 	pthread_t thread;
+	/* Its wchan in /proc; -1 before it was looked at. */
+	int place;
 };
 
 #define SHARED __thread __attribute__((tls_model("initial-exec")))
@@ -84,6 +107,16 @@ __attribute__((constructor)) static void handle_signals(void)
 	sigaction(SIGRTMIN + 5, &notice, NULL);
 }
 
+/* Whoever loads this steps the actors. */
+__attribute__((constructor)) static void stay_on_this_processor(void)
+{
+	cpu_set_t here;
+
+	CPU_ZERO(&here);
+	CPU_SET(sched_getcpu(), &here);
+	sched_setaffinity(0, sizeof here, &here);
+}
+
 /* ---- steps -------------------------------------------------------------------------------------------- */
 
 static void attempt(struct actor *actor)
@@ -125,7 +158,10 @@ struct actor *actor_new(void)
 	struct actor *actor =
 		mmap(NULL, sizeof *actor, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 
-	return actor == MAP_FAILED || pipe2(actor->pipe, O_CLOEXEC | O_NONBLOCK) < 0 ? NULL : actor;
+	if (actor == MAP_FAILED || pipe2(actor->pipe, O_CLOEXEC | O_NONBLOCK) < 0)
+		return NULL;
+	actor->place = -1;
+	return actor;
 }
 
 /* Gives it a thread of this process. */
@@ -153,11 +189,48 @@ void actor_step(struct actor *actor, step function, long a, long b, long c, long
 	memcpy(actor->arguments, arguments, sizeof arguments);
 	atomic_store(&actor->turn, COMMANDED);
 	syscall(SYS_futex, &actor->turn, FUTEX_WAKE, 1, NULL, NULL, 0);
+	sched_yield();
 }
 
-int actor_done(struct actor *actor)
+static enum found asleep(struct actor *actor, int thread, int forked)
 {
-	return atomic_load(&actor->turn) != COMMANDED;
+	siginfo_t ended = { 0 };
+	char path[32], name[64];
+	ssize_t length;
+
+	if (thread == 0)
+		return AWAKE;
+	if (forked && waitid(P_PID, thread, &ended, WEXITED | WNOHANG | WNOWAIT | __WALL) == 0 && ended.si_pid)
+		return GONE;
+	if (actor->place < 0) {
+		snprintf(path, sizeof path, "/proc/%d/wchan", thread);
+		actor->place = open(path, O_RDONLY | O_CLOEXEC);
+	}
+	length = pread(actor->place, name, sizeof name - 1, 0);
+	name[length < 0 ? 0 : length] = 0;
+	for (size_t i = 0; i < sizeof places / sizeof *places; i++)
+		if (strstr(name, places[i].name))
+			return places[i].found;
+	return AWAKE;
+}
+
+/* Waits until an actor is through with its step, asleep or gone: a thread that was woken has no place to sleep in
+ * any more when the waking call returns. `thread` is 0 where it is not known yet. */
+int actor_settle(struct actor *actor, int thread, int forked)
+{
+	const struct timespec pause = { 0, PAUSE_NS };
+
+	for (int looks = 0; atomic_load(&actor->turn) == COMMANDED; looks++) {
+		enum found found = asleep(actor, thread, forked);
+
+		if (found != AWAKE)
+			return found;
+		if (looks < SHORT_LOOKS)
+			sched_yield();
+		else
+			nanosleep(&pause, NULL);
+	}
+	return AWAKE;
 }
 
 int actor_signal(struct actor *actor)
@@ -187,7 +260,30 @@ void actor_end(struct actor *actor, int process)
 	}
 	close(actor->pipe[0]);
 	close(actor->pipe[1]);
+	close(actor->place);
 	munmap(actor, sizeof *actor);
+}
+
+/* ---- what can be seen from outside -------------------------------------------------------------------- */
+
+/* Reads a part of one of this process's files in /proc; how many bytes, or -1. */
+long look(int file, void *buffer, long length, long from)
+{
+	return pread(file, buffer, length, from);
+}
+
+/* The numbers that a userfaultfd's open fdinfo tells: unread faults, and those with the faults that were read. */
+int queue_of(int file, long counts[2])
+{
+	char text[256];
+	ssize_t length = pread(file, text, sizeof text - 1, 0);
+	const char *pending, *total;
+
+	text[length < 0 ? 0 : length] = 0;
+	pending = strstr(text, "pending:");
+	total = strstr(text, "total:");
+	return pending && total && sscanf(pending, "pending: %ld", &counts[0]) == 1 &&
+		sscanf(total, "total: %ld", &counts[1]) == 1 ? 0 : -1;
 }
 
 /* ---- what an actor can do, beside the C library's own functions --------------------------------------- */

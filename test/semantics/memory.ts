@@ -49,9 +49,13 @@ const THP = '/sys/kernel/mm/transparent_hugepage/enabled';
  */
 let next = 0x4800_0000_0000n;
 
+let hugePage: number | undefined;
+
 /** Bytes of a huge page; 0 where there are none. */
 function hugePageSize(): number {
-  return Number(/^Hugepagesize:\s*(\d+) kB/m.exec(readFileSync('/proc/meminfo', 'utf8'))?.[1] ?? 0) * 1024;
+  hugePage ??=
+    Number(/^Hugepagesize:\s*(\d+) kB/m.exec(readFileSync('/proc/meminfo', 'utf8'))?.[1] ?? 0) * 1024;
+  return hugePage;
 }
 
 /** A folder on a disk, if the system has one: /tmp may be memory. */

@@ -14,21 +14,25 @@ export function pageBits(process: string, address: bigint): PageBits {
   } finally {
     closeSync(fd);
   }
-  return decode(word.readBigUInt64LE());
+  return decode(word, 0);
 }
 
 let self: number | undefined;
 
+/** Reads a part of a file that is open. */
+export type Read = (file: number, buffer: Uint8Array, length: number, from: bigint) => number;
+
 /** Of this process, `count` pages in a row. */
-export function pagesOfSelf(address: bigint, count: number): PageBits[] {
+export function pagesOfSelf(address: bigint, count: number, read: Read): PageBits[] {
   self ??= openSync('/proc/self/pagemap', 'r');
-  const words = new BigUint64Array(count);
-  const at = (address / BigInt(pageSize())) * BigInt(WORD_BYTES);
-  readSync(self, words, 0, words.byteLength, at);
-  return [...words].map(decode);
+  const words = Buffer.alloc(count * WORD_BYTES);
+  read(self, words, words.length, (address / BigInt(pageSize())) * BigInt(WORD_BYTES));
+  return Array.from({ length: count }, (_, page) => decode(words, page));
 }
 
-function decode(bits: bigint): PageBits {
-  const bit = (number: bigint): boolean => ((bits >> number) & 1n) === 1n;
-  return { present: bit(63n), swap: bit(62n), uffdWp: bit(57n), exclusive: bit(56n) };
+/** What a word says, by its upper half. */
+function decode(words: Buffer, index: number): PageBits {
+  const upper = words.readUInt32LE(index * WORD_BYTES + WORD_BYTES / 2);
+  const bit = (number: number): boolean => ((upper >>> (number - 32)) & 1) === 1;
+  return { present: bit(63), swap: bit(62), uffdWp: bit(57), exclusive: bit(56) };
 }

@@ -1,7 +1,6 @@
-// The machine's own kernel as a World. Actors are threads of actor.c and processes forked from them; whether one
-// is asleep, /proc says: a thread that was woken has no place to wait in any more when the waking call returns.
+// The machine's own kernel as a World. Actors are threads of actor.c and processes forked from them.
 
-import { openSync, readFileSync, readlinkSync, readSync } from 'node:fs';
+import { closeSync, openSync, readlinkSync } from 'node:fs';
 import { libc } from '../../shim/libc.js';
 import { linuxKernel } from '../../shim/linux.js';
 import { PROT_READ, PROT_WRITE } from '../../shim/memory.js';
@@ -17,14 +16,8 @@ const RTLD_NOW = 2;
 const MAP_FIXED_PRIVATE_ANONYMOUS = 0x32;
 const IOCTL_WORDS = 5;
 
-/** Where a thread waits, by a part of the kernel's name for the place. */
-const PLACES: readonly (readonly [string, Outcome])[] = [
-  ['handle_userfault', 'fault'],
-  ['userfaultfd_event_wait', 'event'],
-  ['userfaultfd_ctx_read', 'read'],
-  ['userfaultfd_read', 'read'],
-  ['nanosleep', 'gone'],
-];
+/** Where an actor is that is not through with its step: actor.c's `enum found`, from 1 on. */
+const ASLEEP: readonly Outcome[] = ['fault', 'event', 'read', 'gone'];
 
 const SIGNALS: Readonly<Record<number, Outcome>> = { 7: 'SIGBUS', 11: 'SIGSEGV' };
 
@@ -34,13 +27,15 @@ interface Library {
   actorNew(): bigint;
   actorStart(actor: bigint): number;
   actorStep(actor: bigint, step: bigint, ...words: Word[]): void;
-  actorDone(actor: bigint): number;
+  actorSettle(actor: bigint, thread: number, forked: number): number;
   actorSignal(actor: bigint): number;
   actorResult(actor: bigint): number | bigint;
   actorWords(actor: bigint): bigint;
   actorEnd(actor: bigint, process: number): void;
   actorInterrupt(process: number, thread: number): number;
   limitDescriptors(limit: number): number;
+  look(file: number, buffer: Uint8Array, length: number, from: bigint): number;
+  queueOf(file: number, counts: BigInt64Array): number;
   /** Where a C function is, of actor.c or the C library. */
   find(name: string): bigint;
 }
@@ -64,13 +59,15 @@ function load(path: string): Library {
     actorNew: c.func('actor_new', 'uintptr_t', []),
     actorStart: c.func('actor_start', 'int', ['uintptr_t']),
     actorStep: c.func('actor_step', 'void', ['uintptr_t', 'uintptr_t', ...words]),
-    actorDone: c.func('actor_done', 'int', ['uintptr_t']),
+    actorSettle: c.func('actor_settle', 'int', ['uintptr_t', 'int', 'int']),
     actorSignal: c.func('actor_signal', 'int', ['uintptr_t']),
     actorResult: c.func('actor_result', 'intptr_t', ['uintptr_t']),
     actorWords: c.func('actor_words', 'uintptr_t', ['uintptr_t']),
     actorEnd: c.func('actor_end', 'void', ['uintptr_t', 'int']),
     actorInterrupt: c.func('actor_interrupt', 'int', ['int', 'int']),
     limitDescriptors: c.func('limit_descriptors', 'long', ['long']),
+    look: c.func('look', 'intptr_t', ['int', 'void *', 'intptr_t', 'intptr_t']),
+    queueOf: c.func('queue_of', 'int', ['int', 'void *']),
     find(name) {
       const at = found.get(name) ?? BigInt(dlsym(handle, name));
       if (at === 0n) throw new Error(`there is no function ${name}`);
@@ -80,19 +77,8 @@ function load(path: string): Library {
   };
 }
 
-/** How often to look for a step's end before asking what its thread waits for. */
-const SHORT_LOOKS = 200;
-const PATIENT_LOOKS = 10;
-
-const pause = new Int32Array(new SharedArrayBuffer(4));
-
-function procFile(path: string): string {
-  try {
-    return readFileSync(`/proc/${path}`, 'utf8');
-  } catch {
-    return '';
-  }
-}
+/** Threads that a world has left, for the next one. */
+const idle: { at: bigint; tid: number }[] = [];
 
 class RealActor implements Actor {
   tid = 0;
@@ -107,31 +93,23 @@ class RealActor implements Actor {
   constructor(world: RealWorld, forked: boolean) {
     this.#world = world;
     this.#forked = forked;
-    this.#at = BigInt(library().actorNew());
+    const thread = forked ? undefined : idle.pop();
+    this.#at = thread?.at ?? BigInt(library().actorNew());
     if (this.#at === 0n) throw new Error('an actor cannot be made');
     if (forked) return;
-    if (library().actorStart(this.#at) !== 0) throw new Error('a thread cannot be made');
-    this.tid = this.#step('own_tid') as number;
+    if (!thread && library().actorStart(this.#at) !== 0) throw new Error('a thread cannot be made');
+    this.tid = thread?.tid ?? (this.#step('own_tid') as number);
   }
 
   #step(name: string, ...words: Word[]): Outcome {
     const six = [...words, ...Array(6 - words.length).fill(0)];
     library().actorStep(this.#at, library().find(name), ...six);
-    // Most steps are short: asking where it waits costs more than they do.
-    for (let looks = 0; looks < SHORT_LOOKS; looks++) {
-      if (library().actorDone(this.#at)) return this.#answer();
-    }
     return this.outcome();
   }
 
   outcome(): Outcome {
-    for (let looks = 0; ; looks++) {
-      if (library().actorDone(this.#at)) return this.#answer();
-      const asleep = this.#asleep();
-      if (asleep !== undefined) return asleep;
-      // Where it takes longer, others may need the processor.
-      if (looks > PATIENT_LOOKS) Atomics.wait(pause, 0, 0, 0.05);
-    }
+    const found = library().actorSettle(this.#at, this.tid, this.#forked ? 1 : 0);
+    return ASLEEP[found - 1] ?? this.#answer();
   }
 
   #answer(): Outcome {
@@ -143,20 +121,14 @@ class RealActor implements Actor {
     return result < 0 ? errnoName(-result) : result;
   }
 
-  #asleep(): Outcome | undefined {
-    if (this.tid === 0) return undefined;
-    const folder = this.#forked ? `${this.tid}` : `self/task/${this.tid}`;
-    if (this.#forked && /^State:\s*Z/m.test(procFile(`${folder}/status`))) return 'gone';
-    const place = procFile(`${folder}/wchan`);
-    return PLACES.find(([name]) => place.includes(name))?.[1];
-  }
-
-  /** Ends it: a process asleep or not, a thread when it is through its step. A fork not yet through is left. */
+  /** Ends a process, asleep or not; leaves a thread for the next world. A fork not yet through is left. */
   end(): void {
     if (this.#ended || this.tid === 0) return;
     this.#ended = true;
-    if (!this.#forked) this.outcome();
-    library().actorEnd(this.#at, this.#forked ? this.tid : 0);
+    // What a thread was in the middle of may be a fork: its child is known from the answer.
+    if (this.#forked || ASLEEP.includes(this.outcome()))
+      library().actorEnd(this.#at, this.#forked ? this.tid : 0);
+    else idle.push({ at: this.#at, tid: this.tid });
   }
 
   get forked(): boolean {
@@ -251,18 +223,25 @@ class RealActor implements Actor {
   }
 }
 
-/** A page of WebAssembly memory that cannot grow: what lies behind its end cannot be read or written. */
-const STRUCTS = { initial: 1, maximum: 1 };
+/**
+ * Where the structs of calls lie, one world after another: a page of WebAssembly memory that cannot grow, so that
+ * what lies behind its end cannot be read or written.
+ */
+const memory = new WebAssembly.Memory({ initial: 1, maximum: 1 });
+
+const counts = new BigInt64Array(2);
 
 /** This process's memory as a file, which can be read whatever its protection. */
 let memoryFd: number | undefined;
 
 export class RealWorld implements World {
   readonly kernel: Kernel = linuxKernel();
-  readonly memory = new WebAssembly.Memory(STRUCTS);
+  readonly memory = memory;
   readonly #actors: RealActor[] = [];
   readonly #ends: (() => void)[] = [];
   readonly #areas = new RealMemory();
+  /** The fdinfo of each descriptor that was asked for; it is about whatever has that number. */
+  readonly #infos = new Map<number, number>();
 
   lacks(what: Facility): string | undefined {
     return lacks(what);
@@ -275,12 +254,12 @@ export class RealWorld implements World {
   peek(address: bigint, length: number): Uint8Array {
     const bytes = new Uint8Array(length);
     memoryFd ??= openSync('/proc/self/mem', 'r');
-    readSync(memoryFd, bytes, 0, length, address);
+    library().look(memoryFd, bytes, length, address);
     return bytes;
   }
 
   pages(address: bigint, count: number): PageBits[] {
-    return pagesOfSelf(address, count);
+    return pagesOfSelf(address, count, library().look);
   }
 
   vacant(pages: number): bigint {
@@ -297,9 +276,14 @@ export class RealWorld implements World {
   }
 
   queue(fd: number): { pending: number; total: number } {
-    const info = procFile(`self/fdinfo/${fd}`);
-    const field = (name: string): number => Number(new RegExp(`^${name}:\\s*(\\d+)`, 'm').exec(info)?.[1]);
-    return { pending: field('pending'), total: field('total') };
+    let info = this.#infos.get(fd);
+    if (info === undefined) {
+      info = openSync(`/proc/self/fdinfo/${fd}`, 'r');
+      this.#infos.set(fd, info);
+    }
+    if (library().queueOf(info, counts) < 0) throw new Error(`${fd} is no userfaultfd`);
+    const [pending = 0, total = 0] = counts;
+    return { pending: Number(pending), total: Number(total) };
   }
 
   withoutDescriptors(body: () => void): void {
@@ -328,6 +312,7 @@ export class RealWorld implements World {
     for (const actor of processes) actor.end();
     for (const end of this.#ends.reverse()) end();
     for (const actor of [...threads, ...processes]) actor.end();
+    for (const info of this.#infos.values()) closeSync(info);
     this.#areas.close();
   }
 }

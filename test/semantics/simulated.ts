@@ -186,9 +186,12 @@ function pageBits(space: AddressSpace, address: bigint): PageBits {
   };
 }
 
+/** Where the structs of calls lie, one world after another. */
+const memory = new WebAssembly.Memory({ initial: 1, maximum: 1 });
+
 export class SimulatedWorld implements World {
   readonly kernel = new SimulatedKernel();
-  readonly memory = new WebAssembly.Memory({ initial: 1, maximum: 1 });
+  readonly memory = memory;
   readonly #ends: (() => void)[] = [];
 
   lacks(what: Facility): string | undefined {
