@@ -19,10 +19,12 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 typedef long (*step)(long, long, long, long, long, long);
@@ -44,9 +46,13 @@ static const struct {
 	{ "nanosleep", GONE },
 };
 
-/* How often to look for an actor's sleep before the processor is left to others for a while. */
+/* How often an actor is looked at, yielding in between, before it is slept in between; and how long. */
 #define SHORT_LOOKS 100
-#define PAUSE_NS 50000
+#define PAUSE_NS 20000
+/* Where yielding took so long, others want the processor too, and take it from whoever yields: sleepers get it
+ * sooner. For so many waits it is slept instead. */
+#define CROWDED_NS 500000
+#define CROWDED_WAITS 500
 
 struct actor {
 	_Atomic uint32_t turn;
@@ -115,6 +121,8 @@ __attribute__((constructor)) static void stay_on_this_processor(void)
 	CPU_ZERO(&here);
 	CPU_SET(sched_getcpu(), &here);
 	sched_setaffinity(0, sizeof here, &here);
+	/* Short sleeps are as short as they say. */
+	prctl(PR_SET_TIMERSLACK, 1);
 }
 
 /* ---- steps -------------------------------------------------------------------------------------------- */
@@ -149,6 +157,7 @@ static void *serve(void *page)
 			return NULL;
 		attempt(actor);
 		atomic_store(&actor->turn, DONE);
+		syscall(SYS_futex, &actor->turn, FUTEX_WAKE, 1, NULL, NULL, 0);
 	}
 }
 
@@ -181,6 +190,32 @@ int actor_start(struct actor *actor)
 	return -error;
 }
 
+static int64_t nanoseconds(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+}
+
+/* Lets an actor get on. */
+static void let_on(struct actor *actor, int sleep)
+{
+	static int crowded;
+	const struct timespec pause = { 0, PAUSE_NS };
+	int64_t begun;
+
+	if (sleep || crowded > 0) {
+		crowded -= crowded > 0;
+		syscall(SYS_futex, &actor->turn, FUTEX_WAIT, COMMANDED, &pause, NULL, 0);
+		return;
+	}
+	begun = nanoseconds();
+	sched_yield();
+	if (nanoseconds() - begun > CROWDED_NS)
+		crowded = CROWDED_WAITS;
+}
+
 void actor_step(struct actor *actor, step function, long a, long b, long c, long d, long e, long f)
 {
 	long arguments[] = { a, b, c, d, e, f };
@@ -189,7 +224,7 @@ void actor_step(struct actor *actor, step function, long a, long b, long c, long
 	memcpy(actor->arguments, arguments, sizeof arguments);
 	atomic_store(&actor->turn, COMMANDED);
 	syscall(SYS_futex, &actor->turn, FUTEX_WAKE, 1, NULL, NULL, 0);
-	sched_yield();
+	let_on(actor, 0);
 }
 
 static enum found asleep(struct actor *actor, int thread, int forked)
@@ -218,17 +253,12 @@ static enum found asleep(struct actor *actor, int thread, int forked)
  * any more when the waking call returns. `thread` is 0 where it is not known yet. */
 int actor_settle(struct actor *actor, int thread, int forked)
 {
-	const struct timespec pause = { 0, PAUSE_NS };
-
 	for (int looks = 0; atomic_load(&actor->turn) == COMMANDED; looks++) {
 		enum found found = asleep(actor, thread, forked);
 
 		if (found != AWAKE)
 			return found;
-		if (looks < SHORT_LOOKS)
-			sched_yield();
-		else
-			nanosleep(&pause, NULL);
+		let_on(actor, looks >= SHORT_LOOKS);
 	}
 	return AWAKE;
 }

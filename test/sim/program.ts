@@ -343,7 +343,7 @@ export class Run {
       const messages = uffd.take(count);
       full = messages.length === count;
       // Whose message was read goes on, and what it does next is to be seen.
-      for (const actor of this.#actors) actor.outcome();
+      for (const actor of this.#actors) if (actor.tid) actor.outcome();
       lines.push(...messages.map((message) => this.#message(message)).sort(byKind));
     }
     return lines.join(', ');
