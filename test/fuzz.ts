@@ -1,40 +1,100 @@
-// `npm run fuzz`: random inputs for as long as is asked for, each from a seed that repeats it. The tests run a short
-// form of each target.
+// `npm run fuzz`: random inputs, each from a seed that repeats it. It ends with the first that shows something wrong,
+// and exit code 1. `.ci/run` runs a short form.
 //
-//   node dist/test/fuzz.js [SECONDS]   default: 60 for each target
-//   UFFD_SEED=N                        from this seed on
-//   UFFD_TARGET=NAME                   only this target
+//   node dist/test/fuzz.js [TARGET…]   default: each target in turn
+//     programs     random programs, which the real kernel and the simulated one answer alike; the shortest that they
+//                  do not is told
+//     decoder      damaged traces, which are read to a clear end
+//   --seed N       from this seed on; default: one by chance, which is told
+//   --count N      so many inputs for each target; default: 1000000
+//   --seconds N    no more for each target after so long
+//   --help         tells the usage
 
+import { parseArgs } from 'node:util';
 import { SimulatedKernel } from '../src/sim/index.js';
-import { seed } from './harness.js';
+import { needKernel } from './kernel/support.js';
+import { differs } from './sim/compare.js';
 import { fuzzDecoder } from './trace/decoder.js';
 import { record } from './trace/support.js';
 
-/** Makes a target: a function that tries one seed, and throws where something is wrong. */
-const TARGETS: Record<string, () => (seed: number) => void> = {
+const USAGE = 'node dist/test/fuzz.js [programs] [decoder] [--seed N] [--count N] [--seconds N]';
+const TOLD_EVERY_MS = 10_000;
+
+/** Makes a target: a function that tries one seed, and tells what is wrong. */
+const TARGETS: Record<string, () => (seed: number) => string | undefined> = {
+  programs() {
+    needKernel();
+    return differs;
+  },
   decoder() {
     const waits = ['poll', 'block', 'spin', 'adaptive'] as const;
     const samples = waits.map((wait, index) =>
       record(new SimulatedKernel({ seed: index }), { wait, seed: index, touches: 20 }),
     );
-    return (one) => fuzzDecoder(samples, one);
+    return (seed) => {
+      try {
+        fuzzDecoder(samples, seed);
+        return undefined;
+      } catch (error) {
+        return `${(error as Error).stack}`;
+      }
+    };
   },
 };
 
-const seconds = Number(process.argv[2] ?? 60);
-const first = seed();
-for (const [name, make] of Object.entries(TARGETS)) {
-  if ((process.env.UFFD_TARGET ?? name) !== name) continue;
-  const target = make();
-  const until = performance.now() + seconds * 1000;
-  let tries = 0;
-  for (; performance.now() < until; tries++) {
-    try {
-      target(first + tries);
-    } catch (error) {
-      console.error(`${name}: UFFD_SEED=${first + tries}`);
-      throw error;
-    }
-  }
-  console.log(`${name}: ${tries} tries, nothing found`);
+interface Limits {
+  first: number;
+  count: number;
+  seconds: number;
 }
+
+/** Tries one seed after another; whether nothing is wrong. */
+function fuzz(name: string, { first, count, seconds }: Limits): boolean {
+  const target = (TARGETS[name] as () => (seed: number) => string | undefined)();
+  console.log(`${name}: --seed ${first}`);
+  const begun = performance.now();
+  let told = begun;
+  const elapsed = (): number => (performance.now() - begun) / 1000;
+  const rate = (tries: number): string => `${Math.round(tries / elapsed())} a second`;
+  let tries = 0;
+  while (tries < count && elapsed() < seconds) {
+    const seed = first + tries++;
+    const wrong = target(seed);
+    if (wrong !== undefined) {
+      console.log(`${name}: --seed ${seed} --count 1\n${wrong}`);
+      return false;
+    }
+    if (performance.now() - told < TOLD_EVERY_MS) continue;
+    told = performance.now();
+    console.log(`${name}: ${tries} of ${count}, ${rate(tries)}`);
+  }
+  console.log(`${name}: ${tries} tries, ${rate(tries)}, nothing found`);
+  return true;
+}
+
+function main(): boolean {
+  const { values, positionals } = parseArgs({
+    allowPositionals: true,
+    options: {
+      seed: { type: 'string', default: `${Math.floor(Math.random() * 2 ** 31)}` },
+      count: { type: 'string', default: '1000000' },
+      seconds: { type: 'string', default: 'Infinity' },
+      help: { type: 'boolean' },
+    },
+  });
+  if (values.help) {
+    console.log(USAGE);
+    return true;
+  }
+  const limits = { first: Number(values.seed), count: Number(values.count), seconds: Number(values.seconds) };
+  const names = positionals.length > 0 ? positionals : Object.keys(TARGETS);
+  const unknown = names.find((name) => !(name in TARGETS));
+  if (unknown !== undefined || Object.values(limits).some(Number.isNaN)) {
+    console.error(unknown === undefined ? 'not a number' : `there is no target ${unknown}`);
+    console.error(USAGE);
+    return false;
+  }
+  return names.every((name) => fuzz(name, limits));
+}
+
+process.exitCode = main() ? 0 : 1;

@@ -1,9 +1,13 @@
 // One program in both kernels, and where they differ.
 
+import { Random } from '../../src/sim/index.js';
 import { RealWorld } from '../semantics/real.js';
 import { SimulatedWorld } from '../semantics/simulated.js';
 import type { World } from '../semantics/world.js';
-import { type Plan, Run, type Step } from './program.js';
+import { draw, type Plan, Run, type Step } from './program.js';
+
+/** Of a random program. */
+const STEPS = 24;
 
 /** Where two worlds differ on a program: the lines that both agreed on, then one from each. */
 export function difference(plan: Plan): string[] | undefined {
@@ -23,7 +27,7 @@ export function difference(plan: Plan): string[] | undefined {
 }
 
 /** The same difference with as few steps as can be. */
-export function shrink(plan: Plan): Plan {
+function shrink(plan: Plan): Plan {
   let steps = plan.steps;
   for (let removed = true; removed; ) {
     removed = false;
@@ -35,4 +39,13 @@ export function shrink(plan: Plan): Plan {
     }
   }
   return { ...plan, steps };
+}
+
+/** Where the worlds differ on the random program of a seed, told by the shortest program that shows it. */
+export function differs(seed: number): string | undefined {
+  const plan = draw(new Random(seed), STEPS);
+  const found = difference(plan);
+  if (!found) return undefined;
+  const told = difference(shrink(plan)) ?? ['it does not come every time', ...found];
+  return `seed ${seed}, features 0x${plan.features.toString(16)}:\n${told.join('\n')}`;
 }
