@@ -9,7 +9,7 @@ import { draw, type Plan, Run, type Step } from './program.js';
 /** Of a random program. */
 const STEPS = 24;
 
-/** Where two worlds differ on a program: the lines that both agreed on, then one from each. */
+/** Where two worlds differ on a program: the lines that both agreed on, the step, then a line from each. */
 export function difference(plan: Plan): string[] | undefined {
   const worlds: World[] = [new RealWorld(), new SimulatedWorld()];
   try {
@@ -17,7 +17,10 @@ export function difference(plan: Plan): string[] | undefined {
     const agreed: string[] = [];
     for (const step of plan.steps) {
       const [real, simulated] = runs.map((run) => run.do(step)) as [string, string];
-      if (real !== simulated) return [...agreed, `real:      ${real}`, `simulated: ${simulated}`];
+      if (real !== simulated) {
+        const before = agreed.map((line, index) => `${JSON.stringify(plan.steps[index])} → ${line}`);
+        return [...before, JSON.stringify(step), `real:      ${real}`, `simulated: ${simulated}`];
+      }
       agreed.push(real);
     }
     return undefined;

@@ -205,10 +205,9 @@ export class Run {
     this.#uffds.push(openUffd(world, plan.features), openUffd(world, 0n));
   }
 
-  /** Does one step, and writes down what can be seen then. */
+  /** Does one step: what came of it, and what can be seen then. */
   do(step: Step): string {
-    const answer = this.#act(step);
-    return `${JSON.stringify(step)} → ${answer} | ${this.#seen()}`;
+    return `${this.#act(step)} | ${this.#seen()}`;
   }
 
   #address({ area, page }: { area: number; page: number }): bigint {
@@ -385,8 +384,11 @@ export class Run {
   /** What a page that is there was filled with, and what each actor wrote. */
   #bytes(address: bigint): string {
     const bytes = this.#world.peek(address, PLACES_IN_PAGE * PLACE_BYTES);
-    const shown = Array.from({ length: PLACES_IN_PAGE }, (_, place) => bytes[place * PLACE_BYTES]);
-    return shown.join('.').replace(/(\.0)+$/, '');
+    let places = PLACES_IN_PAGE;
+    while (places > 1 && bytes[(places - 1) * PLACE_BYTES] === 0) places--;
+    let shown = `${bytes[0]}`;
+    for (let place = 1; place < places; place++) shown += `.${bytes[place * PLACE_BYTES]}`;
+    return shown;
   }
 
   #tables(): string[] {
