@@ -5,7 +5,7 @@
 //  - A fault that was read still sleeps; a wake lets it go, read or not, and one that was not read is gone with it.
 //  - `changing` counts mapping changes under way. Their own threads take it down again, after their event was read.
 
-import { EVENT, FEATURE, OPEN } from './abi.js';
+import { EVENT, FEATURE, MODE, OPEN } from './abi.js';
 import type { AddressSpace } from './memory.js';
 
 /** A thread asleep in a page fault. */
@@ -115,9 +115,14 @@ export class Context {
   }
 }
 
-/** Takes registered memory from its userfaultfd: nothing is write-protected there any more. */
+/**
+ * Takes registered memory from its userfaultfd. Write-protection is lifted where its mode is on; where it was, and is
+ * off, it stays written in the entries.
+ */
 export function unregister(space: AddressSpace, start: number, end: number): void {
-  clearProtection(space, start, end);
+  for (const vma of space.within(start, end)) {
+    if (vma.modes & MODE.WP) clearProtection(space, Math.max(start, vma.start), Math.min(end, vma.end));
+  }
   space.witness?.unwatched(space, start, end);
   space.change(start, end, (vma) => {
     vma.context = undefined;

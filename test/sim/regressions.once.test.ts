@@ -133,6 +133,16 @@ const CASES: { says: string; features: bigint; steps: Step[] }[] = [
       { do: 'take', uffd: 0, most: 2 },
     ],
   },
+  {
+    says: 'unregistering leaves write-protection whose mode was turned off before',
+    features: 0n,
+    steps: [
+      { do: 'register', uffd: 0, mode: WP, ...part(0, 0, 6) },
+      { do: 'copy', uffd: 0, mode: 3, ...part(0, 4, 2) },
+      { do: 'register', uffd: 0, mode: MISSING, ...part(0, 4, 2) },
+      { do: 'unregister', uffd: 0, ...part(0, 4, 1) },
+    ],
+  },
 ];
 
 for (const { says, features, steps } of CASES) {
