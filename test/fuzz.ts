@@ -5,6 +5,7 @@
 //     programs     random programs, which the real kernel and the simulated one answer alike; the shortest that they
 //                  do not is told
 //     decoder      damaged traces, which are read to a clear end
+//     replay       damaged traces, whose replay comes to a clear end
 //   --seed N       from this seed on; default: one by chance, which is told
 //   --count N      so many inputs for each target; default: 1000000
 //   --seconds N    no more for each target after so long
@@ -14,33 +15,44 @@ import { parseArgs } from 'node:util';
 import { SimulatedKernel } from '../src/sim/index.js';
 import { needKernel } from './kernel/support.js';
 import { differs } from './sim/compare.js';
-import { fuzzDecoder } from './trace/decoder.js';
+import { fuzzDecoder, fuzzReplay } from './trace/decoder.js';
 import { record } from './trace/support.js';
 
-const USAGE = 'node dist/test/fuzz.js [programs] [decoder] [--seed N] [--count N] [--seconds N]';
+const USAGE = 'node dist/test/fuzz.js [programs] [decoder] [replay] [--seed N] [--count N] [--seconds N]';
 const TOLD_EVERY_MS = 10_000;
 
-/** Makes a target: a function that tries one seed, and tells what is wrong. */
-const TARGETS: Record<string, () => (seed: number) => string | undefined> = {
+/** Tries one seed, and tells what is wrong. */
+type Target = (seed: number) => string | undefined | Promise<string | undefined>;
+
+/** Targets are made when their turn comes. */
+const TARGETS: Record<string, () => Target> = {
   programs() {
     needKernel();
     return differs;
   },
-  decoder() {
-    const waits = ['poll', 'block', 'spin', 'adaptive'] as const;
-    const samples = waits.map((wait, index) =>
-      record(new SimulatedKernel({ seed: index }), { wait, seed: index, touches: 20 }),
-    );
-    return (seed) => {
-      try {
-        fuzzDecoder(samples, seed);
-        return undefined;
-      } catch (error) {
-        return `${(error as Error).stack}`;
-      }
-    };
+  decoder: () => damaging(fuzzDecoder),
+  replay() {
+    // What a damaged trace lets happen is worth a warning, and not what is looked for.
+    process.removeAllListeners('warning');
+    return damaging(fuzzReplay);
   },
 };
+
+/** A target that is given traces to damage, and throws where something is wrong. */
+function damaging(body: (samples: Uint8Array[], seed: number) => void | Promise<void>): Target {
+  const waits = ['poll', 'block', 'spin', 'adaptive'] as const;
+  const samples = waits.map((wait, index) =>
+    record(new SimulatedKernel({ seed: index }), { wait, seed: index, touches: 20 }),
+  );
+  return async (seed) => {
+    try {
+      await body(samples, seed);
+      return undefined;
+    } catch (error) {
+      return `${(error as Error).stack}`;
+    }
+  };
+}
 
 interface Limits {
   first: number;
@@ -49,8 +61,8 @@ interface Limits {
 }
 
 /** Tries one seed after another; whether nothing is wrong. */
-function fuzz(name: string, { first, count, seconds }: Limits): boolean {
-  const target = (TARGETS[name] as () => (seed: number) => string | undefined)();
+async function fuzz(name: string, { first, count, seconds }: Limits): Promise<boolean> {
+  const target = (TARGETS[name] as () => Target)();
   console.log(`${name}: --seed ${first}`);
   const begun = performance.now();
   let told = begun;
@@ -59,7 +71,7 @@ function fuzz(name: string, { first, count, seconds }: Limits): boolean {
   let tries = 0;
   while (tries < count && elapsed() < seconds) {
     const seed = first + tries++;
-    const wrong = target(seed);
+    const wrong = await target(seed);
     if (wrong !== undefined) {
       console.log(`${name}: --seed ${seed} --count 1\n${wrong}`);
       return false;
@@ -72,7 +84,7 @@ function fuzz(name: string, { first, count, seconds }: Limits): boolean {
   return true;
 }
 
-function main(): boolean {
+async function main(): Promise<boolean> {
   const { values, positionals } = parseArgs({
     allowPositionals: true,
     options: {
@@ -94,7 +106,8 @@ function main(): boolean {
     console.error(USAGE);
     return false;
   }
-  return names.every((name) => fuzz(name, limits));
+  for (const name of names) if (!(await fuzz(name, limits))) return false;
+  return true;
 }
 
-process.exitCode = main() ? 0 : 1;
+process.exitCode = (await main()) ? 0 : 1;

@@ -135,12 +135,13 @@ const CASES: { says: string; features: bigint; steps: Step[] }[] = [
   },
   {
     says: 'unregistering leaves write-protection whose mode was turned off before',
-    features: 0n,
+    features: WP_UNPOPULATED,
     steps: [
       { do: 'register', uffd: 0, mode: WP, ...part(0, 0, 6) },
+      { do: 'writeprotect', uffd: 0, mode: 1, ...part(0, 3, 1) },
       { do: 'copy', uffd: 0, mode: 3, ...part(0, 4, 2) },
-      { do: 'register', uffd: 0, mode: MISSING, ...part(0, 4, 2) },
-      { do: 'unregister', uffd: 0, ...part(0, 4, 1) },
+      { do: 'register', uffd: 0, mode: MISSING, ...part(0, 3, 3) },
+      { do: 'unregister', uffd: 0, ...part(0, 3, 2) },
     ],
   },
 ];

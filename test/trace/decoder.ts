@@ -2,7 +2,7 @@
 // Nothing else may happen: no exception but TraceError, no endless loop, no growing memory.
 
 import { Random } from '../../src/sim/index.js';
-import { summarize, TraceError, TraceReader } from '../../src/trace/index.js';
+import { replay, summarize, TraceError, TraceReader } from '../../src/trace/index.js';
 
 /** As many records as a block could hold if each took no byte at all of it: runs are bounded by the header's count. */
 const RECORDS_A_BYTE = 2 ** 20;
@@ -48,8 +48,8 @@ function checksum(bytes: Uint8Array): number {
   return ~crc >>> 0;
 }
 
-/** One try: a trace with a few bytes changed, cut or doubled, most often with checksums that are right again. */
-export function fuzzDecoder(samples: readonly Uint8Array[], seed: number): void {
+/** A trace with a few bytes changed, cut or doubled, most often with checksums that are right again. */
+function damaged(samples: readonly Uint8Array[], seed: number): Uint8Array {
   const random = new Random(seed);
   let bytes = (samples[random.below(samples.length)] as Uint8Array).slice();
   for (let changes = 1 + random.below(8); changes > 0; changes--) {
@@ -75,7 +75,23 @@ export function fuzzDecoder(samples: readonly Uint8Array[], seed: number): void 
     }
     if (bytes.length === 0) break;
   }
-  const sealed = random.chance(0.9) ? seal(Uint8Array.from(bytes)) : bytes;
-  if (decode(sealed) instanceof TraceError) return;
-  summarize(TraceReader.of(sealed));
+  return random.chance(0.9) ? seal(Uint8Array.from(bytes)) : bytes;
+}
+
+/** One try: a damaged trace is read, and summarised. */
+export function fuzzDecoder(samples: readonly Uint8Array[], seed: number): void {
+  const bytes = damaged(samples, seed);
+  if (decode(bytes) instanceof TraceError) return;
+  summarize(TraceReader.of(bytes));
+}
+
+/** One try: a damaged trace is replayed; what it asks for that cannot be, is a TraceError. */
+export async function fuzzReplay(samples: readonly Uint8Array[], seed: number): Promise<void> {
+  const bytes = damaged(samples, seed);
+  if (decode(bytes) instanceof TraceError) return;
+  try {
+    await replay(TraceReader.of(bytes));
+  } catch (error) {
+    if (!(error instanceof TraceError)) throw error;
+  }
 }

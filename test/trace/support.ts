@@ -9,7 +9,8 @@ import { type TraceOptions, TraceReader, TraceWriter } from '../../src/trace/ind
 export function inMemory(options: TraceOptions = {}): { writer: TraceWriter; bytes(): Uint8Array } {
   const blocks: Uint8Array[] = [];
   const sink = { write: (bytes: Uint8Array) => void blocks.push(bytes.slice()), close() {} };
-  return { writer: new TraceWriter(sink, options), bytes: () => Buffer.concat(blocks) };
+  // Not a Buffer, whose slices are no copies.
+  return { writer: new TraceWriter(sink, options), bytes: () => new Uint8Array(Buffer.concat(blocks)) };
 }
 
 /** All records of a trace, as text that tells everything of them; the last line is its end. */
