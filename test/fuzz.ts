@@ -2,10 +2,10 @@
 // and exit code 1. `.ci/run` runs a short form.
 //
 //   node dist/test/fuzz.js [TARGET…]   default: each target in turn
-//     programs     random programs, which the real kernel and the simulated one answer alike; the shortest that they
-//                  do not is told
 //     decoder      damaged traces, which are read to a clear end
 //     replay       damaged traces, whose replay comes to a clear end
+//     programs     random programs, which the real kernel and the simulated one answer alike; the shortest that they
+//                  do not is told
 //   --seed N       from this seed on; default: one by chance, which is told
 //   --count N      so many inputs for each target; default: 1000000
 //   --seconds N    no more for each target after so long
@@ -18,7 +18,7 @@ import { differs } from './sim/compare.js';
 import { fuzzDecoder, fuzzReplay } from './trace/decoder.js';
 import { record } from './trace/support.js';
 
-const USAGE = 'node dist/test/fuzz.js [programs] [decoder] [replay] [--seed N] [--count N] [--seconds N]';
+const USAGE = 'node dist/test/fuzz.js [decoder] [replay] [programs] [--seed N] [--count N] [--seconds N]';
 const TOLD_EVERY_MS = 10_000;
 
 /** Tries one seed, and tells what is wrong. */
@@ -26,15 +26,16 @@ type Target = (seed: number) => string | undefined | Promise<string | undefined>
 
 /** Targets are made when their turn comes. */
 const TARGETS: Record<string, () => Target> = {
-  programs() {
-    needKernel();
-    return differs;
-  },
   decoder: () => damaging(fuzzDecoder),
   replay() {
     // What a damaged trace lets happen is worth a warning, and not what is looked for.
     process.removeAllListeners('warning');
     return damaging(fuzzReplay);
+  },
+  // The last: it keeps this thread on one processor.
+  programs() {
+    needKernel();
+    return differs;
   },
 };
 
