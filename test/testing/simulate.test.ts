@@ -1,0 +1,306 @@
+// What `simulate` runs, what can be injected, and that a run is decided by its seed or its choices alone.
+
+import { strict as assert } from 'node:assert';
+import type { FaultHandler, Userfaultfd } from '../../src/index.js';
+import {
+  advise,
+  exec,
+  exit,
+  forked,
+  INJECTIONS,
+  type Inject,
+  type Injection,
+  type Program,
+  read,
+  write,
+} from '../../src/sim/index.js';
+import {
+  answerFromSource,
+  explore,
+  type SimulateOptions,
+  SimulationError,
+  simulate,
+  type World,
+} from '../../src/testing/index.js';
+import { suite } from '../harness.js';
+import { memoryTrace, randomWorld } from './worlds.js';
+
+const test = suite('testing/simulate');
+
+const P = 4096;
+const DONTNEED = 4;
+const WAITS = ['poll', 'block', 'spin', 'adaptive'] as const;
+
+/** One thread that does some things, one after the other. */
+function one(body: (world: World) => Program): Pick<SimulateOptions, 'threads'> {
+  return { threads: (world) => [body(world)] };
+}
+
+/** The failure of a run that must have one. */
+async function failureOf(options: SimulateOptions): Promise<SimulationError> {
+  try {
+    await simulate(options);
+  } catch (error) {
+    if (error instanceof SimulationError) return error;
+    throw error;
+  }
+  assert.fail('nothing is broken');
+}
+
+// ---- worlds ------------------------------------------------------------------------------------------------
+
+for (const wait of WAITS) {
+  for (const watched of ['own', 'another'] as const) {
+    test(`threads of ${watched === 'own' ? 'its own' : 'another'} process read and write, ${wait}`, async () => {
+      const seen: unknown[] = [];
+      const { faults } = await simulate({
+        wait,
+        watched,
+        handler: (world) => answerFromSource(world),
+        ...one(function* (world) {
+          seen.push(yield read(world.page(1) + 5n));
+          seen.push(yield write(world.page(2), 77));
+          seen.push(yield read(world.page(2)));
+          seen.push(yield advise(world.page(1), P, DONTNEED));
+          seen.push(yield read(world.page(1) + 5n));
+        }),
+      });
+      assert.deepEqual(seen.slice(1), [0, 77, 0, 0]);
+      assert.notEqual(seen[0], 0);
+      assert.equal(faults, 3);
+    });
+  }
+}
+
+test('a handler that answers later is waited for, in virtual time', async () => {
+  const times: number[] = [];
+  await simulate({
+    handler: (world) =>
+      ({
+        async pagefault({ page }: { page: bigint }, uffd: Userfaultfd) {
+          times.push(world.kernel.now);
+          await world.sleep(1000);
+          times.push(world.kernel.now);
+          uffd.copy(page, await world.fetch(page));
+        },
+      }) as unknown as FaultHandler,
+    ...one(function* (world) {
+      yield read(world.page(0));
+    }),
+  });
+  const [before = 0, after = 0] = times;
+  assert.ok(times.length === 2 && after - before >= 1000 && after - before < 1001, `${times}`);
+});
+
+test('a forked child is served by its own handler, and ends', async () => {
+  const seen: unknown[] = [];
+  await simulate({
+    features: ['event-fork'],
+    handler: (world) => answerFromSource(world),
+    ...one(function* (world) {
+      yield write(world.page(0), 9);
+      yield forked({
+        *program() {
+          seen.push(yield read(world.page(0)));
+          seen.push(yield read(world.page(1)));
+        },
+      });
+      seen.push(yield write(world.page(1), 8));
+    }),
+  });
+  assert.equal(seen.length, 3);
+  assert.ok(seen.includes(9));
+});
+
+for (const [what, end] of Object.entries({ exits: exit, 'calls exec': exec })) {
+  test(`a watched process that ${what} ends the watch`, async () => {
+    for (const wait of WAITS) {
+      const ends: (string | undefined)[] = [];
+      await simulate({
+        wait,
+        watched: 'another',
+        handler: (world) => ({
+          ...but(world),
+          closed: (error) => void ends.push(error?.code),
+        }),
+        threads: (world) => [
+          (function* () {
+            yield read(world.page(0));
+            yield end();
+          })(),
+          (function* () {
+            for (let page = 1; page < world.pages; page++) yield read(world.page(page));
+          })(),
+        ],
+      });
+      assert.deepEqual(ends, ['ESRCH'], wait);
+    }
+  });
+}
+
+/** The handler that is right, as an object of its own. */
+function but(world: World): FaultHandler {
+  const right = answerFromSource(world);
+  return { pagefault: (fault, uffd) => right.pagefault(fault, uffd) };
+}
+
+// ---- injections --------------------------------------------------------------------------------------------
+
+/** Worlds in which each can happen. */
+const FITTING: Partial<Record<Injection, Partial<SimulateOptions>>> = {
+  exit: { watched: 'another' },
+  exec: { watched: 'another' },
+};
+
+for (const what of INJECTIONS) {
+  test(`${what} is injected by script, once, and by probability`, async () => {
+    const handler = (world: World): FaultHandler => answerFromSource(world, { around: 4 });
+    const count = async (rule: Inject[Injection], seed: number): Promise<number> => {
+      const inject = { [what]: rule } as Inject;
+      const { injected } = await simulate({ ...FITTING[what], seed, inject, handler });
+      return injected.get(what) ?? 0;
+    };
+    const counts: number[][] = [[], []];
+    for (let seed = 1; seed <= 30; seed++) {
+      counts[0]?.push(await count([0], seed));
+      counts[1]?.push(await count(what === 'exit' || what === 'exec' ? 0.05 : 0.3, seed));
+    }
+    assert.equal(Math.max(...(counts[0] as number[])), 1);
+    assert.ok(Math.max(...(counts[1] as number[])) >= 1);
+  });
+}
+
+test('what cannot be injected is refused', async () => {
+  const inject = { gremlin: 1 } as unknown as Inject;
+  await assert.rejects(simulate({ inject, handler: (world) => answerFromSource(world) }), /no 'gremlin'/);
+});
+
+// ---- runs can be repeated ----------------------------------------------------------------------------------
+
+test('two runs of one seed leave the same trace, byte for byte', async () => {
+  for (let seed = 1; seed <= 40; seed++) {
+    const traces: string[] = [];
+    for (let run = 0; run < 2; run++) {
+      const { record, bytes } = memoryTrace();
+      await simulate({ ...randomWorld(seed), record });
+      traces.push(Buffer.from(bytes()).toString('base64'));
+    }
+    assert.ok((traces[0]?.length ?? 0) > 100);
+    assert.equal(traces[0], traces[1], `seed ${seed}`);
+  }
+});
+
+test('the choices of a run repeat it', async () => {
+  const { choices, steps } = await simulate(randomWorld(5));
+  const again = await simulate({ ...randomWorld(5), choices });
+  assert.deepEqual([again.choices, again.steps], [choices, steps]);
+});
+
+// ---- what a failure says -----------------------------------------------------------------------------------
+
+test('a failure names the invariant, who waits, the seed, and what led there', async () => {
+  const error = await failureOf({
+    seed: 3,
+    handler: () => ({ pagefault() {} }),
+    ...one(function* (world) {
+      yield read(world.page(2));
+    }),
+  });
+  assert.equal(error.invariant, 'asleep');
+  assert.match(
+    error.message,
+    /^a thread sleeps for ever: .*thread 1 \(read page 2: asleep in a page fault\)/,
+  );
+  assert.match(error.message, /to repeat it: seed: 3/);
+  assert.match(
+    error.schedule.join('\n'),
+    /thread 1 +read page 2: asleep in a page fault\n.*kernel +1 messages/,
+  );
+  assert.match(error.schedule.join('\n'), /handler +missing read of page 2/);
+});
+
+test('what a handler throws is the cause, at once or later', async () => {
+  const oops = new Error('oops');
+  const threads = one(function* (world) {
+    yield read(world.page(0));
+  });
+  for (const wait of WAITS) {
+    const error = await failureOf({
+      wait,
+      ...threads,
+      handler: () => ({
+        pagefault() {
+          throw oops;
+        },
+      }),
+    });
+    assert.equal(error.invariant, 'threw');
+    assert.equal(error.cause, oops);
+  }
+  const later = await failureOf({
+    ...threads,
+    handler: (world) =>
+      ({
+        async pagefault() {
+          await world.sleep(1);
+          throw oops;
+        },
+      }) as unknown as FaultHandler,
+  });
+  assert.equal(later.cause, oops);
+});
+
+test('a run that reaches its steps is a livelock', async () => {
+  const error = await failureOf({
+    steps: 500,
+    handler: (world) => answerFromSource(world),
+    ...one(function* (world) {
+      for (;;) yield read(world.page(0));
+    }),
+  });
+  assert.equal(error.invariant, 'livelock');
+});
+
+test('a descriptor that is left open is a leak', async () => {
+  const error = await failureOf({
+    handler: (world) => {
+      world.kernel.files.add({ is: 'eventfd', holders: 1, count: 0 });
+      return answerFromSource(world);
+    },
+    ...one(function* () {}),
+  });
+  assert.equal(error.invariant, 'leak');
+});
+
+// ---- explore -----------------------------------------------------------------------------------------------
+
+test('explore counts what it ran, and prints a failure that it has made small', async () => {
+  const right = await explore({
+    seeds: { from: 10, count: 20 },
+    handler: (world) => answerFromSource(world),
+  });
+  assert.equal(right.runs, 20);
+  assert.ok(right.steps > 200 && right.faults > 20);
+
+  const printed: string[] = [];
+  let faults = 0;
+  const broken = explore({
+    seeds: 100,
+    handler(world) {
+      faults = 0;
+      const { pagefault } = but(world);
+      return { pagefault: (fault, uffd) => (++faults === 3 ? undefined : pagefault(fault, uffd)) };
+    },
+    print: (text) => void printed.push(text),
+  });
+  const error = await broken.then(
+    () => assert.fail('it is broken'),
+    (thrown: SimulationError) => thrown,
+  );
+  assert.deepEqual(printed, [error.message]);
+  // Three faults and nothing else: three threads that read, or fewer.
+  const touches = error.schedule.filter((line) => /thread \d +(read|write|madvise)/.test(line));
+  assert.ok(touches.length <= 6, error.message);
+});
+
+test.run();
