@@ -25,9 +25,10 @@ export interface FaultHandler {
   /**
    * Resolve the fault with one of `uffd`'s operations. `false`: not now; it is offered again by itself, after
    * the next mapping change and on a delay that grows from 1 to 64 ms, and never holds up other faults. A fill
-   * that a mapping change cut short has the same effect. Anything else: answered, now or later from elsewhere.
+   * that a mapping change cut short has the same effect. Anything else: answered, now or later from elsewhere. A
+   * promise means later, and nothing else: nobody offers the fault again where that fill comes short.
    */
-  pagefault(fault: Pagefault, uffd: Userfaultfd): boolean | void;
+  pagefault(fault: Pagefault, uffd: Userfaultfd): boolean | void | Promise<void>;
   /** MADV_DONTNEED and the like took the pages of [start, end) away: they are zero from now on. ('event-remove') */
   removed?(start: bigint, end: bigint): void;
   /** [start, end) was unmapped, unregistered parts included. ('event-unmap') */

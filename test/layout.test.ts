@@ -49,12 +49,13 @@ const LAYERS = [
   [
     ...['src/kernel.ts', 'src/core.ts', 'src/handler.ts', 'src/registry.ts', 'src/stopper.ts'],
     ...['src/warning.ts'],
-    ...['src/reasons/facts.ts', 'src/wasm.d.ts', 'src/sim/abi.ts', 'src/sim/random.ts', 'src/sim/witness.ts'],
+    ...['src/reasons/facts.ts', 'src/wasm.d.ts', 'src/sim/abi.ts', 'src/sim/random.ts'],
+    ...['src/sim/witness.ts', 'src/sim/clock.ts'],
   ],
 ];
 const CLI = 'src/cli/';
 /** The entries that users import. */
-const ENTRIES = ['src/index.ts', 'src/trace/index.ts', 'src/sim/index.ts'];
+const ENTRIES = ['src/index.ts', 'src/trace/index.ts', 'src/sim/index.ts', 'src/testing/index.ts'];
 
 /** Packages, and the only places that may import them. */
 const PACKAGES: Record<string, RegExp> = {

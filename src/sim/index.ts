@@ -1,12 +1,9 @@
 // The entry `userfaultfd/sim`: a simulated kernel, and the `Userfaultfd` that runs on it. No koffi, nothing of Node.
 
 export { Userfaultfd } from '../userfaultfd.js';
+export { Stuck } from './clock.js';
 export { INJECTIONS, type Inject, type Injection } from './injection.js';
-export {
-  SimulatedKernel,
-  type SimulationOptions,
-  Stuck,
-} from './kernel.js';
+export { SimulatedKernel, type SimulationOptions } from './kernel.js';
 export { type Chooser, Noted, Random, Script } from './random.js';
 export {
   type Action,

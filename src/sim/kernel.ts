@@ -4,8 +4,7 @@
 // Rules:
 //  - One thing happens at a time: a step of a thread, or a callback on the handler's event loop. Which one is
 //    chosen. Before a call of the port, threads may run as well: the handler is interrupted there, and nowhere else.
-//  - Time is virtual. It passes with each step and each call, and jumps where everybody sleeps. Where nobody gets on
-//    it passes faster, so that whoever waits for its time does not need a step for each microsecond.
+//  - Time is virtual: src/sim/clock.ts.
 //  - Who has waited longest is the plainest choice: a run of plain choices is fair.
 //  - Nothing here is random or depends on the machine: the same choices give the same run.
 
@@ -14,6 +13,7 @@ import { type Feature, featureBits } from '../features.js';
 import type { Kernel, KernelPort, Watch } from '../kernel.js';
 import { PROT } from './abi.js';
 import type { Context, Notice } from './context.js';
+import { Clock, STEP_MS, Stuck } from './clock.js';
 import { drop, type File, Files } from './files.js';
 import { type Inject, Injector } from './injection.js';
 import { AddressSpace, tableSpan } from './memory.js';
@@ -53,32 +53,6 @@ const PAGE_SIZES = [4096, 16384, 65536];
 const NEWEST = '6.18';
 /** The traits of memory that is never backed by huge pages, and not reserved. */
 const SMALL_PAGES = 1;
-/** Virtual milliseconds that a step takes. */
-const STEP_MS = 0.001;
-/** The same where nobody gets on, and how many steps it takes to say so. */
-const IDLE_MS = 0.05;
-const IDLE_STEPS = 500;
-/** Steps of threads, since one got on last, from which on they are not asleep but busy in vain. */
-const BUSY_STEPS = 200;
-
-/** Nobody gets on any more: all sleep and nothing will ever wake them, or they are busy in vain. */
-export class Stuck extends Error {
-  override readonly name = 'Stuck';
-  readonly code = 'ERR_UFFD_STUCK';
-  readonly how: 'asleep' | 'busy';
-
-  constructor(message: string, how: 'asleep' | 'busy') {
-    super(message);
-    this.how = how;
-  }
-}
-
-interface Timer {
-  at: number;
-  turn: number;
-  due(): void;
-}
-
 interface Readiness {
   fd: number;
   turn: number;
@@ -90,12 +64,6 @@ interface Candidate {
   /** When it was its turn last. */
   turn: number;
   happen(): void;
-}
-
-/** A mapping change that was read, and whose thread is held back. */
-interface Held {
-  notice: Notice;
-  until: number;
 }
 
 export class SimulatedKernel implements Kernel {
@@ -116,21 +84,12 @@ export class SimulatedKernel implements Kernel {
   turns = 0;
   /** What goes wrong on purpose. */
   readonly injector: Injector | undefined;
-  /** Set to end the run: the handler's next call throws it. */
-  halted: Error | undefined;
+  readonly #clock: Clock;
   /** Called with what happens, one line at a time. */
   observer: ((line: string) => void) | undefined;
   readonly #preemption: number;
-  readonly #patienceMs: number;
-  readonly #timers = new Set<Timer>();
   readonly #watches = new Set<Readiness>();
   readonly #copies = new Map<SimulatedProcess, File[]>();
-  readonly #held = new Set<Held>();
-  #now = 0;
-  /** When a thread got on last. */
-  #progress = { ms: 0, steps: 0 };
-  /** Steps of threads since then. */
-  #inVain = 0;
   #nextAddress = FIRST_ADDRESS;
   #lastId = 0;
 
@@ -143,7 +102,7 @@ export class SimulatedKernel implements Kernel {
     this.offered = featureBits(options.features ?? featuresOf(version), 'features');
     this.files = new Files(options.descriptors ?? 1024);
     this.#preemption = options.preemption ?? 0.3;
-    this.#patienceMs = options.patienceMs ?? Number.POSITIVE_INFINITY;
+    this.#clock = new Clock(options.patienceMs ?? Number.POSITIVE_INFINITY);
     if (options.inject) {
       this.injector = new Injector(options.inject, chooser, (what) => this.observer?.(`injected: ${what}`));
     }
@@ -206,7 +165,7 @@ export class SimulatedKernel implements Kernel {
       },
       thread: (program, process) => this.thread(program, process),
       ended: (process) => this.dropFiles(process),
-      progressed: () => this.progressed(),
+      progressed: () => this.#clock.progressed(),
     };
     const process = new SimulatedProcess(++this.#lastId, surroundings, space, privileged);
     this.processes.push(process);
@@ -229,13 +188,16 @@ export class SimulatedKernel implements Kernel {
 
   /** Virtual milliseconds. */
   get now(): number {
-    return this.#now;
+    return this.#clock.now;
+  }
+
+  /** Ends the run: the next step, or the handler's next call, throws this. */
+  halt(error: Error): void {
+    this.#clock.halted ??= error;
   }
 
   after(delayMs: number, due: () => void): Watch {
-    const timer = { at: this.#now + delayMs, turn: this.steps, due };
-    this.#timers.add(timer);
-    return { close: () => void this.#timers.delete(timer) };
+    return this.#clock.after(delayMs, this.steps, due);
   }
 
   watch(fd: number, ready: () => void): Watch {
@@ -257,63 +219,25 @@ export class SimulatedKernel implements Kernel {
     if (file?.is === 'eventfd') file.count++;
   }
 
-  // ---- who gets on ---------------------------------------------------------------------------------------
-
-  /** A thread has done something, or there is another reason to go on waiting. */
-  progressed(): void {
-    this.#progress = { ms: this.#now, steps: this.steps };
-    this.#inVain = 0;
-  }
-
-  /** Time passes with a step or a call. */
-  #pass(idle: boolean): void {
-    if (this.halted) throw this.halted;
-    this.#now += idle || this.steps - this.#progress.steps > IDLE_STEPS ? IDLE_MS : STEP_MS;
-    this.#lookOut();
-  }
-
-  /** It is an error that nobody has got on for long. */
-  #lookOut(): void {
-    const waited = this.#now - this.#progress.ms;
-    if (waited <= this.#patienceMs) return;
-    const [how, what] =
-      this.#inVain > BUSY_STEPS
-        ? (['busy', 'are busy, and none of them gets on'] as const)
-        : (['asleep', 'sleep, and nobody wakes them'] as const);
-    this.halted = new Stuck(`for ${this.#patienceMs} ms the threads ${what}`, how);
-    throw this.halted;
-  }
-
   /** A mapping change was read: its thread goes on, if nothing holds it back. */
   release(notice: Notice): void {
+    const release = (): void => {
+      notice.read = true;
+    };
     const steps = this.injector?.heldSteps() ?? 0;
-    if (steps > 0) this.#held.add({ notice, until: this.#now + steps * STEP_MS });
-    else notice.read = true;
-  }
-
-  /** Those that were held back long enough go on. */
-  #releaseDue(): void {
-    for (const held of this.#held) {
-      if (held.until > this.#now) continue;
-      held.notice.read = true;
-      this.#held.delete(held);
-    }
-  }
-
-  /** When time alone lets a thread go on. */
-  get #nextRelease(): number {
-    return Math.min(Number.POSITIVE_INFINITY, ...[...this.#held].map(({ until }) => until));
+    if (steps > 0) this.#clock.hold(steps * STEP_MS, release);
+    else release();
   }
 
   // ---- the scheduler -------------------------------------------------------------------------------------
 
   #runnable(): Candidate[] {
-    if (this.#held.size > 0) this.#releaseDue();
+    this.#clock.releaseDue();
     const found: Candidate[] = [];
     for (const thread of this.threads) {
       if (!thread.runnable) continue;
       const happen = (): void => {
-        this.#inVain++;
+        this.#clock.tried();
         thread.turn = this.steps;
         thread.step();
         this.observer?.(`thread ${thread.tid}: ${thread.describe()}`);
@@ -333,10 +257,9 @@ export class SimulatedKernel implements Kernel {
       };
       found.push({ turn: watch.turn, happen });
     }
-    for (const timer of this.#timers) {
-      if (timer.at > this.#now) continue;
+    for (const timer of this.#clock.due()) {
       const happen = (): void => {
-        this.#timers.delete(timer);
+        this.#clock.remove(timer);
         this.#callBack('timer', () => timer.due());
       };
       found.push({ turn: timer.turn, happen });
@@ -355,7 +278,7 @@ export class SimulatedKernel implements Kernel {
     if (candidates.length > 1) candidates.sort((a, b) => a.turn - b.turn);
     const chosen = candidates[this.chooser.below(candidates.length)] as Candidate;
     this.steps++;
-    this.#pass(false);
+    this.#clock.step();
     chosen.happen();
     if (this.injector) this.#disturb(this.injector);
   }
@@ -386,29 +309,22 @@ export class SimulatedKernel implements Kernel {
   step(): boolean {
     let candidates = [...this.#runnable(), ...this.#callbacks()];
     while (candidates.length === 0) {
-      if (!this.#jump()) return false;
-      this.#lookOut();
+      const { next } = this.#clock;
+      if (next === Number.POSITIVE_INFINITY) return false;
+      this.#clock.jump(next);
       candidates = [...this.#runnable(), ...this.#callbacks()];
     }
     this.#choose(candidates);
     return true;
   }
 
-  /** Time goes on to the next timer, or to whoever is held back. False: there is neither. */
-  #jump(): boolean {
-    const next = Math.min(this.#nextRelease, ...[...this.#timers].map(({ at }) => at));
-    if (next === Number.POSITIVE_INFINITY) return false;
-    this.#now = Math.max(this.#now, next);
-    return true;
-  }
-
   /** Threads may run here, before a call of the port. */
   preempt(): void {
-    this.#pass(false);
+    this.#clock.call(false);
     while (this.#preemption > 0 && this.chooser.chance(this.#preemption)) {
       const candidates = this.#runnable();
       if (candidates.length === 0) {
-        this.#pass(true);
+        this.#clock.call(true);
         return;
       }
       this.#choose(candidates);
@@ -420,15 +336,14 @@ export class SimulatedKernel implements Kernel {
    * limit, and with nobody to run, it would sleep for ever: that is an error.
    */
   sleep(over: () => boolean, limitMs: number): void {
-    const until = limitMs < 0 ? Number.POSITIVE_INFINITY : this.#now + limitMs;
-    while (!over() && this.#now < until) {
+    const until = limitMs < 0 ? Number.POSITIVE_INFINITY : this.now + limitMs;
+    while (!over() && this.now < until) {
       const candidates = this.#runnable();
-      const next = Math.min(until, this.#nextRelease);
+      const next = Math.min(until, this.#clock.nextRelease);
       if (candidates.length > 0) {
         this.#choose(candidates);
       } else if (next < Number.POSITIVE_INFINITY) {
-        this.#now = Math.max(this.#now, next);
-        this.#lookOut();
+        this.#clock.jump(next);
       } else {
         throw new Stuck('the handler sleeps without a limit, and nobody is left to wake it', 'asleep');
       }

@@ -1,15 +1,15 @@
 // `explore`: run after run, each from a seed of its own, until one breaks an invariant; that one is made as small as
 // can be.
 //
-// How it shrinks: a run is a list of choices, and 0 is the plainest. A shorter list, or one with smaller numbers, is
-// simpler. It is kept where the same invariant is broken.
+// How it shrinks: a run is a list of choices, and 0 is the plainest. Parts of the list are left out or made plain, and
+// single numbers smaller. What breaks the same invariant in fewer steps, or with plainer choices, is kept.
 
 import { attempt, explain, type SimulateOptions } from './simulate.js';
 
 export interface ExploreOptions extends Omit<SimulateOptions, 'seed' | 'choices' | 'record'> {
   /** How many seeds, or which. Default 1000, from 1 on. */
   seeds?: number | { from: number; count: number };
-  /** Runs that shrinking may take. Default 500. */
+  /** Runs that shrinking may take. Default 1000. */
   shrinks?: number;
   /** Told of a failure before it is thrown: console.error, for one. */
   print?: (text: string) => void;
@@ -27,7 +27,7 @@ export interface Explored {
  * @throws SimulationError with the seed that repeats it, and the smallest schedule that was found
  */
 export async function explore(options: ExploreOptions): Promise<Explored> {
-  const { seeds = 1000, shrinks = 500, print, ...run } = options;
+  const { seeds = 1000, shrinks = 1000, print, ...run } = options;
   const { from, count } = typeof seeds === 'number' ? { from: 1, count: seeds } : seeds;
   const explored = { runs: 0, steps: 0, faults: 0 };
   for (let seed = from; seed < from + count; seed++) {
@@ -36,7 +36,7 @@ export async function explore(options: ExploreOptions): Promise<Explored> {
     explored.steps += steps;
     explored.faults += faults;
     if (!failure) continue;
-    const smallest = await new Shrinking(run, failure.invariant, choices, shrinks).shrink();
+    const smallest = await new Shrinking(run, failure.invariant, { choices, steps }, shrinks).shrink();
     const error = await explain(run, smallest, seed);
     print?.(error.message);
     throw error;
@@ -44,67 +44,70 @@ export async function explore(options: ExploreOptions): Promise<Explored> {
   return explored;
 }
 
+/** A run that breaks the invariant. */
+interface Found {
+  readonly choices: readonly number[];
+  readonly steps: number;
+}
+
+/** Parts up to this size are tried at every place, larger ones side by side. */
+const SMALL_PART = 6;
+
 class Shrinking {
   readonly #options: SimulateOptions;
   readonly #invariant: string;
-  #best: readonly number[];
+  #best: Found;
   #left: number;
 
-  constructor(options: SimulateOptions, invariant: string, choices: readonly number[], runs: number) {
+  constructor(options: SimulateOptions, invariant: string, found: Found, runs: number) {
     this.#options = options;
     this.#invariant = invariant;
-    this.#best = trimmed(choices);
+    this.#best = { ...found, choices: trimmed(found.choices) };
     this.#left = runs;
   }
 
   async shrink(): Promise<readonly number[]> {
-    for (let before = -1; before !== weight(this.#best) && this.#left > 0; ) {
-      before = weight(this.#best);
-      await this.#cut();
-      await this.#simplify(() => []);
-      await this.#simplify((part) => part.map(() => 0));
+    for (let before: Found | undefined; before !== this.#best && this.#left > 0; ) {
+      before = this.#best;
+      await this.#parts(() => []);
+      await this.#parts((part) => part.map(() => 0));
       await this.#lower();
     }
-    return this.#best;
-  }
-
-  /** Keeps the first part alone. */
-  async #cut(): Promise<void> {
-    for (let keep = 0; keep < this.#best.length; keep = Math.ceil((keep + this.#best.length) / 2) || 1) {
-      await this.#try(this.#best.slice(0, keep));
-      if (keep + 1 >= this.#best.length) return;
-    }
+    return this.#best.choices;
   }
 
   /** Puts something simpler in place of parts, large ones first. */
-  async #simplify(simpler: (part: readonly number[]) => number[]): Promise<void> {
-    for (let size = Math.ceil(this.#best.length / 2); size >= 1; size = Math.floor(size / 2)) {
-      for (let at = this.#best.length - size; at >= 0; at -= size) {
-        const part = this.#best.slice(at, at + size);
-        await this.#try([...this.#best.slice(0, at), ...simpler(part), ...this.#best.slice(at + size)]);
+  async #parts(simpler: (part: readonly number[]) => number[]): Promise<void> {
+    for (let size = this.#best.choices.length; size >= 1; size -= Math.ceil(size / 4)) {
+      const stride = size <= SMALL_PART ? 1 : size;
+      for (let at = this.#best.choices.length - size; at >= 0; at -= stride) {
+        const { choices } = this.#best;
+        const part = choices.slice(at, at + size);
+        if (part.length > 0)
+          await this.#try([...choices.slice(0, at), ...simpler(part), ...choices.slice(at + size)]);
       }
     }
   }
 
   /** Makes single numbers smaller. */
   async #lower(): Promise<void> {
-    for (let at = this.#best.length - 1; at >= 0; at--) {
-      const value = this.#best[at] ?? 0;
+    for (let at = this.#best.choices.length - 1; at >= 0; at--) {
+      const value = this.#best.choices[at] ?? 0;
       for (const lower of new Set([Math.floor(value / 2), value - 1])) {
-        if (lower >= 0 && lower < value) await this.#try(this.#best.with(at, lower));
+        if (lower > 0) await this.#try(this.#best.choices.with(at, lower));
       }
     }
   }
 
   /** Keeps a list that is simpler, if the same invariant is broken. */
   async #try(choices: readonly number[]): Promise<void> {
-    if (this.#left <= 0 || weight(trimmed(choices)) >= weight(this.#best)) return;
+    if (this.#left <= 0) return;
     this.#left--;
-    const tried = await attempt({ ...this.#options, choices });
-    if (tried.failure?.invariant !== this.#invariant) return;
-    // What was really asked for: what is behind the failure was not.
-    const asked = trimmed(tried.choices);
-    this.#best = weight(asked) <= weight(trimmed(choices)) ? asked : trimmed(choices);
+    const { failure, ...tried } = await attempt({ ...this.#options, choices });
+    if (failure?.invariant !== this.#invariant) return;
+    // What was really asked for: a list may be longer than the run.
+    const found = { steps: tried.steps, choices: trimmed(tried.choices) };
+    if (isSimpler(found, this.#best)) this.#best = found;
   }
 }
 
@@ -113,9 +116,15 @@ function trimmed(choices: readonly number[]): readonly number[] {
   return choices.slice(0, choices.findLastIndex((choice) => choice !== 0) + 1);
 }
 
-/** How far from plain: choices that are not, then their number and size. */
-function weight(choices: readonly number[]): number {
-  let sum = choices.length;
-  for (const choice of choices) sum += choice === 0 ? 0 : 100 + Math.min(choice, 99);
-  return sum;
+/** Fewer steps first; then fewer choices that are not plain; then shorter, and smaller. */
+function isSimpler(a: Found, b: Found): boolean {
+  const measures = ({ steps, choices }: Found): number[] => [
+    steps,
+    choices.filter((choice) => choice !== 0).length,
+    choices.length,
+    choices.reduce((sum, choice) => sum + choice, 0),
+  ];
+  const [mine, other] = [measures(a), measures(b)];
+  const at = mine.findIndex((measure, index) => measure !== other[index]);
+  return at >= 0 && (mine[at] as number) < (other[at] as number);
 }

@@ -82,7 +82,7 @@ export class Run implements Attendant {
   fail(failure: Failure): void {
     if (this.failure) return;
     this.failure = failure;
-    this.world.kernel.halted ??= new Error(failure.detail);
+    this.world.kernel.halt(new Error(failure.detail));
   }
 
   latest(): Told {
@@ -126,7 +126,7 @@ export class Run implements Attendant {
 
   #heard(told: Told, fd: number, view: DataView, bytes: number): void {
     if (this.world.kernel.files.get(fd)?.is !== 'userfaultfd') return;
-    this.note?.(`kernel: ${bytes / 32} messages are read`);
+    this.note?.(`kernel: ${bytes === 32 ? '1 message is' : `${bytes / 32} messages are`} read`);
     told.said(view, bytes);
   }
 

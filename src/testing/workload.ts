@@ -1,7 +1,7 @@
 // Threads that do random things to the watched memory: whatever the features of the world let a handler follow.
 
 import { ADVICE, MREMAP } from '../sim/abi.js';
-import { type Action, advise, forked, type Program, read, remap, unmap, write } from '../sim/index.js';
+import { advise, forked, type Program, read, remap, unmap, write } from '../sim/index.js';
 import type { World } from './world.js';
 
 export interface WorkloadOptions {
@@ -15,19 +15,23 @@ export interface WorkloadOptions {
 const FORKS_MOST = 2;
 /** Things that a child does, at most. */
 const CHILD_ACTIONS = 4;
+/** One thing in so many is a thread's last. */
+const ENDS = 8;
+const MOVE_TO = MREMAP.MAYMOVE | MREMAP.FIXED;
+
+/** Things of some kind that a thread may do; what is drawn for one is drawn before the run begins. */
+type Draw = (memory: Memory) => () => Program;
 
 /** What threads share: where the pages are by now. */
 class Memory {
   readonly world: World;
   readonly places: (bigint | undefined)[];
-  readonly features: ReadonlySet<string>;
   forks = 0;
   moves = 0;
 
   constructor(world: World) {
     this.world = world;
     this.places = Array.from({ length: world.pages }, (_, index) => world.page(index));
-    this.features = new Set(world.features);
   }
 
   /** One of several; the first is the plainest. */
@@ -35,82 +39,95 @@ class Memory {
     return list[this.world.chooser.below(list.length)] as T;
   }
 
-  /** A page that is there, and which. */
-  page(): { index: number; address: bigint } {
-    const there = this.places.flatMap((address, index) =>
-      address === undefined ? [] : [{ index, address }],
-    );
-    return there.length > 0 ? this.pick(there) : { index: 0, address: this.world.page(0) };
+  /** A page, by its number. */
+  drawPage(): number {
+    return this.world.chooser.below(this.places.length);
+  }
+
+  /** Where a page is, or another one that is there. */
+  at(index: number): bigint {
+    return this.places[index] ?? this.places.find((place) => place !== undefined) ?? this.world.page(index);
   }
 }
 
 /** As many threads, each of which ends by itself. */
 export function workload(world: World, { threads = 3, actions = 8 }: WorkloadOptions = {}): Program[] {
   const memory = new Memory(world);
-  return Array.from({ length: threads }, () => thread(memory, actions));
-}
-
-function* thread(memory: Memory, most: number): Program {
-  const kinds: ((memory: Memory) => Program)[] = [reads, writes, populates];
-  const { features } = memory;
+  const kinds: Draw[] = [reads, writes, populates];
+  const features = new Set(world.features);
   if (features.has('event-remove')) kinds.push(removes, removes);
   if (features.has('event-unmap')) kinds.push(unmaps);
   if (features.has('event-remap')) kinds.push(moves);
   if (features.has('event-fork')) kinds.push(forks);
-  const count = memory.world.chooser.below(most + 1);
-  for (let done = 0; done < count; done++) yield* memory.pick(kinds)(memory);
+  return Array.from({ length: threads }, () => draw(memory, kinds, actions));
+}
+
+/** A thread that does some things, one after the other: the plainest does nothing. */
+function draw(memory: Memory, kinds: readonly Draw[], most: number): Program {
+  const plan: (() => Program)[] = [];
+  while (plan.length < most && memory.world.chooser.below(ENDS) !== 0) plan.push(memory.pick(kinds)(memory));
+  return (function* () {
+    for (const action of plan) yield* action();
+  })();
 }
 
 /** Where in a page it goes. */
 const OFFSETS = [0n, 8n, 4095n];
 
-function reading(memory: Memory): Action {
-  return read(memory.page().address + memory.pick(OFFSETS));
-}
+const reads: Draw = (memory) => {
+  const [index, offset] = [memory.drawPage(), memory.pick(OFFSETS)];
+  return function* () {
+    yield read(memory.at(index) + offset);
+  };
+};
 
-function writing(memory: Memory): Action {
-  return write(memory.page().address + memory.pick(OFFSETS), 1 + memory.world.chooser.below(255));
-}
-
-function* reads(memory: Memory): Program {
-  yield reading(memory);
-}
-
-function* writes(memory: Memory): Program {
-  yield writing(memory);
-}
+const writes: Draw = (memory) => {
+  const [index, offset] = [memory.drawPage(), memory.pick(OFFSETS)];
+  const value = 1 + memory.world.chooser.below(255);
+  return function* () {
+    yield write(memory.at(index) + offset, value);
+  };
+};
 
 /** The kernel touches it. */
-function* populates(memory: Memory): Program {
-  yield advise(memory.page().address, memory.world.pageSize, ADVICE.POPULATE_READ);
-}
+const populates: Draw = (memory) => {
+  const index = memory.drawPage();
+  return function* () {
+    yield advise(memory.at(index), memory.world.pageSize, ADVICE.POPULATE_READ);
+  };
+};
 
-function* removes(memory: Memory): Program {
-  const pages = 1 + memory.world.chooser.below(2);
-  yield advise(memory.page().address, pages * memory.world.pageSize, ADVICE.DONTNEED);
-}
+const removes: Draw = (memory) => {
+  const [index, pages] = [memory.drawPage(), 1 + memory.world.chooser.below(2)];
+  return function* () {
+    yield advise(memory.at(index), pages * memory.world.pageSize, ADVICE.DONTNEED);
+  };
+};
 
-function* unmaps(memory: Memory): Program {
-  const { index, address } = memory.page();
-  yield unmap(address, memory.world.pageSize);
-  if (memory.places[index] === address) memory.places[index] = undefined;
-}
+const unmaps: Draw = (memory) => {
+  const index = memory.drawPage();
+  return function* () {
+    const address = memory.at(index);
+    yield unmap(address, memory.world.pageSize);
+    if (memory.places[index] === address) memory.places[index] = undefined;
+  };
+};
 
-function* moves(memory: Memory): Program {
-  const { world, places } = memory;
-  const { index, address } = memory.page();
-  const target = BigInt(world.kernel.place(world.pageSize));
-  world.name(target, world.pageSize, `new place ${++memory.moves} of page ${index}`);
-  const outcome = yield remap(address, world.pageSize, world.pageSize, MREMAP.MAYMOVE | MREMAP.FIXED, target);
-  if (typeof outcome === 'number' && places[index] === address) places[index] = target;
-}
+const moves: Draw = (memory) => {
+  const index = memory.drawPage();
+  return function* () {
+    const { world, places } = memory;
+    const address = memory.at(index);
+    const target = BigInt(world.kernel.place(world.pageSize));
+    world.name(target, world.pageSize, `new place ${++memory.moves}`);
+    const outcome = yield remap(address, world.pageSize, world.pageSize, MOVE_TO, target);
+    if (typeof outcome === 'number' && places[index] === address) places[index] = target;
+  };
+};
 
-function* forks(memory: Memory): Program {
-  if (memory.forks++ >= FORKS_MOST) return;
-  yield forked({ program: () => child(memory) });
-}
-
-function* child(memory: Memory): Program {
-  const count = memory.world.chooser.below(CHILD_ACTIONS + 1);
-  for (let done = 0; done < count; done++) yield memory.pick([reading, writing])(memory);
-}
+const forks: Draw = (memory) => {
+  const program = () => draw(memory, [reads, writes], CHILD_ACTIONS);
+  return function* () {
+    if (memory.forks++ < FORKS_MOST) yield forked({ program });
+  };
+};

@@ -1,0 +1,51 @@
+import { pathToFileURL } from 'node:url';
+import type { FaultHandler } from 'userfaultfd';
+import { explore, SimulationError } from 'userfaultfd/testing';
+
+/** A store of pages, somewhere far away. */
+export type Fetch = (page: bigint) => Promise<Uint8Array>;
+
+/** Fills pages from the store. It passes every test on a real kernel, and is wrong. */
+export function hasty(fetch: Fetch): FaultHandler {
+  return {
+    async pagefault({ page }, uffd) {
+      const size = uffd.pageSize;
+      if (uffd.pageState(page) === 'removed') {
+        if (uffd.zero(page, size) < size) uffd.wake(page, size);
+        return;
+      }
+      const data = await fetch(page);
+      // A fill that comes short has met a change: whoever waits is to ask again.
+      if (uffd.copy(page, data) < size) uffd.wake(page, size);
+    },
+  };
+}
+
+/** The same, but it looks again after it has waited. */
+export function careful(fetch: Fetch): FaultHandler {
+  return {
+    async pagefault({ page }, uffd) {
+      const size = uffd.pageSize;
+      const data = uffd.pageState(page) === 'removed' ? undefined : await fetch(page);
+      const removed = uffd.pageState(page) === 'removed';
+      const done = removed || !data ? uffd.zero(page, size) : uffd.copy(page, data);
+      if (done < size) uffd.wake(page, size);
+    },
+  };
+}
+
+if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) {
+  for (const handler of [hasty, careful]) {
+    try {
+      const { runs } = await explore({
+        seeds: 300,
+        inject: { held: 0.1, repeat: 0.05, wake: 0.01 },
+        handler: (world) => handler((page) => world.fetch(page)),
+      });
+      console.log(`${handler.name}: nothing is broken in ${runs} worlds`);
+    } catch (error) {
+      if (!(error instanceof SimulationError)) throw error;
+      console.log(`${handler.name}: ${error.message}`);
+    }
+  }
+}

@@ -1,0 +1,59 @@
+// The tutorial keeps its word: its handlers are the example's, the hasty one passes a thousand runs on the real kernel,
+// `explore` catches it within a minute, and what is printed is what the document shows.
+
+import { strict as assert } from 'node:assert';
+import { spawnSync } from 'node:child_process';
+import { readFileSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { careful, hasty } from '../../examples/test-a-handler.js';
+import { suite } from '../harness.js';
+import { map, needKernel, P, pageOf, withUffd } from '../kernel/support.js';
+
+const test = suite('testing/tutorial');
+const root = fileURLToPath(new URL('../../..', import.meta.url));
+const text = readFileSync(join(root, 'docs/testing-handlers.md'), 'utf8');
+const MADV_DONTNEED = 4;
+const RUNS = 1000;
+
+test('the document shows the example as it is, and what it prints', () => {
+  const example = readFileSync(join(root, 'examples/test-a-handler.ts'), 'utf8');
+  assert.ok(text.includes(`\`\`\`ts\n${example}\`\`\``), 'examples/test-a-handler.ts is in the document');
+  const conditions = process.env.UFFD_CORE === 'debug' ? ['--conditions=uffd-debug'] : [];
+  const ran = spawnSync(process.execPath, [...conditions, join(root, 'dist/examples/test-a-handler.js')], {
+    encoding: 'utf8',
+    timeout: 60_000,
+  });
+  assert.equal(ran.status, 0, ran.stderr);
+  assert.match(ran.stdout, /^hasty: a page that was removed holds data/);
+  assert.match(ran.stdout, /\ncareful: nothing is broken in \d+ worlds\n$/);
+  assert.ok(text.includes(`\`\`\`\n${ran.stdout}\`\`\``), `the document shows:\n${ran.stdout}`);
+});
+
+for (const handler of [hasty, careful]) {
+  test(`${handler.name}: ${RUNS} runs on the real kernel pass`, async () => {
+    needKernel();
+    await withUffd(['event-remove'], async (uffd, thread) => {
+      const data = pageOf('x');
+      const file = new URL(import.meta.url);
+      uffd.start(
+        handler(async () => {
+          // Some real waiting, as for any store.
+          await readFile(file);
+          return data;
+        }),
+      );
+      for (let run = 0; run < RUNS; run++) {
+        const page = map(1);
+        uffd.register(page, P);
+        assert.deepEqual(await thread.read(page), ['x'.charCodeAt(0)]);
+        assert.equal(await thread.madvise(page, P, MADV_DONTNEED), 0);
+        assert.deepEqual(await thread.read(page), [0]);
+        uffd.unregister(page, P);
+      }
+    });
+  });
+}
+
+test.run();
