@@ -41,12 +41,7 @@ for (const [name, { needs, prints }] of Object.entries(EXAMPLES)) {
 
 test('every example is run', () => {
   const files = readdirSync(built).filter((file) => file.endsWith('.js'));
-  assert.equal(
-    files.sort(),
-    [...Object.keys(EXAMPLES), ...ELSEWHERE]
-      .map((name) => `${name}.js`)
-      .sort(),
-  );
+  assert.equal(files.sort(), [...Object.keys(EXAMPLES), ...ELSEWHERE].map((name) => `${name}.js`).sort());
 });
 
 test.run();

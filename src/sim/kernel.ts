@@ -12,8 +12,8 @@ import { checkOneOf } from '../arguments.js';
 import { type Feature, featureBits } from '../features.js';
 import type { Kernel, KernelPort, Watch } from '../kernel.js';
 import { PROT } from './abi.js';
-import type { Context, Notice } from './context.js';
 import { Clock, STEP_MS, Stuck } from './clock.js';
+import type { Context, Notice } from './context.js';
 import { drop, type File, Files } from './files.js';
 import { type Inject, Injector } from './injection.js';
 import { AddressSpace, tableSpan } from './memory.js';
@@ -53,6 +53,7 @@ const PAGE_SIZES = [4096, 16384, 65536];
 const NEWEST = '6.18';
 /** The traits of memory that is never backed by huge pages, and not reserved. */
 const SMALL_PAGES = 1;
+
 interface Readiness {
   fd: number;
   turn: number;

@@ -87,10 +87,10 @@ function answer(
   told: Told,
   attendant: Attendant,
   name: string,
-): boolean | void {
+): ReturnType<FaultHandler['pagefault']> {
   attendant.note?.(`${name}: ${fault.kind} ${fault.access} of ${hex(fault.page)}`);
   const answered = told.offer(fault.page, fault.kind);
-  let is: boolean | void | PromiseLike<unknown> = false;
+  let is: ReturnType<FaultHandler['pagefault']> = false;
   try {
     is = handler.pagefault(fault, uffd);
   } finally {
@@ -98,7 +98,7 @@ function answer(
   }
   if (is === false) attendant.note?.(`${name}: not now`);
   if (isPromise(is)) follow(is, attendant);
-  return is as boolean | void;
+  return is;
 }
 
 function isPromise(value: unknown): value is PromiseLike<unknown> {

@@ -55,12 +55,11 @@ class Answers implements FaultHandler {
     this.#size = world.pageSize;
   }
 
-  pagefault({ page, kind }: Pagefault, uffd: Userfaultfd): boolean | void {
+  pagefault({ page, kind }: Pagefault, uffd: Userfaultfd): boolean | Promise<void> {
     if (kind === 'write-protect') return uffd.writeProtect(page, this.#size, false) === this.#size;
     const index = this.#pages.due(page);
     if (!this.#options.later || index === undefined) return this.#fill(page, uffd);
-    // It is answered, later: what it throws is the kit's to hear of.
-    return this.#answerLater(page, index, uffd) as unknown as void;
+    return this.#answerLater(page, index, uffd);
   }
 
   async #answerLater(page: bigint, index: number, uffd: Userfaultfd): Promise<void> {

@@ -17,7 +17,6 @@ import {
   type Kernel,
   type KernelPort,
   type OpenOptions,
-  type Pagefault,
   type UffdError,
   Userfaultfd,
 } from '../../src/index.js';
@@ -293,7 +292,7 @@ export type Call =
   | ['closed', UffdError?];
 
 /** A handler that writes down every call, and answers faults with `answer`. */
-export function recorder(answer: (fault: Pagefault, uffd: Userfaultfd) => boolean | void): {
+export function recorder(answer: FaultHandler['pagefault']): {
   calls: Call[];
   handler: FaultHandler;
 } {

@@ -77,14 +77,13 @@ const HANDLERS: Broken[] = [
   {
     what: 'acts on data that it fetched before a removal',
     by: ['removed'],
-    handler: (world) =>
-      ({
-        async pagefault({ page }: { page: bigint }, uffd: Userfaultfd) {
-          if (uffd.pageState(page) === 'removed') return void uffd.zero(page, P);
-          const data = await world.fetch(page);
-          if (!uffd.closed) uffd.copy(page, data);
-        },
-      }) as unknown as FaultHandler,
+    handler: (world) => ({
+      async pagefault({ page }, uffd) {
+        if (uffd.pageState(page) === 'removed') return void uffd.zero(page, P);
+        const data = await world.fetch(page);
+        if (!uffd.closed) uffd.copy(page, data);
+      },
+    }),
   },
   {
     what: 'never answers one fault in seven',

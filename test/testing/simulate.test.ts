@@ -1,7 +1,7 @@
 // What `simulate` runs, what can be injected, and that a run is decided by its seed or its choices alone.
 
 import { strict as assert } from 'node:assert';
-import type { FaultHandler, Userfaultfd } from '../../src/index.js';
+import type { FaultHandler } from '../../src/index.js';
 import {
   advise,
   exec,
@@ -75,15 +75,14 @@ for (const wait of WAITS) {
 test('a handler that answers later is waited for, in virtual time', async () => {
   const times: number[] = [];
   await simulate({
-    handler: (world) =>
-      ({
-        async pagefault({ page }: { page: bigint }, uffd: Userfaultfd) {
-          times.push(world.kernel.now);
-          await world.sleep(1000);
-          times.push(world.kernel.now);
-          uffd.copy(page, await world.fetch(page));
-        },
-      }) as unknown as FaultHandler,
+    handler: (world) => ({
+      async pagefault({ page }, uffd) {
+        times.push(world.kernel.now);
+        await world.sleep(1000);
+        times.push(world.kernel.now);
+        uffd.copy(page, await world.fetch(page));
+      },
+    }),
     ...one(function* (world) {
       yield read(world.page(0));
     }),
@@ -239,13 +238,12 @@ test('what a handler throws is the cause, at once or later', async () => {
   }
   const later = await failureOf({
     ...threads,
-    handler: (world) =>
-      ({
-        async pagefault() {
-          await world.sleep(1);
-          throw oops;
-        },
-      }) as unknown as FaultHandler,
+    handler: (world) => ({
+      async pagefault() {
+        await world.sleep(1);
+        throw oops;
+      },
+    }),
   });
   assert.equal(later.cause, oops);
 });
