@@ -20,8 +20,8 @@ export interface Call {
   readonly result: number;
   /** Bytes that pages were installed in. */
   readonly installed: number;
-  /** Bytes whose sleepers were woken. */
-  readonly woken: number;
+  /** Bytes in which faults are resolved by it: pages were installed or were there, or writes are let through. */
+  readonly resolved: number;
 }
 
 /** By request: its name, where its length lies, and where its result; −1: it has none. */
@@ -37,17 +37,23 @@ const CALLS: Readonly<Record<number, readonly [name: string, length: number, res
   [REQUEST.POISON]: ['POISON', 8, 24],
 };
 
-/** Calls without a result field that wake all of their range. */
-const WAKING: readonly number[] = [REQUEST.WAKE, REQUEST.WRITEPROTECT, REQUEST.UNREGISTER];
+/** Calls without a result field that resolve all of their range. A WAKE does not: whoever is woken asks again. */
+const RESOLVING: readonly number[] = [REQUEST.WRITEPROTECT, REQUEST.UNREGISTER];
 
-export function listened(inner: KernelPort, memory: WebAssembly.Memory, listener: Listener): KernelPort {
+export function listened(
+  inner: KernelPort,
+  memory: WebAssembly.Memory,
+  pageSize: number,
+  listener: Listener,
+): KernelPort {
   return {
     userfaultfd: (flags) => inner.userfaultfd(flags),
     openDevice: () => inner.openDevice(),
     ioctl(fd, request, at) {
       const result = inner.ioctl(fd, request, at);
       const call = CALLS[request];
-      if (call) listener.answered(fd, callOf(request, call, new DataView(memory.buffer, at), result));
+      if (call)
+        listener.answered(fd, callOf(request, call, new DataView(memory.buffer, at), result, pageSize));
       return result;
     },
     ioctlValue: (fd, request, value) => inner.ioctlValue(fd, request, value),
@@ -75,6 +81,7 @@ function callOf(
   [name, lengthAt, resultAt]: readonly [string, number, number],
   view: DataView,
   result: number,
+  pageSize: number,
 ): Call {
   const start = view.getBigUint64(0, true);
   const length = view.getBigUint64(lengthAt, true);
@@ -84,6 +91,9 @@ function callOf(
     const out = Number(view.getBigInt64(resultAt, true));
     installed = result >= 0 ? whole : result === E.AGAIN && out > 0 ? out : 0;
   }
-  const woken = WAKING.includes(request) && result >= 0 ? whole : installed;
-  return { name, start, length, result, installed, woken };
+  let resolved = installed;
+  if (RESOLVING.includes(request) && result >= 0) resolved = whole;
+  // The first page is there already; a MOVE says the same of its target, and stays undone.
+  else if (result === E.EXIST && request !== REQUEST.MOVE) resolved = pageSize;
+  return { name, start, length, result, installed, resolved };
 }

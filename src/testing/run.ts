@@ -116,7 +116,7 @@ export class Run implements Attendant {
       attach: (memory) => {
         const told = new Told((failure) => this.fail(failure));
         this.#told.push(told);
-        return listened(kernel.attach(memory), memory, {
+        return listened(kernel.attach(memory), memory, kernel.pageSize, {
           read: (fd, view, bytes) => this.#heard(told, fd, view, bytes),
           answered: (fd, call) => this.#answered(told, fd, call),
         });
@@ -132,7 +132,7 @@ export class Run implements Attendant {
 
   #answered(told: Told, fd: number, call: Call): void {
     this.schedule?.answer(call);
-    if (call.woken > 0) told.resolved(call.start, call.start + BigInt(call.woken));
+    if (call.resolved > 0) told.resolved(call.start, call.start + BigInt(call.resolved));
     const file = this.world.kernel.files.get(fd);
     if (call.installed <= 0 || file?.is !== 'userfaultfd') return;
     const start = Number(call.start);

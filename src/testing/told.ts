@@ -53,7 +53,7 @@ export class Told {
     }
   }
 
-  /** Sleepers of [start, end) were woken, with pages or without. */
+  /** What was asked for in [start, end) is there. */
   resolved(start: bigint, end: bigint): void {
     this.#resolved.push({ start, end });
   }

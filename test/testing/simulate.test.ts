@@ -143,6 +143,35 @@ function but(world: World): FaultHandler {
   return { pagefault: (fault, uffd) => right.pagefault(fault, uffd) };
 }
 
+// ---- what counts as an answer ------------------------------------------------------------------------------
+
+test('a wake behind a short fill is no answer: the fault may be offered again', async () => {
+  let short = 0;
+  for (let seed = 1; seed <= 30; seed++) {
+    await simulate({
+      seed,
+      inject: { held: 1 },
+      handler: (world) => ({
+        pagefault({ page }, uffd) {
+          if (uffd.copy(page, world.source(world.indexOf(page) as number)) === P) return;
+          short++;
+          uffd.wake(page, P);
+        },
+      }),
+      threads: (world) => [
+        (function* () {
+          yield advise(world.page(0), P, DONTNEED);
+        })(),
+        (function* () {
+          yield read(world.page(1));
+          yield read(world.page(2));
+        })(),
+      ],
+    });
+  }
+  assert.ok(short > 0);
+});
+
 // ---- injections --------------------------------------------------------------------------------------------
 
 /** Worlds in which each can happen. */
