@@ -252,11 +252,16 @@ export class SimulatedPort implements KernelPort {
     if (!file.nonBlocking) this.#kernel.sleep(() => context.readable, -1);
     const there = context.pending.length + context.notices.length;
     const most = Math.min(length, (injector?.messagesOf(there) ?? there) * MESSAGE_BYTES);
+    const known = context.reading.length;
     let bytes = 0;
     while (bytes + MESSAGE_BYTES <= most && context.readable) {
       const errno = this.#message(context, at + bytes);
       if (errno < 0) return bytes > 0 ? bytes : errno;
       bytes += MESSAGE_BYTES;
+    }
+    // Second messages come behind this read, and take no other's place in it.
+    for (const sleeper of context.reading.slice(known)) {
+      if (injector?.happens('repeat')) context.pending.push({ ...sleeper });
     }
     return bytes > 0 ? bytes : E.AGAIN;
   }
@@ -280,7 +285,6 @@ export class SimulatedPort implements KernelPort {
     const sleeper = context.pending.shift() as Sleeper | undefined;
     if (sleeper) {
       context.reading.push(sleeper);
-      if (this.#kernel.injector?.happens('repeat')) context.pending.push({ ...sleeper });
       view.setUint8(at, EVENT.PAGEFAULT);
       words([sleeper.flags, sleeper.address]);
       view.setUint32(at + 24, sleeper.tid, true);

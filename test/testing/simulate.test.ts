@@ -198,6 +198,31 @@ for (const what of INJECTIONS) {
   });
 }
 
+test('a second message comes behind its read, and takes no place of another in it', async () => {
+  const told: string[] = [];
+  const { injected } = await simulate({
+    choices: [],
+    inject: { repeat: [0] },
+    handler: (world) => ({
+      pagefault({ page }, uffd) {
+        told.push(`fault ${world.indexOf(page)}`);
+        return uffd.copy(page, world.source(0)) === P;
+      },
+      removed: (start) => void told.push(`removed ${world.indexOf(start)}`),
+    }),
+    threads: (world) => [
+      (function* () {
+        yield read(world.page(0));
+      })(),
+      (function* () {
+        yield advise(world.page(1), P, DONTNEED);
+      })(),
+    ],
+  });
+  assert.equal(injected.get('repeat'), 1);
+  assert.deepEqual(told.slice(0, 2), ['removed 1', 'fault 0']);
+});
+
 test('what cannot be injected is refused', async () => {
   const inject = { gremlin: 1 } as unknown as Inject;
   await assert.rejects(simulate({ inject, handler: (world) => answerFromSource(world) }), /no 'gremlin'/);
@@ -242,9 +267,9 @@ test('a failure names the invariant, who waits, the seed, and what led there', a
   assert.match(error.message, /to repeat it: seed: 3/);
   assert.match(
     error.schedule.join('\n'),
-    /thread 1 +read page 2: asleep in a page fault\n.*kernel +1 messages/,
+    /thread 1 +read page 2: asleep in a page fault\n.*handler +reads 1 message\n/,
   );
-  assert.match(error.schedule.join('\n'), /handler +missing read of page 2/);
+  assert.match(error.schedule.join('\n'), /handler +pagefault: missing, read of page 2/);
 });
 
 test('what a handler throws is the cause, at once or later', async () => {
