@@ -19,6 +19,7 @@ const root = realpathSync(fileURLToPath(new URL('../../', import.meta.url)));
 const LAYERS = [
   ['src/testing/index.ts'],
   ['src/testing/explore.ts'],
+  ['src/testing/shrink.ts'],
   ['src/testing/simulate.ts'],
   ['src/testing/run.ts'],
   ['src/testing/workload.ts', 'src/testing/handler.ts'],

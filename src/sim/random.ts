@@ -60,21 +60,27 @@ export class Noted implements Chooser {
   }
 }
 
-/** Decides as a list says; behind its end, and where an entry does not fit, the plainest choice. */
+/**
+ * Decides as a list says: where an entry does not fit, the plainest choice. Behind its end another chooser decides;
+ * without one, the plainest choice again.
+ */
 export class Script implements Chooser {
   readonly #choices: readonly number[];
+  readonly #behind: Chooser | undefined;
   #next = 0;
 
-  constructor(choices: readonly number[]) {
+  constructor(choices: readonly number[], behind?: Chooser) {
     this.#choices = choices;
+    this.#behind = behind;
   }
 
   below(end: number): number {
-    const choice = this.#choices[this.#next++] ?? 0;
+    const choice = this.#choices[this.#next++] ?? this.#behind?.below(end) ?? 0;
     return choice < end ? choice : 0;
   }
 
-  chance(): boolean {
-    return this.#choices[this.#next++] === 1;
+  chance(probability: number): boolean {
+    const choice = this.#choices[this.#next++];
+    return choice === undefined ? (this.#behind?.chance(probability) ?? false) : choice === 1;
   }
 }

@@ -151,7 +151,7 @@ export class SimulatedThread implements Toucher {
     const said = this.#last?.text ?? '';
     if (this.done) return said ? `${said}; it ends` : 'ends';
     if (this.wait) return `${said}: ${SLEEPS[this.wait.place]}`;
-    return this.action ? `${said} …` : `${said} → ${this.outcome}`;
+    return this.action ? `${said}: goes on` : `${said} → ${this.outcome}`;
   }
 
   #step(): void {

@@ -6,9 +6,12 @@ import type { FaultHandler, Pagefault } from '../handler.js';
 import { EVENT } from '../sim/abi.js';
 import type { Userfaultfd } from '../userfaultfd.js';
 import type { Failure } from './failure.js';
+import { pagesOf } from './schedule.js';
 import type { Told } from './told.js';
 
 export interface Attendant {
+  /** Bytes of a page. */
+  readonly pageSize: number;
   fail(failure: Failure): void;
   /** What was said to the userfaultfd that came into being last: a child's, when it is handed over. */
   latest(): Told;
@@ -44,20 +47,21 @@ const hex = (address: bigint): string => `0x${address.toString(16)}`;
 /** The handler that passes on. */
 function heard(handler: FaultHandler, told: Told, attendant: Attendant, name: string): FaultHandler {
   const note = (line: string): void => attendant.note?.(`${name}: ${line}`);
+  const pages = (start: bigint, end: bigint): string => pagesOf(start, end, attendant.pageSize);
   const passed: FaultHandler = {
     pagefault: (fault, uffd) => answer(handler, fault, uffd, told, attendant, name),
     removed(start, end) {
-      note(`removed ${hex(start)} to ${hex(end - 1n)}`);
+      note(`removed: ${pages(start, end)}`);
       told.change(EVENT.REMOVE, [start, end]);
       handler.removed?.(start, end);
     },
     unmapped(start, end) {
-      note(`unmapped ${hex(start)} to ${hex(end - 1n)}`);
+      note(`unmapped: ${pages(start, end)}`);
       told.change(EVENT.UNMAP, [start, end]);
       handler.unmapped?.(start, end);
     },
     remapped(from, to, length) {
-      note(`remapped ${hex(from)} to ${hex(to)}, ${length} bytes`);
+      note(`remapped: ${pages(from, from + BigInt(length))}, now at ${hex(to)}`);
       told.change(EVENT.REMAP, [from, to, BigInt(length)]);
       handler.remapped?.(from, to, length);
     },
@@ -69,7 +73,7 @@ function heard(handler: FaultHandler, told: Told, attendant: Attendant, name: st
       else handler.forked(attend(child, attendant.latest(), attendant, `${name}'s child`));
     },
     closed(error?: UffdError) {
-      note(`closed${error ? ` (${error.code})` : ''}`);
+      note(error ? `closed: ${error.code}` : 'closed');
       told.closed();
       if (error && error.code !== 'ESRCH') {
         attendant.fail({ invariant: 'closed', detail: error.message, cause: error });
@@ -88,7 +92,7 @@ function answer(
   attendant: Attendant,
   name: string,
 ): ReturnType<FaultHandler['pagefault']> {
-  attendant.note?.(`${name}: ${fault.kind} ${fault.access} of ${hex(fault.page)}`);
+  attendant.note?.(`${name}: pagefault: ${fault.kind}, ${fault.access} of ${hex(fault.page)}`);
   const answered = told.offer(fault.page, fault.kind);
   let is: ReturnType<FaultHandler['pagefault']> = false;
   try {
@@ -96,7 +100,7 @@ function answer(
   } finally {
     answered(is !== false);
   }
-  if (is === false) attendant.note?.(`${name}: not now`);
+  if (is === false) attendant.note?.(`${name}: answers false: not now`);
   if (isPromise(is)) follow(is, attendant);
   return is;
 }

@@ -45,8 +45,8 @@ export class SimulationError extends Error implements Repeat {
       [
         `${INVARIANTS[invariant]}: ${detail}`,
         seed === undefined ? '' : `to repeat it: seed: ${seed}`,
-        `the smallest schedule found: choices: [${choices.join(', ')}]`,
         ...schedule.map((line) => `  ${line}`),
+        `to repeat this schedule: choices: [${choices.join(', ')}]`,
       ]
         .filter(Boolean)
         .join('\n'),

@@ -9,9 +9,10 @@
 import type { FaultHandler } from '../handler.js';
 import type { Kernel } from '../kernel.js';
 import type { Wait } from '../loop.js';
+import { MESSAGE_BYTES } from '../sim/abi.js';
 import { type Program, type SimulatedProcess, type SimulatedThread, Stuck } from '../sim/index.js';
 import type { AddressSpace } from '../sim/memory.js';
-import type { Chooser } from '../sim/random.js';
+import type { Noted } from '../sim/random.js';
 import { Stopper } from '../stopper.js';
 import type { TraceWriter } from '../trace/writer.js';
 import { Userfaultfd } from '../userfaultfd.js';
@@ -51,8 +52,11 @@ export class Run implements Attendant {
   note: ((line: string) => void) | undefined;
   /** Faults that were offered. */
   faults = 0;
+  /** Choices that were made before the first step. */
+  planned = 0;
   readonly schedule: Schedule | undefined;
   readonly #options: RunOptions;
+  readonly #chooser: Noted;
   readonly #ledger: Ledger;
   readonly #told: Told[] = [];
   readonly #watched: AddressSpace;
@@ -61,8 +65,9 @@ export class Run implements Attendant {
   #manager: SimulatedThread | undefined;
   #ending = false;
 
-  constructor(options: RunOptions, chooser: Chooser, withSchedule: boolean) {
+  constructor(options: RunOptions, chooser: Noted, withSchedule: boolean) {
     this.#options = options;
+    this.#chooser = chooser;
     const world = new World(options, chooser, (it) => this.#listen(it));
     this.world = world;
     this.#watched = world.process.space;
@@ -74,6 +79,10 @@ export class Run implements Attendant {
     if (withSchedule) this.schedule = this.#write();
   }
 
+  get pageSize(): number {
+    return this.world.pageSize;
+  }
+
   get steps(): number {
     return this.world.kernel.steps;
   }
@@ -81,7 +90,7 @@ export class Run implements Attendant {
   /** Notes what breaks an invariant; the first counts. */
   fail(failure: Failure): void {
     if (this.failure) return;
-    this.failure = failure;
+    this.failure = { ...failure, detail: this.#readable(failure.detail) };
     this.world.kernel.halt(new Error(failure.detail));
   }
 
@@ -126,12 +135,13 @@ export class Run implements Attendant {
 
   #heard(told: Told, fd: number, view: DataView, bytes: number): void {
     if (this.world.kernel.files.get(fd)?.is !== 'userfaultfd') return;
-    this.note?.(`kernel: ${bytes === 32 ? '1 message is' : `${bytes / 32} messages are`} read`);
+    const messages = bytes / MESSAGE_BYTES;
+    this.note?.(`handler: reads ${messages} message${messages === 1 ? '' : 's'}`);
     told.said(view, bytes);
   }
 
   #answered(told: Told, fd: number, call: Call): void {
-    this.schedule?.answer(call);
+    this.schedule?.call(call);
     if (call.resolved > 0) told.resolved(call.start, call.start + BigInt(call.resolved));
     const file = this.world.kernel.files.get(fd);
     if (call.installed <= 0 || file?.is !== 'userfaultfd') return;
@@ -147,8 +157,8 @@ export class Run implements Attendant {
     world.note = this.note;
     world.name = (...area) => schedule.name(...area);
     world.kernel.observer = (line) => {
-      if (!line.startsWith('event loop') && !line.startsWith(`thread ${this.#manager?.tid}:`))
-        schedule.add(line);
+      const silent = line.startsWith('event loop') || line.startsWith(`thread ${this.#manager?.tid}:`);
+      if (!silent && !line.endsWith(': ends')) schedule.add(line);
     };
     return schedule;
   }
@@ -192,6 +202,7 @@ export class Run implements Attendant {
     const handler = this.#options.handler(world);
     const programs = typeof threads === 'number' ? workload(world, { threads }) : threads(world);
     for (const program of programs) world.kernel.thread(program, world.process);
+    this.planned = this.#chooser.choices.length;
     this.#manager = world.kernel.thread(this.#manage(wait !== 'poll'));
     // Returns at once, or when it was stopped or closed.
     if (!world.uffd.start(handler, { wait })) throw new Error('start: false');

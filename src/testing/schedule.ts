@@ -9,15 +9,20 @@ const ADDRESS = /0x([0-9a-f]{6,})/g;
 /** What asks whether the process is there still: a COPY of more than there can be. */
 const ASKING_BYTES = 1n << 36n;
 
+/** The pages of [start, end), by their addresses. */
+export function pagesOf(start: bigint, end: bigint, pageSize: number): string {
+  const size = BigInt(pageSize);
+  const [first, last] = [start, end - size].map((page) => `0x${page.toString(16)}`);
+  return end - start <= size ? `${first}` : `${first} to ${last}`;
+}
+
 export class Schedule {
   readonly lines: string[] = [];
   readonly #areas: { start: bigint; end: bigint; name: string }[] = [];
-  readonly #kernel: { readonly now: number };
-  readonly #page: bigint;
+  readonly #kernel: { readonly now: number; readonly pageSize: number };
 
   constructor(kernel: { readonly now: number; readonly pageSize: number }) {
     this.#kernel = kernel;
-    this.#page = BigInt(kernel.pageSize);
   }
 
   /** Calls the pages from an address on after a name. */
@@ -32,23 +37,16 @@ export class Schedule {
     this.lines.push(`${time}  ${who.padEnd(10)}  ${this.readable(what.join(': '))}`);
   }
 
-  /** An answer of the kernel. */
-  answer(call: Call): void {
-    const pages = this.#range(call.start, call.length);
-    const partly =
-      call.installed > 0 && call.result < 0 ? `, ${BigInt(call.installed) / this.#page} done` : '';
-    if (call.length >= ASKING_BYTES) {
-      this.add(`kernel: is the process there? ${call.result === E.SRCH ? 'no' : 'yes'}`);
+  /** A call of the handler's, and what the kernel answered. */
+  call({ name, start, length, result, installed }: Call): void {
+    if (length >= ASKING_BYTES) {
+      this.add(`handler: is the process there? ${result === E.SRCH ? 'no' : 'yes'}`);
       return;
     }
-    const result = call.result < 0 ? `${errnoName(-call.result)}${partly}` : 'done';
-    this.add(`kernel: ${call.name} ${pages} → ${result}`);
-  }
-
-  #range(start: bigint, length: bigint): string {
-    const pages = length / this.#page;
-    const first = `0x${start.toString(16)}`;
-    return pages === 1n ? first : `${first} and ${pages - 1n} more`;
+    const { pageSize } = this.#kernel;
+    const partly = installed > 0 ? `, ${installed / pageSize} done` : '';
+    const answer = result < 0 ? `${errnoName(-result)}${partly}` : 'done';
+    this.add(`handler: ${name} ${pagesOf(start, start + length, pageSize)} → ${answer}`);
   }
 
   /** A text in which addresses that are known have names. */
@@ -58,8 +56,9 @@ export class Schedule {
       const area = this.#areas.find(({ start, end }) => address >= start && address < end);
       if (!area) return whole;
       const offset = address - area.start;
-      const rest = offset % this.#page;
-      const which = area.end - area.start > this.#page ? ` ${offset / this.#page}` : '';
+      const size = BigInt(this.#kernel.pageSize);
+      const rest = offset % size;
+      const which = area.end - area.start > size ? ` ${offset / size}` : '';
       return `${area.name}${which}${rest > 0n ? ` byte ${rest}` : ''}`;
     });
   }

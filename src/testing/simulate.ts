@@ -1,7 +1,7 @@
 // `simulate`: one run, decided by a seed or by a list of choices.
 
 import type { Injection } from '../sim/injection.js';
-import { Noted, Random, Script } from '../sim/random.js';
+import { type Chooser, Noted, Random, Script } from '../sim/random.js';
 import { type Failure, SimulationError } from './failure.js';
 import { Run, type RunOptions } from './run.js';
 
@@ -30,16 +30,19 @@ export interface Simulated {
 /** What one run came to. */
 export interface Tried extends Simulated {
   readonly failure: Failure | undefined;
+  /** How many of the choices were made before the first step: what the threads have to do. */
+  readonly planned: number;
 }
 
-/** One run; nothing is thrown. */
-export async function attempt(options: SimulateOptions): Promise<Tried> {
+/** One run; nothing is thrown. `behind` decides where `choices` end. */
+export async function attempt(options: SimulateOptions, behind?: Chooser): Promise<Tried> {
   const { choices, seed = 1, schedule = false } = options;
-  const chooser = new Noted(choices ? new Script(choices) : new Random(seed));
+  const chooser = new Noted(choices ? new Script(choices, behind) : new Random(seed));
   const run = new Run(options, chooser, schedule);
   await run.go();
   return {
     failure: run.failure,
+    planned: run.planned,
     steps: run.steps,
     faults: run.faults,
     injected: run.world.kernel.injector?.counts ?? new Map(),
@@ -68,7 +71,7 @@ export async function explain(
  * @throws SimulationError where one is broken: which, and the choices and the schedule that led there
  */
 export async function simulate(options: SimulateOptions): Promise<Simulated> {
-  const { failure, ...simulated } = await attempt(options);
+  const { failure, planned: _, ...simulated } = await attempt(options);
   if (!failure) return simulated;
   const seed = options.choices ? undefined : (options.seed ?? 1);
   throw await explain(options, simulated.choices, seed);

@@ -124,6 +124,7 @@ export class World {
   async fetch(page: number | bigint): Promise<Uint8Array> {
     const index = typeof page === 'bigint' ? this.indexOf(page) : page;
     if (index === undefined) throw new RangeError(`fetch: 0x${page.toString(16)} is no watched page`);
+    this.note(`source: page ${index} is asked for`);
     await this.sleep(0.001 * 4 ** this.chooser.below(LATENCIES));
     this.note(`source: page ${index} is here`);
     return this.source(index).slice();

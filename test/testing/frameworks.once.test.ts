@@ -59,7 +59,7 @@ for (const [name, { begin, end = '', run, file }] of Object.entries(FRAMEWORKS))
       assert.equal(status, 1, output);
       assert.match(output, /a thread sleeps for ever/);
       assert.match(output, /to repeat it: seed: \d/);
-      assert.match(output, /handler +missing read of page/);
+      assert.match(output, /handler +pagefault: missing, read of page/);
       assert.match(output, /Passed: +1|pass 1|1 passed/);
     } finally {
       rmSync(folder, { recursive: true, force: true });
