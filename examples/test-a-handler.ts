@@ -26,9 +26,9 @@ export function careful(fetch: Fetch): FaultHandler {
   return {
     async pagefault({ page }, uffd) {
       const size = uffd.pageSize;
-      const data = uffd.pageState(page) === 'removed' ? undefined : await fetch(page);
-      const removed = uffd.pageState(page) === 'removed';
-      const done = removed || !data ? uffd.zero(page, size) : uffd.copy(page, data);
+      const data = uffd.pageState(page) === 'missing' ? await fetch(page) : undefined;
+      const due = data && uffd.pageState(page) === 'missing';
+      const done = due ? uffd.copy(page, data) : uffd.zero(page, size);
       if (done < size) uffd.wake(page, size);
     },
   };
