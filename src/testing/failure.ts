@@ -31,6 +31,18 @@ export interface Repeat {
   readonly schedule: readonly string[];
 }
 
+/** Lines that a message shows of a schedule's beginning, and of its end. */
+const LINES_SHOWN = 20;
+/** Choices that it shows. */
+const CHOICES_SHOWN = 1000;
+
+/** The lines; of many the first and the last. */
+function shown(lines: readonly string[]): readonly string[] {
+  const left = lines.length - 2 * LINES_SHOWN;
+  if (left <= 0) return lines;
+  return [...lines.slice(0, LINES_SHOWN), `… ${left} lines more …`, ...lines.slice(-LINES_SHOWN)];
+}
+
 export class SimulationError extends Error implements Repeat {
   override readonly name = 'SimulationError';
   readonly code = 'ERR_UFFD_SIMULATION';
@@ -45,8 +57,10 @@ export class SimulationError extends Error implements Repeat {
       [
         `${INVARIANTS[invariant]}: ${detail}`,
         seed === undefined ? '' : `to repeat it: seed: ${seed}`,
-        ...schedule.map((line) => `  ${line}`),
-        `to repeat this schedule: choices: [${choices.join(', ')}]`,
+        ...shown(schedule).map((line) => `  ${line}`),
+        choices.length > CHOICES_SHOWN
+          ? `to repeat this schedule: the ${choices.length} numbers in choices`
+          : `to repeat this schedule: choices: [${choices.join(', ')}]`,
       ]
         .filter(Boolean)
         .join('\n'),

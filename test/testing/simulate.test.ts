@@ -355,4 +355,16 @@ test('explore counts what it ran, and prints a failure that it has made small', 
   assert.ok(touches.length <= 6, error.message);
 });
 
+test('explore shows a schedule that goes on for ever by its beginning and its end', async () => {
+  const broken = explore({ handler: () => ({ pagefault: ({ page }, uffd) => uffd.wake(page, P) }) });
+  const error = await broken.then(
+    () => assert.fail('it is broken'),
+    (thrown: SimulationError) => thrown,
+  );
+  assert.equal(error.invariant, 'livelock');
+  assert.ok(error.schedule.length > 1000 && error.message.split('\n').length < 50, error.message);
+  assert.match(error.message, /\n {2}… \d+ lines more …\n/);
+  assert.ok(error.choices.length < 20, error.message);
+});
+
 test.run();
