@@ -90,6 +90,8 @@ export class SimulatedKernel implements Kernel {
   observer: ((line: string) => void) | undefined;
   readonly #preemption: number;
   readonly #watches = new Set<Readiness>();
+  /** What was asked for before, which is asked at every call. */
+  readonly #isAtLeast = new Map<string, boolean>();
   readonly #copies = new Map<SimulatedProcess, File[]>();
   #nextAddress = FIRST_ADDRESS;
   #lastId = 0;
@@ -112,7 +114,10 @@ export class SimulatedKernel implements Kernel {
 
   /** Whether it is as new as a version. */
   isAtLeast(version: string | undefined): boolean {
-    return version !== undefined && compareVersions(this.version, version) >= 0;
+    if (version === undefined) return false;
+    const known = this.#isAtLeast.get(version) ?? compareVersions(this.version, version) >= 0;
+    this.#isAtLeast.set(version, known);
+    return known;
   }
 
   /** The port, as a process has it; default: the handler's. */

@@ -10,8 +10,8 @@ import { attempt, type SimulateOptions, type Tried } from './simulate.js';
 /** A run that breaks the invariant. */
 type Found = Pick<Tried, 'choices' | 'planned' | 'steps' | 'injected'>;
 
-/** Steps that all of it may take: who is busy in vain takes thousands in each run. */
-const STEPS_MOST = 300_000;
+/** Choices that all of it may take: who is busy in vain takes thousands in each run. */
+const CHOICES_MOST = 1_000_000;
 /** Parts up to this size are tried at every place, larger ones side by side. */
 const SMALL_PART = 6;
 /** Schedules that are tried for a part that is left out, and for what is left in the end. */
@@ -34,7 +34,7 @@ class Shrinking {
   readonly #invariant: string | undefined;
   #best: Found;
   #left: number;
-  #steps = 0;
+  #choices = 0;
 
   constructor(options: SimulateOptions, { failure, choices, ...found }: Tried, runs: number) {
     this.#options = options;
@@ -62,7 +62,7 @@ class Shrinking {
 
   /** No more runs: what there is must do. */
   get #spent(): boolean {
-    return this.#left <= 0 || this.#steps >= STEPS_MOST;
+    return this.#left <= 0 || this.#choices >= CHOICES_MOST;
   }
 
   /** The parts of a list, large ones first, from its end. */
@@ -135,7 +135,7 @@ class Shrinking {
       choices: made,
       ...found
     } = await attempt({ ...this.#options, ...this.#limit(), choices }, behind);
-    this.#steps += found.steps;
+    this.#choices += made.length;
     if (failure?.invariant !== this.#invariant) return;
     // What was really asked for: a list may be longer than the run.
     const simpler = { ...found, choices: trimmed(made) };

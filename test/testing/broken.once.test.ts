@@ -167,6 +167,7 @@ const HANDLERS: Broken[] = [
   {
     what: 'fills without waking',
     by: ['asleep'],
+    options: { features: [] },
     handler: (world) =>
       but(world, () => ({
         pagefault: ({ page }, uffd) =>
