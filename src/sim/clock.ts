@@ -9,7 +9,7 @@ import type { Watch } from '../kernel.js';
 
 /** Virtual milliseconds that a step takes. */
 export const STEP_MS = 0.001;
-/** The same where nobody gets on, and how many steps and calls it takes to say so. */
+/** The same where nobody gets on, and how many steps it takes to say so. */
 const IDLE_MS = 0.05;
 const IDLE_STEPS = 500;
 /** Steps of threads, since one got on last, from which on they are not asleep but busy in vain. */
@@ -46,7 +46,7 @@ export class Clock {
   readonly #held = new Set<{ until: number; release(): void }>();
   /** When a thread got on last. */
   #progressMs = 0;
-  /** Steps and calls since then, and how many of them were steps of threads. */
+  /** Steps since then, and how many of them were threads'. */
   #steps = 0;
   #inVain = 0;
 
@@ -106,13 +106,13 @@ export class Clock {
 
   /** Something happens. */
   step(): void {
+    this.#steps++;
     this.call(false);
   }
 
   /** A call is made; idle: nobody else could do anything meanwhile. */
   call(idle: boolean): void {
     if (this.halted) throw this.halted;
-    this.#steps++;
     this.now += idle || this.#steps > IDLE_STEPS ? IDLE_MS : STEP_MS;
     this.#lookOut();
   }

@@ -30,7 +30,7 @@ test('a schedule counts in pages of the world', async () => {
     assert.fail('nothing was wrong with a handler that answers nothing');
   } catch (error) {
     if (!(error instanceof SimulationError)) throw error;
-    const pages = error.schedule.join('\n').matchAll(/missing \w+ of page (\d+)/g);
+    const pages = error.schedule.join('\n').matchAll(/missing, \w+ of page (\d+)/g);
     const numbers = [...pages].map(([, page]) => Number(page));
     assert.ok(numbers.length > 0 && numbers.every((page) => page < 3), numbers.join());
   }
