@@ -316,6 +316,28 @@ int queue_of(int file, long counts[2])
 		sscanf(total, "total: %ld", &counts[1]) == 1 ? 0 : -1;
 }
 
+/* More pages than the kernel drops from the processors' translations one by one. */
+#define MANY_PAGES 64
+
+/* Makes every processor forget what it knows of this process's page tables. madvise does so last: pages that it has
+ * taken away can be reached until then, where it sleeps in between too. 0, or -1. */
+int forget_translations(void)
+{
+	static char *pages;
+	long page = sysconf(_SC_PAGESIZE), length = MANY_PAGES * page;
+
+	if (!pages) {
+		char *fresh = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+		if (fresh == MAP_FAILED)
+			return -1;
+		pages = fresh;
+	}
+	/* All from the first page changed to the last one is forgotten: so many that it is everything. */
+	pages[0] = pages[length - page] = 1;
+	return mprotect(pages, length, PROT_READ) | mprotect(pages, length, PROT_READ | PROT_WRITE);
+}
+
 /* ---- what an actor can do, beside the C library's own functions --------------------------------------- */
 
 long own_tid(void)

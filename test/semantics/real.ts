@@ -34,6 +34,7 @@ interface Library {
   actorEnd(actor: bigint, process: number): void;
   actorInterrupt(process: number, thread: number): number;
   limitDescriptors(limit: number): number;
+  forgetTranslations(): number;
   look(file: number, buffer: Uint8Array, length: number, from: bigint): number;
   queueOf(file: number, counts: BigInt64Array): number;
   /** Where a C function is, of actor.c or the C library. */
@@ -66,6 +67,7 @@ function load(path: string): Library {
     actorEnd: c.func('actor_end', 'void', ['uintptr_t', 'int']),
     actorInterrupt: c.func('actor_interrupt', 'int', ['int', 'int']),
     limitDescriptors: c.func('limit_descriptors', 'long', ['long']),
+    forgetTranslations: c.func('forget_translations', 'int', []),
     look: c.func('look', 'intptr_t', ['int', 'void *', 'intptr_t', 'intptr_t']),
     queueOf: c.func('queue_of', 'int', ['int', 'void *']),
     find(name) {
@@ -88,6 +90,8 @@ class RealActor implements Actor {
   readonly #forked: boolean;
   /** What was forked in the step that may still sleep. */
   #child: RealActor | undefined;
+  /** Its step takes pages away, which are gone for everybody when it is through. */
+  #removing = false;
   #ended = false;
 
   constructor(world: RealWorld, forked: boolean) {
@@ -102,6 +106,7 @@ class RealActor implements Actor {
   }
 
   #step(name: string, ...words: Word[]): Outcome {
+    this.#removing = name === 'madvise';
     const six = [...words, ...Array(6 - words.length).fill(0)];
     library().actorStep(this.#at, library().find(name), ...six);
     return this.outcome();
@@ -109,7 +114,11 @@ class RealActor implements Actor {
 
   outcome(): Outcome {
     const found = library().actorSettle(this.#at, this.tid, this.#forked ? 1 : 0);
-    return ASLEEP[found - 1] ?? this.#answer();
+    const asleep = ASLEEP[found - 1];
+    if (asleep === 'event' && this.#removing && library().forgetTranslations() !== 0) {
+      throw new Error('translations cannot be forgotten');
+    }
+    return asleep ?? this.#answer();
   }
 
   #answer(): Outcome {

@@ -144,6 +144,16 @@ const CASES: { says: string; features: bigint; steps: Step[] }[] = [
       { do: 'unregister', uffd: 0, ...part(0, 3, 2) },
     ],
   },
+  {
+    says: 'what madvise has taken away is gone while it sleeps before the rest',
+    features: REMOVE,
+    steps: [
+      { do: 'register', uffd: 0, mode: WP, ...part(1, 4, 1) },
+      { do: 'write', actor: 1, by: 'user', value: 195, ...part(1, 2, 1) },
+      { do: 'madvise', actor: 2, advice: 4, ...part(1, 1, 4) },
+      { do: 'write', actor: 1, by: 'user', value: 142, ...part(1, 2, 1) },
+    ],
+  },
 ];
 
 for (const { says, features, steps } of CASES) {
