@@ -9,8 +9,9 @@ import type { Watch } from '../kernel.js';
 
 /** Virtual milliseconds that a step takes. */
 export const STEP_MS = 0.001;
-/** The same where nobody gets on, and how many steps it takes to say so. */
+/** The same where nobody gets on, of a step and of a call; and how many of them it takes to say so. */
 const IDLE_MS = 0.05;
+const IDLE_CALL_MS = 0.01;
 const IDLE_STEPS = 500;
 /** Steps of threads, since one got on last, from which on they are not asleep but busy in vain. */
 const BUSY_STEPS = 200;
@@ -46,7 +47,8 @@ export class Clock {
   readonly #held = new Set<{ until: number; release(): void }>();
   /** When a thread got on last. */
   #progressMs = 0;
-  /** Steps since then, and how many of them were threads'. */
+  /** Calls and steps since then, steps alone, and those of threads. */
+  #calls = 0;
   #steps = 0;
   #inVain = 0;
 
@@ -95,6 +97,7 @@ export class Clock {
   /** A thread has done something, or there is another reason to go on waiting. */
   progressed(): void {
     this.#progressMs = this.now;
+    this.#calls = 0;
     this.#steps = 0;
     this.#inVain = 0;
   }
@@ -113,7 +116,9 @@ export class Clock {
   /** A call is made; idle: nobody else could do anything meanwhile. */
   call(idle: boolean): void {
     if (this.halted) throw this.halted;
-    this.now += idle || this.#steps > IDLE_STEPS ? IDLE_MS : STEP_MS;
+    this.#calls++;
+    if (idle || this.#steps > IDLE_STEPS) this.now += IDLE_MS;
+    else this.now += this.#calls > IDLE_STEPS ? IDLE_CALL_MS : STEP_MS;
     this.#lookOut();
   }
 
