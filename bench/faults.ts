@@ -19,7 +19,7 @@ import { percentile } from './statistics.js';
 /** Pages touched before the clock starts. */
 const LEAD = 256;
 /** A round ends here even if pages are left. */
-const ROUND_LIMIT_NS = 1.5e9;
+const ROUND_LIMIT_NS = 2e10;
 
 export interface Round {
   faults: number;

@@ -88,8 +88,14 @@ export class Loop {
     }
   }
 
-  /** Ends the loop after the callback it is in. */
+  /** Ends the loop after the callback it is in. What another thread has asked of this loop is done with it. */
   stop(): void {
+    const { running } = this;
+    this.#halt();
+    if (running) this.#obey();
+  }
+
+  #halt(): void {
     this.running = false;
     this.#source?.close();
     this.#source = undefined;
@@ -157,7 +163,7 @@ export class Loop {
       // What was put off before a stop, or came in by a fill, has no message of its own.
       this.#schedule();
     } catch (error) {
-      this.stop();
+      this.#halt();
       throw error;
     }
   }
@@ -285,10 +291,14 @@ export class Loop {
     return Math.max(result, 0);
   }
 
-  /** The loop ends: a stop from another thread is used up with it. */
   #leave(): void {
+    this.#halt();
+    this.#obey();
+  }
+
+  /** A stop from another thread is used up. */
+  #obey(): void {
     const { core, port } = this.#served.channel;
-    this.stop();
     if (!this.#served.stopRequested()) return;
     this.#served.stopper.obeyed(() => {
       if (this.#served.isOpen()) port.read(this.#stopFd, core.messages, 8);

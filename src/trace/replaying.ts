@@ -375,6 +375,8 @@ class ReplayPort implements KernelPort {
   sense(): boolean {
     if (this.#playback.done) return true;
     const kind = this.#playback.peek();
+    // What a loop does because there is no more trace is nobody's doing.
+    if (kind < 0) this.#playback.over = true;
     if (kind !== Kind.NOTE + Note.STOP) return kind < 0;
     if (this.#codec.words[0] !== 1n) return false;
     this.#playback.take();

@@ -125,6 +125,22 @@ test('start after stop goes on with what is left, and may bring another handler'
   await endAll();
 });
 
+test('a stop from another thread and one of its own are one: the next loop goes on', async () => {
+  const uffd = openWith();
+  const base = map(1);
+  uffd.register(base, P);
+  const { handler } = recorder(zero);
+  uffd.start(handler);
+  Userfaultfd.stop(uffd.stopHandle);
+  uffd.stop();
+  assert.is(uffd.start(handler), true);
+  const thread = await toucher();
+  assert.equal(await thread.read(base), [0]);
+  assert.is(uffd.waiting, true);
+  uffd.close();
+  await endAll();
+});
+
 test('release while waiting: watching ends, and the next owner hears of what was put off', async () => {
   const uffd = openWith(['event-remove']);
   const base = map(2);
