@@ -31,11 +31,22 @@ export interface Libc {
   memfd_create(name: string, flags: number): number;
   ftruncate(fd: number, length: number): number;
   sysconf(name: number): number;
+  lseek(fd: number, offset: number, whence: number): Word;
+  socket(domain: number, type: number, protocol: number): number;
+  bind(fd: number, address: Uint8Array, length: number): number;
+  listen(fd: number, backlog: number): number;
+  connect(fd: number, address: Uint8Array, length: number): number;
+  accept4(fd: number, address: Word, length: Word, flags: number): number;
+  getsockopt(fd: number, level: number, name: number, value: Word, length: Word): number;
+  recvmsg(fd: number, message: Word, flags: number): number;
+  sendmsg(fd: number, message: Word, flags: number): number;
+  pidfd_send_signal(number: number, pidfd: number, signal: number, info: Word, flags: number): number;
 }
 
 /** System call numbers by Node's name of the machine (kernel-semantics: Syscall numbers). */
 const SYS_USERFAULTFD: Readonly<Record<string, number>> = { x64: 323, arm64: 282 };
 /** The same on all machines. */
+export const SYS_PIDFD_SEND_SIGNAL = 424;
 export const SYS_PIDFD_OPEN = 434;
 
 let loaded: Libc | undefined;
@@ -84,6 +95,17 @@ function load(): Libc {
     memfd_create: c.func('memfd_create', 'int', ['str', 'uint']),
     ftruncate: c.func('ftruncate', 'int', ['int', 'int64_t']),
     sysconf: c.func('sysconf', 'long', ['int']),
+    lseek: c.func('lseek', 'int64_t', ['int', 'int64_t', 'int']),
+    socket: c.func('socket', 'int', ['int', 'int', 'int']),
+    bind: c.func('bind', 'int', ['int', 'void *', 'uint']),
+    listen: c.func('listen', 'int', ['int', 'int']),
+    connect: c.func('connect', 'int', ['int', 'void *', 'uint']),
+    accept4: c.func('accept4', 'int', ['int', 'uintptr_t', 'uintptr_t', 'int']),
+    getsockopt: c.func('getsockopt', 'int', ['int', 'int', 'int', 'uintptr_t', 'uintptr_t']),
+    recvmsg: c.func('recvmsg', 'intptr_t', ['int', 'uintptr_t', 'int']),
+    sendmsg: c.func('sendmsg', 'intptr_t', ['int', 'uintptr_t', 'int']),
+    // As a bare system call, like pidfd_open.
+    pidfd_send_signal: c.func('syscall', 'long', ['long', 'int', 'int', 'uintptr_t', 'uint']),
   };
 }
 

@@ -2,8 +2,9 @@
 // here, and read again after that memory grew.
 
 import type { Kernel, KernelPort, Watch } from '../src/kernel.js';
-import { type Libc, libc, SYS_PIDFD_OPEN, userfaultfdNumber } from './libc.js';
+import { type Libc, libc, userfaultfdNumber } from './libc.js';
 import { pageSize, pageSizeAt } from './memory.js';
+import { openPidfd } from './process.js';
 
 const O_RDONLY_CLOEXEC = 0x80000;
 const O_RDWR_CLOEXEC = 0x80002;
@@ -32,6 +33,20 @@ export function trySyscall(flags: number): number {
   const c = libc();
   const fd = c.syscall(userfaultfdNumber(), flags);
   return fd < 0 ? -c.errno() : fd;
+}
+
+/** Calls back on the event loop whenever a descriptor is readable. */
+export function watchReadable(fd: number, ready: () => void): Watch {
+  const handle = libc().koffi.node.poll(fd, { readable: true }, ready);
+  const watch = {
+    close() {
+      if (!watching.delete(watch)) return;
+      handle.stop();
+      handle.close();
+    },
+  };
+  watching.add(watch);
+  return watch;
 }
 
 class LinuxPort implements KernelPort {
@@ -73,8 +88,7 @@ class LinuxPort implements KernelPort {
   }
 
   pidfd(pid: number): number {
-    const fd = this.#c.pidfd_open(SYS_PIDFD_OPEN, pid, 0);
-    return fd < 0 ? -this.#c.errno() : fd;
+    return openPidfd(pid);
   }
 
   pageSizeAt(pid: number, address: bigint): number {
@@ -125,16 +139,7 @@ class LinuxPort implements KernelPort {
   }
 
   watch(fd: number, ready: () => void): Watch {
-    const handle = this.#c.koffi.node.poll(fd, { readable: true }, ready);
-    const watch = {
-      close() {
-        if (!watching.delete(watch)) return;
-        handle.stop();
-        handle.close();
-      },
-    };
-    watching.add(watch);
-    return watch;
+    return watchReadable(fd, ready);
   }
 
   after(delayMs: number, due: () => void): Watch {

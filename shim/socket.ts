@@ -1,0 +1,199 @@
+// Unix sockets that pass descriptors, which Node's own do not. All of them are non-blocking and close-on-exec. A
+// failure is −errno.
+//
+// Rule: a descriptor that came with a message is in the answer, whatever else is wrong with that message: whoever
+// asked owns it.
+
+import { libc } from './libc.js';
+
+const AF_UNIX = 1;
+const SOCK_STREAM = 1;
+const SOCK_DGRAM = 2;
+const SOCK_NONBLOCK_CLOEXEC = 0x80800;
+const SOL_SOCKET = 1;
+const SCM_RIGHTS = 1;
+const SO_PEERCRED = 17;
+const MSG_CTRUNC = 8;
+const MSG_NOSIGNAL = 0x4000;
+const MSG_CMSG_CLOEXEC = 0x40000000;
+const EAGAIN = -11;
+const ENAMETOOLONG = -36;
+
+/** struct sockaddr_un: the family, and a path of 108 bytes that need not end in zero. */
+const PATH_MOST = 108;
+const PATH_AT = 2;
+/** struct msghdr and struct iovec where pointers have 64 bits. */
+const MSGHDR_BYTES = 56;
+const IOVEC_BYTES = 16;
+/** struct cmsghdr: its length as a size_t, level and type; then the data, in units of 8 bytes. */
+const CMSG_HEAD = 16;
+const BACKLOG = 64;
+/** SCM_MAX_FD: no message carries more. */
+const FDS_MOST = 253;
+
+/** Who is at the other end, as it was when it connected. */
+export interface Peer {
+  /** 0: it lives in a PID namespace that cannot be seen from here. */
+  readonly pid: number;
+  readonly uid: number;
+  readonly gid: number;
+}
+
+/** What `receive` brought. */
+export interface Received {
+  /** Bytes; 0: the other end has closed. −errno: EAGAIN where nothing is there. */
+  readonly result: number;
+  /** Descriptors that came with them, in order. */
+  readonly fds: readonly number[];
+  /** Some descriptors did not fit, or could not be installed (ulimit -n), and are lost. */
+  readonly truncated: boolean;
+}
+
+/** A socket that listens at a path, which must not exist. */
+export function listenUnix(path: string): number {
+  const c = libc();
+  const fd = c.socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK_CLOEXEC, 0);
+  if (fd < 0) return -c.errno();
+  const address = addressOf(path);
+  if (address === undefined) return closed(fd, ENAMETOOLONG);
+  if (c.bind(fd, address, address.length) < 0) return closed(fd, -c.errno());
+  if (c.listen(fd, BACKLOG) < 0) return closed(fd, -c.errno());
+  return fd;
+}
+
+/** A socket that is connected to who listens at a path. ECONNREFUSED: nobody does; EAGAIN: its queue is full. */
+export function connectUnix(path: string): number {
+  return connected(path, SOCK_STREAM);
+}
+
+function connected(path: string, kind: number): number {
+  const c = libc();
+  const fd = c.socket(AF_UNIX, kind | SOCK_NONBLOCK_CLOEXEC, 0);
+  if (fd < 0) return -c.errno();
+  const address = addressOf(path);
+  if (address === undefined) return closed(fd, ENAMETOOLONG);
+  return c.connect(fd, address, address.length) < 0 ? closed(fd, -c.errno()) : fd;
+}
+
+/** One that has connected. */
+export function acceptUnix(listener: number): number {
+  const c = libc();
+  const fd = c.accept4(listener, 0, 0, SOCK_NONBLOCK_CLOEXEC);
+  return fd < 0 ? -c.errno() : fd;
+}
+
+export function peerOf(fd: number): Peer | undefined {
+  const c = libc();
+  const credentials = new Int32Array(3);
+  const length = new Uint32Array([credentials.byteLength]);
+  if (c.getsockopt(fd, SOL_SOCKET, SO_PEERCRED, c.koffi.address(credentials), c.koffi.address(length)) < 0) {
+    return undefined;
+  }
+  const [pid = 0, uid = 0, gid = 0] = credentials;
+  return { pid, uid: uid >>> 0, gid: gid >>> 0 };
+}
+
+/** Takes what has come, as far as it fits. */
+export function receive(fd: number, into: Uint8Array): Received {
+  const c = libc();
+  const message = new Message(into, new Uint8Array(CMSG_HEAD + 4 * FDS_MOST + 4));
+  const result = c.recvmsg(fd, message.address, MSG_CMSG_CLOEXEC);
+  if (result < 0) return { result: -c.errno(), fds: [], truncated: false };
+  return { result, fds: message.descriptors(), truncated: message.truncated };
+}
+
+/** Sends bytes, and descriptors with them. How many bytes. */
+export function send(fd: number, bytes: Uint8Array, fds: readonly number[] = []): number {
+  const c = libc();
+  const message = new Message(bytes, controlOf(fds));
+  const result = c.sendmsg(fd, message.address, MSG_NOSIGNAL);
+  return result < 0 ? -c.errno() : result;
+}
+
+/** Sends a datagram to a path, or to an abstract name that begins with '@'. */
+export function sendDatagram(path: string, text: string): number {
+  const fd = connected(path, SOCK_DGRAM);
+  if (fd < 0) return fd;
+  const result = send(fd, Buffer.from(text));
+  return closed(fd, result < 0 ? result : 0);
+}
+
+/** Whether somebody listens at a path. */
+export function isListening(path: string): boolean {
+  const fd = connectUnix(path);
+  // A full queue has a listener.
+  if (fd < 0) return fd === EAGAIN;
+  libc().close(fd);
+  return true;
+}
+
+function closed(fd: number, result: number): number {
+  libc().close(fd);
+  return result;
+}
+
+/** A struct sockaddr_un, as long as its path; undefined where that does not fit. */
+function addressOf(path: string): Uint8Array | undefined {
+  const name = Buffer.from(path);
+  if (name.length >= PATH_MOST) return undefined;
+  const abstract = path.startsWith('@');
+  const address = Buffer.alloc(PATH_AT + name.length + (abstract ? 0 : 1));
+  address.writeUInt16LE(AF_UNIX);
+  name.copy(address, PATH_AT);
+  if (abstract) address[PATH_AT] = 0;
+  return address;
+}
+
+/** The control bytes that pass descriptors; none: no bytes. */
+function controlOf(fds: readonly number[]): Uint8Array {
+  if (fds.length === 0) return new Uint8Array();
+  const control = Buffer.alloc((CMSG_HEAD + 4 * fds.length + 7) & ~7);
+  control.writeBigUInt64LE(BigInt(CMSG_HEAD + 4 * fds.length));
+  control.writeInt32LE(SOL_SOCKET, 8);
+  control.writeInt32LE(SCM_RIGHTS, 12);
+  for (const [index, fd] of fds.entries()) control.writeInt32LE(fd, CMSG_HEAD + 4 * index);
+  return control;
+}
+
+/** A struct msghdr over some bytes and some control bytes. */
+class Message {
+  readonly address: bigint;
+  readonly #header = new DataView(new ArrayBuffer(MSGHDR_BYTES));
+  readonly #control: DataView;
+  /** Kept, because only its address is in the header. */
+  readonly #vector = new BigUint64Array(IOVEC_BYTES / 8);
+
+  constructor(bytes: Uint8Array, control: Uint8Array) {
+    const { koffi } = libc();
+    this.#control = new DataView(control.buffer, control.byteOffset, control.byteLength);
+    this.#vector[0] = bytes.length === 0 ? 0n : koffi.address(bytes);
+    this.#vector[1] = BigInt(bytes.length);
+    this.#header.setBigUint64(16, koffi.address(this.#vector), true);
+    this.#header.setBigUint64(24, 1n, true);
+    this.#header.setBigUint64(32, control.length === 0 ? 0n : koffi.address(control), true);
+    this.#header.setBigUint64(40, BigInt(control.length), true);
+    this.address = koffi.address(this.#header);
+  }
+
+  get truncated(): boolean {
+    return (this.#header.getInt32(48, true) & MSG_CTRUNC) !== 0;
+  }
+
+  /** The descriptors in the control bytes. */
+  descriptors(): number[] {
+    const control = this.#control;
+    const end = Number(this.#header.getBigUint64(40, true));
+    const fds: number[] = [];
+    for (let at = 0; at + CMSG_HEAD <= end; ) {
+      const length = Number(control.getBigUint64(at, true));
+      if (length < CMSG_HEAD) break;
+      const rights =
+        control.getInt32(at + 8, true) === SOL_SOCKET && control.getInt32(at + 12, true) === SCM_RIGHTS;
+      for (let fd = at + CMSG_HEAD; rights && fd + 4 <= Math.min(at + length, end); fd += 4) {
+        fds.push(control.getInt32(fd, true));
+      }
+      at += (length + 7) & ~7;
+    }
+    return fds;
+  }
+}

@@ -1,0 +1,204 @@
+// How the faults of a guest are answered: the window around a page is copied from the memory file, holes and removed
+// pages are zeros. Nothing here knows of sockets or threads; it runs on any kernel, a simulated one included.
+//
+// Rules:
+//  - What was removed is zero, and is never read from the file again.
+//  - A window is clipped to what is all missing or all removed, to its region, and to a stretch that is all data or
+//    all hole.
+//  - A read of the file that fails is tried again, later; nobody behind it waits for that.
+
+import type { UffdError } from '../errors.js';
+import type { FaultHandler, Pagefault } from '../handler.js';
+import type { Userfaultfd } from '../userfaultfd.js';
+import type { Region } from './handoff.js';
+import type { Count, Tally } from './tally.js';
+
+/** Where pages come from. */
+export interface Source {
+  stretchAt(offset: number): { readonly from: number; readonly to: number; readonly data: boolean };
+  /** The bytes at an offset: where they lie, or themselves. */
+  bytesAt(offset: number, length: number): bigint | Uint8Array;
+}
+
+export interface AnswersOptions {
+  readonly regions: readonly Region[];
+  readonly source: Source;
+  readonly tally: Tally;
+  /** Pages to install for a fault, itself included. */
+  readonly window: number;
+  /** Nanoseconds from the news of a fault until it was answered. */
+  readonly latency: (ns: number) => void;
+  /** A clock, in milliseconds. */
+  readonly now: () => number;
+  /** Told once, when the watch ends. */
+  readonly closed: (error?: UffdError) => void;
+}
+
+/** Tries of a read that fails, and how long it waits between them, in milliseconds. */
+const TRIES = 4;
+const PAUSE_MS = 50;
+/** Pages that may wait for a read of theirs to be tried again; a guest could touch any number. */
+const TROUBLES_MOST = 1024;
+
+/** Memory in huge pages has no zero page: zeros are copied. */
+const HUGE = 4096;
+
+export class Answers implements FaultHandler {
+  readonly #options: AnswersOptions;
+  readonly #zeros = new Map<number, Uint8Array>();
+  /** Reads that failed, by page. */
+  readonly #troubles = new Map<bigint, { tries: number; next: number }>();
+
+  constructor(options: AnswersOptions) {
+    this.#options = options;
+  }
+
+  pagefault({ page, access }: Pagefault, uffd: Userfaultfd): boolean {
+    const { tally, now, latency } = this.#options;
+    const begun = now();
+    const state = uffd.pageState(page);
+    const region = this.regionAt(page);
+    if (!region) {
+      // A range that the monitor has moved or registered itself: nobody knows what belongs there.
+      uffd.wake(page, uffd.pageSize);
+      return true;
+    }
+    if (state === 'present') {
+      uffd.wake(page, region.pageSize);
+      tally.add('present');
+    } else if (!this.#fill(uffd, region, page, state === 'removed')) {
+      tally.add('deferred');
+      return false;
+    }
+    tally.add('faults');
+    if (access === 'write') tally.add('writes');
+    latency((now() - begun) * 1e6);
+    return true;
+  }
+
+  removed(start: bigint, end: bigint): void {
+    this.#options.tally.add('taken', Number(end - start));
+  }
+
+  unmapped(start: bigint, end: bigint): void {
+    this.#options.tally.add('taken', Number(end - start));
+  }
+
+  forked(child: Userfaultfd): void {
+    // A monitor's child has no guest: its memory is let go.
+    child.close();
+  }
+
+  closed(error?: UffdError): void {
+    this.#options.closed(error);
+  }
+
+  regionAt(address: bigint): Region | undefined {
+    return this.#options.regions.find(
+      ({ start, length }) => address >= start && address < start + BigInt(length),
+    );
+  }
+
+  /**
+   * Installs missing pages from `page` on, `most` at most, as far as they are alike, in the background. The bytes that
+   * were installed; 0: it has to be tried again.
+   */
+  fillAhead(uffd: Userfaultfd, region: Region, page: bigint, most: number, count: Count): number {
+    const { start, length } = uffd.window(page, most);
+    const rest = { start: page, length: Number(start + BigInt(length) - page) };
+    const { data, start: from, length: bytes } = this.#alike(region, page, rest);
+    const done = data ? this.#copy(uffd, region, from, bytes) : this.#zero(uffd, region, from, bytes);
+    this.#options.tally.add(count, done);
+    return done;
+  }
+
+  /** Installs the window around a page. False: not now. */
+  #fill(uffd: Userfaultfd, region: Region, page: bigint, removed: boolean): boolean {
+    const { tally, now } = this.#options;
+    const trouble = this.#troubles.get(page);
+    if (trouble && now() < trouble.next) return false;
+    // In trouble the page alone: its neighbours may be what cannot be read.
+    const window = trouble
+      ? { start: page, length: region.pageSize }
+      : uffd.window(page, this.#options.window);
+    const { start, length, data } = removed
+      ? { ...clip(region, window), data: false }
+      : this.#alike(region, page, window);
+    let done: number;
+    try {
+      done = data ? this.#copy(uffd, region, start, length) : this.#zero(uffd, region, start, length);
+    } catch (error) {
+      this.#trouble(page, error as UffdError);
+      return false;
+    }
+    this.#troubles.delete(page);
+    tally.add(removed ? 'removed' : data ? 'copied' : 'hole', done);
+    return start + BigInt(done) > page;
+  }
+
+  /** Notes that a page cannot be read, to try it again; throws where there is no more hope. */
+  #trouble(page: bigint, error: UffdError): void {
+    const tries = (this.#troubles.get(page)?.tries ?? 0) + 1;
+    const many = tries === 1 && this.#troubles.size >= TROUBLES_MOST;
+    if (error.code !== 'EFAULT' || tries >= TRIES || many) throw error;
+    this.#options.tally.add('retried');
+    this.#troubles.set(page, { tries, next: this.#options.now() + PAUSE_MS * 2 ** tries });
+  }
+
+  /** The part of a window around a page that is all data or all hole. */
+  #alike(
+    region: Region,
+    page: bigint,
+    window: { start: bigint; length: number },
+  ): { start: bigint; length: number; data: boolean } {
+    const { start, length } = clip(region, window);
+    const { pageSize, offset } = region;
+    const offsetOf = (address: bigint): number => offset + Number(address - region.start);
+    const stretch = this.#options.source.stretchAt(offsetOf(page));
+    // Whole pages: one that is half a hole is copied.
+    const first = stretch.data ? floor(stretch.from, pageSize) : ceil(stretch.from, pageSize);
+    const end = stretch.data ? ceil(stretch.to, pageSize) : floor(stretch.to, pageSize);
+    const data = stretch.data || end < offsetOf(page) + pageSize || first > offsetOf(page);
+    if (data !== stretch.data) return { start: page, length: pageSize, data };
+    const from = Math.max(offsetOf(start), first);
+    const to = Math.min(offsetOf(start) + length, end);
+    return { start: region.start + BigInt(from - offset), length: to - from, data };
+  }
+
+  #copy(uffd: Userfaultfd, { start, offset }: Region, from: bigint, length: number): number {
+    return uffd.copy(from, this.#options.source.bytesAt(offset + Number(from - start), length), length);
+  }
+
+  #zero(uffd: Userfaultfd, { pageSize }: Region, start: bigint, length: number): number {
+    if (pageSize <= HUGE) return uffd.zero(start, length);
+    let done = 0;
+    while (done < length) {
+      const some = uffd.copy(start + BigInt(done), this.#zerosOf(pageSize), pageSize);
+      done += some;
+      if (some < pageSize) break;
+    }
+    return done;
+  }
+
+  #zerosOf(bytes: number): Uint8Array {
+    const known = this.#zeros.get(bytes) ?? new Uint8Array(bytes);
+    this.#zeros.set(bytes, known);
+    return known;
+  }
+}
+
+/** A window inside its region. */
+function clip(region: Region, window: { start: bigint; length: number }): { start: bigint; length: number } {
+  const end = region.start + BigInt(region.length);
+  const start = window.start < region.start ? region.start : window.start;
+  const windowEnd = window.start + BigInt(window.length);
+  return { start, length: Number((windowEnd > end ? end : windowEnd) - start) };
+}
+
+function floor(value: number, unit: number): number {
+  return Math.floor(value / unit) * unit;
+}
+
+function ceil(value: number, unit: number): number {
+  return Math.ceil(value / unit) * unit;
+}

@@ -1,0 +1,83 @@
+// What is installed while nobody asks for it: first what a recorded run has touched, then, if wanted, everything else.
+//
+// Rule: one step is short, so that a fault which comes meanwhile waits for no more than that.
+
+import type { UffdError } from '../errors.js';
+import type { Userfaultfd } from '../userfaultfd.js';
+import type { Answers } from './answers.js';
+import type { Region } from './handoff.js';
+import type { Count } from './tally.js';
+
+/** Bytes of a step. One copy of so many costs little more for each page than a larger one. */
+const STEP_BYTES = 65_536;
+
+/** A stretch of the memory file. */
+export interface Run {
+  readonly offset: number;
+  readonly length: number;
+}
+
+export interface BackgroundOptions {
+  readonly regions: readonly Region[];
+  /** In the order in which they are to be installed. */
+  readonly prefetch: readonly Run[];
+  readonly eager: boolean;
+}
+
+export class Background {
+  readonly #answers: Answers;
+  readonly #steps: Iterator<void>;
+  #done = false;
+
+  constructor(answers: Answers, options: BackgroundOptions, uffd: Userfaultfd) {
+    this.#answers = answers;
+    this.#steps = this.#walk(options, uffd);
+  }
+
+  /** A little more. False: there is no more. */
+  step(): boolean {
+    this.#done ||= this.#steps.next().done === true;
+    return !this.#done;
+  }
+
+  *#walk({ regions, prefetch, eager }: BackgroundOptions, uffd: Userfaultfd): Generator<void, undefined> {
+    for (const { offset, length } of prefetch) {
+      for (const region of regions) yield* this.#fill(uffd, region, offset, offset + length, 'prefetched');
+    }
+    if (!eager) return;
+    for (const region of regions) {
+      yield* this.#fill(uffd, region, region.offset, region.offset + region.length, 'eager');
+    }
+  }
+
+  /** Installs what is missing of a part of the file, as far as the region has it. */
+  *#fill(uffd: Userfaultfd, region: Region, from: number, to: number, count: Count): Generator<void> {
+    const { start, length, offset, pageSize } = region;
+    const first = Math.max(from, offset);
+    const last = Math.min(to, offset + length);
+    const most = Math.max(1, STEP_BYTES / pageSize);
+    for (let at = first - ((first - offset) % pageSize); at < last; ) {
+      const page = start + BigInt(at - offset);
+      // Those that are there, or were taken away, are passed over, a step's worth at a time.
+      for (let passed = 0; at < last && uffd.pageState(start + BigInt(at - offset)) !== 'missing'; passed++) {
+        at += pageSize;
+        if (passed % 1024 === 1023) yield;
+      }
+      if (at >= last || uffd.closed) return;
+      if (start + BigInt(at - offset) !== page) continue;
+      at += this.#install(uffd, region, page, Math.min(most, Math.ceil((last - at) / pageSize)), count);
+      yield;
+    }
+  }
+
+  /** How far to go on. */
+  #install(uffd: Userfaultfd, region: Region, page: bigint, most: number, count: Count): number {
+    try {
+      return this.#answers.fillAhead(uffd, region, page, most, count);
+    } catch (error) {
+      // What cannot be read is left to whoever needs it.
+      if ((error as UffdError).code !== 'EFAULT') throw error;
+      return region.pageSize;
+    }
+  }
+}

@@ -1,0 +1,365 @@
+// Serves the snapshots of microVMs: listens where monitors connect, takes what they hand over, and answers their
+// guests' page faults, each guest in a thread of its own.
+//
+// Rules:
+//  - What one monitor does wrong ends its connection and nothing else.
+//  - A monitor whose guest cannot be served any more is killed through a pidfd that was opened when it connected.
+//  - Nothing is left behind: sockets' paths, descriptors, threads.
+
+import { EventEmitter } from 'node:events';
+import { chmodSync, chownSync, lstatSync, unlinkSync } from 'node:fs';
+import { closeDescriptor, watchReadable } from '../../shim/descriptors.js';
+import { openPidfd, SIGKILL, signalPidfd } from '../../shim/process.js';
+import { acceptUnix, isListening, listenUnix, type Peer, peerOf } from '../../shim/socket.js';
+import { checkInteger, checkOneOf, wrongType } from '../arguments.js';
+import { UffdError } from '../errors.js';
+import type { Watch } from '../kernel.js';
+import { WAITS, type Wait } from '../loop.js';
+import type { Run } from './background.js';
+import { Connection } from './connection.js';
+import { HandOffError, parseRegions } from './handoff.js';
+import { MemoryFile } from './memory-file.js';
+import { Session, type SessionEnd } from './session.js';
+import { aboutSession, identify, type MemoryIdentity, workingSet } from './working-set.js';
+
+/** A socket, and the memory that is served there. */
+export interface Vm {
+  /** Path of the unix socket to listen at. */
+  readonly socket: string;
+  /** Path of the snapshot's memory file. */
+  readonly memory: string;
+}
+
+export interface ServeOptions {
+  /** What is served where. */
+  vms: readonly Vm[];
+  /** Pages to install for a fault; default 1. */
+  window?: number;
+  /** Install what nobody has asked for yet, too, in the background; default false. */
+  eager?: boolean;
+  /** Traces of sessions with the same memory file: what they touched is installed first. */
+  prefetch?: readonly string[];
+  /** Take traces of other memory files, too. */
+  force?: boolean;
+  /** Write a trace of each session: the first to this file, the second to `FILE.2`, and so on. */
+  record?: string;
+  /** How a session's thread waits for faults; default 'block'. */
+  wait?: Wait;
+  /** End when the first session has ended. */
+  once?: boolean;
+  /** Users whose monitors are served; default: all that may connect. */
+  allowUids?: readonly number[];
+  /** What becomes of a monitor whose guest cannot be served any more; default 'kill'. */
+  onError?: 'kill' | 'leave';
+  /** How long a monitor may take for its hand-off, in milliseconds; default 5000. */
+  handOffMs?: number;
+  /** How long to wait for the first monitor, in milliseconds; default: for ever. */
+  acceptMs?: number;
+  /** Mode and owner of the sockets. */
+  socketMode?: number;
+  socketOwner?: { readonly uid: number; readonly gid: number };
+}
+
+/** What a server tells. */
+export interface ServerEvents {
+  /** A monitor has connected. */
+  connected: [peer: Peer, vm: Vm];
+  /** A monitor was turned away, or has sent what cannot be served. */
+  refused: [error: Error, peer: Peer | undefined, vm: Vm];
+  /** A guest is served from now on. */
+  begun: [session: Session, vm: Vm];
+  ended: [session: Session, end: SessionEnd, vm: Vm];
+  /** A monitor was killed, because its guest could not be served. */
+  killed: [session: Session];
+}
+
+/** A socket's path cannot be had. */
+export class SocketError extends Error {
+  override readonly name = 'SocketError';
+  readonly code = 'ERR_UFFD_SOCKET';
+}
+
+/** Descriptors cannot be accepted for want of room: tried again after so long. */
+const STARVED_MS = 100;
+const EAGAIN = -11;
+
+/** One socket that is listened at. */
+interface Listener {
+  readonly vm: Vm;
+  readonly fd: number;
+  readonly identity: MemoryIdentity;
+  readonly prefetch: readonly Run[];
+  readonly memoryBytes: number;
+  watch: Watch | undefined;
+  /** Of the socket's file: it is removed only while it is still ours. */
+  readonly inode: number;
+}
+
+/** A monitor that has connected, held against its PID being used again. */
+interface Monitor {
+  readonly peer: Peer;
+  /** −1: it cannot be seen from here, or has exited. */
+  readonly pidfd: number;
+  /** Connections and sessions that need it. */
+  uses: number;
+}
+
+/**
+ * Listens, and serves every monitor that connects.
+ *
+ * @throws MemoryFileError, SocketError, TraceError, WorkingSetError; the errors of open(2); RangeError, TypeError
+ */
+export async function serve(options: ServeOptions): Promise<Server> {
+  return Server.listen(options);
+}
+
+export class Server extends EventEmitter<ServerEvents> implements AsyncDisposable {
+  /** Guests that are served now. */
+  readonly sessions = new Set<Session>();
+  /** Resolves when it takes no hand-offs any more and all sessions have ended; rejects where nobody came in time. */
+  readonly done: Promise<void>;
+  readonly #options: ServeOptions;
+  readonly #listeners: Listener[] = [];
+  readonly #connections = new Map<Connection, Monitor>();
+  readonly #finish: () => void;
+  readonly #fail: (error: Error) => void;
+  #acceptLimit: NodeJS.Timeout | undefined;
+  #starved: NodeJS.Timeout | undefined;
+  #begun = 0;
+  #accepting = true;
+
+  static listen(options: ServeOptions): Server {
+    checkOptions(options);
+    const server = new Server(options);
+    try {
+      for (const vm of options.vms) server.#listeners.push(server.#listen(vm));
+    } catch (error) {
+      server.#deafen();
+      throw error;
+    }
+    // Nobody hears of a monitor before its caller had a chance to listen for events.
+    for (const listener of server.#listeners) {
+      listener.watch = watchReadable(listener.fd, () => server.#accept(listener));
+    }
+    if (options.acceptMs !== undefined) {
+      server.#acceptLimit = setTimeout(() => server.#nobodyCame(), options.acceptMs);
+    }
+    return server;
+  }
+
+  private constructor(options: ServeOptions) {
+    super();
+    this.#options = options;
+    const { promise, resolve, reject } = deferred();
+    this.done = promise;
+    // Whoever does not ask is not to be ended by it.
+    this.done.catch(() => {});
+    this.#finish = resolve;
+    this.#fail = reject;
+  }
+
+  /** Guests that were served since it began. */
+  get served(): number {
+    return this.#begun;
+  }
+
+  /** Takes no hand-offs any more; guests that are served go on. `done` resolves when the last has ended. */
+  finish(): void {
+    this.#deafen();
+    if (this.sessions.size === 0) this.#finish();
+  }
+
+  /** Stops serving at once. Guests that still run hang at their next fault; `kill` ends their monitors. */
+  async close({ kill = false } = {}): Promise<void> {
+    const ends = [...this.sessions].map((session) => {
+      if (kill) this.#kill(session);
+      session.stop();
+      return session.ended;
+    });
+    this.finish();
+    await Promise.all(ends);
+    await this.done.catch(() => {});
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+
+  // ---- sockets -------------------------------------------------------------------------------------------
+
+  #listen(vm: Vm): Listener {
+    const { prefetch = [], force = false, socketMode, socketOwner } = this.#options;
+    // Checked before anybody connects, and mapped anew for each session.
+    const file = new MemoryFile(vm.memory);
+    const memoryBytes = file.bytes;
+    file.close();
+    const identity = identify(vm.memory);
+    const runs = prefetch.length > 0 ? workingSet(prefetch, identity, force) : [];
+    makeRoom(vm.socket);
+    const fd = listenUnix(vm.socket);
+    if (fd < 0) throw new SocketError(`cannot listen at ${vm.socket}: ${new UffdError(fd, 'bind').message}`);
+    try {
+      if (socketOwner) chownSync(vm.socket, socketOwner.uid, socketOwner.gid);
+      if (socketMode !== undefined) chmodSync(vm.socket, socketMode);
+      const inode = lstatSync(vm.socket).ino;
+      return { vm, fd, identity, prefetch: runs, memoryBytes, watch: undefined, inode };
+    } catch (error) {
+      closeDescriptor(fd);
+      unlinkSync(vm.socket);
+      throw error;
+    }
+  }
+
+  /** No hand-offs any more. Idempotent. */
+  #deafen(): void {
+    this.#accepting = false;
+    clearTimeout(this.#acceptLimit);
+    clearTimeout(this.#starved);
+    for (const { vm, fd, watch, inode } of this.#listeners.splice(0)) {
+      watch?.close();
+      closeDescriptor(fd);
+      if (inodeOf(vm.socket) === inode) unlinkSync(vm.socket);
+    }
+    for (const [connection, monitor] of this.#connections) {
+      connection.close();
+      this.#leave(monitor);
+    }
+    this.#connections.clear();
+  }
+
+  #nobodyCame(): void {
+    const { acceptMs } = this.#options;
+    this.#deafen();
+    this.#fail(new SocketError(`no monitor has connected within ${acceptMs} ms`));
+  }
+
+  #accept(listener: Listener): void {
+    while (this.#accepting) {
+      const fd = acceptUnix(listener.fd);
+      if (fd === EAGAIN) return;
+      if (fd < 0) {
+        this.#starve(listener, fd);
+        return;
+      }
+      this.#welcome(listener, fd);
+    }
+  }
+
+  /** No descriptor is left: not to be told of the same again and again, it listens again in a while. */
+  #starve(listener: Listener, result: number): void {
+    this.emit('refused', new UffdError(result, 'accept4'), undefined, listener.vm);
+    listener.watch?.close();
+    listener.watch = undefined;
+    this.#starved = setTimeout(() => {
+      if (!this.#accepting) return;
+      listener.watch = watchReadable(listener.fd, () => this.#accept(listener));
+    }, STARVED_MS);
+  }
+
+  #welcome(listener: Listener, fd: number): void {
+    const { vm } = listener;
+    const { allowUids, handOffMs = 5000 } = this.#options;
+    const peer = peerOf(fd);
+    const refusal = peer
+      ? allowUids && !allowUids.includes(peer.uid) && `user ${peer.uid} is not allowed`
+      : 'nobody knows who it is';
+    if (!peer || refusal) {
+      closeDescriptor(fd);
+      this.emit('refused', new HandOffError(refusal || ''), peer, vm);
+      return;
+    }
+    clearTimeout(this.#acceptLimit);
+    const monitor: Monitor = { peer, pidfd: peer.pid > 0 ? Math.max(openPidfd(peer.pid), -1) : -1, uses: 1 };
+    this.emit('connected', peer, vm);
+    const connection: Connection = new Connection(fd, peer, handOffMs, {
+      handedOver: (text, uffd) => this.#begin(listener, monitor, text, uffd),
+      ended: (error) => {
+        this.#connections.delete(connection);
+        if (error) this.emit('refused', error, peer, vm);
+        this.#leave(monitor);
+      },
+    });
+    this.#connections.set(connection, monitor);
+  }
+
+  // ---- sessions ------------------------------------------------------------------------------------------
+
+  /** Serves what was handed over. Takes the descriptor. */
+  #begin(listener: Listener, monitor: Monitor, text: string, fd: number): void {
+    const { vm, prefetch, identity, memoryBytes } = listener;
+    const { window = 1, wait = 'block', eager = false, record } = this.#options;
+    let session: Session;
+    try {
+      const regions = parseRegions(text, memoryBytes);
+      const id = this.#begun + 1;
+      const about = aboutSession(identity, regions);
+      const file = record === undefined ? undefined : id === 1 ? record : `${record}.${id}`;
+      session = new Session({
+        ...{ id, fd, regions, window, wait, eager, prefetch, peer: monitor.peer, memory: vm.memory },
+        record: file === undefined ? undefined : { file, about: { ...about } },
+      });
+    } catch (error) {
+      closeDescriptor(fd);
+      throw error;
+    }
+    this.#begun++;
+    monitor.uses++;
+    this.sessions.add(session);
+    this.#monitors.set(session, monitor);
+    this.emit('begun', session, vm);
+    session.ended.then((end) => this.#sessionEnded(session, end, vm, monitor));
+  }
+
+  readonly #monitors = new Map<Session, Monitor>();
+
+  #sessionEnded(session: Session, end: SessionEnd, vm: Vm, monitor: Monitor): void {
+    if (end.how === 'failed' && (this.#options.onError ?? 'kill') === 'kill') this.#kill(session);
+    this.sessions.delete(session);
+    this.#monitors.delete(session);
+    this.#leave(monitor);
+    this.emit('ended', session, end, vm);
+    if (this.#options.once) this.#deafen();
+    if (!this.#accepting && this.sessions.size === 0) this.#finish();
+  }
+
+  #kill(session: Session): void {
+    const pidfd = this.#monitors.get(session)?.pidfd ?? -1;
+    if (pidfd >= 0 && signalPidfd(pidfd, SIGKILL) === 0) this.emit('killed', session);
+  }
+
+  #leave(monitor: Monitor): void {
+    if (--monitor.uses === 0 && monitor.pidfd >= 0) closeDescriptor(monitor.pidfd);
+  }
+}
+
+/** Removes a socket at a path that nobody listens at; anything else there is left. */
+function makeRoom(path: string): void {
+  const stat = lstatSync(path, { throwIfNoEntry: false });
+  if (!stat) return;
+  if (!stat.isSocket()) throw new SocketError(`${path} is there already, and is no socket`);
+  if (isListening(path)) throw new SocketError(`somebody listens at ${path} already`);
+  unlinkSync(path);
+}
+
+function inodeOf(path: string): number | undefined {
+  return lstatSync(path, { throwIfNoEntry: false })?.ino;
+}
+
+function deferred(): { promise: Promise<void>; resolve: () => void; reject: (error: Error) => void } {
+  let resolve = (): void => {};
+  let reject = (_: Error): void => {};
+  const promise = new Promise<void>((...settle) => {
+    [resolve, reject] = settle;
+  });
+  return { promise, resolve, reject };
+}
+
+function checkOptions(options: ServeOptions): void {
+  const { vms, window, wait, onError, handOffMs, acceptMs } = options;
+  if (!Array.isArray(vms) || vms.length === 0) throw wrongType('vms', 'sockets with their memory', vms);
+  if (window !== undefined) checkInteger(window, 'window', 1, 0x7fffffff);
+  if (wait !== undefined) checkOneOf(wait, 'wait', WAITS);
+  if (onError !== undefined) checkOneOf(onError, 'onError', ['kill', 'leave']);
+  if (handOffMs !== undefined) checkInteger(handOffMs, 'handOffMs', 1, 2 ** 31 - 1);
+  if (acceptMs !== undefined) checkInteger(acceptMs, 'acceptMs', 1, 2 ** 31 - 1);
+}

@@ -1,0 +1,34 @@
+// What a session's thread is started with, and what it answers. All of it can be posted.
+
+import type { RecordableHistogram } from 'node:perf_hooks';
+import type { Wait } from '../loop.js';
+import type { Run } from './background.js';
+import type { Region } from './handoff.js';
+
+export interface SessionTask {
+  /** A userfaultfd, lent: whoever started the thread takes it back when the thread has ended. */
+  readonly fd: number;
+  /** The monitor; 0: it cannot be seen. */
+  readonly pid: number;
+  readonly regions: readonly Region[];
+  /** Path of the memory file. */
+  readonly memory: string;
+  readonly window: number;
+  readonly wait: Wait;
+  readonly prefetch: readonly Run[];
+  readonly eager: boolean;
+  readonly record: { readonly file: string; readonly about: Record<string, unknown> } | undefined;
+  readonly tally: SharedArrayBuffer;
+  /** Nanoseconds; its counts are shared between threads. */
+  readonly latency: RecordableHistogram;
+  /** A word that is not 0 once the session is to stop. */
+  readonly stopped: SharedArrayBuffer;
+}
+
+export type SessionReport =
+  | { readonly is: 'serving'; readonly stopHandle: SharedArrayBuffer }
+  /** Nothing is left to be installed in the background. */
+  | { readonly is: 'settled' }
+  | { readonly is: 'ended'; readonly how: 'exited' | 'closed' | 'stopped' }
+  /** The last: whether the descriptor is still open, and its owner's to close. */
+  | { readonly is: 'left'; readonly open: boolean };

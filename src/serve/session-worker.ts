@@ -1,0 +1,75 @@
+// The thread that serves one userfaultfd. It ends when the watch ends, when it is stopped, or when it fails; whoever
+// started it hears of that, and takes the descriptor back.
+
+import { once } from 'node:events';
+import { parentPort, workerData } from 'node:worker_threads';
+import { UffdError } from '../errors.js';
+import type { Operation } from '../features.js';
+import type { RegisteredRange } from '../handler.js';
+import { TraceWriter } from '../trace/writer.js';
+import { Userfaultfd } from '../userfaultfd.js';
+import { Answers } from './answers.js';
+import { Background } from './background.js';
+import type { Region } from './handoff.js';
+import { MemoryFile } from './memory-file.js';
+import type { SessionReport, SessionTask } from './session-task.js';
+import { Tally } from './tally.js';
+
+const task: SessionTask = workerData;
+const report = (it: SessionReport): void => parentPort?.postMessage(it);
+
+function rangeOf({ start, length, pageSize }: Region): RegisteredRange {
+  // What the kernel answers for such memory; huge pages have no zero page.
+  const operations: Operation[] = pageSize === 4096 ? ['copy', 'zero', 'wake'] : ['copy', 'wake'];
+  return { start, length, pageSize, modes: new Set(['missing']), operations: new Set(operations) };
+}
+
+const file = new MemoryFile(task.memory);
+const record =
+  task.record === undefined ? undefined : TraceWriter.toFile(task.record.file, { about: task.record.about });
+let ended: UffdError | 'closed' | undefined;
+let uffd: Userfaultfd | undefined;
+try {
+  uffd = Userfaultfd.wrap(task.fd, {
+    features: ['event-remove'],
+    ranges: task.regions.map(rangeOf),
+    ...(task.pid > 0 ? { pid: task.pid } : {}),
+    ...(record ? { record } : {}),
+  });
+  const answers = new Answers({
+    regions: task.regions,
+    source: {
+      stretchAt: (offset) => file.stretchAt(offset),
+      bytesAt: (offset) => file.address + BigInt(offset),
+    },
+    tally: new Tally(task.tally),
+    window: task.window,
+    latency: (ns) => task.latency.record(Math.max(1, Math.round(ns))),
+    now: () => performance.now(),
+    closed: (error) => {
+      ended = error ?? 'closed';
+    },
+  });
+  report({ is: 'serving', stopHandle: uffd.stopHandle });
+  const stopped = new Int32Array(task.stopped);
+  const background = new Background(answers, task, uffd);
+  while (!uffd.closed && Atomics.load(stopped, 0) === 0) {
+    // Whoever waits comes first.
+    uffd.poll(answers);
+    if (!uffd.closed && !background.step()) {
+      report({ is: 'settled' });
+      uffd.start(answers, { wait: task.wait });
+      // On the event loop `start` returns at once.
+      if (task.wait === 'poll' && uffd.waiting && parentPort) await once(parentPort, 'message');
+      break;
+    }
+  }
+  const gone = ended instanceof UffdError && ended.code === 'ESRCH';
+  report({ is: 'ended', how: gone ? 'exited' : ended ? 'closed' : 'stopped' });
+} finally {
+  const open = uffd === undefined || !uffd.closed;
+  if (uffd?.closed === false) uffd.release();
+  report({ is: 'left', open });
+  record?.close();
+  file.close();
+}
