@@ -7,6 +7,7 @@ import { addDoctor } from './doctor/command.js';
 import { addInspect } from './inspect/command.js';
 import { manifest } from './manifest.js';
 import { addReplay } from './replay/command.js';
+import { addServe } from './serve/command.js';
 import { addSimulate } from './simulate/command.js';
 
 export function createProgram(): Command {
@@ -19,6 +20,7 @@ export function createProgram(): Command {
     .configureOutput({ outputError: (text, write) => write(text.replace(/^error: /, 'uffd: ')) })
     .showHelpAfterError("Add '--help' for the options.")
     .addHelpText('after', "\n'uffd <command> --help' tells all of a command.\n");
+  addServe(program);
   addDemo(program);
   addReplay(program);
   addInspect(program);

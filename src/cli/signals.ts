@@ -43,3 +43,24 @@ export function aborted(signal: AbortSignal): Promise<never> {
     else signal.addEventListener('abort', () => reject(signal.reason), { once: true });
   });
 }
+
+/** Calls back for each SIGINT and SIGTERM that means something by itself: how many of its kind there were. */
+export function onSignals(callback: (name: (typeof SIGNALS)[number], times: number) => void): {
+  close(): void;
+} {
+  let last = Number.NEGATIVE_INFINITY;
+  let times = 0;
+  const onSignal = (name: (typeof SIGNALS)[number]): void => {
+    const now = performance.now();
+    // One Ctrl-C may arrive twice; a SIGTERM never does.
+    if (name === 'SIGINT' && now - last < PATIENCE_MS) return;
+    last = now;
+    callback(name, ++times);
+  };
+  for (const name of SIGNALS) process.on(name, onSignal);
+  return {
+    close() {
+      for (const name of SIGNALS) process.off(name, onSignal);
+    },
+  };
+}

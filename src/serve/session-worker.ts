@@ -36,15 +36,19 @@ try {
     ...(task.pid > 0 ? { pid: task.pid } : {}),
     ...(record ? { record } : {}),
   });
+  const tally = new Tally(task.tally);
   const answers = new Answers({
     regions: task.regions,
     source: {
       stretchAt: (offset) => file.stretchAt(offset),
       bytesAt: (offset) => file.address + BigInt(offset),
     },
-    tally: new Tally(task.tally),
+    tally,
     window: task.window,
-    latency: (ns) => task.latency.record(Math.max(1, Math.round(ns))),
+    latency(ns) {
+      task.latency.record(Math.max(1, Math.round(ns)));
+      tally.took(ns / 1e9);
+    },
     now: () => performance.now(),
     closed: (error) => {
       ended = error ?? 'closed';

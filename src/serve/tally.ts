@@ -2,10 +2,6 @@
 //
 // Rule: one thread adds, everybody may read. A number is whole at any time, being one word.
 
-/** Pages by how they were installed: copied from the file, zeros of a hole, zeros after a removal. */
-export const CLASSES = ['copied', 'hole', 'removed'] as const;
-export type PageClass = (typeof CLASSES)[number];
-
 const COUNTS = [
   'faults',
   'writes',
@@ -27,6 +23,14 @@ const COUNTS = [
 ] as const;
 export type Count = (typeof COUNTS)[number];
 
+/** Upper bounds of the latencies that are counted, in seconds; more come behind the last. */
+export const LATENCY_BOUNDS = [
+  ...[5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5],
+] as const;
+/** Behind the counts: one for each bound, one for all that took longer, and the sum of all latencies. */
+const LATENCY_AT = COUNTS.length;
+const SUM_AT = LATENCY_AT + LATENCY_BOUNDS.length + 1;
+
 const INDEX: ReadonlyMap<Count, number> = new Map(COUNTS.map((name, index) => [name, index]));
 
 export class Tally {
@@ -34,7 +38,7 @@ export class Tally {
   readonly shared: SharedArrayBuffer;
   readonly #words: Float64Array;
 
-  constructor(shared = new SharedArrayBuffer(COUNTS.length * 8)) {
+  constructor(shared = new SharedArrayBuffer((SUM_AT + 1) * 8)) {
     this.shared = shared;
     this.#words = new Float64Array(shared);
   }
@@ -46,6 +50,19 @@ export class Tally {
 
   get(count: Count): number {
     return this.#words[INDEX.get(count) as number] as number;
+  }
+
+  /** A fault was answered after so long. */
+  took(seconds: number): void {
+    const bound = LATENCY_BOUNDS.findIndex((most) => seconds <= most);
+    const at = LATENCY_AT + (bound < 0 ? LATENCY_BOUNDS.length : bound);
+    this.#words[at] = (this.#words[at] as number) + 1;
+    this.#words[SUM_AT] = (this.#words[SUM_AT] as number) + seconds;
+  }
+
+  /** Faults by latency: one number for each bound, and one for those that took longer; and the sum, in seconds. */
+  get latencies(): { counts: readonly number[]; sum: number } {
+    return { counts: [...this.#words.subarray(LATENCY_AT, SUM_AT)], sum: this.#words[SUM_AT] as number };
   }
 
   /** Bytes that were installed, for whatever reason. */

@@ -1,0 +1,131 @@
+// What an operator sees: on a terminal one live line for each guest, elsewhere a structured line of log for each thing
+// that happens.
+
+import { MultiBar, type SingleBar } from 'cli-progress';
+import { pino } from 'pino';
+import type { Server, Session, SessionEnd } from '../../serve/index.js';
+import { byteSize, columnsOf, grouped, printable } from '../text.js';
+
+export interface Display {
+  say(text: string): void;
+  /** May be called again. */
+  end(): void;
+}
+
+const INTERVAL_MS = 100;
+
+export function createDisplay(server: Server, stream = process.stderr): Display {
+  return stream.isTTY && process.env.TERM !== 'dumb'
+    ? new LiveDisplay(server, stream)
+    : new LogDisplay(server);
+}
+
+class LogDisplay implements Display {
+  // Written at once: the last line before an end is the one that matters.
+  readonly #log = pino(
+    { base: null, timestamp: pino.stdTimeFunctions.isoTime },
+    pino.destination({ fd: 2, sync: true }),
+  );
+
+  constructor(server: Server) {
+    const log = this.#log;
+    server.on('connected', (peer, { socket }) => log.info({ socket, ...peer }, 'a monitor has connected'));
+    server.on('refused', (error, peer, { socket }) => {
+      log.warn({ socket, ...peer, reason: error.message }, 'a monitor was turned away');
+    });
+    server.on('begun', ({ id, peer, bytes, regions }, { socket, memory }) => {
+      const { pid } = peer;
+      log.info({ vm: id, socket, memory, pid, bytes, regions: regions.length }, 'a guest is served');
+    });
+    server.on('killed', ({ id, peer }) => log.error({ vm: id, pid: peer.pid }, 'the monitor was killed'));
+    server.on('ended', (session, end) => {
+      const { id, tally, latency } = session;
+      const facts = {
+        vm: id,
+        end: end.how,
+        ...tally.toJSON(),
+        p99Us: latency.count ? latency.percentile(99) / 1000 : 0,
+      };
+      if (end.how === 'failed')
+        log.error({ ...facts, reason: end.error.message }, 'a guest could not be served');
+      else log.info(facts, 'a guest has ended');
+    });
+  }
+
+  say(text: string): void {
+    this.#log.info(text);
+  }
+
+  end(): void {}
+}
+
+class LiveDisplay implements Display {
+  readonly #bars: MultiBar;
+  readonly #lines = new Map<Session, { bar: SingleBar; faults: number }>();
+  readonly #timer: NodeJS.Timeout;
+  #ended = false;
+
+  constructor(server: Server, stream: NodeJS.WriteStream) {
+    const room = columnsOf(stream);
+    this.#bars = new MultiBar({
+      stream,
+      format: 'vm {vm} {bar} {resident} of {size}  {rate} faults/s  p99 {p99} µs',
+      barsize: Math.max(5, Math.min(30, room - 62)),
+      barCompleteChar: '█',
+      barIncompleteChar: '░',
+      hideCursor: false,
+      linewrap: true,
+    });
+    this.#timer = setInterval(() => this.#draw(), INTERVAL_MS);
+    server.on('refused', (error) => this.say(`a monitor was turned away: ${printable(error.message)}`));
+    server.on('begun', (session) => {
+      const bar = this.#bars.create(session.bytes, 0, told(session, 0));
+      this.#lines.set(session, { bar, faults: 0 });
+    });
+    server.on('killed', ({ id }) => this.say(`vm ${id}: its monitor was killed`));
+    server.on('ended', (session, end) => this.#over(session, end));
+  }
+
+  say(text: string): void {
+    this.#bars.log(`${text}\n`);
+    // Behind the last bar nothing is drawn any more by itself.
+    this.#bars.update();
+  }
+
+  end(): void {
+    if (this.#ended) return;
+    this.#ended = true;
+    clearInterval(this.#timer);
+    this.#bars.stop();
+  }
+
+  #over(session: Session, end: SessionEnd): void {
+    const line = this.#lines.get(session);
+    this.#lines.delete(session);
+    line?.bar.update(session.resident, told(session, 0));
+    line?.bar.stop();
+    const why = end.how === 'failed' ? `failed: ${printable(end.error.message)}` : end.how;
+    this.say(
+      `vm ${session.id} ${why}: ${grouped(session.tally.get('faults'))} faults, ${byteSize(session.resident)} resident`,
+    );
+  }
+
+  #draw(): void {
+    for (const [session, line] of this.#lines) {
+      const faults = session.tally.get('faults');
+      const rate = ((faults - line.faults) * 1000) / INTERVAL_MS;
+      line.faults = faults;
+      line.bar.update(session.resident, told(session, rate));
+    }
+  }
+}
+
+function told({ id, bytes, resident, latency }: Session, rate: number): Record<string, string> {
+  return {
+    vm: `${id}`,
+    resident: byteSize(resident),
+    size: byteSize(bytes),
+    rate: grouped(rate),
+    p99: latency.count > 0 ? (latency.percentile(99) / 1000).toFixed(1) : '-',
+  };
+}

@@ -1,0 +1,120 @@
+// What was served, from the first monitor to the last: for --stats-json and for metrics.
+
+import { writeFileSync } from 'node:fs';
+import {
+  type Count,
+  LATENCY_BOUNDS,
+  type Server,
+  type Session,
+  type SessionEnd,
+  type Tally,
+} from '../../serve/index.js';
+
+/** Counts of several sessions, added up. */
+export interface Totals {
+  readonly counts: Readonly<Record<Count, number>>;
+  readonly latencies: { readonly counts: readonly number[]; readonly sum: number };
+}
+
+interface SessionStats {
+  id: number;
+  socket: string;
+  memory: string;
+  pid: number;
+  uid: number;
+  gid: number;
+  bytes: number;
+  regions: number;
+  residentBytes: number;
+  durationMs: number;
+  settledMs: number | null;
+  end: SessionEnd['how'];
+  error: string | null;
+  killed: boolean;
+  counts: Record<Count, number>;
+  latencyP50Us: number;
+  latencyP99Us: number;
+}
+
+export class Ledger {
+  /** Sessions that failed, and hand-offs that were refused. */
+  failures = 0;
+  refused = 0;
+  killed = 0;
+  readonly #sessions: SessionStats[] = [];
+  readonly #killed = new Set<number>();
+  readonly #refusals: string[] = [];
+  /** Of those that have ended. */
+  readonly #past: Tally[] = [];
+
+  follow(server: Server): void {
+    server.on('refused', (error) => {
+      this.refused++;
+      // The last ones will do: whoever sends nonsense can send much of it.
+      this.#refusals.push(error.message);
+      if (this.#refusals.length > REFUSALS_KEPT) this.#refusals.shift();
+    });
+    server.on('killed', ({ id }) => {
+      this.killed++;
+      this.#killed.add(id);
+    });
+    server.on('ended', (session, end, { socket, memory }) => {
+      if (end.how === 'failed') this.failures++;
+      this.#past.push(session.tally);
+      this.#sessions.push({
+        ...{ id: session.id, socket, memory, ...session.peer, bytes: session.bytes },
+        regions: session.regions.length,
+        residentBytes: session.resident,
+        durationMs: rounded((session.endedMs ?? session.begunMs) - session.begunMs),
+        settledMs: session.settledMs === undefined ? null : rounded(session.settledMs - session.begunMs),
+        end: end.how,
+        error: end.how === 'failed' ? end.error.message : null,
+        killed: this.#killed.has(session.id),
+        counts: session.tally.toJSON(),
+        ...percentiles(session),
+      });
+    });
+  }
+
+  /** Everything until now: those that have ended, and those that are served. */
+  totals(living: Iterable<Session>): Totals {
+    const tallies = [...this.#past, ...[...living].map(({ tally }) => tally)];
+    const counts: Partial<Record<Count, number>> = {};
+    const latencies = { counts: new Array<number>(LATENCY_BOUNDS.length + 1).fill(0), sum: 0 };
+    for (const tally of tallies) {
+      for (const [name, much] of Object.entries(tally.toJSON()) as [Count, number][]) {
+        counts[name] = (counts[name] ?? 0) + much;
+      }
+      for (const [index, much] of tally.latencies.counts.entries()) {
+        latencies.counts[index] = (latencies.counts[index] as number) + much;
+      }
+      latencies.sum += tally.latencies.sum;
+    }
+    return { counts: counts as Record<Count, number>, latencies };
+  }
+
+  /** Writes it as JSON. */
+  write(file: string): void {
+    const { refused, killed } = this;
+    const text = JSON.stringify(
+      { sessions: this.#sessions, refused, refusals: this.#refusals, killed },
+      null,
+      2,
+    );
+    writeFileSync(file, `${text}\n`);
+  }
+}
+
+const REFUSALS_KEPT = 100;
+
+function percentiles({ latency }: Session): { latencyP50Us: number; latencyP99Us: number } {
+  if (latency.count === 0) return { latencyP50Us: 0, latencyP99Us: 0 };
+  return {
+    latencyP50Us: rounded(latency.percentile(50) / 1000),
+    latencyP99Us: rounded(latency.percentile(99) / 1000),
+  };
+}
+
+function rounded(value: number): number {
+  return Math.round(value * 1000) / 1000;
+}
