@@ -3,10 +3,10 @@
 
 import { createHistogram } from 'node:perf_hooks';
 import { parentPort, workerData } from 'node:worker_threads';
+import { shuffledOrder } from '../../guest/permutation.js';
 import { Mapping } from '../../index.js';
 import { Board } from './board.js';
 import type { Touched, TouchTask } from './messages.js';
-import { shuffledOrder } from './order.js';
 
 /** Bytes of one view. A buffer has a largest size; a power of two well below it keeps the arithmetic simple. */
 const VIEW_BYTES = 2 ** 30;

@@ -5,12 +5,12 @@
 // within `bits` bits, so all of them together are a permutation of 0 to 2^bits − 1. What lands behind the end
 // is sent through again until it does not: that makes a permutation of the smaller set.
 
-export type Order = (index: number) => number;
+export type Permutation = (index: number) => number;
 
 const ROUNDS = 4;
 
 /** @param count 1 to 2^32 */
-export function shuffledOrder(count: number, seed: number): Order {
+export function shuffledOrder(count: number, seed: number): Permutation {
   const bits = count > 1 ? 32 - Math.clz32(count - 1) : 0;
   const mask = (2 ** bits - 1) >>> 0;
   const fold = Math.ceil(bits / 2) || 1;

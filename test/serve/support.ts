@@ -1,0 +1,95 @@
+// A server and guests for tests, and memory files to serve.
+
+import { writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { Guest } from '../../src/guest/guest.js';
+import type { GuestOptions } from '../../src/guest/protocol.js';
+import {
+  type ServeOptions,
+  type Server,
+  type Session,
+  type SessionEnd,
+  serve,
+} from '../../src/serve/index.js';
+import { inDirectory } from '../cli/command.js';
+import { generator } from '../harness.js';
+import { needKernel } from '../kernel/support.js';
+
+export const P = 4096;
+
+/** A memory file whose pages all differ, in every word; holes where they are asked for. */
+export function memoryFile(directory: string, pages: number, pageSize = P, name = 'memory'): string {
+  const below = generator(pages);
+  const bytes = Buffer.alloc(pages * pageSize);
+  for (let at = 0; at < bytes.length; at += 8) {
+    bytes.writeUInt32LE(at / 8 + 1, at);
+    bytes.writeUInt32LE(below(2 ** 31), at + 4);
+  }
+  const path = join(directory, name);
+  writeFileSync(path, bytes);
+  return path;
+}
+
+export interface Scene {
+  server: Server;
+  socket: string;
+  memory: string;
+  directory: string;
+  /** Sessions that have ended, and how. */
+  ends: { session: Session; end: SessionEnd }[];
+  /** Why monitors were turned away. */
+  refusals: string[];
+  /** Starts a guest, and waits until it has handed over. */
+  guest(options?: Partial<GuestOptions>): Promise<Guest>;
+}
+
+/** Serves a memory file of so many pages; everything is ended and gone afterwards. */
+export async function serving(
+  options: Partial<ServeOptions> & {
+    pages?: number;
+    pageSize?: number;
+    memory?: (directory: string) => string;
+  },
+  body: (scene: Scene) => Promise<void>,
+): Promise<void> {
+  needKernel();
+  const { pages = 256, pageSize = P, memory: make, ...rest } = options;
+  await inDirectory(async (directory) => {
+    const memory = make?.(directory) ?? memoryFile(directory, pages, pageSize);
+    const socket = join(directory, 'socket');
+    const server = await serve({ vms: [{ socket, memory }], ...rest });
+    const scene: Scene = {
+      ...{ server, socket, memory, directory, ends: [], refusals: [] },
+      async guest(guestOptions = {}) {
+        const guest = new Guest({ socket, memory, pageSize, ...guestOptions });
+        guests.push(guest);
+        await guest.handedOver;
+        return guest;
+      },
+    };
+    const guests: Guest[] = [];
+    server.on('ended', (session, end) => scene.ends.push({ session, end }));
+    server.on('refused', (error) => scene.refusals.push(error.message));
+    const kill = (): void => {
+      for (const guest of guests) guest.kill();
+    };
+    process.once('exit', kill);
+    try {
+      await body(scene);
+    } finally {
+      kill();
+      process.off('exit', kill);
+      await Promise.all(guests.map(({ ended }) => ended));
+      await server.close();
+    }
+  });
+}
+
+/** Resolves once a condition holds. */
+export async function until(condition: () => boolean): Promise<void> {
+  while (!condition()) {
+    await new Promise((resolve) => {
+      setTimeout(resolve, 2);
+    });
+  }
+}
