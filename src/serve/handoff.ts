@@ -22,7 +22,8 @@ export class HandOffError extends Error {
   readonly code = 'ERR_UFFD_HAND_OFF';
 }
 
-const PAGE_SIZES: readonly number[] = [4096, 2 ** 21];
+const SYSTEM_PAGE = 4096;
+const PAGE_SIZES: readonly number[] = [SYSTEM_PAGE, 2 ** 21];
 /** Text of some seven thousand regions. */
 const TEXT_MOST = 2 ** 20;
 /** The userfaultfd, and a memfd of the guest's memory. */
@@ -166,7 +167,7 @@ function parseRegion(told: unknown, index: number, memoryBytes: number): Region 
     );
   };
   // The older name holds bytes, too.
-  const pageSize = integer('page_size', members.page_size ?? members.page_size_kib ?? PAGE_SIZES[0]);
+  const pageSize = integer('page_size', members.page_size ?? members.page_size_kib ?? SYSTEM_PAGE);
   if (!PAGE_SIZES.includes(pageSize)) {
     throw new HandOffError(
       `region ${index}: pages of ${pageSize} bytes; ${PAGE_SIZES.join(' and ')} can be served`,
@@ -183,7 +184,8 @@ function parseRegion(told: unknown, index: number, memoryBytes: number): Region 
   if (length === 0) throw new HandOffError(`region ${index} has no bytes`);
   if (!Number.isSafeInteger(start + length))
     throw new HandOffError(`region ${index} ends behind all addresses`);
-  if (offset + length > memoryBytes) {
+  // The last page of a file may be a part of one: the rest of it is zeros.
+  if (offset + length > Math.ceil(memoryBytes / SYSTEM_PAGE) * SYSTEM_PAGE) {
     throw new HandOffError(
       `region ${index} needs bytes ${offset} to ${offset + length} of the memory file, which has ${memoryBytes}`,
     );

@@ -20,6 +20,7 @@ import { Connection } from './connection.js';
 import { HandOffError, parseRegions } from './handoff.js';
 import { MemoryFile } from './memory-file.js';
 import { Session, type SessionEnd } from './session.js';
+import { Threads } from './threads.js';
 import { aboutSession, identify, type MemoryIdentity, workingSet } from './working-set.js';
 
 /** A socket, and the memory that is served there. */
@@ -119,8 +120,10 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
   /** Resolves when it takes no hand-offs any more and all sessions have ended; rejects where nobody came in time. */
   readonly done: Promise<void>;
   readonly #options: ServeOptions;
+  readonly #threads = new Threads();
   readonly #listeners: Listener[] = [];
   readonly #connections = new Map<Connection, Monitor>();
+  readonly #monitors = new Map<Session, Monitor>();
   readonly #finish: () => void;
   readonly #fail: (error: Error) => void;
   #acceptLimit: NodeJS.Timeout | undefined;
@@ -213,6 +216,7 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
   /** No hand-offs any more. Idempotent. */
   #deafen(): void {
     this.#accepting = false;
+    void this.#threads.close();
     clearTimeout(this.#acceptLimit);
     clearTimeout(this.#starved);
     for (const { vm, fd, watch, inode } of this.#listeners.splice(0)) {
@@ -294,7 +298,7 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
       const id = this.#begun + 1;
       const about = aboutSession(identity, regions);
       const file = record === undefined ? undefined : id === 1 ? record : `${record}.${id}`;
-      session = new Session({
+      session = new Session(this.#threads.take(), {
         ...{ id, fd, regions, window, wait, eager, prefetch, peer: monitor.peer, memory: vm.memory },
         record: file === undefined ? undefined : { file, about: { ...about } },
       });
@@ -309,8 +313,6 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
     this.emit('begun', session, vm);
     session.ended.then((end) => this.#sessionEnded(session, end, vm, monitor));
   }
-
-  readonly #monitors = new Map<Session, Monitor>();
 
   #sessionEnded(session: Session, end: SessionEnd, vm: Vm, monitor: Monitor): void {
     if (end.how === 'failed' && (this.#options.onError ?? 'kill') === 'kill') this.#kill(session);

@@ -1,8 +1,8 @@
-// The thread that serves one userfaultfd. It ends when the watch ends, when it is stopped, or when it fails; whoever
+// The thread that serves one userfaultfd, once it is told which. It ends when the watch ends, when it is stopped, or when it fails; whoever
 // started it hears of that, and takes the descriptor back.
 
 import { once } from 'node:events';
-import { parentPort, workerData } from 'node:worker_threads';
+import { type MessagePort, parentPort } from 'node:worker_threads';
 import { UffdError } from '../errors.js';
 import type { Operation } from '../features.js';
 import type { RegisteredRange } from '../handler.js';
@@ -15,8 +15,9 @@ import { MemoryFile } from './memory-file.js';
 import type { SessionReport, SessionTask } from './session-task.js';
 import { Tally } from './tally.js';
 
-const task: SessionTask = workerData;
-const report = (it: SessionReport): void => parentPort?.postMessage(it);
+const owner = parentPort as MessagePort;
+const report = (it: SessionReport): void => owner.postMessage(it);
+const [task] = (await once(owner, 'message')) as [SessionTask];
 
 function rangeOf({ start, length, pageSize }: Region): RegisteredRange {
   // What the kernel answers for such memory; huge pages have no zero page.
@@ -64,7 +65,7 @@ try {
       report({ is: 'settled' });
       uffd.start(answers, { wait: task.wait });
       // On the event loop `start` returns at once.
-      if (task.wait === 'poll' && uffd.waiting && parentPort) await once(parentPort, 'message');
+      if (task.wait === 'poll' && uffd.waiting) await once(owner, 'message');
       break;
     }
   }

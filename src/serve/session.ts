@@ -5,7 +5,7 @@
 //  - Where serving fails the monitor is killed, unless that is not wanted: a guest without its handler hangs for ever.
 
 import { createHistogram, type RecordableHistogram } from 'node:perf_hooks';
-import { Worker } from 'node:worker_threads';
+import type { Worker } from 'node:worker_threads';
 import { closeDescriptor } from '../../shim/descriptors.js';
 import type { Peer } from '../../shim/socket.js';
 import type { Wait } from '../loop.js';
@@ -63,8 +63,8 @@ export class Session {
   /** The descriptor was not closed by the thread. */
   #open = true;
 
-  /** Takes the descriptor, whatever comes of it. */
-  constructor(options: SessionOptions) {
+  /** Takes the descriptor, and a thread that waits for its task. */
+  constructor(worker: Worker, options: SessionOptions) {
     const { id, fd, peer, regions, memory, window, wait, prefetch, eager, record } = options;
     this.id = id;
     this.peer = peer;
@@ -76,15 +76,8 @@ export class Session {
       latency: this.latency,
       stopped: this.#stopped.buffer as SharedArrayBuffer,
     };
-    try {
-      this.#worker = new Worker(new URL('./session-worker.js', import.meta.url), {
-        workerData: task,
-        name: `vm ${id}`,
-      });
-    } catch (error) {
-      closeDescriptor(fd);
-      throw error;
-    }
+    this.#worker = worker;
+    this.#worker.postMessage(task);
     this.#worker.on('message', (report: SessionReport) => this.#hear(report));
     this.#worker.on('error', (error) => {
       this.#end = { how: 'failed', error };
