@@ -26,6 +26,14 @@ const LAYERS = [
   ['src/testing/world.ts', 'src/testing/attend.ts'],
   ['src/testing/told.ts', 'src/testing/ledger.ts', 'src/testing/schedule.ts'],
   ['src/testing/port.ts', 'src/testing/failure.ts', 'src/testing/hop.ts'],
+  ['src/serve/index.ts'],
+  ['src/serve/server.ts'],
+  ['src/serve/session.ts', 'src/serve/threads.ts', 'src/serve/connection.ts', 'src/serve/session-worker.ts'],
+  ['src/serve/working-set.ts', 'src/serve/hand-over.ts'],
+  ['src/serve/session-task.ts'],
+  ['src/serve/background.ts'],
+  ['src/serve/answers.ts', 'src/serve/memory-file.ts', 'src/serve/notify.ts'],
+  ['src/serve/handoff.ts', 'src/serve/tally.ts'],
   ['src/index.ts', 'src/portable.ts', 'src/dirty/index.ts', 'src/trace/index.ts', 'src/sim/index.ts'],
   ['src/dirty/tracker.ts'],
   ['src/dirty/watch.ts', 'src/dirty/file.ts'],
@@ -34,15 +42,24 @@ const LAYERS = [
   ['src/userfaultfd.ts', 'src/linux.ts', 'src/messages.ts', 'src/trace/replaying.ts'],
   ['src/versions.ts', 'src/sim/kernel.ts', 'src/trace/recording.ts', 'src/trace/reader.ts'],
   [
-    ...['src/open.ts', 'src/loop.ts', 'src/mapping.ts', 'shim/linux.ts', 'src/sim/port.ts'],
+    ...['src/open.ts', 'src/loop.ts', 'src/mapping.ts', 'shim/descriptors.ts', 'src/sim/port.ts'],
     ...['src/trace/writer.ts', 'src/trace/records.ts', 'src/trace/histogram.ts'],
   ],
+  ['shim/linux.ts'],
   [
     ...['src/options.ts', 'src/channel.ts', 'src/rounds.ts', 'src/mapping-plan.ts', 'src/trace/codec.ts'],
     ...['src/trace/origin.ts', 'src/sim/register.ts', 'src/sim/thread.ts', 'src/sim/files.ts'],
     ...['src/sim/versions.ts', 'src/sim/injection.ts'],
   ],
-  ['src/features.ts', 'shim/memory.ts', 'src/sim/resolve.ts', 'src/sim/mutators.ts', 'src/sim/touch.ts'],
+  [
+    'src/features.ts',
+    'shim/memory.ts',
+    'shim/process.ts',
+    'shim/socket.ts',
+    'src/sim/resolve.ts',
+    'src/sim/mutators.ts',
+    'src/sim/touch.ts',
+  ],
   ['src/arguments.ts', 'shim/libc.ts', 'src/sim/context.ts'],
   ['src/errors.ts', 'src/system.ts', 'src/trace/files.ts', 'src/sim/memory.ts'],
   ['src/reasons.ts'],
@@ -56,7 +73,7 @@ const LAYERS = [
 ];
 const CLI = 'src/cli/';
 /** The entries that users import. */
-const ENTRIES = ['src/index.ts', 'src/trace/index.ts', 'src/sim/index.ts', 'src/testing/index.ts'];
+const ENTRIES = ['index', 'trace/index', 'serve/index', 'sim/index', 'testing/index'].map((name) => `src/${name}.ts`);
 
 /** Packages, and the only places that may import them. */
 const PACKAGES: Record<string, RegExp> = {
@@ -68,6 +85,8 @@ const PACKAGES: Record<string, RegExp> = {
   'cli-progress': /^src\/cli\//,
   'cli-table3': /^src\/cli\//,
   picocolors: /^src\/cli\//,
+  pino: /^src\/cli\//,
+  'prom-client': /^src\/cli\//,
 };
 
 /** What may stand at the top, beside files whose name begins with a dot. */

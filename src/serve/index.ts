@@ -1,8 +1,12 @@
 // The entry `userfaultfd/serve`: an external page-fault handler for microVM snapshots.
 
+import '../linux.js';
+
 export type { Peer } from '../../shim/socket.js';
+export { type HandedOver, handOver } from './hand-over.js';
 export { HandOffError, parseRegions, type Region } from './handoff.js';
 export { MemoryFileError } from './memory-file.js';
+export { notifySystemd } from './notify.js';
 export { type ServeOptions, type Server, type ServerEvents, SocketError, serve, type Vm } from './server.js';
 export type { Session, SessionEnd } from './session.js';
 export { type Count, LATENCY_BOUNDS, Tally } from './tally.js';

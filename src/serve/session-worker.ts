@@ -1,6 +1,7 @@
 // The thread that serves one userfaultfd, once it is told which. It ends when the watch ends, when it is stopped, or when it fails; whoever
 // started it hears of that, and takes the descriptor back.
 
+import '../linux.js';
 import { once } from 'node:events';
 import { type MessagePort, parentPort } from 'node:worker_threads';
 import { UffdError } from '../errors.js';

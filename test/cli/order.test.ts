@@ -1,7 +1,7 @@
 // For every count and seed, the order is a permutation: each page comes exactly once.
 
 import * as assert from 'uvu/assert';
-import { shuffledOrder } from '../../src/guest/permutation.js';
+import { shuffledOrder } from '../../src/cli/guest/permutation.js';
 import { generator, seed, suite } from '../harness.js';
 
 const test = suite('cli/order');

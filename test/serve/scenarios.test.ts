@@ -2,7 +2,7 @@
 // it should hold.
 
 import { strict as assert } from 'node:assert';
-import type { Touched } from '../../src/guest/protocol.js';
+import type { Touched } from '../../src/cli/guest/protocol.js';
 import { suite } from '../harness.js';
 import { withHugePages } from '../kernel/huge-pages.js';
 import { P, serving, until } from './support.js';

@@ -2,8 +2,8 @@
 
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { Guest } from '../../src/guest/guest.js';
-import type { GuestOptions } from '../../src/guest/protocol.js';
+import { Guest } from '../../src/cli/guest/guest.js';
+import type { GuestOptions } from '../../src/cli/guest/protocol.js';
 import {
   type ServeOptions,
   type Server,

@@ -3,8 +3,8 @@
 
 import { createHistogram } from 'node:perf_hooks';
 import { parentPort, workerData } from 'node:worker_threads';
-import { shuffledOrder } from '../../guest/permutation.js';
 import { Mapping } from '../../index.js';
+import { shuffledOrder } from '../guest/permutation.js';
 import { Board } from './board.js';
 import type { Touched, TouchTask } from './messages.js';
 

@@ -31,10 +31,10 @@ When it is ready:
   a descriptor and closes it. Under systemd (Type=notify) READY=1 is sent.
 
 How it ends:
-  SIGTERM or Ctrl-C once: no new monitors; those that are served go on until they
-  end; exit 0. Twice: at once, and the monitors are killed (--on-error leave: are
-  left, and hang). If a guest cannot be served any more, its monitor is killed:
-  without a handler it would hang for ever.
+  SIGTERM or Ctrl-C once: no new monitors; those that are served go on until
+  they end; exit 0. Twice: at once, and the monitors are killed (with --on-error
+  leave they are left, and hang). If a guest cannot be served any more, its
+  monitor is killed: without a handler it would hang for ever.
 
 Exit codes:
   0    all went well

@@ -8,7 +8,7 @@
 import { closeSync, openSync, readSync } from 'node:fs';
 import { createHistogram } from 'node:perf_hooks';
 import { parentPort, workerData } from 'node:worker_threads';
-import { Mapping, type SharedMapping } from '../mapping.js';
+import { Mapping, type SharedMapping } from '../../index.js';
 import { touchesOf } from './orders.js';
 import { type Layout, placeOf, type Touched, type TouchOrder } from './protocol.js';
 

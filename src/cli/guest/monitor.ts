@@ -5,11 +5,8 @@
 
 import { closeSync, fstatSync, openSync } from 'node:fs';
 import { Worker } from 'node:worker_threads';
-import { MADV_DONTNEED, madvise } from '../../shim/memory.js';
-import { connectUnix, send } from '../../shim/socket.js';
-import { UffdError } from '../errors.js';
-import { Mapping } from '../mapping.js';
-import { Userfaultfd } from '../userfaultfd.js';
+import { Mapping, Userfaultfd } from '../../index.js';
+import { handOver, type Region } from '../../serve/index.js';
 import {
   type GuestAnswer,
   type GuestOptions,
@@ -32,7 +29,8 @@ class Monitor {
   readonly #layout: Layout;
   /** By page, whether a removal has begun; behind that, whether one was over. */
   readonly #removals: Uint8Array<SharedArrayBuffer>;
-  readonly #uffd: Userfaultfd;
+  /** The userfaultfd: open until this process ends, as a monitor's is. */
+  readonly #fd: number;
 
   constructor(options: GuestOptions) {
     const { pageSize = SYSTEM_PAGE, regions = 1, removes = true } = options;
@@ -41,18 +39,16 @@ class Monitor {
     this.#memory = Mapping.anonymous(spanOf({ pages, pageSize, regions }), { pageSize });
     this.#layout = { address: this.#memory.address, pageSize, pages, regions };
     this.#removals = new Uint8Array(new SharedArrayBuffer(2 * pages));
-    this.#uffd = Userfaultfd.open({ features: removes ? ['event-remove'] : [] });
-    for (const { base_host_virt_addr, size } of this.#regions()) {
-      this.#uffd.register(BigInt(base_host_virt_addr), size, 'missing', { pageSize });
+    const uffd = Userfaultfd.open({ features: removes ? ['event-remove'] : [] });
+    for (const { start, length } of this.#regions()) {
+      uffd.register(start, length, 'missing', { pageSize });
     }
+    this.#fd = uffd.release();
   }
 
   /** Connects, and sends the one message. */
   handOver(): GuestAnswer {
-    const socket = connectUnix(this.#options.socket);
-    if (socket < 0) throw new UffdError(socket, 'connect');
-    const sent = send(socket, Buffer.from(JSON.stringify(this.#regions())), [this.#uffd.fd]);
-    if (sent < 0) throw new UffdError(sent, 'sendmsg');
+    handOver(this.#options.socket, this.#regions(), this.#fd);
     const { pages, pageSize } = this.#layout;
     return { is: 'handed over', pages, pageSize };
   }
@@ -64,23 +60,15 @@ class Monitor {
     return { is: 'touched', ...(await this.#touch(touch)) };
   }
 
-  /** As Firecracker tells them. The name that says KiB holds bytes there, too. */
-  #regions(): {
-    base_host_virt_addr: number;
-    size: number;
-    offset: number;
-    page_size: number;
-    page_size_kib: number;
-  }[] {
+  #regions(): Region[] {
     const { address, pageSize, pages, regions } = this.#layout;
     const each = pagesOfRegion(this.#layout);
     return Array.from({ length: regions }, (_, index) => ({
-      base_host_virt_addr: Number(address) + placeOf(this.#layout, index * each),
-      size: Math.min(each, pages - index * each) * pageSize,
+      start: address + BigInt(placeOf(this.#layout, index * each)),
+      length: Math.min(each, pages - index * each) * pageSize,
       offset: index * each * pageSize,
-      page_size: pageSize,
-      page_size_kib: pageSize,
-    })).filter(({ size }) => size > 0);
+      pageSize,
+    })).filter(({ length }) => length > 0);
   }
 
   async #touch({
@@ -118,12 +106,11 @@ class Monitor {
   }
 
   #remove(from: number, to: number): GuestAnswer {
-    const { address, pages, pageSize } = this.#layout;
+    const { pages, pageSize } = this.#layout;
     this.#removals.fill(1, from, to);
     for (let page = from; page < to; page++) {
       // Page by page: regions have gaps between them.
-      const result = madvise(address + BigInt(placeOf(this.#layout, page)), pageSize, MADV_DONTNEED);
-      if (result < 0) throw new UffdError(result, 'madvise');
+      this.#memory.discard(placeOf(this.#layout, page), placeOf(this.#layout, page) + pageSize);
     }
     this.#removals.fill(1, pages + from, pages + to);
     return { is: 'removed' };
