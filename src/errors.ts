@@ -8,7 +8,7 @@ import { type Facts, hex, reasonFor, worded } from './reasons.js';
 export { UnsupportedError } from './kernel.js';
 export { hex } from './reasons.js';
 
-/** errno values that userfaultfd's calls give, by number. The numbers are the same on x86-64 and arm64. */
+/** errno values that userfaultfd's calls give, and those that lead to one, by number. The numbers are the same on x86-64 and arm64. */
 const ERRNO: Readonly<Record<number, string>> = {
   1: 'EPERM',
   2: 'ENOENT',
@@ -24,6 +24,7 @@ const ERRNO: Readonly<Record<number, string>> = {
   16: 'EBUSY',
   17: 'EEXIST',
   19: 'ENODEV',
+  20: 'ENOTDIR',
   22: 'EINVAL',
   23: 'ENFILE',
   24: 'EMFILE',
@@ -31,7 +32,10 @@ const ERRNO: Readonly<Record<number, string>> = {
   27: 'EFBIG',
   28: 'ENOSPC',
   29: 'ESPIPE',
+  36: 'ENAMETOOLONG',
   38: 'ENOSYS',
+  98: 'EADDRINUSE',
+  111: 'ECONNREFUSED',
 };
 
 /** Positive errno values, by name. */

@@ -1,0 +1,202 @@
+// How a server begins and ends, what becomes of monitors whose guests cannot be served, and that nothing is left behind.
+
+import { strict as assert } from 'node:assert';
+import { spawnSync } from 'node:child_process';
+import { existsSync, lstatSync, mkdirSync, readdirSync, truncateSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:net';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { serve } from '../../src/serve/index.js';
+import { inDirectory } from '../cli/command.js';
+import { generator, seed, suite } from '../harness.js';
+import { needKernel } from '../kernel/support.js';
+import { memoryFile, P, serving, until } from './support.js';
+
+const test = suite('serve/lifecycle');
+
+const descriptors = (): number => readdirSync('/proc/self/fd').length;
+
+// ---- beginning ---------------------------------------------------------------------------------------------
+
+test('a memory file that cannot be served is refused before anybody connects', async () => {
+  await inDirectory(async (directory) => {
+    const at = (name: string): string => join(directory, name);
+    mkdirSync(at('directory'));
+    spawnSync('mkfifo', [at('fifo')]);
+    writeFileSync(at('empty'), '');
+    for (const [name, message] of [
+      ['directory', /directory is a directory/],
+      ['fifo', /fifo is a FIFO/],
+      ['empty', /empty is empty/],
+      ['none', /ENOENT/],
+    ] as const) {
+      const socket = at('socket');
+      await assert.rejects(serve({ vms: [{ socket, memory: at(name) }] }), message);
+      assert.equal(existsSync(socket), false);
+    }
+  });
+});
+
+test('a path is taken only from a socket that nobody listens at', async () => {
+  await inDirectory(async (directory) => {
+    const memory = memoryFile(directory, 1);
+    const socket = join(directory, 'socket');
+    writeFileSync(socket, 'mine');
+    await assert.rejects(serve({ vms: [{ socket, memory }] }), /is there already, and is no socket/);
+    assert.equal(lstatSync(socket).isFile(), true);
+
+    const path = join(directory, 'other');
+    const server = await serve({ vms: [{ socket: path, memory }] });
+    await assert.rejects(serve({ vms: [{ socket: path, memory }] }), /somebody listens at .* already/);
+    await server.close();
+    assert.equal(existsSync(path), false);
+
+    // What a server that was killed leaves behind.
+    const script = `require('node:net').createServer().listen(${JSON.stringify(path)}, () => process.kill(process.pid, 'SIGKILL'))`;
+    spawnSync(process.execPath, ['-e', script]);
+    assert.equal(lstatSync(path).isSocket(), true);
+    await (await serve({ vms: [{ socket: path, memory }] })).close();
+  });
+});
+
+test('a path that is too long, or in a folder that is not there, is an error', async () => {
+  await inDirectory(async (directory) => {
+    const memory = memoryFile(directory, 1);
+    await assert.rejects(
+      serve({ vms: [{ socket: join(directory, 'x'.repeat(200)), memory }] }),
+      /ENAMETOOLONG/,
+    );
+    await assert.rejects(serve({ vms: [{ socket: join(directory, 'no/socket'), memory }] }), /ENOENT/);
+  });
+});
+
+test('mode and owner of a socket', async () => {
+  await inDirectory(async (directory) => {
+    const memory = memoryFile(directory, 1);
+    const socket = join(directory, 'socket');
+    const owner = process.getuid?.() === 0 ? { socketOwner: { uid: 1234, gid: 4321 } } : {};
+    const server = await serve({ vms: [{ socket, memory }], socketMode: 0o640, ...owner });
+    const { mode, uid, gid } = lstatSync(socket);
+    assert.equal(mode & 0o777, 0o640);
+    if (process.getuid?.() === 0) assert.deepEqual({ uid, gid }, { uid: 1234, gid: 4321 });
+    await server.close();
+  });
+});
+
+test('a path that somebody else has taken meanwhile is not removed', async () => {
+  await inDirectory(async (directory) => {
+    const memory = memoryFile(directory, 1);
+    const socket = join(directory, 'socket');
+    const server = await serve({ vms: [{ socket, memory }] });
+    spawnSync('rm', [socket]);
+    const other = createServer().listen(socket);
+    await until(() => existsSync(socket));
+    await server.close();
+    assert.equal(existsSync(socket), true);
+    other.close();
+  });
+});
+
+test('nobody comes in time', async () => {
+  await inDirectory(async (directory) => {
+    const socket = join(directory, 'socket');
+    const server = await serve({ vms: [{ socket, memory: memoryFile(directory, 1) }], acceptMs: 50 });
+    await assert.rejects(server.done, /no monitor has connected within 50 ms/);
+    assert.equal(existsSync(socket), false);
+  });
+});
+
+// ---- ending ------------------------------------------------------------------------------------------------
+
+test('once: it ends with the first guest', async () => {
+  await serving({ pages: 8, once: true }, async ({ guest, server, socket, ends }) => {
+    const monitor = await guest();
+    await monitor.touch({ threads: 1, order: 'sequential', seed: 1 });
+    await monitor.end();
+    await server.done;
+    assert.equal(existsSync(socket), false);
+    assert.deepEqual(
+      ends.map(({ end }) => end),
+      [{ how: 'exited' }],
+    );
+  });
+});
+
+test('finish: no new monitors, and those that are served go on', async () => {
+  await serving({ pages: 64 }, async ({ guest, server, socket }) => {
+    const monitor = await guest();
+    await monitor.touch({ threads: 1, order: 'sequential', seed: 1, to: 10 });
+    server.finish();
+    assert.equal(existsSync(socket), false);
+    const { wrongCount } = await monitor.touch({ threads: 2, order: 'random', seed: 1 });
+    assert.equal(wrongCount, 0);
+    await monitor.end();
+    await server.done;
+  });
+});
+
+for (const [onError, outcome] of [
+  ['kill', 'SIGKILL'],
+  ['leave', 'still there'],
+] as const) {
+  test(`a memory file that shrinks while it is served: its own monitor is ${onError === 'kill' ? 'killed' : 'left'}, others are served`, async () => {
+    await serving({ pages: 64, onError }, async ({ guest, server, memory, ends, directory }) => {
+      const other = memoryFile(directory, 64, P, 'other');
+      const socket = join(directory, 'other-socket');
+      await using unharmed = await serve({ vms: [{ socket, memory: other }] });
+      const monitor = await guest();
+      const bystander = await guest({ socket, memory: other });
+      await monitor.touch({ threads: 1, order: 'sequential', seed: 1, to: 8 });
+      truncateSync(memory, 8 * P);
+      const hangs = monitor
+        .touch({ threads: 1, order: 'sequential', seed: 1, from: 8 })
+        .catch((error) => error);
+      await until(() => ends.length > 0);
+      const { end } = ends[0] as (typeof ends)[number];
+      assert.equal(end.how, 'failed');
+      assert.match(end.how === 'failed' ? end.error.message : '', /EFAULT/);
+      const ended = await Promise.race([
+        monitor.ended,
+        sleep(onError === 'kill' ? 10_000 : 100, 'still there'),
+      ]);
+      assert.equal(ended, outcome);
+      const { wrongCount, touches } = await bystander.touch({ threads: 2, order: 'random', seed: 1 });
+      assert.deepEqual({ wrongCount, touches }, { wrongCount: 0, touches: 64 });
+      assert.equal(server.sessions.size, 0);
+      assert.equal(unharmed.sessions.size, 1);
+      monitor.kill();
+      await hangs;
+    });
+  });
+}
+
+/** Moments at which a monitor is killed. */
+const KILLS = process.env.UFFD_CORE === 'debug' ? 20 : 200;
+
+test(`a monitor is killed at ${KILLS} random moments: memory and descriptors are as before, and the next is served`, async () => {
+  needKernel();
+  const below = generator(seed());
+  await serving({ pages: 512, window: 4, eager: true }, async ({ guest, server, socket, memory }) => {
+    const one = async (): Promise<void> => {
+      const { Guest } = await import('../../src/cli/guest/guest.js');
+      const monitor = new Guest({ socket, memory });
+      // Before it has connected, in the middle of its hand-off, or while it touches pages.
+      await Promise.race([sleep(below(150)), monitor.handedOver.catch(() => {})]);
+      const touching = monitor.touch({ threads: 2, order: 'random', seed: 1 }).catch(() => {});
+      await sleep(below(60));
+      monitor.kill();
+      await monitor.ended;
+      await touching;
+    };
+    await one();
+    await until(() => server.sessions.size === 0);
+    const before = descriptors();
+    for (let round = 0; round < KILLS; round += 2) await Promise.all([one(), one()]);
+    await until(() => server.sessions.size === 0 && descriptors() <= before);
+    const monitor = await guest();
+    const { wrongCount } = await monitor.touch({ threads: 2, order: 'random', seed: 1 });
+    assert.equal(wrongCount, 0);
+  });
+}, 300_000);
+
+test.run();
