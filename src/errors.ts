@@ -32,6 +32,7 @@ const ERRNO: Readonly<Record<number, string>> = {
   27: 'EFBIG',
   28: 'ENOSPC',
   29: 'ESPIPE',
+  32: 'EPIPE',
   36: 'ENAMETOOLONG',
   38: 'ENOSYS',
   98: 'EADDRINUSE',

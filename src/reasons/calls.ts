@@ -161,6 +161,59 @@ export const CALLS: Readonly<Record<string, Reasons>> = {
     },
   },
 
+  bind: {
+    EACCES: {
+      cause: 'this user may not make a file in that folder',
+      remedy: 'choose another folder, or run as a user who may',
+    },
+    EADDRINUSE: {
+      cause: 'something has just come to be at that path',
+      remedy: 'choose another path, or end who has it',
+    },
+    ENAMETOOLONG: {
+      cause: 'a path of a unix socket has at most 107 bytes',
+      remedy: 'choose a shorter one, or a relative one',
+    },
+    ENOENT: { cause: 'there is no such folder', remedy: 'make it first' },
+    ENOTDIR: { cause: 'a part of the path is no folder', remedy: 'choose another path' },
+  },
+
+  connect: {
+    EACCES: {
+      cause: 'this user may not write to the socket',
+      remedy: 'have its owner or mode changed (--socket-owner, --socket-mode)',
+    },
+    EAGAIN: {
+      cause: 'too many wait to be accepted already',
+      remedy: 'try again in a moment',
+    },
+    ECONNREFUSED: {
+      cause: 'nobody listens at that socket',
+      remedy: 'start uffd serve first, and wait until it is ready',
+    },
+    ENAMETOOLONG: {
+      cause: 'a path of a unix socket has at most 107 bytes',
+      remedy: 'choose a shorter one, or a relative one',
+    },
+    ENOENT: {
+      cause: 'there is no such socket',
+      remedy: 'start uffd serve first, and wait until it is ready',
+    },
+  },
+
+  accept4: DESCRIPTOR,
+
+  sendmsg: {
+    EAGAIN: {
+      cause: 'who listens has not read what was sent before',
+      remedy: 'try again in a moment',
+    },
+    EPIPE: {
+      cause: 'who listened has closed the connection',
+      remedy: 'look at what it has to say',
+    },
+  },
+
   eventfd: {
     ...DESCRIPTOR,
     EINVAL: {
