@@ -473,6 +473,12 @@ const UNPROVOKED: Record<string, Record<string, string>> = {
     '/proc/PID/pagemap': 'EACCES EMFILE ENFILE ENOENT ENOMEM EPERM ESRCH',
     PAGEMAP_SCAN: 'EFAULT EINVAL ENOMEM ENOTTY EPERM ESRCH',
   },
+  'the server and who connects to it make these calls; test/serve provokes those that an operator meets': {
+    bind: 'EACCES EADDRINUSE ENAMETOOLONG ENOENT ENOTDIR',
+    connect: 'EACCES EAGAIN ECONNREFUSED ENAMETOOLONG ENOENT',
+    accept4: 'EMFILE ENFILE ENOMEM',
+    sendmsg: 'EAGAIN EPIPE',
+  },
   'open.test.ts provokes it': { 'any call': 'EBADF' },
 };
 
