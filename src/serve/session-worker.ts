@@ -7,6 +7,7 @@ import { type MessagePort, parentPort } from 'node:worker_threads';
 import { UffdError } from '../errors.js';
 import type { Operation } from '../features.js';
 import type { RegisteredRange } from '../handler.js';
+import { MessageDecoder } from '../messages.js';
 import { TraceWriter } from '../trace/writer.js';
 import { Userfaultfd } from '../userfaultfd.js';
 import { Answers } from './answers.js';
@@ -15,6 +16,10 @@ import type { Region } from './handoff.js';
 import { MemoryFile } from './memory-file.js';
 import type { SessionReport, SessionTask } from './session-task.js';
 import { Tally } from './tally.js';
+
+// What takes time at first, while nobody waits for it: koffi is loaded, and the core compiled.
+Userfaultfd.isSupported();
+new MessageDecoder();
 
 const owner = parentPort as MessagePort;
 const report = (it: SessionReport): void => owner.postMessage(it);
