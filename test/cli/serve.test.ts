@@ -1,0 +1,271 @@
+// `uffd serve` as an operator has it: how it says that it is ready, what it writes, and how it ends.
+
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:net';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import * as assert from 'uvu/assert';
+import { Guest } from '../../src/cli/guest/guest.js';
+import { suite } from '../harness.js';
+import { memoryFile, P } from '../serve/support.js';
+import { commandLine, inDirectory, needKernel, uffd, uffdOnTerminal } from './command.js';
+
+const test = suite('cli/serve');
+const PAGES = 64;
+
+interface Served {
+  child: ChildProcess;
+  socket: string;
+  memory: string;
+  directory: string;
+  stdout: () => string;
+  /** What it logged, a line of JSON each. */
+  log: () => Record<string, unknown>[];
+  /** The exit code, or the signal. */
+  ended: Promise<number | string>;
+}
+
+/** Starts the command with some more arguments, and waits until it says that it is ready. */
+async function served(
+  args: readonly string[],
+  body: (it: Served) => Promise<void>,
+  options: { env?: NodeJS.ProcessEnv; stdio?: 'pipe'[] } = {},
+): Promise<void> {
+  needKernel();
+  await inDirectory(async (directory) => {
+    const memory = memoryFile(directory, PAGES);
+    const socket = join(directory, 'socket');
+    const [program, ...rest] = commandLine(['serve', '--socket', socket, '--memory', memory, ...args]);
+    const child = spawn(program, rest, {
+      cwd: directory,
+      env: { ...process.env, ...options.env },
+      stdio: ['ignore', 'pipe', 'pipe', ...(options.stdio ?? [])],
+    });
+    const kill = (): void => void child.kill('SIGKILL');
+    process.once('exit', kill);
+    let [stdout, stderr] = ['', ''];
+    child.stdout?.setEncoding('utf8').on('data', (text: string) => {
+      stdout += text;
+    });
+    child.stderr?.setEncoding('utf8').on('data', (text: string) => {
+      stderr += text;
+    });
+    const ended = once(child, 'close').then(([code, signal]) => (code ?? signal) as number | string);
+    try {
+      while (!stdout.includes('ready: ') && child.exitCode === null) await sleep(2);
+      const log = (): Record<string, unknown>[] =>
+        stderr
+          .split('\n')
+          .filter(Boolean)
+          .map((line) => JSON.parse(line));
+      await body({ child, socket, memory, directory, stdout: () => stdout, log, ended });
+    } finally {
+      kill();
+      process.off('exit', kill);
+      await ended;
+    }
+  });
+}
+
+async function touchAll({ socket, memory }: Served): Promise<void> {
+  const guest = new Guest({ socket, memory });
+  await guest.handedOver;
+  const { wrongCount, touches } = await guest.touch({ threads: 2, order: 'random', seed: 1 });
+  assert.equal([wrongCount, touches], [0, PAGES]);
+  await guest.end();
+}
+
+test('one guest: ready, served, logged; statistics at the end; exit 0', () =>
+  served(['--once', '--stats-json', 'stats', '--window', '4'], async (it) => {
+    assert.is(it.stdout(), `ready: ${it.socket}\n`);
+    await touchAll(it);
+    assert.is(await it.ended, 0);
+    assert.not(existsSync(it.socket));
+    assert.equal(
+      it.log().map(({ msg }) => msg),
+      ['a monitor has connected', 'a guest is served', 'a guest has ended'],
+    );
+    const { sessions, refused } = JSON.parse(readFileSync(join(it.directory, 'stats'), 'utf8'));
+    assert.is(refused, 0);
+    assert.is(sessions.length, 1);
+    const [{ bytes, residentBytes, end, counts, regions }] = sessions;
+    assert.equal([bytes, residentBytes, end, regions], [PAGES * P, PAGES * P, 'exited', 1]);
+    assert.is(counts.copied, PAGES * P);
+    assert.ok(counts.faults >= PAGES / 4 && counts.faults <= PAGES);
+  }));
+
+test('readiness on a descriptor of its own', () =>
+  served(
+    ['--ready-fd', '3'],
+    async ({ child, socket }) => {
+      const stream = child.stdio[3] as NodeJS.ReadableStream;
+      const chunks: Buffer[] = [];
+      for await (const chunk of stream) chunks.push(chunk as Buffer);
+      // It ends, because the command closes it.
+      assert.is(Buffer.concat(chunks).toString(), `ready: ${socket}\n`);
+    },
+    { stdio: ['pipe'] },
+  ));
+
+test('systemd is told: ready, and about to end', async () => {
+  await inDirectory(async (directory) => {
+    const path = join(directory, 'notify');
+    // Node has no datagram sockets of this kind.
+    const script = `import socket,sys
+s=socket.socket(socket.AF_UNIX,socket.SOCK_DGRAM); s.bind(sys.argv[1]); print('bound',flush=True)
+while True: print(s.recv(4096).decode().replace(chr(10),' '),flush=True)`;
+    const listener = spawn('python3', ['-c', script, path], { stdio: ['ignore', 'pipe', 'ignore'] });
+    let heard = '';
+    listener.stdout.setEncoding('utf8').on('data', (text: string) => {
+      heard += text;
+    });
+    try {
+      while (!heard.includes('bound')) await sleep(2);
+      await served(
+        [],
+        async ({ child, ended }) => {
+          while (!heard.includes('READY=1')) await sleep(2);
+          child.kill('SIGTERM');
+          assert.is(await ended, 0);
+          while (!heard.includes('STOPPING=1')) await sleep(2);
+        },
+        { env: { NOTIFY_SOCKET: path } },
+      );
+    } finally {
+      listener.kill('SIGKILL');
+    }
+  });
+});
+
+test('SIGTERM: guests that are served go on, and the exit code is 0', () =>
+  served([], async (it) => {
+    const guest = new Guest({ socket: it.socket, memory: it.memory });
+    await guest.handedOver;
+    await guest.touch({ threads: 1, order: 'sequential', seed: 1, to: 4 });
+    it.child.kill('SIGTERM');
+    while (existsSync(it.socket)) await sleep(2);
+    const { wrongCount } = await guest.touch({ threads: 1, order: 'random', seed: 1 });
+    assert.is(wrongCount, 0);
+    await guest.end();
+    assert.is(await it.ended, 0);
+  }));
+
+for (const [onError, monitors] of [
+  ['kill', 'SIGKILL'],
+  ['leave', 'alive'],
+] as const) {
+  test(`SIGTERM twice: at once, exit 143, and monitors: ${monitors}`, () =>
+    served(['--on-error', onError], async (it) => {
+      const guest = new Guest({ socket: it.socket, memory: it.memory });
+      await guest.handedOver;
+      await guest.touch({ threads: 1, order: 'sequential', seed: 1, to: 4 });
+      it.child.kill('SIGTERM');
+      while (existsSync(it.socket)) await sleep(2);
+      it.child.kill('SIGTERM');
+      assert.is(await it.ended, 143);
+      if (onError === 'kill') assert.is(await guest.ended, 'SIGKILL');
+      else process.kill(guest.pid, 0);
+      guest.kill();
+      await guest.ended;
+    }));
+}
+
+test('metrics and health over HTTP', async () => {
+  const port = await freePort();
+  await served(['--metrics', `${port}`], async (it) => {
+    const get = (path: string, init?: RequestInit): Promise<Response> =>
+      fetch(`http://127.0.0.1:${port}${path}`, init);
+    assert.is(await (await get('/healthz')).text(), 'ok\n');
+    assert.is((await get('/')).status, 404);
+    assert.is((await get('/metrics', { method: 'POST' })).status, 405);
+    await touchAll(it);
+    const text = await (await get('/metrics')).text();
+    const value = (name: string): number => {
+      const line = text.split('\n').find((one) => one.startsWith(`${name} `));
+      assert.ok(line, `${name} in\n${text}`);
+      return Number(line?.slice(name.length + 1));
+    };
+    assert.is(value('uffd_guests_total'), 1);
+    assert.is(value('uffd_faults_total{result="answered"}'), PAGES);
+    assert.is(value('uffd_installed_bytes_total{class="copied"}'), PAGES * P);
+    assert.is(value('uffd_fault_latency_seconds_count'), PAGES);
+    assert.is(value('uffd_fault_latency_seconds_bucket{le="+Inf"}'), PAGES);
+    assert.ok(value('uffd_fault_latency_seconds_sum') > 0);
+  });
+});
+
+async function freePort(): Promise<number> {
+  const server = createServer().listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address() as { port: number };
+  server.close();
+  await once(server, 'close');
+  return port;
+}
+
+test('several sockets with a memory each', () =>
+  inDirectory(async (directory) => {
+    const other = memoryFile(directory, PAGES, P, 'other');
+    const socket = join(directory, 'other-socket');
+    await served(['--vm', `socket=${socket},memory=${other}`], async (it) => {
+      await Promise.all([touchAll(it), touchAll({ ...it, socket, memory: other })]);
+      assert.is(it.stdout().split('\n').length, 3);
+    });
+  }));
+
+test('what cannot begin says why: exit 1 for the world, 2 for the words', async () => {
+  await inDirectory(async (directory) => {
+    const memory = memoryFile(directory, 1);
+    const socket = join(directory, 'socket');
+    const file = join(directory, 'file');
+    writeFileSync(file, 'x');
+    mkdirSync(join(directory, 'folder'));
+    const both = ['--socket', socket, '--memory', memory];
+    for (const [args, code, message] of [
+      [[], 2, /nothing to serve: give --socket PATH and --memory FILE/],
+      [['--socket', socket], 2, /--socket and --memory belong together/],
+      [['--vm', 'memory=x'], 2, /It must be socket=PATH,memory=FILE/],
+      [[...both, '--window', '0'], 2, /integer from 1 to/],
+      [[...both, '--socket-mode', '9'], 2, /three octal digits/],
+      [[...both, '--socket-owner', 'root'], 2, /two numbers/],
+      [[...both, '--metrics', 'here'], 2, /a port, or a host and a port/],
+      [[...both, '--on-error', 'pray'], 2, /Allowed choices are kill, leave/],
+      [['--socket', socket, '--memory', join(directory, 'folder')], 1, /folder is a directory/],
+      [['--socket', socket, '--memory', join(directory, 'none')], 1, /ENOENT.*none/],
+      [['--socket', file, '--memory', memory], 1, /file is there already, and is no socket/],
+      [[...both, '--prefetch', file], 1, /this is no trace/],
+      [[...both, '--accept-timeout', '50'], 1, /no monitor has connected within 50 ms/],
+      [[...both, '--metrics', '1.2.3.4:1'], 1, /metrics cannot be served/],
+    ] as const) {
+      const ended = await uffd(['serve', ...args]);
+      assert.is(ended.code, code, `${args.join(' ')}: ${ended.stderr}`);
+      assert.match(ended.stderr, message);
+      assert.not.match(ended.stderr, /\n\s+at /);
+      assert.not(existsSync(socket), args.join(' '));
+    }
+  });
+});
+
+test('on a terminal: a line for each guest, and no JSON', async () => {
+  needKernel();
+  await inDirectory(async (directory) => {
+    const memory = memoryFile(directory, PAGES);
+    const socket = join(directory, 'socket');
+    const shown = uffdOnTerminal(['serve', '--socket', socket, '--memory', memory, '--once'], 100);
+    while (!existsSync(socket)) await sleep(5);
+    const guest = new Guest({ socket, memory });
+    await guest.handedOver;
+    await guest.touch({ threads: 1, order: 'random', seed: 1 });
+    await sleep(300);
+    await guest.end();
+    const { code, stdout } = await shown;
+    assert.is(code, 0, stdout);
+    assert.match(stdout, /vm 1 .*█.* of 256\.0 KiB/);
+    assert.match(stdout, /vm 1 exited: 64 faults, 256\.0 KiB resident/);
+    assert.not(stdout.includes('{"level"'));
+  });
+});
+
+test.run();
