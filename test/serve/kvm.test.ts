@@ -37,14 +37,14 @@ function image(path: string): void {
 for (const cpus of [1, 2]) {
   for (const how of ['reads', 'writes'] as const) {
     for (const window of [1, 16]) {
-      test(`${cpus === 1 ? 'one processor' : `${cpus} processors`} ${how}, window ${window}`, async () => {
-        needKernelFaults();
+      test(`${how} by ${cpus === 1 ? 'one processor' : `${cpus} processors`}, window ${window}`, async () => {
         if (missing !== undefined) {
           // Few machines let a guest of theirs have guests: nobody can be required to have /dev/kvm.
           if (!process.env.UFFD_REQUIRE_KERNEL) skip(missing);
           console.log(`skipped: ${missing}`);
           return;
         }
+        needKernelFaults();
         const { monitor, stats } = await served(['--window', `${window}`], image, (socket, memory) => [
           ...[process.execPath, MONITOR, socket, memory, `${cpus}`],
           ...(how === 'writes' ? ['write'] : []),
