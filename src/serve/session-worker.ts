@@ -2,7 +2,7 @@
 // started it hears of that, and takes the descriptor back.
 
 import '../linux.js';
-import { once } from 'node:events';
+import { EventEmitter, once } from 'node:events';
 import { type MessagePort, parentPort } from 'node:worker_threads';
 import { UffdError } from '../errors.js';
 import type { Operation } from '../features.js';
@@ -35,6 +35,7 @@ const file = new MemoryFile(task.memory);
 const record =
   task.record === undefined ? undefined : TraceWriter.toFile(task.record.file, { about: task.record.about });
 let ended: UffdError | 'closed' | undefined;
+const over = new EventEmitter();
 let uffd: Userfaultfd | undefined;
 try {
   uffd = Userfaultfd.wrap(task.fd, {
@@ -59,6 +60,7 @@ try {
     now: () => performance.now(),
     closed: (error) => {
       ended = error ?? 'closed';
+      over.emit('closed');
     },
   });
   report({ is: 'serving', stopHandle: uffd.stopHandle });
@@ -71,7 +73,7 @@ try {
       report({ is: 'settled' });
       uffd.start(answers, { wait: task.wait });
       // On the event loop `start` returns at once.
-      if (task.wait === 'poll' && uffd.waiting) await once(owner, 'message');
+      if (uffd.waiting) await Promise.race([once(owner, 'message'), once(over, 'closed')]);
       break;
     }
   }
@@ -83,4 +85,6 @@ try {
   report({ is: 'left', open });
   record?.close();
   file.close();
+  // Nobody waits for messages any more.
+  owner.unref();
 }

@@ -100,7 +100,8 @@ export class Session {
 
   /** Bytes that are in the guest's memory, as far as it is known here. */
   get resident(): number {
-    return Math.max(0, this.tally.installed - this.tally.get('taken'));
+    // A page that two threads asked for at once is counted twice after a removal.
+    return Math.min(this.bytes, Math.max(0, this.tally.installed - this.tally.get('taken')));
   }
 
   #hear(report: SessionReport): void {

@@ -6,6 +6,7 @@ import { existsSync, lstatSync, mkdirSync, readdirSync, truncateSync, writeFileS
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import type { Wait } from '../../src/index.js';
 import { serve } from '../../src/serve/index.js';
 import { inDirectory } from '../cli/command.js';
 import { generator, seed, suite } from '../harness.js';
@@ -108,8 +109,12 @@ test('nobody comes in time', async () => {
 
 // ---- ending ------------------------------------------------------------------------------------------------
 
-test('once: it ends with the first guest', async () => {
-  await serving({ pages: 8, once: true }, async ({ guest, server, socket, ends }) => {
+for (const wait of ['poll', 'block', 'spin', 'adaptive'] as const) {
+  test(`once, wait ${wait}: it ends with the first guest`, () => endsWithTheFirst(wait));
+}
+
+async function endsWithTheFirst(wait: Wait): Promise<void> {
+  await serving({ pages: 8, once: true, wait }, async ({ guest, server, socket, ends }) => {
     const monitor = await guest();
     await monitor.touch({ threads: 1, order: 'sequential', seed: 1 });
     await monitor.end();
@@ -120,7 +125,7 @@ test('once: it ends with the first guest', async () => {
       [{ how: 'exited' }],
     );
   });
-});
+}
 
 test('finish: no new monitors, and those that are served go on', async () => {
   await serving({ pages: 64 }, async ({ guest, server, socket }) => {
