@@ -73,7 +73,9 @@ const LAYERS = [
 ];
 const CLI = 'src/cli/';
 /** The entries that users import. */
-const ENTRIES = ['index', 'trace/index', 'serve/index', 'sim/index', 'testing/index'].map((name) => `src/${name}.ts`);
+const ENTRIES = ['index', 'trace/index', 'serve/index', 'sim/index', 'testing/index'].map(
+  (name) => `src/${name}.ts`,
+);
 
 /** Packages, and the only places that may import them. */
 const PACKAGES: Record<string, RegExp> = {

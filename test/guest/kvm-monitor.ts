@@ -7,12 +7,12 @@
 // was left for this process to fault in; else 1. It prints one line of JSON.
 
 import { once } from 'node:events';
-import { readFileSync } from 'node:fs';
+import { readFileSync, readSync } from 'node:fs';
 import { Worker } from 'node:worker_threads';
 import * as memory from '../../shim/memory.js';
 import { connectUnix, send } from '../../shim/socket.js';
 import { Userfaultfd } from '../../src/index.js';
-import { pagesOfSelf } from '../semantics/pagemap.js';
+import { pagesOfSelf, type Read } from '../semantics/pagemap.js';
 import { type Slot, Vm, type Walk } from './kvm.js';
 import type { CpuOptions } from './kvm-cpu.js';
 
@@ -129,10 +129,12 @@ function inflate(): number {
   return removed;
 }
 
+const readAt: Read = (file, buffer, length, from) => readSync(file, buffer, 0, length, from);
+
 /** Pages that are not in memory: those that the guest has not touched. */
 function absentPages(): number {
   return slots
-    .flatMap(({ start, length }) => pagesOfSelf(start, length / PAGE))
+    .flatMap(({ start, length }) => pagesOfSelf(start, length / PAGE, readAt))
     .filter(({ present, swap }) => !present && !swap).length;
 }
 
