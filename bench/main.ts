@@ -8,8 +8,9 @@ import { benchCore } from './core.js';
 import { FaultBench, HANDLERS, type HandlerName, PLACEMENTS, placements, WrongAnswer } from './faults.js';
 import { loadWarning, machine, OtherWork } from './machine.js';
 import { compile } from './native.js';
-import { aimTable, figureTable, markdownReport, placementTable } from './report.js';
+import { aimTable, figureTable, markdownReport, placementTable, serveTable } from './report.js';
 import { type PlacementResult, type Results, verdicts } from './results.js';
+import { ServeBench } from './serve.js';
 import { benchRecording, benchTraces } from './traces.js';
 
 interface Options {
@@ -19,6 +20,8 @@ interface Options {
   handler?: string[];
   core: boolean;
   traces: boolean;
+  serve: boolean;
+  faults: boolean;
   quick?: boolean;
   json?: string | true;
   markdown?: boolean;
@@ -41,6 +44,8 @@ function parse(): Options {
     .addOption(new Option('--handler <names...>', 'only these beside C').choices(HANDLERS))
     .option('--no-core', 'leave out the core alone')
     .option('--no-traces', 'leave out traces and the simulated kernel')
+    .option('--no-serve', 'leave out guests that are served')
+    .option('--no-faults', 'leave out the faults of one thread in this process')
     .option('--quick', '3 rounds of 4,096 pages')
     .option('--json [file]', 'every round as JSON, into a file or instead of the tables')
     .option('--markdown', 'the tables of docs/benchmarks.md instead of those for a terminal')
@@ -117,7 +122,11 @@ async function main(): Promise<void> {
   say(results.machine);
   warn(loadWarning());
   const others = new OtherWork();
-  await benchFaults(options, results, say);
+  if (options.faults) await benchFaults(options, results, say);
+  if (options.serve && !('reason' in prepare())) {
+    results.serve = await new ServeBench(pages).run(rounds, say);
+    say(serveTable(results.serve));
+  }
   if (options.core) {
     results.core = benchCore(rounds);
     say(figureTable('the core alone', results.core));

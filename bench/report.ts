@@ -2,7 +2,8 @@
 
 import Table from 'cli-table3';
 import type { CoreFigure } from './core.js';
-import { type PlacementResult, type Results, rowsOf, type Verdict, verdicts } from './results.js';
+import { type PlacementResult, type Results, rowsOf, type Verdict, verdicts, whereOf } from './results.js';
+import type { ServeResults } from './serve.js';
 import type { Spread } from './statistics.js';
 
 type Cells = string[][];
@@ -61,6 +62,41 @@ function folded(words: string, width: number): string {
   return words.replace(new RegExp(`(.{1,${width}})( |$)`, 'g'), '$1\n').trimEnd();
 }
 
+const SERVE_HEAD = [
+  'where',
+  'pages/s',
+  'p50 µs',
+  'p99 µs',
+  'C: pages/s',
+  'p50 µs',
+  'p99 µs',
+  'pages/s ÷ C',
+  'p99 ÷ C',
+];
+
+function serveCells({ cells }: ServeResults): Cells {
+  return cells.map((cell) => [
+    whereOf(cell),
+    ...[cell.ours, cell.c].flatMap(({ perSecond, p50Us, p99Us }) => [
+      text(perSecond, 0),
+      p50Us.median.toFixed(1),
+      p99Us.median.toFixed(1),
+    ]),
+    text(cell.speed, 2),
+    text(cell.p99, 2),
+  ]);
+}
+
+/** What a recorded working set is worth, in a sentence. */
+function workingSetText({ workingSet, pages }: ServeResults): string {
+  const { without, with: prefetched, ratio } = workingSet;
+  const count = workingSet.pages.toLocaleString('en');
+  return (
+    `Until a guest has touched its working set, ${count} of ${pages.toLocaleString('en')} pages at random: ` +
+    `${text(without, 1)} ms without prefetch, ${text(prefetched, 1)} ms with; ratio ${text(ratio, 2)}.`
+  );
+}
+
 const AIM_HEAD = ['aim', 'where', 'median (least–most)', ''];
 
 function aimCells(all: Verdict[]): Cells {
@@ -77,6 +113,11 @@ export function figureTable(title: string, figures: CoreFigure[]): string {
   return `\n${title}\n${terminal(CORE_HEAD, coreCells(figures, 60))}`;
 }
 
+/** Guests that were served, for a terminal. */
+export function serveTable(results: ServeResults): string {
+  return `\na guest that is served\n${terminal(SERVE_HEAD, serveCells(results))}\n${workingSetText(results)}`;
+}
+
 /** The aims, for a terminal. */
 export function aimTable(results: Results): string {
   return `\naims\n${terminal(AIM_HEAD, aimCells(verdicts(results)))}`;
@@ -84,7 +125,7 @@ export function aimTable(results: Results): string {
 
 /** All of it as docs/benchmarks.md holds it. */
 export function markdownReport(results: Results): string {
-  const { machine, rounds, pages, placements, core, traces, leftOut, warnings } = results;
+  const { machine, rounds, pages, placements, core, traces, serve, leftOut, warnings } = results;
   const size = `${rounds} pairs of rounds of ${pages.toLocaleString('en')} faults`;
   const parts = [`${machine}. ${size}; medians, with the least and the most in brackets.`];
   for (const note of [
@@ -99,6 +140,9 @@ export function markdownReport(results: Results): string {
   if (core.length > 0) parts.push('### The core alone', markdown(CORE_HEAD, coreCells(core, 1000)));
   if (traces.length > 0) {
     parts.push('### Traces and the simulated kernel', markdown(CORE_HEAD, coreCells(traces, 1000)));
+  }
+  if (serve) {
+    parts.push('### A guest that is served', markdown(SERVE_HEAD, serveCells(serve)), workingSetText(serve));
   }
   parts.push('### Aims', markdown(AIM_HEAD, aimCells(verdicts(results))));
   return parts.join('\n\n');

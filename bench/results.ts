@@ -2,6 +2,7 @@
 
 import type { CoreFigure } from './core.js';
 import type { Contest, Round } from './faults.js';
+import type { ServeCell, ServeResults } from './serve.js';
 import { type Spread, spread } from './statistics.js';
 
 export interface PlacementResult {
@@ -20,6 +21,8 @@ export interface Results {
   core: CoreFigure[];
   /** Traces and the simulated kernel. */
   traces: CoreFigure[];
+  /** Guests that are served. */
+  serve?: ServeResults;
 }
 
 /** A row of a placement's table. */
@@ -74,9 +77,17 @@ const DECODE = 50;
 const RECORDED = 95;
 const BYTES_A_FAULT = 12;
 const REPLAYED = 1;
+const SERVED = 0.9;
+const PREFETCHED = 0.2;
+
+/** A cell in words. */
+export function whereOf({ placement, threads, order, window, balloon }: ServeCell): string {
+  const count = `${threads} thread${threads === 1 ? '' : 's'}`;
+  return `${placement}, ${count}, ${order}, window ${window}${balloon ? ', balloon' : ''}`;
+}
 
 /** The aims that this run has figures for. They are there to be seen, and fail nothing. */
-export function verdicts({ placements, core, traces }: Results): Verdict[] {
+export function verdicts({ placements, core, traces, serve }: Results): Verdict[] {
   const all: Verdict[] = [];
   const atLeast = (aim: string, where: string, value: Spread, least: number): void => {
     all.push({ aim, where, value, met: value.median >= least });
@@ -108,6 +119,14 @@ export function verdicts({ placements, core, traces }: Results): Verdict[] {
         met: value.median <= BYTES_A_FAULT,
       });
     }
+  }
+  for (const cell of serve?.cells ?? []) {
+    atLeast(`a guest's pages/s at least ${SERVED} of C`, whereOf(cell), cell.speed, SERVED);
+  }
+  if (serve) {
+    const { ratio } = serve.workingSet;
+    const aim = 'time until the working set is touched: with prefetch at most a fifth of without';
+    all.push({ aim, where: 'one thread, random', value: ratio, met: ratio.median <= PREFETCHED });
   }
   return all.sort((a, b) => a.aim.localeCompare(b.aim));
 }
