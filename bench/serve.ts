@@ -71,11 +71,15 @@ export class ServeBench {
   readonly #directory = mkdtempSync(join(tmpdir(), 'uffd-bench-serve-'));
   readonly #memory = join(this.#directory, 'memory');
   readonly #pages: number;
+  readonly #children: ChildProcess[] = [];
   #handlers = 0;
 
   constructor(pages: number) {
     this.#pages = pages;
-    process.once('exit', () => rmSync(this.#directory, { recursive: true, force: true }));
+    process.once('exit', () => {
+      for (const child of this.#children) child.kill('SIGKILL');
+      rmSync(this.#directory, { recursive: true, force: true });
+    });
     writeFileSync(this.#memory, memoryOf(pages));
     for (const name of ['guest', 'handler']) this.#compile(name);
   }
@@ -180,7 +184,7 @@ export class ServeBench {
     const child = spawn(program as string, [...first, ...args(socket)], {
       stdio: ['ignore', 'pipe', 'ignore'],
     });
-    process.once('exit', () => child.kill('SIGKILL'));
+    this.#children.push(child);
     await Promise.race([once(child.stdout as NodeJS.ReadableStream, 'data'), failure(child)]);
     return { child, socket };
   }
@@ -242,7 +246,7 @@ async function failure(child: ChildProcess): Promise<never> {
 
 async function stop({ child }: Handler): Promise<void> {
   const ended = once(child, 'exit');
-  child.kill('SIGKILL');
+  child.kill('SIGTERM');
   await ended;
 }
 

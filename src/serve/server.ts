@@ -298,7 +298,7 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
       const id = this.#begun + 1;
       const about = aboutSession(identity, regions);
       const file = record === undefined ? undefined : id === 1 ? record : `${record}.${id}`;
-      session = new Session(this.#threads.take(), {
+      session = new Session(this.#threads, {
         ...{ id, fd, regions, window, wait, eager, prefetch, peer: monitor.peer, memory: vm.memory },
         record: file === undefined ? undefined : { file, about: { ...about } },
       });

@@ -6,6 +6,7 @@ import type { Run } from './background.js';
 import type { Region } from './handoff.js';
 
 export interface SessionTask {
+  readonly id: number;
   /** A userfaultfd, lent: whoever started the thread takes it back when the thread has ended. */
   readonly fd: number;
   /** The monitor; 0: it cannot be seen. */
@@ -25,10 +26,20 @@ export interface SessionTask {
   readonly stopped: SharedArrayBuffer;
 }
 
+/** What a thread is told. */
+export type SessionOrder =
+  | { readonly is: 'task'; readonly task: SessionTask }
+  /** A session that waits on the event loop is to end. */
+  | { readonly is: 'stop'; readonly id: number };
+
 export type SessionReport =
   | { readonly is: 'serving'; readonly stopHandle: SharedArrayBuffer }
   /** Nothing is left to be installed in the background. */
   | { readonly is: 'settled' }
-  | { readonly is: 'ended'; readonly how: 'exited' | 'closed' | 'stopped' }
   /** The last: whether the descriptor is still open, and its owner's to close. */
-  | { readonly is: 'left'; readonly open: boolean };
+  | {
+      readonly is: 'ended';
+      readonly how: 'exited' | 'closed' | 'stopped' | 'failed';
+      readonly error?: Error;
+      readonly open: boolean;
+    };

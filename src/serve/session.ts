@@ -12,8 +12,9 @@ import type { Wait } from '../loop.js';
 import { Userfaultfd } from '../userfaultfd.js';
 import type { Run } from './background.js';
 import type { Region } from './handoff.js';
-import type { SessionReport, SessionTask } from './session-task.js';
+import type { SessionOrder, SessionReport, SessionTask } from './session-task.js';
 import { Tally } from './tally.js';
+import type { Threads } from './threads.js';
 
 /** No answer takes longer than a minute and a half; a histogram wants to know. */
 const LATENCY_MOST_NS = 1e11;
@@ -54,48 +55,54 @@ export class Session {
   /** When nothing was left to install in the background; undefined: not yet. */
   settledMs: number | undefined;
   endedMs: number | undefined;
-  /** Resolves when the thread is gone and the descriptor closed; never rejects. */
+  /** Resolves when nothing is served any more and the descriptor is closed; never rejects. */
   readonly ended: Promise<SessionEnd>;
   readonly #worker: Worker;
   readonly #stopped = new Int32Array(new SharedArrayBuffer(4));
   #stopHandle: SharedArrayBuffer | undefined;
-  #end: SessionEnd | undefined;
-  /** The descriptor was not closed by the thread. */
-  #open = true;
 
-  /** Takes the descriptor, and a thread that waits for its task. */
-  constructor(worker: Worker, options: SessionOptions) {
+  /** Takes the descriptor, and a thread. */
+  constructor(threads: Threads, options: SessionOptions) {
+    const worker = threads.take();
     const { id, fd, peer, regions, memory, window, wait, prefetch, eager, record } = options;
     this.id = id;
     this.peer = peer;
     this.regions = regions;
     this.bytes = regions.reduce((sum, { length }) => sum + length, 0);
     const task: SessionTask = {
-      ...{ fd, pid: peer.pid, regions, memory, window, wait, prefetch, eager, record },
+      ...{ id, fd, pid: peer.pid, regions, memory, window, wait, prefetch, eager, record },
       tally: this.tally.shared,
       latency: this.latency,
       stopped: this.#stopped.buffer as SharedArrayBuffer,
     };
     this.#worker = worker;
-    this.#worker.postMessage(task);
-    this.#worker.on('message', (report: SessionReport) => this.#hear(report));
-    this.#worker.on('error', (error) => {
-      this.#end = { how: 'failed', error };
-    });
     this.ended = new Promise((resolve) => {
-      this.#worker.once('exit', () => {
+      const end = (how: SessionEnd, open: boolean): void => {
         this.endedMs = performance.now();
-        if (this.#open) takeBack(fd);
-        resolve(this.#end ?? { how: 'failed', error: new Error('its thread has ended') });
+        // Those of these names alone: Node listens to itself for others.
+        for (const event of ['message', 'error', 'exit']) worker.removeAllListeners(event);
+        if (open) takeBack(fd);
+        resolve(how);
+      };
+      worker.on('message', (report: SessionReport) => {
+        if (report.is !== 'ended') this.#hear(report);
+        else {
+          end(endOf(report), report.open);
+          threads.giveBack(worker);
+        }
       });
+      // The thread itself is gone: nothing is known of the descriptor, so it is taken to be open.
+      worker.on('error', (error) => end({ how: 'failed', error }, true));
+      worker.on('exit', () => end({ how: 'failed', error: new Error('its thread has ended') }, true));
     });
+    worker.postMessage({ is: 'task', task } satisfies SessionOrder);
   }
 
   /** Stops serving. A guest that still runs will hang at its next fault. */
   stop(): void {
     Atomics.store(this.#stopped, 0, 1);
     if (this.#stopHandle) Userfaultfd.stop(this.#stopHandle);
-    this.#worker.postMessage('stop');
+    this.#worker.postMessage({ is: 'stop', id: this.id } satisfies SessionOrder);
   }
 
   /** Bytes that are in the guest's memory, as far as it is known here. */
@@ -104,15 +111,17 @@ export class Session {
     return Math.min(this.bytes, Math.max(0, this.tally.installed - this.tally.get('taken')));
   }
 
-  #hear(report: SessionReport): void {
+  #hear(report: Exclude<SessionReport, { is: 'ended' }>): void {
     if (report.is === 'settled') this.settledMs = performance.now();
-    else if (report.is === 'ended') this.#end = { how: report.how };
-    else if (report.is === 'left') this.#open = report.open;
     else {
       this.#stopHandle = report.stopHandle;
       if (Atomics.load(this.#stopped, 0) !== 0) Userfaultfd.stop(report.stopHandle);
     }
   }
+}
+
+function endOf({ how, error }: Extract<SessionReport, { is: 'ended' }>): SessionEnd {
+  return how === 'failed' ? { how, error: error ?? new Error('it failed') } : { how };
 }
 
 /** Closes a userfaultfd whose thread is gone. */

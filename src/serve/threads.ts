@@ -1,23 +1,43 @@
-// Threads for sessions. One is always made ahead, so that a guest does not wait for its own to begin.
+// Threads for sessions. One is always ready, so that a guest does not wait for its own to begin; one that has served is
+// kept for the next guest, and is quicker then.
 
 import { Worker } from 'node:worker_threads';
 
-export class Threads {
-  #spare: Worker | undefined = create();
+/** Threads that are kept though nobody needs them. */
+const IDLE_MOST = 2;
+/** When the next is made, behind the one that was taken: a guest that was just handed over needs the processors. */
+const SPARE_AFTER_MS = 500;
 
-  /** A thread that waits for its task, a message. */
+export class Threads {
+  readonly #idle: Worker[] = [create()];
+  #spare: NodeJS.Timeout | undefined;
+  #closed = false;
+
+  /** A thread that waits for its task, a message. Whoever has served last comes first. */
   take(): Worker {
-    const worker = this.#spare ?? create();
-    this.#spare = create();
+    const worker = this.#idle.pop() ?? create();
     worker.ref();
+    this.#spare ??= setTimeout(() => this.#makeSpare(), SPARE_AFTER_MS).unref();
     return worker;
   }
 
-  /** Lets go of the one that nobody needs. */
+  /** It has served, and may serve again. */
+  giveBack(worker: Worker): void {
+    worker.unref();
+    if (this.#closed || this.#idle.length >= IDLE_MOST) void worker.terminate();
+    else this.#idle.push(worker);
+  }
+
+  /** Lets go of those that nobody needs. */
   async close(): Promise<void> {
-    const spare = this.#spare;
+    this.#closed = true;
+    clearTimeout(this.#spare);
+    await Promise.all(this.#idle.splice(0).map((worker) => worker.terminate()));
+  }
+
+  #makeSpare(): void {
     this.#spare = undefined;
-    await spare?.terminate();
+    if (this.#idle.length === 0 && !this.#closed) this.#idle.push(create());
   }
 }
 
