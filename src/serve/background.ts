@@ -10,6 +10,8 @@ import type { Count } from './tally.js';
 
 /** Bytes of a step. One copy of so many costs little more for each page than a larger one. */
 const STEP_BYTES = 65_536;
+/** Calls of a step, at most: pages that lie apart take one each. */
+const STEP_CALLS = 16;
 
 /** A stretch of the memory file. */
 export interface Run {
@@ -26,7 +28,8 @@ export interface BackgroundOptions {
 
 export class Background {
   readonly #answers: Answers;
-  readonly #steps: Iterator<void>;
+  /** Tells the bytes that were installed. */
+  readonly #steps: Iterator<number, undefined>;
   #done = false;
 
   constructor(answers: Answers, options: BackgroundOptions, uffd: Userfaultfd) {
@@ -36,11 +39,15 @@ export class Background {
 
   /** A little more. False: there is no more. */
   step(): boolean {
-    this.#done ||= this.#steps.next().done === true;
+    for (let bytes = 0, calls = 0; bytes < STEP_BYTES && calls < STEP_CALLS && !this.#done; calls++) {
+      const { done, value } = this.#steps.next();
+      this.#done = done === true;
+      bytes += value ?? 0;
+    }
     return !this.#done;
   }
 
-  *#walk({ regions, prefetch, eager }: BackgroundOptions, uffd: Userfaultfd): Generator<void, undefined> {
+  *#walk({ regions, prefetch, eager }: BackgroundOptions, uffd: Userfaultfd): Generator<number, undefined> {
     for (const { offset, length } of prefetch) {
       for (const region of regions) yield* this.#fill(uffd, region, offset, offset + length, 'prefetched');
     }
@@ -51,7 +58,7 @@ export class Background {
   }
 
   /** Installs what is missing of a part of the file, as far as the region has it. */
-  *#fill(uffd: Userfaultfd, region: Region, from: number, to: number, count: Count): Generator<void> {
+  *#fill(uffd: Userfaultfd, region: Region, from: number, to: number, count: Count): Generator<number> {
     const { start, length, offset, pageSize } = region;
     const first = Math.max(from, offset);
     const last = Math.min(to, offset + length);
@@ -61,12 +68,19 @@ export class Background {
       // Those that are there, or were taken away, are passed over, a step's worth at a time.
       for (let passed = 0; at < last && uffd.pageState(start + BigInt(at - offset)) !== 'missing'; passed++) {
         at += pageSize;
-        if (passed % 1024 === 1023) yield;
+        if (passed % 1024 === 1023) yield 0;
       }
       if (at >= last || uffd.closed) return;
       if (start + BigInt(at - offset) !== page) continue;
-      at += this.#install(uffd, region, page, Math.min(most, Math.ceil((last - at) / pageSize)), count);
-      yield;
+      const some = this.#install(
+        uffd,
+        region,
+        page,
+        Math.min(most, Math.ceil((last - at) / pageSize)),
+        count,
+      );
+      at += some;
+      yield some;
     }
   }
 
