@@ -3,6 +3,12 @@
 import { type ChildProcess, fork } from 'node:child_process';
 import type { GuestAnswer, GuestOptions, GuestOrder, Numbered, Touched, TouchOrder } from './protocol.js';
 
+/** What the guest was told cannot be done, or its process is gone. */
+export class GuestError extends Error {
+  override readonly name = 'GuestError';
+  readonly code = 'ERR_UFFD_GUEST';
+}
+
 export class Guest {
   /** Resolves once it has handed its memory over. */
   readonly handedOver: Promise<{ pages: number; pageSize: number }>;
@@ -17,11 +23,16 @@ export class Guest {
   constructor(options: GuestOptions) {
     this.#child = fork(new URL('./monitor.js', import.meta.url), [JSON.stringify(options)]);
     this.ended = new Promise((resolve) => {
-      this.#child.once('exit', (code, signal) => {
-        this.#gone = `the guest's process has ended (${signal ?? code})`;
+      const end = (why: number | string): void => {
+        this.#gone = `the guest's process has ended (${why})`;
         for (const tell of this.#waiting.values()) tell({ is: 'failed', reason: this.#gone });
         this.#waiting.clear();
-        resolve(signal ?? code ?? '');
+        resolve(why);
+      };
+      this.#child.once('exit', (code, signal) => end(signal ?? code ?? ''));
+      // It could not be started, or what was sent did not reach it: in the end it is gone.
+      this.#child.on('error', (error) => {
+        if (this.#child.pid === undefined) end(error.message);
       });
     });
     this.#child.on('message', ({ id, ...answer }: Numbered<GuestAnswer>) => {
@@ -75,12 +86,13 @@ export class Guest {
   #answerTo<K extends GuestAnswer['is']>(id: number, expected: K): Promise<Extract<GuestAnswer, { is: K }>> {
     return new Promise((resolve, reject) => {
       if (this.#gone !== undefined) {
-        reject(new Error(this.#gone));
+        reject(new GuestError(this.#gone));
         return;
       }
       this.#waiting.set(id, (answer) => {
         if (answer.is === expected) resolve(answer as Extract<GuestAnswer, { is: K }>);
-        else reject(new Error(answer.is === 'failed' ? answer.reason : `the guest answered: ${answer.is}`));
+        else
+          reject(new GuestError(answer.is === 'failed' ? answer.reason : `the guest answered: ${answer.is}`));
       });
     });
   }

@@ -2,24 +2,32 @@
 // has threads touch it. Like Firecracker it keeps the userfaultfd open: if the handler dies, the guest hangs.
 //
 // It is told what to do over Node's channel between processes, one order after the other.
+//
+// Rule: nothing here waits for a thread that may sleep in a fault. Nobody may be left to answer it, and then only SIGKILL
+// ends it.
 
+import { on } from 'node:events';
 import { closeSync, fstatSync, openSync } from 'node:fs';
+import { createHistogram } from 'node:perf_hooks';
 import { Worker } from 'node:worker_threads';
 import { Mapping, Userfaultfd } from '../../index.js';
 import { handOver, type Region } from '../../serve/index.js';
+import { explain } from '../exit.js';
 import {
   type GuestAnswer,
   type GuestOptions,
   type GuestOrder,
+  LATENCY_MOST_NS,
   type Layout,
   type Numbered,
+  nanoseconds,
   pagesOfRegion,
   placeOf,
   spanOf,
   type Touched,
   type TouchOrder,
 } from './protocol.js';
-import type { VcpuTask } from './vcpu.js';
+import type { VcpuTask, VcpuTouched } from './vcpu.js';
 
 const SYSTEM_PAGE = 4096;
 
@@ -44,13 +52,14 @@ class Monitor {
       uffd.register(start, length, 'missing', { pageSize });
     }
     this.#fd = uffd.release();
+    if (options.handOver ?? true) this.#handOver();
   }
 
   /** Connects, and sends the one message. */
-  handOver(): GuestAnswer {
+  #handOver(): void {
     handOver(this.#options.socket, this.#regions(), this.#fd);
     const { pages, pageSize } = this.#layout;
-    return { is: 'handed over', pages, pageSize };
+    answer(0, { is: 'handed over', pages, pageSize });
   }
 
   async obey(order: Exclude<GuestOrder, { do: 'exit' }>): Promise<GuestAnswer> {
@@ -76,33 +85,29 @@ class Monitor {
     writes = 0,
     from = 0,
     to = this.#layout.pages,
+    handOver: first = false,
     ...rest
   }: TouchOrder): Promise<Touched> {
     const order = { ...rest, touches: touches ?? to - from, writes, from, to };
-    const each = await Promise.all(
-      Array.from({ length: order.threads }, (_, thread) =>
-        this.#vcpu({
-          ...{
-            memory: this.#memory.share(),
-            layout: this.#layout,
-            file: this.#options.memory,
-            order,
-            thread,
-          },
-          removals: this.#removals.buffer,
+    const begun = new BigInt64Array(new SharedArrayBuffer(8));
+    const vcpus = Array.from(
+      { length: order.threads },
+      (_, thread) =>
+        new Vcpu({
+          ...{ memory: this.#memory.share(), layout: this.#layout, file: this.#options.memory },
+          ...{ order, thread, removals: this.#removals.buffer, begun: begun.buffer },
         }),
-      ),
     );
-    return together(each);
-  }
-
-  #vcpu(task: VcpuTask): Promise<Touched> {
-    return new Promise((resolve, reject) => {
-      const worker = new Worker(new URL('./vcpu.js', import.meta.url), { workerData: task });
-      worker.once('message', resolve);
-      worker.once('error', reject);
-      worker.once('exit', () => reject(new Error('a thread of the guest has ended')));
-    });
+    try {
+      await Promise.all(vcpus.map(({ ready }) => ready));
+      Atomics.store(begun, 0, nanoseconds());
+      if (first) this.#handOver();
+      Atomics.notify(begun, 0);
+      return together(await Promise.all(vcpus.map(({ touched }) => touched)));
+    } catch (error) {
+      for (const vcpu of vcpus) vcpu.terminate();
+      throw error;
+    }
   }
 
   #remove(from: number, to: number): GuestAnswer {
@@ -117,18 +122,45 @@ class Monitor {
   }
 }
 
+/** A thread that touches pages, as the monitor sees it. */
+class Vcpu {
+  readonly ready: Promise<void>;
+  readonly touched: Promise<VcpuTouched>;
+  readonly #worker: Worker;
+
+  constructor(task: VcpuTask) {
+    this.#worker = new Worker(new URL('./vcpu.js', import.meta.url), { workerData: task });
+    const messages = on(this.#worker, 'message', { close: ['exit'] });
+    const next = async <T>(): Promise<T> => {
+      const { done, value } = await messages.next();
+      if (done) throw new Error('a thread of the guest has ended');
+      return value[0] as T;
+    };
+    this.ready = next();
+    this.touched = this.ready.then(() => next());
+    // Whoever asks hears of it.
+    this.touched.catch(() => {});
+  }
+
+  terminate(): void {
+    void this.#worker.terminate();
+  }
+}
+
 /** What threads did, as one. */
-function together(each: readonly Touched[]): Touched {
-  const most = (of: (one: Touched) => number): number => Math.max(...each.map(of));
-  const sum = (of: (one: Touched) => number): number => each.reduce((all, one) => all + of(one), 0);
+function together(each: readonly VcpuTouched[]): Touched {
+  const sum = (of: (one: VcpuTouched) => number): number => each.reduce((all, one) => all + of(one), 0);
+  const latency = createHistogram({ highest: LATENCY_MOST_NS });
+  for (const one of each) latency.add(one.latency);
+  const firsts = each.map(({ firstMs }) => firstMs).filter((ms) => ms !== undefined);
   return {
     touches: sum(({ touches }) => touches),
     wrong: each.flatMap(({ wrong }) => wrong),
     wrongCount: sum(({ wrongCount }) => wrongCount),
-    ms: most(({ ms }) => ms),
-    firstMs: Math.min(...each.map(({ firstMs }) => firstMs)),
-    p50Us: most(({ p50Us }) => p50Us),
-    p99Us: most(({ p99Us }) => p99Us),
+    ms: Math.max(...each.map(({ ms }) => ms)),
+    firstMs: Math.min(...firsts),
+    p50Us: latency.count > 0 ? latency.percentile(50) / 1000 : 0,
+    p99Us: latency.count > 0 ? latency.percentile(99) / 1000 : 0,
   };
 }
 
@@ -144,21 +176,21 @@ function answer(id: number, it: GuestAnswer): void {
 }
 
 function failed(id: number, error: unknown): void {
-  answer(id, { is: 'failed', reason: (error as Error).message });
+  answer(id, { is: 'failed', reason: explain(error) });
 }
 
 // Whoever started this is gone: so is what it is good for.
-process.on('disconnect', () => process.exit(1));
-try {
-  const monitor = new Monitor(JSON.parse(process.argv[2] ?? ''));
-  process.on('message', ({ id, ...order }: Numbered<GuestOrder>) => {
-    if (order.do === 'exit') process.exit(0);
-    monitor.obey(order).then(
+process.on('disconnect', () => process.kill(process.pid, 'SIGKILL'));
+// A Ctrl-C is for whoever started this.
+process.on('SIGINT', () => {});
+const monitor = (async () => new Monitor(JSON.parse(process.argv[2] ?? '')))();
+monitor.catch((error) => failed(0, error));
+process.on('message', ({ id, ...order }: Numbered<GuestOrder>) => {
+  if (order.do === 'exit') process.exit(0);
+  monitor
+    .then((it) => it.obey(order))
+    .then(
       (it) => answer(id, it),
       (error) => failed(id, error),
     );
-  });
-  answer(0, monitor.handOver());
-} catch (error) {
-  failed(0, error);
-}
+});

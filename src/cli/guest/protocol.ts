@@ -13,6 +13,8 @@ export interface GuestOptions {
   readonly regions?: number;
   /** Whether removals are told (UFFD_FEATURE_EVENT_REMOVE), as Firecracker has it; default true. */
   readonly removes?: boolean;
+  /** Whether it hands its memory over at once; default true. If not, an order to touch does. */
+  readonly handOver?: boolean;
 }
 
 export type Order = 'sequential' | 'random' | 'zipf';
@@ -30,6 +32,8 @@ export interface TouchOrder {
   /** Pages are touched from this one on; default: all. */
   readonly from?: number;
   readonly to?: number;
+  /** The memory is handed over first, when all threads are ready; default false. */
+  readonly handOver?: boolean;
 }
 
 export type GuestOrder =
@@ -45,10 +49,11 @@ export interface Touched {
   /** What did not hold what it should, the first few. */
   readonly wrong: readonly string[];
   readonly wrongCount: number;
+  /** Milliseconds since all threads began, or the memory was handed over, until the last thread was done. */
   readonly ms: number;
-  /** Milliseconds until the first touch of the first thread was over. */
+  /** The same until the first touch of the first thread was over. */
   readonly firstMs: number;
-  /** Microseconds of a touch. */
+  /** Microseconds of a touch, over all threads. */
   readonly p50Us: number;
   readonly p99Us: number;
 }
@@ -61,6 +66,14 @@ export type GuestAnswer =
 
 /** As it is sent: orders are carried out side by side, and an answer has its order's number. That of the hand-off is 0. */
 export type Numbered<T> = T & { readonly id: number };
+
+/** No touch takes longer; a histogram wants to know. */
+export const LATENCY_MOST_NS = 1e11;
+
+/** A clock that all threads share. */
+export function nanoseconds(): bigint {
+  return process.hrtime.bigint();
+}
 
 /** Where the pages lie. Regions follow each other in the file, and have gaps of a page between them in memory. */
 export interface Layout {

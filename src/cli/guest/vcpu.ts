@@ -1,32 +1,45 @@
-// A thread of the guest: touches pages and compares each with what it should hold. All of its faults are answered by
-// another process.
+// A thread of the guest: touches pages and compares each with what it should hold, once it may begin. All of its faults
+// are answered by another process.
 //
 // Rules:
 //  - A page holds what the file has until it is first removed, and zeros from then on; but for what was written.
 //  - Writes go to a place of each thread's own at the begin of a page, which is not compared with the file.
 
 import { closeSync, openSync, readSync } from 'node:fs';
-import { createHistogram } from 'node:perf_hooks';
+import { createHistogram, type RecordableHistogram } from 'node:perf_hooks';
 import { parentPort, workerData } from 'node:worker_threads';
 import { Mapping, type SharedMapping } from '../../index.js';
 import { touchesOf } from './orders.js';
-import { type Layout, placeOf, type Touched, type TouchOrder } from './protocol.js';
+import { LATENCY_MOST_NS, type Layout, nanoseconds, placeOf, type TouchOrder } from './protocol.js';
 
 export interface VcpuTask {
   readonly memory: SharedMapping;
   readonly layout: Layout;
   /** Path of the memory file. */
   readonly file: string;
-  readonly order: Required<Omit<TouchOrder, 'do'>>;
+  readonly order: Required<Omit<TouchOrder, 'do' | 'handOver'>>;
   readonly thread: number;
   /** By page: whether a removal of it has begun, and whether one was over. */
   readonly removals: SharedArrayBuffer;
+  /** A word of 64 bits: when all threads began, by `nanoseconds`; 0: not yet. */
+  readonly begun: SharedArrayBuffer;
+}
+
+/** What a thread did. It says 'ready' before. */
+export interface VcpuTouched {
+  readonly touches: number;
+  readonly wrong: readonly string[];
+  readonly wrongCount: number;
+  readonly ms: number;
+  /** Undefined: it has touched nothing. */
+  readonly firstMs: number | undefined;
+  /** Nanoseconds of the touches. */
+  readonly latency: RecordableHistogram;
 }
 
 /** Bytes at the begin of a page that threads write to, and that are not the file's then. */
 const WRITTEN_BYTES = 256;
 const WRONG_TOLD = 10;
-const LATENCY_MOST_NS = 1e11;
 /** Bytes of one view: a buffer has a largest size. Huge pages divide it. */
 const VIEW_BYTES = 2 ** 30;
 
@@ -57,10 +70,11 @@ class Vcpu {
     this.#zeros = Buffer.alloc(layout.pageSize);
   }
 
-  run(): Touched {
+  run(): VcpuTouched {
     const { order, thread, layout } = this.#task;
-    const began = performance.now();
-    let firstMs = 0;
+    const began = this.#awaitBegin();
+    const sinceBegin = (): number => Number(nanoseconds() - began) / 1e6;
+    let firstMs: number | undefined;
     let touches = 0;
     for (const index of touchesOf(order, order.to - order.from, thread, order.threads)) {
       const page = order.from + index;
@@ -70,14 +84,21 @@ class Vcpu {
       if (write) content[thread % WRITTEN_BYTES] = 1 + (touches % 255);
       else this.#sum += content[0] as number;
       this.#latency.record(Math.max(1, Math.round((performance.now() - before) * 1e6)));
-      if (touches++ === 0) firstMs = performance.now() - began;
+      firstMs ??= sinceBegin();
+      touches++;
       this.#compare(page, content);
     }
-    const ms = performance.now() - began;
+    const ms = sinceBegin();
     closeSync(this.#fd);
-    const percentile = (of: number): number => (touches > 0 ? this.#latency.percentile(of) / 1000 : 0);
     const wrong = { wrong: this.#wrong, wrongCount: this.#wrongCount };
-    return { ...wrong, touches, ms, firstMs, p50Us: percentile(50), p99Us: percentile(99) };
+    return { ...wrong, touches, ms, firstMs, latency: this.#latency };
+  }
+
+  /** When that was. */
+  #awaitBegin(): bigint {
+    const begun = new BigInt64Array(this.#task.begun);
+    Atomics.wait(begun, 0, 0n);
+    return Atomics.load(begun, 0);
   }
 
   /** The bytes of a page. */
@@ -109,4 +130,6 @@ class Vcpu {
   }
 }
 
-parentPort?.postMessage(new Vcpu(workerData).run());
+const vcpu = new Vcpu(workerData);
+parentPort?.postMessage('ready');
+parentPort?.postMessage(vcpu.run());
