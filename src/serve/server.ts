@@ -44,6 +44,8 @@ export interface ServeOptions {
   force?: boolean;
   /** Write a trace of each session: the first to this file, the second to `FILE.2`, and so on. */
   record?: string;
+  /** Something to find in those traces' descriptions, for whoever reads them. JSON. */
+  about?: Record<string, unknown>;
   /** How a session's thread waits for faults; default 'block'. */
   wait?: Wait;
   /** End when the first session has ended. */
@@ -291,16 +293,16 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
   /** Serves what was handed over. Takes the descriptor. */
   #begin(listener: Listener, monitor: Monitor, text: string, fd: number): void {
     const { vm, prefetch, identity, memoryBytes } = listener;
-    const { window = 1, wait = 'block', eager = false, record } = this.#options;
+    const { window = 1, wait = 'block', eager = false, record, about = {} } = this.#options;
     let session: Session;
     try {
       const regions = parseRegions(text, memoryBytes);
       const id = this.#begun + 1;
-      const about = aboutSession(identity, regions);
       const file = record === undefined ? undefined : id === 1 ? record : `${record}.${id}`;
       session = new Session(this.#threads, {
         ...{ id, fd, regions, window, wait, eager, prefetch, peer: monitor.peer, memory: vm.memory },
-        record: file === undefined ? undefined : { file, about: { ...about } },
+        record:
+          file === undefined ? undefined : { file, about: { ...about, ...aboutSession(identity, regions) } },
       });
     } catch (error) {
       closeDescriptor(fd);

@@ -26,6 +26,14 @@ export interface SessionTask {
   readonly stopped: SharedArrayBuffer;
 }
 
+/** What became of a recording. */
+export interface Recorded {
+  readonly records: number;
+  readonly bytes: number;
+  /** Why it ended before its time. */
+  readonly failure: string | null;
+}
+
 /** What a thread is told. */
 export type SessionOrder =
   | { readonly is: 'task'; readonly task: SessionTask }
@@ -42,4 +50,5 @@ export type SessionReport =
       readonly how: 'exited' | 'closed' | 'stopped' | 'failed';
       readonly error?: Error;
       readonly open: boolean;
+      readonly recorded: Recorded | undefined;
     };

@@ -15,7 +15,7 @@ import { Answers } from './answers.js';
 import { Background } from './background.js';
 import type { Region } from './handoff.js';
 import { MemoryFile } from './memory-file.js';
-import type { SessionOrder, SessionReport, SessionTask } from './session-task.js';
+import type { Recorded, SessionOrder, SessionReport, SessionTask } from './session-task.js';
 import { Tally } from './tally.js';
 
 // What takes time at first, while nobody waits for it: koffi is loaded, and the core compiled.
@@ -60,7 +60,8 @@ class Serving {
 
   async run(): Promise<'exited' | 'closed' | 'stopped'> {
     const { fd, id, pid, regions, memory, record, wait, stopped } = this.#task;
-    this.#file = new MemoryFile(memory);
+    // What lies behind the end of the mapping is not the guest's.
+    this.#file = new MemoryFile(memory, Math.max(...regions.map(({ offset, length }) => offset + length)));
     if (record) this.#record = TraceWriter.toFile(record.file, { about: record.about });
     const uffd = Userfaultfd.wrap(fd, {
       features: ['event-remove'],
@@ -88,12 +89,12 @@ class Serving {
   }
 
   /** Lets go of everything; the descriptor is its owner's again, if it is open still. */
-  leave(): { open: boolean } {
+  leave(): { open: boolean; recorded: Recorded | undefined } {
     const open = this.#uffd === undefined || !this.#uffd.closed;
     if (this.#uffd?.closed === false) this.#uffd.release();
     this.#record?.close();
     this.#file?.close();
-    return { open };
+    return { open, recorded: this.#record && toldRecording(this.#record) };
   }
 
   #answers(file: MemoryFile): Answers {
@@ -118,6 +119,10 @@ class Serving {
       },
     });
   }
+}
+
+function toldRecording({ records, bytesWritten, failure }: TraceWriter): Recorded {
+  return { records, bytes: bytesWritten, failure: failure?.message ?? null };
 }
 
 function rangeOf({ start, length, pageSize }: Region): RegisteredRange {

@@ -12,7 +12,7 @@ import type { Wait } from '../loop.js';
 import { Userfaultfd } from '../userfaultfd.js';
 import type { Run } from './background.js';
 import type { Region } from './handoff.js';
-import type { SessionOrder, SessionReport, SessionTask } from './session-task.js';
+import type { Recorded, SessionOrder, SessionReport, SessionTask } from './session-task.js';
 import { Tally } from './tally.js';
 import type { Threads } from './threads.js';
 
@@ -27,6 +27,12 @@ export type SessionEnd =
   | { readonly how: 'closed' }
   | { readonly how: 'stopped' }
   | { readonly how: 'failed'; readonly error: Error };
+
+/** The thread that served a guest is gone, for no reason that it told. */
+class ThreadError extends Error {
+  override readonly name = 'ThreadError';
+  readonly code = 'ERR_UFFD_THREAD';
+}
 
 export interface SessionOptions {
   readonly id: number;
@@ -55,6 +61,8 @@ export class Session {
   /** When nothing was left to install in the background; undefined: not yet. */
   settledMs: number | undefined;
   endedMs: number | undefined;
+  /** What became of its recording, once it has ended; undefined: none was made. */
+  recorded: Recorded | undefined;
   /** Resolves when nothing is served any more and the descriptor is closed; never rejects. */
   readonly ended: Promise<SessionEnd>;
   readonly #worker: Worker;
@@ -87,13 +95,14 @@ export class Session {
       worker.on('message', (report: SessionReport) => {
         if (report.is !== 'ended') this.#hear(report);
         else {
+          this.recorded = report.recorded;
           end(endOf(report), report.open);
           threads.giveBack(worker);
         }
       });
       // The thread itself is gone: nothing is known of the descriptor, so it is taken to be open.
       worker.on('error', (error) => end({ how: 'failed', error }, true));
-      worker.on('exit', () => end({ how: 'failed', error: new Error('its thread has ended') }, true));
+      worker.on('exit', () => end({ how: 'failed', error: new ThreadError('its thread has ended') }, true));
     });
     worker.postMessage({ is: 'task', task } satisfies SessionOrder);
   }
@@ -121,7 +130,7 @@ export class Session {
 }
 
 function endOf({ how, error }: Extract<SessionReport, { is: 'ended' }>): SessionEnd {
-  return how === 'failed' ? { how, error: error ?? new Error('it failed') } : { how };
+  return how === 'failed' ? { how, error: error ?? new ThreadError('it failed') } : { how };
 }
 
 /** Closes a userfaultfd whose thread is gone. */

@@ -134,7 +134,8 @@ function add(
   if (!region) return;
   const { pageSize, offset } = region;
   const from = offset + Number(start - region.start);
-  const end = Math.min(from + length, offset + region.length, bytes);
+  // The last page of a file may be a part of one.
+  const end = Math.min(from + length, offset + region.length, Math.ceil(bytes / pageSize) * pageSize);
   for (let at = from - ((from - offset) % pageSize); at + pageSize <= end; at += pageSize) {
     if (!pages.has(at)) pages.set(at, pageSize);
   }
