@@ -122,7 +122,7 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
   /** Resolves when it takes no hand-offs any more and all sessions have ended; rejects where nobody came in time. */
   readonly done: Promise<void>;
   readonly #options: ServeOptions;
-  readonly #threads = new Threads();
+  readonly #threads: Threads;
   readonly #listeners: Listener[] = [];
   readonly #connections = new Map<Connection, Monitor>();
   readonly #monitors = new Map<Session, Monitor>();
@@ -155,6 +155,7 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
   private constructor(options: ServeOptions) {
     super();
     this.#options = options;
+    this.#threads = new Threads(!options.once);
     const { promise, resolve, reject } = deferred();
     this.done = promise;
     // Whoever does not ask is not to be ended by it.

@@ -12,12 +12,18 @@ export class Threads {
   readonly #idle: Worker[] = [create()];
   #spare: NodeJS.Timeout | undefined;
   #closed = false;
+  /** More than one may be needed. */
+  readonly #more: boolean;
+
+  constructor(more: boolean) {
+    this.#more = more;
+  }
 
   /** A thread that waits for its task, a message. Whoever has served last comes first. */
   take(): Worker {
     const worker = this.#idle.pop() ?? create();
     worker.ref();
-    this.#spare ??= setTimeout(() => this.#makeSpare(), SPARE_AFTER_MS).unref();
+    if (this.#more) this.#spare ??= setTimeout(() => this.#makeSpare(), SPARE_AFTER_MS).unref();
     return worker;
   }
 

@@ -2,6 +2,7 @@
 
 import { spawn, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
+import { once } from 'node:events';
 import { mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -27,8 +28,8 @@ export interface RunOptions {
   /** A module of this directory that every thread of the command loads first. */
   preload?: string;
   cwd?: string;
-  /** Is given the process once it runs. */
-  started?: (pid: number) => void | Promise<void>;
+  /** Is given the process once it runs, and what waits until it has said something on stderr. */
+  started?: (pid: number, saw: (what: RegExp) => Promise<RegExpExecArray>) => void | Promise<void>;
 }
 
 export interface Ended {
@@ -76,7 +77,18 @@ async function run([program, ...rest]: readonly string[], options: RunOptions): 
     child.kill('SIGKILL');
   };
   process.once('exit', kill);
-  if (options.started && child.pid !== undefined) await options.started(child.pid);
+  const saw = async (what: RegExp): Promise<RegExpExecArray> => {
+    for (;;) {
+      const found = what.exec(ended.stderr);
+      if (found) return found;
+      const over = await Promise.race([
+        once(child.stderr, 'data').then(() => false),
+        closed.then(() => true),
+      ]);
+      if (over) throw new Error(`it never said ${what}: ${ended.stderr}`);
+    }
+  };
+  if (options.started && child.pid !== undefined) await options.started(child.pid, saw);
   ended.code = await closed;
   process.off('exit', kill);
   return ended;
@@ -120,21 +132,4 @@ export function fileOf(directory: string, name: string, content: Uint8Array | nu
 
 export function sha256(path: string): string {
   return createHash('sha256').update(readFileSync(path)).digest('hex');
-}
-
-/** Resolves once the process holds so many bytes of memory of its own, or is gone. */
-export async function untilResident(pid: number, bytes: number): Promise<void> {
-  for (;;) {
-    let status: string;
-    try {
-      status = readFileSync(`/proc/${pid}/status`, 'utf8');
-    } catch {
-      return;
-    }
-    const resident = /^RssAnon:\s*(\d+) kB$/m.exec(status);
-    if (!resident || Number(resident[1]) * 1024 >= bytes) return;
-    await new Promise((resolve) => {
-      setTimeout(resolve, 10);
-    });
-  }
 }

@@ -1,10 +1,12 @@
-// However `uffd demo` fails or is interrupted, it says why, ends, and leaves the terminal as it was.
+// However `uffd demo` fails or is interrupted, it says why, ends, and leaves nothing behind: no process, no socket, no
+// folder.
 
 import { spawnSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { chmodSync, mkdirSync, truncateSync } from 'node:fs';
+import { chmodSync, existsSync, mkdirSync, readdirSync, truncateSync } from 'node:fs';
 import { freemem } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import * as assert from 'uvu/assert';
 import { skip, suite } from '../harness.js';
 import {
@@ -14,16 +16,18 @@ import {
   NOBODY,
   needKernel,
   needNobody,
-  sha256,
+  type RunOptions,
   uffd,
-  untilResident,
 } from './command.js';
 
 const test = suite('cli/failures');
 
 const GIB = 2 ** 30;
-/** More than the command holds before it touches anything. */
-const UNDER_WAY_BYTES = 350 * 2 ** 20;
+/** Pages that are copied before a sabotage begins. */
+const COPIES_BEFORE = 100;
+/** So much takes long enough to be interrupted in the middle. */
+const UNDER_WAY_BYTES = 64 * 2 ** 20;
+const GUEST = /the guest, process (\d+), has handed its memory over/;
 
 /** It failed: one line on stderr, no stack, nothing on stdout. */
 function assertRefused({ code, stdout, stderr }: Ended, message: RegExp): void {
@@ -33,11 +37,40 @@ function assertRefused({ code, stdout, stderr }: Ended, message: RegExp): void {
   assert.is(stdout, '');
 }
 
-/** A file that takes long enough to be interrupted in the middle. */
-async function withLargeFile(body: (file: string) => Promise<void>): Promise<void> {
+/** How the command is run, with something that goes wrong. */
+type Sabotaged = (sabotage?: string) => RunOptions;
+
+/** A file, and a place for temporary files, in which nothing is left afterwards. */
+async function withRoom(
+  body: (file: string, options: Sabotaged, directory: string) => Promise<void>,
+): Promise<void> {
+  await inDirectory(async (directory) => {
+    const TMPDIR = join(directory, 'temporary');
+    mkdirSync(TMPDIR);
+    const file = fileOf(directory, 'file', randomBytes(2_000_000));
+    const options: Sabotaged = (UFFD_SABOTAGE) =>
+      UFFD_SABOTAGE === undefined
+        ? { env: { TMPDIR } }
+        : { env: { TMPDIR, UFFD_SABOTAGE }, preload: './sabotage.js' };
+    await body(file, options, directory);
+    assert.equal(readdirSync(TMPDIR), []);
+  });
+}
+
+/** The same with a file that takes long enough to be interrupted in the middle. */
+async function withLargeFile(body: (file: string, options: Sabotaged) => Promise<void>): Promise<void> {
   needKernel();
   if (freemem() < 2 * GIB) skip('less than 2 GiB of memory are free');
-  await inDirectory((directory) => body(fileOf(directory, 'sparse', GIB)));
+  await withRoom((_, options, directory) => body(fileOf(directory, 'sparse', GIB), options));
+}
+
+function isThere(pid: number): boolean {
+  return existsSync(`/proc/${pid}`);
+}
+
+/** The guests that it told of are gone. */
+function assertGone(stderr: string): void {
+  for (const [, pid] of stderr.matchAll(new RegExp(GUEST, 'g'))) assert.not(isThere(Number(pid)), pid);
 }
 
 test('files that cannot be mapped', async () => {
@@ -99,8 +132,9 @@ test('where userfaultfd is forbidden or missing, the remedy is told, and the ker
       assert.match(stderr, message);
       assert.match(stderr, /^uffd: [^\n]*simulated[^\n]*\n$/);
       const report = JSON.parse(stdout);
-      assert.equal([report.kernel, report.equal, report.pages, report.fills], ['simulated', true, 74, 74]);
-      assert.is(report.memorySha256, sha256(file));
+      const { kernel, equal, pages, verified, faults, prefetched } = report;
+      assert.equal([kernel, equal, pages, verified, faults], ['simulated', true, 74, 74, 74]);
+      assert.is(prefetched, null);
     }
     // What is wrong with the file is said there too.
     const missing = ['demo', join(directory, 'missing')];
@@ -110,68 +144,89 @@ test('where userfaultfd is forbidden or missing, the remedy is told, and the ker
   });
 });
 
-test('the loop throws: the error is told, and every thread that slept goes on and ends', async () => {
+test('serving throws: the error is told, and the guest whose threads sleep is ended', async () => {
   needKernel();
-  await inDirectory(async (directory) => {
-    const file = fileOf(directory, 'file', randomBytes(2_000_000));
+  await withRoom(async (file, options) => {
     for (const wait of ['poll', 'block', 'spin', 'adaptive']) {
-      const env = { UFFD_SABOTAGE: 'throw' };
       const args = ['demo', file, '--wait', wait, '--threads', '8'];
-      const { code, stdout, stderr } = await uffd(args, { env, preload: './sabotage.js' });
+      const { code, stdout, stderr } = await uffd(args, options('throw'));
       assert.is(code, 1);
       assert.match(stderr, /uffd: Error: sabotaged\n\s+at /);
       assert.is(stdout, '');
+      assertGone(stderr);
     }
   });
 });
 
-test('the loop thread dies: that is told, and every thread that slept goes on and ends', async () => {
+test('the serving thread dies: that is told, and the guest whose threads sleep is ended', async () => {
   needKernel();
-  await inDirectory(async (directory) => {
-    const file = fileOf(directory, 'file', randomBytes(2_000_000));
+  await withRoom(async (file, options) => {
     // Not on the event loop: leaving koffi's callback by process.exit ends the whole process.
     for (const wait of ['block', 'spin', 'adaptive']) {
-      const env = { UFFD_SABOTAGE: 'exit' };
       const args = ['demo', file, '--wait', wait, '--threads', '8', '--json'];
-      assertRefused(await uffd(args, { env, preload: './sabotage.js' }), /the fault loop ended too early/);
+      assertRefused(await uffd(args, options('exit')), /the guest cannot be served: its thread has ended/);
     }
   });
 });
 
-test('a touching thread fails: that is told, and the others end', async () => {
+test('the guest dies, before it has handed over or after: that is told', async () => {
   needKernel();
-  const ended = await uffd(['demo', '--json'], { env: { UFFD_SABOTAGE: 'touch' }, preload: './sabotage.js' });
-  assert.is(ended.code, 1);
-  assert.match(ended.stderr, /uffd: Error: sabotaged/);
+  await withRoom(async (file, options) => {
+    for (const [sabotage, message] of [
+      ['no hand-over', /the guest's process has ended \(SIGKILL\)/],
+      ['hand-over', /the guest's process has ended \(SIGKILL\)/],
+    ] as const) {
+      assertRefused(await uffd(['demo', file, '--json'], options(sabotage)), message);
+    }
+  });
+});
+
+test('a thread of the guest fails: that is told', async () => {
+  needKernel();
+  await withRoom(async (file, options) => {
+    const ended = await uffd(['demo', file, '--json'], options('touch'));
+    assert.is(ended.code, 1);
+    assert.match(ended.stderr, /^uffd: Error: sabotaged/);
+  });
 });
 
 test('wrong bytes in memory are found out', async () => {
   needKernel();
-  await inDirectory(async (directory) => {
-    const file = fileOf(directory, 'file', randomBytes(2_000_000));
-    const options = { env: { UFFD_SABOTAGE: 'zeros' }, preload: './sabotage.js' };
-    const text = await uffd(['demo', file], options);
+  await withRoom(async (file, options) => {
+    const text = await uffd(['demo', file], options('zeros'));
     assert.is(text.code, 1);
-    assert.match(text.stdout, /^verdict\s+DIFFERENT/m);
-    const json = await uffd(['demo', file, '--json'], options);
+    assert.match(text.stdout, /^verdict +WRONG: .*\n +page \d+ has 0 at byte \d+, and should have \d+$/m);
+    const json = await uffd(['demo', file, '--json'], options('zeros'));
     assert.is(json.code, 1);
-    assert.is(JSON.parse(json.stdout).equal, false);
+    const { equal, wrong, verified, pages, prefetched } = JSON.parse(json.stdout);
+    assert.equal([equal, wrong.length], [false, 5]);
+    // As many pages as were installed before.
+    assert.is(verified, COPIES_BEFORE);
+    assert.ok(prefetched.verified < pages);
   });
 });
 
 test('a file that shrinks meanwhile: the kernel says EFAULT, and that is told', async () => {
-  await withLargeFile(async (file) => {
-    const started = async (pid: number): Promise<void> => {
-      await untilResident(pid, UNDER_WAY_BYTES);
+  needKernel();
+  await withRoom(async (_, options, directory) => {
+    const file = fileOf(directory, 'large', randomBytes(UNDER_WAY_BYTES));
+    const started: RunOptions['started'] = async (_pid, saw) => {
+      await saw(GUEST);
       truncateSync(file, 0);
     };
-    const ended = await uffd(['demo', file, '--json', '--threads', '4'], { started });
-    assertRefused(ended, /EFAULT: UFFDIO_COPY.*truncated/);
+    const ended = await uffd(['demo', file, '--threads', '4'], { ...options(), started });
+    assert.is(ended.code, 1);
+    assert.match(
+      ended.stderr,
+      /\nuffd: the guest cannot be served: EFAULT: UFFDIO_COPY[^\n]*truncated[^\n]*\n$/,
+    );
+    assert.is(ended.stdout, '');
+    assertGone(ended.stderr);
   });
 }, 120_000);
 
 test('signals end it in the middle, even if they come twice', async () => {
-  await withLargeFile(async (file) => {
+  await withLargeFile(async (file, options) => {
     const cases = [
       ['poll', 'SIGINT', 130],
       ['block', 'SIGINT', 130],
@@ -179,18 +234,52 @@ test('signals end it in the middle, even if they come twice', async () => {
       ['adaptive', 'SIGTERM', 143],
     ] as const;
     for (const [wait, signal, code] of cases) {
-      const started = async (pid: number): Promise<void> => {
-        await untilResident(pid, UNDER_WAY_BYTES);
+      const started: RunOptions['started'] = async (pid, saw) => {
+        await saw(GUEST);
         process.kill(pid, signal);
         process.kill(pid, signal);
       };
-      const ended = await uffd(['demo', file, '--wait', wait], { started });
+      const ended = await uffd(['demo', file, '--wait', wait], { ...options(), started });
       assert.is(ended.code, code, ended.stderr);
       assert.is(ended.stdout, '');
       assert.match(ended.stderr, /uffd: (interrupted|terminated)\n$/);
+      assertGone(ended.stderr);
     }
   });
 }, 240_000);
+
+test('a signal before the guest has begun, and one in the second run', async () => {
+  await withLargeFile(async (file, options) => {
+    for (const [memory, what] of [
+      [file, /no prefetch:/],
+      [process.execPath, /\nprefetch:/],
+    ] as const) {
+      const started: RunOptions['started'] = async (pid, saw) => {
+        await saw(what);
+        process.kill(pid, 'SIGTERM');
+      };
+      const ended = await uffd(['demo', memory, '--window', '16'], { ...options(), started });
+      assert.is(ended.code, 143, ended.stderr);
+      assertGone(ended.stderr);
+    }
+  });
+}, 120_000);
+
+test('killed without a word: its guest ends too', async () => {
+  await withLargeFile(async (file) => {
+    let guest = 0;
+    const started: RunOptions['started'] = async (pid, saw) => {
+      guest = Number((await saw(GUEST))[1]);
+      process.kill(pid, 'SIGKILL');
+    };
+    // The folder is left: nobody can remove it.
+    await inDirectory(async (TMPDIR) => {
+      const ended = await uffd(['demo', file], { env: { TMPDIR }, started });
+      assert.is(ended.code, 'SIGKILL');
+    });
+    while (isThere(guest)) await sleep(10);
+  });
+}, 120_000);
 
 test('a reader that leaves is no failure, a full disk is', async () => {
   needKernel();

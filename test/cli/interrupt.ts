@@ -1,14 +1,18 @@
-// Loaded first by the command under test: sends it the signal of Ctrl-C when it hides the cursor for its bar.
+// Loaded first by the command under test: presses Ctrl-C, so that it and its guest get the signal, when its bar is there.
 
 import { isMainThread } from 'node:worker_threads';
 
-const HIDE = '\u001b[?25l';
+const EMPTY = '░';
 
-if (isMainThread) {
+if (isMainThread && !process.send) {
   const { stderr } = process;
   const write = stderr.write.bind(stderr) as (...args: unknown[]) => boolean;
+  let pressed = false;
   stderr.write = (...args: unknown[]): boolean => {
-    if (String(args[0]).includes(HIDE)) setTimeout(() => process.kill(process.pid, 'SIGINT'), 50);
+    if (!pressed && String(args[0]).includes(EMPTY)) {
+      pressed = true;
+      setTimeout(() => process.kill(0, 'SIGINT'), 50);
+    }
     return write(...args);
   };
 }

@@ -1,14 +1,16 @@
-// Loaded first by the command under test: makes a thread of the demo go wrong in the way UFFD_SABOTAGE names.
+// Loaded first by every thread of the command under test and of its guest: makes one of them go wrong in the way that
+// UFFD_SABOTAGE names.
 
 import { isMainThread } from 'node:worker_threads';
 import { Mapping, Userfaultfd } from '../../src/index.js';
 
-/** Fills that go well before. */
-const FILLS_BEFORE = 100;
+/** Copies that go well before. */
+const COPIES_BEFORE = 100;
 
 type Copy = Userfaultfd['copy'];
 
-const FAILURES: Record<string, Copy> = {
+/** What becomes of copies in the serving thread. */
+const COPIES: Record<string, Copy> = {
   throw() {
     throw new Error('sabotaged');
   },
@@ -21,12 +23,13 @@ const FAILURES: Record<string, Copy> = {
 };
 
 const sabotage = process.env.UFFD_SABOTAGE ?? '';
-const fail = FAILURES[sabotage];
+const kill = (): boolean => process.kill(process.pid, 'SIGKILL');
+const fail = COPIES[sabotage];
 if (fail && !isMainThread) {
   const { copy } = Userfaultfd.prototype;
-  let fills = 0;
+  let copies = 0;
   Userfaultfd.prototype.copy = function (this: Userfaultfd, ...args: Parameters<Copy>): number {
-    return (fills++ < FILLS_BEFORE ? copy : fail).apply(this, args);
+    return (copies++ < COPIES_BEFORE ? copy : fail).apply(this, args);
   };
 }
 if (sabotage === 'touch' && !isMainThread) {
@@ -34,3 +37,6 @@ if (sabotage === 'touch' && !isMainThread) {
     throw new Error('sabotaged');
   };
 }
+if (sabotage === 'no hand-over' && !isMainThread) Mapping.prototype.slice = kill as never;
+// A process with a channel to another is the guest; what it says first is that it has handed over.
+if (sabotage === 'hand-over' && isMainThread && process.send) process.send = kill as never;

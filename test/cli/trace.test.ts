@@ -99,7 +99,7 @@ test('a user who may not open a userfaultfd records on the simulated kernel, and
       const ended = await uffd(args, options);
       assert.is(ended.code, 0, ended.stderr);
       const report = JSON.parse(ended.stdout);
-      assert.equal([report.kernel, report.memorySha256], ['simulated', sha256(file)]);
+      assert.equal([report.kernel, report.verified], ['simulated', report.pages]);
       assert.match(await good(['replay', trace]), /^identical/);
     }
   });
@@ -116,7 +116,9 @@ test('a trace that cannot be written: at once where it cannot be opened; later w
     const full = await uffd(['demo', file, '--json', '--record', '/dev/full']);
     assert.is(full.code, 1);
     const report = JSON.parse(full.stdout);
-    assert.ok(report.equal);
+    assert.ok(report.equal && report.verified === report.pages);
+    // There is nothing to prefetch from.
+    assert.is(report.prefetched, null);
     assert.match(report.trace.failure, /ENOSPC/);
     assert.match(full.stderr, /the recording of a trace has ended: ENOSPC/);
   });

@@ -20,16 +20,21 @@ const WAITS = ['poll', 'block', 'spin', 'adaptive'] as const;
 
 const HELP = `
 How it works:
-  Memory of the file's size is registered with a userfaultfd and left empty. The
-  threads touch its pages in random order. Each first touch is a page fault; one
-  more thread answers it by copying the page from the file. At the end memory
-  and file are hashed independently. FILE must fit into memory.
+  A second process plays a microVM's monitor: it makes memory of the file's size,
+  registers it with a userfaultfd, and hands it over to 'uffd serve', which runs
+  here. Its threads touch every page once, in random order, and compare each with
+  the file; every first touch is a page fault, answered from the file by another
+  process. That is recorded. Then a second guest does the same, and what the
+  first one touched is installed ahead, while it runs. FILE must fit into memory.
 
-What is counted:
-  faults    the page faults that the serving thread was told of
-  latency   the time of each touch that slept until its page was filled. With a
-            window above 1 most touches find their page there already; those are
-            not counted
+What is counted, in each of the two runs:
+  faults       the page faults that the serving thread has answered
+  verified     the pages that held, when they were touched, what the file has
+  first touch  the time from the hand-over until the first touch was over
+  all touched  the time from the hand-over until all pages were touched, and
+               compared
+  latency      the time of a touch. With a window or a prefetch most touches find
+               their page there already
 
 How the serving thread waits for faults:
   block     sleeps in poll(2)
@@ -37,23 +42,24 @@ How the serving thread waits for faults:
   spin      never sleeps: fast, and takes a processor for itself
   adaptive  spins while faults come fast, sleeps otherwise
 
-Where there is no userfaultfd, or it is not allowed, the same runs on a
-simulated kernel, with virtual times, and that is said.
+Where there is no userfaultfd, or it is not allowed, the same answers are given
+on a simulated kernel, once, with virtual times, and that is said.
 
-With --record everything that crosses between the library and the kernel goes
-to FILE: 'uffd replay FILE' runs it again anywhere, 'uffd inspect FILE' looks
-at it.
+With --record everything that crosses between the library and the kernel in the
+first run goes to FILE: 'uffd replay FILE' runs it again anywhere, 'uffd inspect
+FILE' looks at it.
 
-Fields of the JSON object (fills: faults that pages were filled for; the others'
-pages had just come with a neighbour's):
-  file fileBytes pageSize pages seed threads window wait via userModeOnly kernel
-  trace (file records bytes failure) faults fills durationMs faultsPerSecond
-  latencyP50Us latencyP99Us memorySha256 fileSha256 equal
+Fields of the JSON object (prefetched: the second run; null where there is none):
+  file fileBytes pageSize pages seed threads window wait kernel equal wrong
+  trace (file records bytes failure) faults verified firstTouchMs durationMs
+  faultsPerSecond latencyP50Us latencyP99Us
+  prefetched (faults verified firstTouchMs durationMs faultsPerSecond
+  latencyP50Us latencyP99Us)
 ${EXIT_HELP}
 Examples:
-  uffd demo                              the Node binary itself, page by page
+  uffd demo                              the Node binary as a guest's memory
   uffd demo --threads 8 --wait adaptive  more load, and a loop that follows it
-  uffd demo --window 16 disk.img         16 pages for each fault
+  uffd demo --window 16 snapshot.mem     16 pages for each fault
   uffd demo --json --seed 1              a run to repeat, for programs to read
   uffd demo --record run.trace           a run to replay and to look at
 `;
@@ -70,27 +76,29 @@ interface Flags {
 export function addDemo(program: Command): void {
   program
     .command('demo')
-    .summary('map a file lazily: every page is brought by a page fault that TypeScript answers')
-    .description('Maps FILE lazily: every page is brought by a page fault that TypeScript answers.')
-    .argument('[FILE]', 'what to map (default: the Node binary that runs this)')
+    .summary('serve a guest in a second process, and compare every page that it gets')
+    .description('Serves a guest in a second process, and compares every page that it gets.')
+    .argument('[FILE]', "the guest's memory (default: the Node binary that runs this)")
     .addOption(
       new Option('-t, --threads <N>', `threads that touch pages, 1 to ${THREADS_MOST}`)
         .default(2)
         .argParser(integer(1, THREADS_MOST)),
     )
     .addOption(
-      new Option('-w, --window <N>', `pages to fill for each fault, 1 to ${WINDOW_MOST}`)
+      new Option('-w, --window <N>', `pages to install for each fault, 1 to ${WINDOW_MOST}`)
         .default(1)
         .argParser(integer(1, WINDOW_MOST)),
     )
-    .addOption(new Option('--wait <how>', 'how the loop waits for faults').choices(WAITS).default('block'))
+    .addOption(
+      new Option('--wait <how>', 'how the serving thread waits for faults').choices(WAITS).default('block'),
+    )
     .addOption(
       new Option(
         '-s, --seed <N>',
         `seed of the random order, 0 to ${SEED_MOST} (default: random, and printed)`,
       ).argParser(integer(0, SEED_MOST)),
     )
-    .option('-r, --record <FILE>', 'record the run, for uffd replay and uffd inspect')
+    .option('-r, --record <FILE>', 'record the first run, for uffd replay and uffd inspect')
     .option('--json', 'print one JSON object instead of progress and table')
     .addHelpText('after', HELP)
     .action((file: string | undefined, flags: Flags) => demo(file ?? process.execPath, flags));

@@ -1,16 +1,15 @@
-// What a run of the demo has found out: the object that --json prints, and the rows of the table.
+// What the demo has found out: the object that --json prints, and the rows of the table.
 
-import { createHistogram } from 'node:perf_hooks';
 import type { Wait } from '../../index.js';
+import type { Recorded } from '../../serve/index.js';
 import { byteSize, counted, grouped, printable } from '../text.js';
-import type { Touched } from './messages.js';
-import type { Recorded } from './recording.js';
 
 export interface DemoOptions {
+  /** The guest's memory. */
   file: string;
-  /** Threads that touch. */
+  /** Threads of the guest that touch pages. */
   threads: number;
-  /** Pages filled for a fault. */
+  /** Pages installed for a fault. */
   window: number;
   wait: Wait;
   seed: number;
@@ -18,8 +17,37 @@ export interface DemoOptions {
   record?: string;
 }
 
-/** What --json prints. */
-export interface Report extends Omit<DemoOptions, 'record'> {
+/** What threads of a guest have found, together. */
+export interface Found {
+  /** Faults that the serving thread has answered. */
+  faults: number;
+  /** Pages that were touched, and those of them that did not hold what the file has. */
+  touches: number;
+  wrongCount: number;
+  /** The first few of those. */
+  wrong: readonly string[];
+  /** Milliseconds from the hand-over until the first touch, and until all of them, were over. */
+  firstMs: number;
+  ms: number;
+  /** Microseconds of a touch. */
+  p50Us: number;
+  p99Us: number;
+}
+
+/** One guest that was served. */
+export interface Run {
+  faults: number;
+  /** Pages that hold what the file has. */
+  verified: number;
+  firstTouchMs: number;
+  durationMs: number;
+  faultsPerSecond: number;
+  latencyP50Us: number;
+  latencyP99Us: number;
+}
+
+/** What --json prints. What stands at the top of a run is of the first one. */
+export interface Report extends Omit<DemoOptions, 'record'>, Run {
   /** Where it ran. The times of a simulated kernel are virtual. */
   kernel: 'linux' | 'simulated';
   /** What was recorded, where that was asked for. */
@@ -27,21 +55,12 @@ export interface Report extends Omit<DemoOptions, 'record'> {
   fileBytes: number;
   pageSize: number;
   pages: number;
-  /** Faults that the loop was told of. */
-  faults: number;
-  /** Those that it filled pages for; the others' pages had just come with a neighbour's fill. */
-  fills: number;
-  /** From the first touch to the last. */
-  durationMs: number;
-  faultsPerSecond: number;
-  /** Of the touches that led to a fill, as the touching threads saw them. */
-  latencyP50Us: number;
-  latencyP99Us: number;
-  via: 'syscall' | 'device';
-  userModeOnly: boolean;
-  memorySha256: string;
-  fileSha256: string;
+  /** The same guest again, with what the first one touched installed ahead; null: there was no second one. */
+  prefetched: Run | null;
+  /** Whether every page of every guest was right. */
   equal: boolean;
+  /** The first few that were not. */
+  wrong: readonly string[];
 }
 
 export interface Findings {
@@ -50,35 +69,38 @@ export interface Findings {
   fileBytes: number;
   pageSize: number;
   pages: number;
-  faults: number;
-  fills: number;
-  via: 'syscall' | 'device';
-  userModeOnly: boolean;
-  /** Each thread's; at least one. */
-  touched: readonly Touched[];
-  memorySha256: string;
-  fileSha256: string;
+  first: Found;
+  again: Found | undefined;
 }
 
+/** Wrong pages that are told. */
+const WRONG_TOLD = 5;
+
 export function createReport(options: DemoOptions, findings: Findings): Report {
-  const { touched, memorySha256, fileSha256, recorded, ...counts } = findings;
+  const { first, again, recorded, ...facts } = findings;
   const { record, ...chosen } = options;
-  const latency = createHistogram();
-  for (const thread of touched) latency.add(thread.latency);
-  const begunMs = Math.min(...touched.map((thread) => thread.begunMs));
-  const endedMs = Math.max(...touched.map((thread) => thread.endedMs));
-  const durationMs = Math.max(endedMs - begunMs, 0.001);
+  const all = again ? [first, again] : [first];
   return {
     ...chosen,
-    ...counts,
+    ...facts,
     trace: record !== undefined && recorded ? { file: record, ...recorded } : null,
+    ...runOf(first),
+    prefetched: again ? runOf(again) : null,
+    equal: all.every(({ touches, wrongCount }) => touches === facts.pages && wrongCount === 0),
+    wrong: all.flatMap(({ wrong }) => wrong).slice(0, WRONG_TOLD),
+  };
+}
+
+function runOf({ faults, touches, wrongCount, firstMs, ms, p50Us, p99Us }: Found): Run {
+  const durationMs = Math.max(ms, 0.001);
+  return {
+    faults,
+    verified: touches - wrongCount,
+    firstTouchMs: rounded(firstMs),
     durationMs: rounded(durationMs),
-    faultsPerSecond: Math.round((counts.faults / durationMs) * 1000),
-    latencyP50Us: rounded(latency.percentile(50) / 1000),
-    latencyP99Us: rounded(latency.percentile(99) / 1000),
-    memorySha256,
-    fileSha256,
-    equal: memorySha256 === fileSha256,
+    faultsPerSecond: Math.round((faults / durationMs) * 1000),
+    latencyP50Us: rounded(p50Us),
+    latencyP99Us: rounded(p99Us),
   };
 }
 
@@ -99,33 +121,43 @@ export interface Colors {
 
 /** The table's rows. */
 export function reportRows(report: Report, colors: Colors): [string, string][] {
-  const { faults, fills, latencyP50Us, latencyP99Us, window } = report;
-  const verdict = report.equal
-    ? colors.good('equal')
-    : colors.bad('DIFFERENT: the memory does not hold what the file does');
+  const { fileBytes, pages, pageSize } = report;
   return [
     ['file', printable(report.file)],
-    [
-      'bytes',
-      report.fileBytes < 1024
-        ? `${report.fileBytes}`
-        : `${grouped(report.fileBytes)} (${byteSize(report.fileBytes)})`,
-    ],
-    ['pages', `${grouped(report.pages)} of ${grouped(report.pageSize)} bytes`],
-    ['faults', faults === fills ? grouped(faults) : `${grouped(faults)} (${grouped(fills)} filled pages)`],
-    ['duration', `${grouped(report.durationMs)} ms`],
-    ['faults/s', grouped(report.faultsPerSecond)],
-    ['latency', `p50 ${latencyP50Us.toFixed(1)} µs, p99 ${latencyP99Us.toFixed(1)} µs`],
+    ['bytes', fileBytes < 1024 ? `${fileBytes}` : `${grouped(fileBytes)} (${byteSize(fileBytes)})`],
+    ['pages', `${grouped(pages)} of ${grouped(pageSize)} bytes`],
     ['threads', `${report.threads} touching, 1 serving`],
     ['wait', report.wait],
-    ['window', counted(window, 'page')],
+    ['window', counted(report.window, 'page')],
     ['seed', `${report.seed}`],
-    ['opened', `${report.via}${report.userModeOnly ? ', user mode only' : ''}`],
     ...simulatedRow(report),
+    ...runRows(report),
     ...traceRow(report, colors),
-    ['memory SHA-256', report.memorySha256],
-    ['file SHA-256', report.fileSha256],
-    ['verdict', verdict],
+    ...verdictRows(report, colors),
+  ];
+}
+
+/** What is told of each run: a column for each. */
+const ASPECTS: [string, (run: Run) => string][] = [
+  ['faults', ({ faults }) => grouped(faults)],
+  ['pages verified', ({ verified }) => grouped(verified)],
+  ['first touch', ({ firstTouchMs }) => `${firstTouchMs.toFixed(1)} ms`],
+  ['all touched', ({ durationMs }) => `${grouped(durationMs)} ms`],
+  ['faults/s', ({ faultsPerSecond }) => grouped(faultsPerSecond)],
+  ['latency p50', ({ latencyP50Us }) => `${latencyP50Us.toFixed(1)} µs`],
+  ['latency p99', ({ latencyP99Us }) => `${latencyP99Us.toFixed(1)} µs`],
+];
+
+function runRows(report: Report): [string, string][] {
+  const { prefetched } = report;
+  if (!prefetched) return ASPECTS.map(([name, tell]) => [name, tell(report)]);
+  const left = 'no prefetch';
+  const rows = ASPECTS.map(([name, tell]) => [name, tell(report), tell(prefetched)] as const);
+  const width = Math.max(left.length, ...rows.map(([, first]) => first.length));
+  const both = (first: string, again: string): string => `${first.padStart(width)}  ${again.padStart(width)}`;
+  return [
+    ['', both(left, 'prefetch')],
+    ...rows.map(([name, first, again]): [string, string] => [name, both(first, again)]),
   ];
 }
 
@@ -133,11 +165,19 @@ function simulatedRow({ kernel }: Report): [string, string][] {
   return kernel === 'simulated' ? [['kernel', 'simulated; its times are virtual']] : [];
 }
 
-function traceRow({ trace, fills }: Report, colors: Colors): [string, string][] {
+function traceRow({ trace, faults }: Report, colors: Colors): [string, string][] {
   if (!trace) return [];
   const { file, records, bytes, failure } = trace;
-  const size = `${counted(records, 'record')}, ${byteSize(bytes)}, ${(bytes / Math.max(fills, 1)).toFixed(1)} bytes a fill`;
+  const size = `${counted(records, 'record')}, ${byteSize(bytes)}, ${(bytes / Math.max(faults, 1)).toFixed(1)} bytes a fault`;
   const rows: [string, string][] = [['trace', `${printable(file)}: ${size}`]];
   if (failure !== null) rows.push(['', colors.bad(`NOT WHOLE: ${printable(failure)}`)]);
   return rows;
+}
+
+function verdictRows({ equal, wrong }: Report, colors: Colors): [string, string][] {
+  if (equal) return [['verdict', colors.good('every page is right')]];
+  return [
+    ['verdict', colors.bad('WRONG: the memory does not hold what the file does')],
+    ...wrong.map((page): [string, string] => ['', page]),
+  ];
 }

@@ -50,6 +50,7 @@ class Vcpu {
   readonly #over: Uint8Array;
   readonly #fd: number;
   readonly #expected: Buffer;
+  readonly #found: Buffer;
   readonly #zeros: Buffer;
   readonly #latency = createHistogram({ highest: LATENCY_MOST_NS });
   readonly #wrong: string[] = [];
@@ -67,6 +68,7 @@ class Vcpu {
     this.#over = new Uint8Array(removals, layout.pages, layout.pages);
     this.#fd = openSync(file, 'r');
     this.#expected = Buffer.alloc(layout.pageSize);
+    this.#found = Buffer.alloc(layout.pageSize);
     this.#zeros = Buffer.alloc(layout.pageSize);
   }
 
@@ -110,7 +112,8 @@ class Vcpu {
   #compare(page: number, content: Uint8Array): void {
     const { layout, order } = this.#task;
     const wasRemoved = Atomics.load(this.#over, page) > 0;
-    const found = Buffer.from(content);
+    const found = this.#found;
+    found.set(content);
     const mayBeRemoved = Atomics.load(this.#begun, page) > 0;
     const from = order.writes > 0 ? WRITTEN_BYTES : 0;
     const holds = (right: Buffer): boolean => found.subarray(from).equals(right.subarray(from));

@@ -15,9 +15,12 @@ export interface Display {
 const INTERVAL_MS = 100;
 
 export function createDisplay(server: Server, stream = process.stderr): Display {
-  return stream.isTTY && process.env.TERM !== 'dumb'
-    ? new LiveDisplay(server, stream)
-    : new LogDisplay(server);
+  return liveDisplay(server, stream) ?? new LogDisplay(server);
+}
+
+/** The lines, where they can be live. */
+export function liveDisplay(server: Server, stream: NodeJS.WriteStream): Display | undefined {
+  return stream.isTTY && process.env.TERM !== 'dumb' ? new LiveDisplay(server, stream) : undefined;
 }
 
 class LogDisplay implements Display {
