@@ -6,6 +6,8 @@ import { nextData, nextHole } from '../../shim/descriptors.js';
 import { MAP_NORESERVE, MAP_PRIVATE, mmap, munmap, PROT_READ } from '../../shim/memory.js';
 import { UffdError } from '../errors.js';
 
+const PAGE = 4096;
+
 /** A stretch of the file that is all data, or all hole. */
 export interface Stretch {
   readonly from: number;
@@ -30,13 +32,16 @@ export class MemoryFile implements Disposable {
   #last: Stretch = { from: 0, to: 0, data: true };
   #closed = false;
 
-  /** @throws MemoryFileError where it is no regular file, or empty; the errors of open(2) and mmap(2) */
-  constructor(path: string) {
+  /**
+   * @param least bytes that it must have; its last page may be a part of one
+   * @throws MemoryFileError where it is no regular file, or too short; the errors of open(2) and mmap(2)
+   */
+  constructor(path: string, least = 1) {
     this.path = path;
     // A FIFO would be waited for.
     this.#fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
     try {
-      const { size, blocks } = checked(path, this.#fd);
+      const { size, blocks } = checked(path, this.#fd, least);
       this.bytes = size;
       this.#sparse = blocks * 512 < size;
       const address = mmap(0n, size, PROT_READ, MAP_PRIVATE | MAP_NORESERVE, this.#fd);
@@ -76,12 +81,17 @@ export class MemoryFile implements Disposable {
   }
 }
 
-function checked(path: string, fd: number): { size: number; blocks: number } {
+function checked(path: string, fd: number, least: number): { size: number; blocks: number } {
   const stat = fstatSync(fd);
   if (!stat.isFile()) {
     const kind = stat.isDirectory() ? 'a directory' : stat.isFIFO() ? 'a FIFO' : 'no regular file';
     throw new MemoryFileError(`the memory file ${path} is ${kind}`);
   }
   if (stat.size === 0) throw new MemoryFileError(`the memory file ${path} is empty`);
+  if (Math.ceil(stat.size / PAGE) * PAGE < least) {
+    throw new MemoryFileError(
+      `the memory file ${path} has shrunk: ${stat.size} bytes, of which ${least} are served`,
+    );
+  }
   return stat;
 }

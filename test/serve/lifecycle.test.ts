@@ -4,10 +4,11 @@ import { strict as assert } from 'node:assert';
 import { spawnSync } from 'node:child_process';
 import { existsSync, lstatSync, mkdirSync, readdirSync, truncateSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { Guest } from '../../src/cli/guest/guest.js';
 import type { Wait } from '../../src/index.js';
-import { serve } from '../../src/serve/index.js';
+import { type SessionEnd, serve } from '../../src/serve/index.js';
 import { inDirectory } from '../cli/command.js';
 import { generator, seed, suite } from '../harness.js';
 import { needKernel } from '../kernel/support.js';
@@ -16,6 +17,11 @@ import { memoryFile, P, serving, until } from './support.js';
 const test = suite('serve/lifecycle');
 
 const descriptors = (): number => readdirSync('/proc/self/fd').length;
+
+/** Why it failed. */
+function endedBy(end: SessionEnd | undefined): string {
+  return end?.how === 'failed' ? end.error.message : `${end?.how}`;
+}
 
 // ---- beginning ---------------------------------------------------------------------------------------------
 
@@ -175,6 +181,19 @@ for (const [onError, outcome] of [
   });
 }
 
+test('a memory file that has shrunk before its guest came is not served: what lies behind its end is not its own', async () => {
+  await serving({ pages: 64 }, async ({ server, socket, memory, ends }) => {
+    truncateSync(memory, 8 * P);
+    // The guest maps as much as it is to have before.
+    const whole = memoryFile(dirname(memory), 64, P, 'whole');
+    const monitor = new Guest({ socket, memory: whole });
+    await until(() => ends.length === 1);
+    assert.match(endedBy(ends[0]?.end), /has shrunk: 32768 bytes, of which 262144 are served/);
+    assert.equal(await monitor.ended, 'SIGKILL');
+    assert.equal(server.sessions.size, 0);
+  });
+});
+
 /** Moments at which a monitor is killed. */
 const KILLS = process.env.UFFD_CORE === 'debug' ? 20 : 200;
 
@@ -183,7 +202,6 @@ test(`a monitor is killed at ${KILLS} random moments: memory and descriptors are
   const below = generator(seed());
   await serving({ pages: 512, window: 4, eager: true }, async ({ guest, server, socket, memory }) => {
     const one = async (): Promise<void> => {
-      const { Guest } = await import('../../src/cli/guest/guest.js');
       const monitor = new Guest({ socket, memory });
       // Before it has connected, in the middle of its hand-off, or while it touches pages.
       await Promise.race([sleep(below(150)), monitor.handedOver.catch(() => {})]);
