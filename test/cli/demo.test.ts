@@ -167,7 +167,7 @@ test('into pipes go plain lines: no bar, no frame, no colour', async () => {
       assertPlain(ended);
       assert.match(ended.stderr, /seed 7/);
       assert.match(ended.stderr, /^no prefetch:\nthe guest, process \d+, .*\nprefetch:\nthe guest/m);
-      assert.match(ended.stdout, /^ {17}no prefetch {5}prefetch$/m);
+      assert.match(ended.stdout, /^ {16}no prefetch {5}prefetch$/m);
       assert.match(ended.stdout, /^pages verified {11}25 {11}25$/m);
       assert.match(ended.stdout, /^verdict {9}every page is right$/m);
     }

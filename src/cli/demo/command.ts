@@ -20,12 +20,13 @@ const WAITS = ['poll', 'block', 'spin', 'adaptive'] as const;
 
 const HELP = `
 How it works:
-  A second process plays a microVM's monitor: it makes memory of the file's size,
-  registers it with a userfaultfd, and hands it over to 'uffd serve', which runs
-  here. Its threads touch every page once, in random order, and compare each with
-  the file; every first touch is a page fault, answered from the file by another
-  process. That is recorded. Then a second guest does the same, and what the
-  first one touched is installed ahead, while it runs. FILE must fit into memory.
+  A second process plays a microVM's monitor: it makes memory of the file's
+  size, registers it with a userfaultfd, and hands it over to the server of
+  'uffd serve', which runs here. Its threads touch every page once, in random
+  order, and compare each with the file; every first touch is a page fault that
+  is answered here, from the file. That is recorded. Then a second guest does
+  the same, and what the first one touched is installed ahead while it runs.
+  FILE must fit into memory.
 
 What is counted, in each of the two runs:
   faults       the page faults that the serving thread has answered
@@ -33,8 +34,8 @@ What is counted, in each of the two runs:
   first touch  the time from the hand-over until the first touch was over
   all touched  the time from the hand-over until all pages were touched, and
                compared
-  latency      the time of a touch. With a window or a prefetch most touches find
-               their page there already
+  latency      the time of a touch. With a window or a prefetch most touches
+               find their page there already
 
 How the serving thread waits for faults:
   block     sleeps in poll(2)
@@ -49,7 +50,7 @@ With --record everything that crosses between the library and the kernel in the
 first run goes to FILE: 'uffd replay FILE' runs it again anywhere, 'uffd inspect
 FILE' looks at it.
 
-Fields of the JSON object (prefetched: the second run; null where there is none):
+Fields of the JSON object (prefetched: the second run, or null):
   file fileBytes pageSize pages seed threads window wait kernel equal wrong
   trace (file records bytes failure) faults verified firstTouchMs durationMs
   faultsPerSecond latencyP50Us latencyP99Us

@@ -1,6 +1,6 @@
 // What the demo takes: a file that can be a guest's memory, and a place for its trace.
 
-import { closeSync, openSync, statSync } from 'node:fs';
+import { accessSync, closeSync, constants, openSync, statSync } from 'node:fs';
 import { freemem } from 'node:os';
 import { Refusal } from '../exit.js';
 import { byteSize, printable } from '../text.js';
@@ -14,6 +14,7 @@ export function sizeOf(file: string): number {
   const stat = statSync(file);
   if (!stat.isFile()) throw new Refusal(`${printable(file)} is no regular file`);
   if (stat.size === 0) throw new Refusal(`${printable(file)} must be at least 1 byte long`);
+  accessSync(file, constants.R_OK);
   const limit = process.constrainedMemory() || Number.POSITIVE_INFINITY;
   const available = Math.min(freemem(), limit);
   if (stat.size <= available) return stat.size;

@@ -8,7 +8,7 @@ import { byteSize, columnsOf, grouped, printable } from '../text.js';
 
 export interface Display {
   say(text: string): void;
-  /** May be called again. */
+  /** Nothing is drawn any more. May be called again. */
   end(): void;
 }
 
@@ -90,6 +90,7 @@ class LiveDisplay implements Display {
   }
 
   say(text: string): void {
+    if (this.#ended) return;
     this.#bars.log(`${text}\n`);
     // Behind the last bar nothing is drawn any more by itself.
     this.#bars.update();
@@ -103,6 +104,7 @@ class LiveDisplay implements Display {
   }
 
   #over(session: Session, end: SessionEnd): void {
+    if (this.#ended) return;
     const line = this.#lines.get(session);
     this.#lines.delete(session);
     line?.bar.update(session.resident, told(session, 0));
