@@ -100,7 +100,9 @@ test('links between documents lead to files that are there', () => {
   const documents = [
     'README.md',
     'ARCHITECTURE.md',
-    ...readdirSync(join(root, 'docs')).map((name) => `docs/${name}`),
+    ...readdirSync(join(root, 'docs'), { withFileTypes: true })
+      .filter((entry) => entry.isFile())
+      .map(({ name }) => `docs/${name}`),
   ];
   for (const document of documents) {
     for (const [, target = ''] of textOf(document).matchAll(/\]\((?!https?:)([^)#]+)/g)) {

@@ -9,7 +9,7 @@ export { HandOffError, parseRegions, type Region } from './handoff.js';
 export { MemoryFileError } from './memory-file.js';
 export { notifySystemd } from './notify.js';
 export { type ServeOptions, type Server, type ServerEvents, SocketError, serve, type Vm } from './server.js';
-export type { Session, SessionEnd } from './session.js';
+export { type Session, type SessionEnd, SessionError } from './session.js';
 export type { Recorded } from './session-task.js';
 export { type Count, LATENCY_BOUNDS, Tally } from './tally.js';
 export { identify, type MemoryIdentity, WorkingSetError } from './working-set.js';

@@ -48,7 +48,8 @@ export type SessionReport =
   | {
       readonly is: 'ended';
       readonly how: 'exited' | 'closed' | 'stopped' | 'failed';
-      readonly error?: Error;
+      /** An Error loses its code when it is posted. */
+      readonly error?: { readonly message: string; readonly code: string | undefined };
       readonly open: boolean;
       readonly recorded: Recorded | undefined;
     };

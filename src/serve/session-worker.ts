@@ -42,7 +42,8 @@ async function serve(task: SessionTask): Promise<void> {
   try {
     end = { how: await session.run() };
   } catch (error) {
-    end = { how: 'failed', error: error as Error };
+    const { message, code } = error as NodeJS.ErrnoException;
+    end = { how: 'failed', error: { message, code } };
   }
   report({ is: 'ended', ...end, ...session.leave() });
 }

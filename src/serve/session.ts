@@ -28,11 +28,19 @@ export type SessionEnd =
   | { readonly how: 'stopped' }
   | { readonly how: 'failed'; readonly error: Error };
 
-/** The thread that served a guest is gone, for no reason that it told. */
-class ThreadError extends Error {
-  override readonly name = 'ThreadError';
-  readonly code = 'ERR_UFFD_THREAD';
+/** Why a guest could not be served: what its thread has met, or that it is gone. */
+export class SessionError extends Error {
+  override readonly name = 'SessionError';
+  /** That of the error which was met, like 'EFAULT'; undefined for a fault of this program. */
+  readonly code: string | undefined;
+
+  constructor(message: string, code: string | undefined) {
+    super(message);
+    this.code = code;
+  }
 }
+
+const GONE = new SessionError('its thread has ended', 'ERR_UFFD_THREAD');
 
 export interface SessionOptions {
   readonly id: number;
@@ -102,7 +110,7 @@ export class Session {
       });
       // The thread itself is gone: nothing is known of the descriptor, so it is taken to be open.
       worker.on('error', (error) => end({ how: 'failed', error }, true));
-      worker.on('exit', () => end({ how: 'failed', error: new ThreadError('its thread has ended') }, true));
+      worker.on('exit', () => end({ how: 'failed', error: GONE }, true));
     });
     worker.postMessage({ is: 'task', task } satisfies SessionOrder);
   }
@@ -130,7 +138,8 @@ export class Session {
 }
 
 function endOf({ how, error }: Extract<SessionReport, { is: 'ended' }>): SessionEnd {
-  return how === 'failed' ? { how, error: error ?? new ThreadError('it failed') } : { how };
+  if (how !== 'failed') return { how };
+  return { how, error: error ? new SessionError(error.message, error.code) : GONE };
 }
 
 /** Closes a userfaultfd whose thread is gone. */

@@ -2,7 +2,7 @@
 
 import { strict as assert } from 'node:assert';
 import { spawnSync } from 'node:child_process';
-import { existsSync, lstatSync, mkdirSync, readdirSync, truncateSync, writeFileSync } from 'node:fs';
+import { existsSync, lstatSync, mkdirSync, truncateSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -12,11 +12,9 @@ import { type SessionEnd, serve } from '../../src/serve/index.js';
 import { inDirectory } from '../cli/command.js';
 import { generator, seed, suite } from '../harness.js';
 import { needKernel } from '../kernel/support.js';
-import { memoryFile, P, serving, until } from './support.js';
+import { descriptors, memoryFile, P, serving, until } from './support.js';
 
 const test = suite('serve/lifecycle');
-
-const descriptors = (): number => readdirSync('/proc/self/fd').length;
 
 /** Why it failed. */
 function endedBy(end: SessionEnd | undefined): string {

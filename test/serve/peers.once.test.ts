@@ -2,17 +2,15 @@
 // received is closed, and the next monitor is served.
 
 import { strict as assert } from 'node:assert';
-import { closeSync, openSync, readdirSync } from 'node:fs';
+import { closeSync, openSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { connectUnix, send } from '../../shim/socket.js';
 import { Mapping, Userfaultfd } from '../../src/index.js';
 import { generator, seed, suite } from '../harness.js';
-import { P, type Scene, serving, until } from './support.js';
+import { descriptors, P, type Scene, serving, until } from './support.js';
 
 const test = suite('serve/peers');
 const PAGES = 16;
-
-const descriptors = (): number => readdirSync('/proc/self/fd').length;
 
 function connect(path: string): number {
   const fd = connectUnix(path);

@@ -1,6 +1,6 @@
 // A server and guests for tests, and memory files to serve.
 
-import { writeFileSync } from 'node:fs';
+import { readdirSync, readlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Guest } from '../../src/cli/guest/guest.js';
 import type { GuestOptions } from '../../src/cli/guest/protocol.js';
@@ -83,6 +83,17 @@ export async function serving(
       await server.close();
     }
   });
+}
+
+/** Descriptors of this process, but for those that each thread has of its own, whatever it does. */
+export function descriptors(): number {
+  return readdirSync('/proc/self/fd').filter((fd) => {
+    try {
+      return !/^(anon_inode:\[event(poll|fd)\]|pipe:)/.test(readlinkSync(`/proc/self/fd/${fd}`));
+    } catch {
+      return false;
+    }
+  }).length;
 }
 
 /** Resolves once a condition holds. */
