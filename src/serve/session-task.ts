@@ -49,7 +49,7 @@ export type SessionReport =
       readonly is: 'ended';
       readonly how: 'exited' | 'closed' | 'stopped' | 'failed';
       /** An Error loses its code when it is posted. */
-      readonly error?: { readonly message: string; readonly code: string | undefined };
+      readonly error?: Pick<NodeJS.ErrnoException, 'message' | 'code' | 'stack'>;
       readonly open: boolean;
       readonly recorded: Recorded | undefined;
     };

@@ -42,8 +42,8 @@ async function serve(task: SessionTask): Promise<void> {
   try {
     end = { how: await session.run() };
   } catch (error) {
-    const { message, code } = error as NodeJS.ErrnoException;
-    end = { how: 'failed', error: { message, code } };
+    const { message, code, stack } = error as NodeJS.ErrnoException;
+    end = { how: 'failed', error: { message, ...(code ? { code } : {}), ...(stack ? { stack } : {}) } };
   }
   report({ is: 'ended', ...end, ...session.leave() });
 }

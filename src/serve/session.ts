@@ -34,9 +34,11 @@ export class SessionError extends Error {
   /** That of the error which was met, like 'EFAULT'; undefined for a fault of this program. */
   readonly code: string | undefined;
 
-  constructor(message: string, code: string | undefined) {
+  constructor(message: string, code: string | undefined, stack?: string) {
     super(message);
     this.code = code;
+    // Where it happened, in its own thread.
+    if (stack !== undefined) this.stack = stack;
   }
 }
 
@@ -139,7 +141,7 @@ export class Session {
 
 function endOf({ how, error }: Extract<SessionReport, { is: 'ended' }>): SessionEnd {
   if (how !== 'failed') return { how };
-  return { how, error: error ? new SessionError(error.message, error.code) : GONE };
+  return { how, error: error ? new SessionError(error.message, error.code, error.stack) : GONE };
 }
 
 /** Closes a userfaultfd whose thread is gone. */
