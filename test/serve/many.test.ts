@@ -1,0 +1,98 @@
+// Much at once: several guests with balloons, memory that is far larger than what is touched, and a balloon that takes
+// pages away while they are being filled.
+
+import { strict as assert } from 'node:assert';
+import { closeSync, ftruncateSync, openSync, writeSync } from 'node:fs';
+import { join } from 'node:path';
+import { suite } from '../harness.js';
+import { P, serving, until } from './support.js';
+
+const test = suite('serve/many');
+
+for (const window of [1, 16]) {
+  test(`8 guests at once with 8 threads and a balloon each, window ${window}: no wrong page`, async () => {
+    const pages = 512;
+    await serving({ pages, window }, async ({ guest, server, ends }) => {
+      const guests = await Promise.all(Array.from({ length: 8 }, () => guest({ regions: 2 })));
+      await until(() => server.sessions.size === 8);
+      await Promise.all(
+        guests.map(async (one, index) => {
+          let touching = true;
+          const balloon = async (): Promise<void> => {
+            for (let round = 0; touching; round++) {
+              const from = (round * 37 + index * 11) % (pages - 16);
+              await one.remove(from, from + 16);
+            }
+          };
+          const ballooning = balloon();
+          for (const order of ['random', 'zipf'] as const) {
+            const touches = order === 'zipf' ? 2 * pages : pages;
+            const told = await one.touch({ threads: 8, order, seed: index, touches });
+            assert.equal(told.wrongCount, 0, told.wrong.join('\n'));
+          }
+          touching = false;
+          await ballooning;
+          await one.end();
+        }),
+      );
+      await until(() => server.sessions.size === 0);
+      assert.deepEqual(
+        ends.map(({ end }) => end.how),
+        Array(8).fill('exited'),
+      );
+    });
+  }, 240_000);
+}
+
+test('holes of a sparse file are zeros, and are not read; data beside them is the file’s', async () => {
+  const pages = 400;
+  const memory = (directory: string): string => {
+    const path = join(directory, 'sparse');
+    const fd = openSync(path, 'w+');
+    ftruncateSync(fd, pages * P);
+    // Data at the begin, in the middle, and one byte in a page of its own.
+    writeSync(fd, Buffer.alloc(3 * P, 7), 0, 3 * P, 0);
+    writeSync(fd, Buffer.alloc(2 * P, 9), 0, 2 * P, 200 * P);
+    writeSync(fd, Buffer.from([1]), 0, 1, 300 * P + 5);
+    closeSync(fd);
+    return path;
+  };
+  for (const window of [1, 16]) {
+    await serving({ memory, window }, async ({ guest, server, ends }) => {
+      const one = await guest();
+      const { wrongCount, wrong } = await one.touch({ threads: 2, order: 'random', seed: 3 });
+      assert.equal(wrongCount, 0, wrong.join('\n'));
+      await one.end();
+      await until(() => server.sessions.size === 0);
+      const tally = ends[0]?.session.tally;
+      assert.ok((tally?.get('hole') ?? 0) > (pages - 20) * P);
+      assert.ok((tally?.get('copied') ?? 0) >= 6 * P && (tally?.get('copied') ?? 0) <= 20 * P);
+    });
+  }
+});
+
+test('a guest of 64 GiB that touches little costs little', async () => {
+  const pages = 2 ** 24;
+  const memory = (directory: string): string => {
+    const path = join(directory, 'huge');
+    const fd = openSync(path, 'w');
+    ftruncateSync(fd, pages * P);
+    writeSync(fd, Buffer.alloc(P, 5), 0, P, (pages - 1) * P);
+    closeSync(fd);
+    return path;
+  };
+  await serving({ memory, window: 16 }, async ({ guest }) => {
+    const before = process.memoryUsage.rss();
+    const one = await guest({ regions: 2 });
+    for (const from of [0, pages / 2 - 500, pages - 1000]) {
+      const { wrongCount, touches } = await one.touch({
+        ...{ threads: 2, order: 'random', seed: 1, from, to: from + 1000 },
+      });
+      assert.deepEqual([wrongCount, touches], [0, 1000]);
+    }
+    const more = process.memoryUsage.rss() - before;
+    assert.ok(more < 150 * 2 ** 20, `${Math.round(more / 2 ** 20)} MiB more`);
+  });
+}, 120_000);
+
+test.run();
