@@ -177,7 +177,10 @@ test('without koffi it runs and says so, exit code 2', async () => {
     for (const part of ['core', 'src', 'shim']) {
       cpSync(join(ROOT, 'dist', part), join(installed, 'dist', part), { recursive: true });
     }
-    for (const name of ['@assemblyscript', 'cli-progress', 'cli-table3', 'commander', 'picocolors']) {
+    const packages = [
+      ...['@assemblyscript', 'cli-progress', 'cli-table3', 'commander', 'picocolors', 'pino', 'prom-client'],
+    ];
+    for (const name of packages) {
       symlinkSync(join(ROOT, 'node_modules', name), join(directory, 'node_modules', name));
     }
     const main = join(installed, 'dist/src/cli/main.js');
