@@ -65,13 +65,13 @@ function prepare(): { library: string } | { reason: string } {
   return compile();
 }
 
-async function benchFaults(options: Options, results: Results, say: (text: string) => void): Promise<void> {
-  const prepared = prepare();
-  if ('reason' in prepared) {
-    results.leftOut.push(`all page faults: ${prepared.reason}`);
-    return;
-  }
-  const bench = new FaultBench(prepared.library, options.pages);
+async function benchFaults(
+  library: string,
+  options: Options,
+  results: Results,
+  say: (text: string) => void,
+): Promise<void> {
+  const bench = new FaultBench(library, options.pages);
   const { possible, leftOut } = placements(bench.native);
   results.leftOut.push(...leftOut);
   const { firstUs, lastUs } = bench.warmth;
@@ -122,8 +122,10 @@ async function main(): Promise<void> {
   say(results.machine);
   warn(loadWarning());
   const others = new OtherWork();
-  if (options.faults) await benchFaults(options, results, say);
-  if (options.serve && !('reason' in prepare())) {
+  const prepared = prepare();
+  if ('reason' in prepared) results.leftOut.push(`all page faults: ${prepared.reason}`);
+  else if (options.faults) await benchFaults(prepared.library, options, results, say);
+  if (options.serve && 'library' in prepared) {
     results.serve = await new ServeBench(pages).run(rounds, say);
     say(serveTable(results.serve));
   }

@@ -43,12 +43,16 @@ export function compile(): { library: string } | { reason: string } {
   const directory = mkdtempSync(join(tmpdir(), 'uffd-bench-'));
   process.on('exit', () => rmSync(directory, { recursive: true, force: true }));
   const library = join(directory, 'native.so');
+  const reason = compileC(SOURCE, library, FLAGS);
+  return reason === undefined ? { library } : { reason };
+}
+
+/** Compiles a C file: why it cannot be done, or nothing. */
+export function compileC(source: string, output: string, flags: readonly string[]): string | undefined {
   const compiler = process.env.CC || 'cc';
-  const result = spawnSync(compiler, [...FLAGS, '-o', library, SOURCE], { encoding: 'utf8' });
-  if (result.error) return { reason: `there is no C compiler: ${result.error.message} (CC names another)` };
-  if (result.status !== 0)
-    return { reason: `${compiler} could not compile bench/native.c:\n${result.stderr}` };
-  return { library };
+  const result = spawnSync(compiler, [...flags, '-o', output, source], { encoding: 'utf8' });
+  if (result.error) return `there is no C compiler: ${result.error.message} (CC names another)`;
+  return result.status === 0 ? undefined : `${compiler} could not compile ${source}:\n${result.stderr}`;
 }
 
 /** Loads the library on this thread. All threads that load it share its one set of variables. */

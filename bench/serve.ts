@@ -10,6 +10,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { WrongAnswer } from './faults.js';
+import { compileC } from './native.js';
 import { type Spread, spread } from './statistics.js';
 
 const PAGE = 4096;
@@ -214,14 +215,9 @@ export class ServeBench {
   }
 
   #compile(name: string): void {
-    const output = join(this.#directory, name);
-    const { status, stderr, error } = spawnSync(
-      process.env.CC || 'cc',
-      ['-O2', '-pthread', '-o', output, join(SOURCES, `${name}.c`)],
-      { encoding: 'utf8' },
-    );
-    if (status !== 0)
-      throw new Error(`bench/serve/${name}.c cannot be compiled: ${error?.message ?? stderr}`);
+    const source = join(SOURCES, `${name}.c`);
+    const reason = compileC(source, join(this.#directory, name), ['-O2', '-pthread']);
+    if (reason !== undefined) throw new Error(reason);
   }
 }
 

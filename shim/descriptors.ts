@@ -1,17 +1,35 @@
 // Descriptors: closing them, seeing them become readable, and where a file has data.
 
+import type { Watch } from '../src/kernel.js';
 import { libc } from './libc.js';
-import { watchReadable } from './linux.js';
-
-export { watchReadable };
 
 const SEEK_DATA = 3;
 const SEEK_HOLE = 4;
 const ENXIO = -6;
 
+/**
+ * libuv polls only as long as the handle is referenced, and a handle that is only waiting is referenced by
+ * nothing else: whoever watches is kept here.
+ */
+const watching = new Set<Watch>();
+
 export function closeDescriptor(fd: number): number {
   const c = libc();
   return c.close(fd) < 0 ? -c.errno() : 0;
+}
+
+/** Calls back on the event loop whenever a descriptor is readable. */
+export function watchReadable(fd: number, ready: () => void): Watch {
+  const handle = libc().koffi.node.poll(fd, { readable: true }, ready);
+  const watch = {
+    close() {
+      if (!watching.delete(watch)) return;
+      handle.stop();
+      handle.close();
+    },
+  };
+  watching.add(watch);
+  return watch;
 }
 
 /** The first offset from `offset` on that has data; `end` where there is none. −errno. */

@@ -2,6 +2,7 @@
 // here, and read again after that memory grew.
 
 import type { Kernel, KernelPort, Watch } from '../src/kernel.js';
+import { closeDescriptor, watchReadable } from './descriptors.js';
 import { type Libc, libc, userfaultfdNumber } from './libc.js';
 import { pageSize, pageSizeAt } from './memory.js';
 import { openPidfd } from './process.js';
@@ -9,12 +10,6 @@ import { openPidfd } from './process.js';
 const O_RDONLY_CLOEXEC = 0x80000;
 const O_RDWR_CLOEXEC = 0x80002;
 const EFD_NONBLOCK_CLOEXEC = 0x80800;
-
-/**
- * libuv polls only as long as the handle is referenced, and a handle that is only waiting is referenced by
- * nothing else: whoever watches is kept here.
- */
-const watching = new Set<Watch>();
 
 /** The kernel this process runs on. Throws UnsupportedError where that is not Linux, or koffi is missing. */
 export function linuxKernel(): Kernel {
@@ -33,20 +28,6 @@ export function trySyscall(flags: number): number {
   const c = libc();
   const fd = c.syscall(userfaultfdNumber(), flags);
   return fd < 0 ? -c.errno() : fd;
-}
-
-/** Calls back on the event loop whenever a descriptor is readable. */
-export function watchReadable(fd: number, ready: () => void): Watch {
-  const handle = libc().koffi.node.poll(fd, { readable: true }, ready);
-  const watch = {
-    close() {
-      if (!watching.delete(watch)) return;
-      handle.stop();
-      handle.close();
-    },
-  };
-  watching.add(watch);
-  return watch;
 }
 
 class LinuxPort implements KernelPort {
@@ -121,8 +102,7 @@ class LinuxPort implements KernelPort {
   }
 
   close(fd: number): number {
-    const result = this.#c.close(fd);
-    return result < 0 ? -this.#c.errno() : result;
+    return closeDescriptor(fd);
   }
 
   eventfd(): number {

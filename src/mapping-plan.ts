@@ -4,6 +4,7 @@ import { statfsSync } from 'node:fs';
 import * as memory from '../shim/memory.js';
 import { checkInteger, outOfRange } from './arguments.js';
 import { UffdError } from './errors.js';
+import { wholePages } from './whole-pages.js';
 
 export interface MappingOptions {
   /** Whether the bytes may be written. Default true. */
@@ -57,10 +58,6 @@ export function place(plan: Plan): bigint {
   if (before > 0) memory.munmap(found, before);
   if (slack > before) memory.munmap(address + BigInt(mapped), slack - before);
   return address;
-}
-
-export function wholePages(length: number, size: number): number {
-  return Math.ceil(length / size) * size;
 }
 
 export function protectionOf({ writable = true }: MappingOptions): number {

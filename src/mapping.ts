@@ -28,9 +28,9 @@ import {
   protectionOf,
   sizes,
   transparentHugeSize,
-  wholePages,
 } from './mapping-plan.js';
 import { watchersOf } from './registry.js';
+import { wholePages } from './whole-pages.js';
 
 /** A mapping to be posted to another thread, for `Mapping.attach`. */
 export interface SharedMapping {

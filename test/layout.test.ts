@@ -42,7 +42,7 @@ const LAYERS = [
   ['src/userfaultfd.ts', 'src/linux.ts', 'src/messages.ts', 'src/trace/replaying.ts'],
   ['src/versions.ts', 'src/sim/kernel.ts', 'src/trace/recording.ts', 'src/trace/reader.ts'],
   [
-    ...['src/open.ts', 'src/loop.ts', 'src/mapping.ts', 'shim/descriptors.ts', 'src/sim/port.ts'],
+    ...['src/open.ts', 'src/loop.ts', 'src/mapping.ts', 'src/sim/port.ts'],
     ...['src/trace/writer.ts', 'src/trace/records.ts', 'src/trace/histogram.ts'],
   ],
   ['shim/linux.ts'],
@@ -55,6 +55,7 @@ const LAYERS = [
     'src/features.ts',
     'shim/memory.ts',
     'shim/process.ts',
+    'shim/descriptors.ts',
     'shim/socket.ts',
     'src/sim/resolve.ts',
     'src/sim/mutators.ts',
@@ -66,7 +67,7 @@ const LAYERS = [
   ['src/reasons/calls.ts', 'src/reasons/ioctls.ts'],
   [
     ...['src/kernel.ts', 'src/core.ts', 'src/handler.ts', 'src/registry.ts', 'src/stopper.ts'],
-    ...['src/warning.ts'],
+    ...['src/warning.ts', 'src/whole-pages.ts'],
     ...['src/reasons/facts.ts', 'src/wasm.d.ts', 'src/sim/abi.ts', 'src/sim/random.ts'],
     ...['src/sim/witness.ts', 'src/sim/clock.ts'],
   ],

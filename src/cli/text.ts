@@ -91,6 +91,11 @@ export function printable(text: string): string {
   return text.replaceAll(/\p{Cc}/gu, '?');
 }
 
+/** To three decimals. */
+export function rounded(value: number): number {
+  return Math.round(value * 1000) / 1000;
+}
+
 /** 24,017 */
 export function grouped(value: number): string {
   return Math.round(value).toLocaleString('en-US');

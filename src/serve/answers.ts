@@ -10,7 +10,8 @@
 import type { UffdError } from '../errors.js';
 import type { FaultHandler, Pagefault } from '../handler.js';
 import type { Userfaultfd } from '../userfaultfd.js';
-import type { Region } from './handoff.js';
+import { wholePages } from '../whole-pages.js';
+import { type Region, regionAt } from './handoff.js';
 import type { Count, Tally } from './tally.js';
 
 /** Where pages come from. */
@@ -57,7 +58,7 @@ export class Answers implements FaultHandler {
     const { tally, now, latency } = this.#options;
     const begun = now();
     const state = uffd.pageState(page);
-    const region = this.regionAt(page);
+    const region = regionAt(this.#options.regions, page);
     if (!region) {
       // A range that the monitor has moved or registered itself: nobody knows what belongs there.
       uffd.wake(page, uffd.pageSize);
@@ -91,12 +92,6 @@ export class Answers implements FaultHandler {
 
   closed(error?: UffdError): void {
     this.#options.closed(error);
-  }
-
-  regionAt(address: bigint): Region | undefined {
-    return this.#options.regions.find(
-      ({ start, length }) => address >= start && address < start + BigInt(length),
-    );
   }
 
   /**
@@ -158,8 +153,8 @@ export class Answers implements FaultHandler {
     const offsetOf = (address: bigint): number => offset + Number(address - region.start);
     const stretch = this.#options.source.stretchAt(offsetOf(page));
     // Whole pages: one that is half a hole is copied.
-    const first = stretch.data ? floor(stretch.from, pageSize) : ceil(stretch.from, pageSize);
-    const end = stretch.data ? ceil(stretch.to, pageSize) : floor(stretch.to, pageSize);
+    const first = stretch.data ? floor(stretch.from, pageSize) : wholePages(stretch.from, pageSize);
+    const end = stretch.data ? wholePages(stretch.to, pageSize) : floor(stretch.to, pageSize);
     const data = stretch.data || end < offsetOf(page) + pageSize || first > offsetOf(page);
     if (data !== stretch.data) return { start: page, length: pageSize, data };
     const from = Math.max(offsetOf(start), first);
@@ -199,8 +194,4 @@ function clip(region: Region, window: { start: bigint; length: number }): { star
 
 function floor(value: number, unit: number): number {
   return Math.floor(value / unit) * unit;
-}
-
-function ceil(value: number, unit: number): number {
-  return Math.ceil(value / unit) * unit;
 }

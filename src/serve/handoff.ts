@@ -5,6 +5,9 @@
 //  - All of it comes from outside. Nothing is used before it was checked, and what is wrong is told with its value.
 //  - One connection may hand over several userfaultfds, one after the other, and each text may come in pieces.
 
+import { hex } from '../errors.js';
+import { wholePages } from '../whole-pages.js';
+
 /** Part of a guest's memory. */
 export interface Region {
   /** Where it lies in the monitor. */
@@ -22,7 +25,8 @@ export class HandOffError extends Error {
   readonly code = 'ERR_UFFD_HAND_OFF';
 }
 
-const SYSTEM_PAGE = 4096;
+/** Bytes of a page of the memory file, as far as it is mapped here. */
+export const SYSTEM_PAGE = 4096;
 const PAGE_SIZES: readonly number[] = [SYSTEM_PAGE, 2 ** 21];
 /** Text of some seven thousand regions. */
 const TEXT_MOST = 2 ** 20;
@@ -129,6 +133,11 @@ function textOf(bytes: Uint8Array): string {
   }
 }
 
+/** The region that holds an address. */
+export function regionAt(regions: readonly Region[], address: bigint): Region | undefined {
+  return regions.find(({ start, length }) => address >= start && address < start + BigInt(length));
+}
+
 /**
  * The regions that a text tells, in ascending order of their addresses.
  *
@@ -185,14 +194,10 @@ function parseRegion(told: unknown, index: number, memoryBytes: number): Region 
   if (!Number.isSafeInteger(start + length))
     throw new HandOffError(`region ${index} ends behind all addresses`);
   // The last page of a file may be a part of one: the rest of it is zeros.
-  if (offset + length > Math.ceil(memoryBytes / SYSTEM_PAGE) * SYSTEM_PAGE) {
+  if (offset + length > wholePages(memoryBytes, SYSTEM_PAGE)) {
     throw new HandOffError(
       `region ${index} needs bytes ${offset} to ${offset + length} of the memory file, which has ${memoryBytes}`,
     );
   }
   return { start: BigInt(start), length, offset, pageSize };
-}
-
-function hex(address: bigint): string {
-  return `0x${address.toString(16)}`;
 }

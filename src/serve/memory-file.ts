@@ -5,8 +5,8 @@ import { closeSync, constants, fstatSync, openSync } from 'node:fs';
 import { nextData, nextHole } from '../../shim/descriptors.js';
 import { MAP_NORESERVE, MAP_PRIVATE, mmap, munmap, PROT_READ } from '../../shim/memory.js';
 import { UffdError } from '../errors.js';
-
-const PAGE = 4096;
+import { wholePages } from '../whole-pages.js';
+import { SYSTEM_PAGE } from './handoff.js';
 
 /** A stretch of the file that is all data, or all hole. */
 export interface Stretch {
@@ -88,7 +88,7 @@ function checked(path: string, fd: number, least: number): { size: number; block
     throw new MemoryFileError(`the memory file ${path} is ${kind}`);
   }
   if (stat.size === 0) throw new MemoryFileError(`the memory file ${path} is empty`);
-  if (Math.ceil(stat.size / PAGE) * PAGE < least) {
+  if (wholePages(stat.size, SYSTEM_PAGE) < least) {
     throw new MemoryFileError(
       `the memory file ${path} has shrunk: ${stat.size} bytes, of which ${least} are served`,
     );

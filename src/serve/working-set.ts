@@ -8,8 +8,9 @@ import { Op } from '../core.js';
 import { Note } from '../kernel.js';
 import { Kind } from '../trace/codec.js';
 import { TraceReader } from '../trace/reader.js';
+import { wholePages } from '../whole-pages.js';
 import type { Run } from './background.js';
-import type { Region } from './handoff.js';
+import { type Region, regionAt, SYSTEM_PAGE } from './handoff.js';
 
 /** What is told of a memory file: enough to know it again, wherever it lies and whoever has copied it. */
 export interface MemoryIdentity {
@@ -40,7 +41,6 @@ export class WorkingSetError extends Error {
 }
 
 const SAMPLES = 256;
-const PAGE = 4096;
 /** Bytes of a run, at most. */
 const RUN_MOST = 2 ** 21;
 
@@ -50,11 +50,11 @@ export function identify(path: string): MemoryIdentity {
   try {
     const bytes = fstatSync(fd).size;
     const hash = createHash('sha256').update(`${bytes}`);
-    const pages = Math.ceil(bytes / PAGE);
-    const page = Buffer.alloc(PAGE);
+    const pages = Math.ceil(bytes / SYSTEM_PAGE);
+    const page = Buffer.alloc(SYSTEM_PAGE);
     for (let sample = 0; sample < Math.min(SAMPLES, pages); sample++) {
-      const at = Math.floor((sample * pages) / Math.min(SAMPLES, pages)) * PAGE;
-      hash.update(page.subarray(0, readSync(fd, page, 0, PAGE, at)));
+      const at = Math.floor((sample * pages) / Math.min(SAMPLES, pages)) * SYSTEM_PAGE;
+      hash.update(page.subarray(0, readSync(fd, page, 0, SYSTEM_PAGE, at)));
     }
     return { bytes, sample: hash.digest('hex') };
   } finally {
@@ -130,12 +130,12 @@ function add(
   bytes: number,
   pages: Map<number, number>,
 ): void {
-  const region = regions.find((it) => start >= it.start && start < it.start + BigInt(it.length));
+  const region = regionAt(regions, start);
   if (!region) return;
   const { pageSize, offset } = region;
   const from = offset + Number(start - region.start);
   // The last page of a file may be a part of one.
-  const end = Math.min(from + length, offset + region.length, Math.ceil(bytes / pageSize) * pageSize);
+  const end = Math.min(from + length, offset + region.length, wholePages(bytes, pageSize));
   for (let at = from - ((from - offset) % pageSize); at + pageSize <= end; at += pageSize) {
     if (!pages.has(at)) pages.set(at, pageSize);
   }

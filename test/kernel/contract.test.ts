@@ -13,6 +13,13 @@ const test = suite('contract');
 
 const letters = (index: number): Uint8Array => pageOf('a'.charCodeAt(0) + index);
 
+/** A handler that fills the pages from `base` on with one letter after the other. */
+function lettering(uffd: Userfaultfd, base: bigint): ReturnType<typeof recorder> {
+  return recorder((fault) => {
+    assert.is(uffd.copy(fault.page, letters(Number(fault.page - base) / P)), P);
+  });
+}
+
 /** Moves 1 page at `base` to a place of 2 pages. Forced: growth in place sends no event. */
 async function moveAndGrow(place: Place, thread: Steps, base: bigint): Promise<bigint> {
   const target = place.map(2);
@@ -140,9 +147,7 @@ function contract(place: Place): void {
       const random = generator(seed());
       const base = map(20);
       uffd.register(base, 20 * P);
-      const { calls, handler } = recorder((fault) => {
-        assert.is(uffd.copy(fault.page, letters(Number(fault.page - base) / P)), P);
-      });
+      const { calls, handler } = lettering(uffd, base);
       uffd.start(handler);
       const expected: Call[] = [];
       for (let n = 0; n < 20; n++) {
@@ -159,9 +164,7 @@ function contract(place: Place): void {
     await withUffd([], async (uffd, thread) => {
       const base = map(20);
       uffd.register(base, 10 * P);
-      const { calls, handler } = recorder((fault) => {
-        assert.is(uffd.copy(fault.page, letters(Number(fault.page - base) / P)), P);
-      });
+      const { calls, handler } = lettering(uffd, base);
       uffd.start(handler);
       for (let n = 0; n < 20; n++) {
         const expected = n < 10 ? letters(n) : pageOf(0);
@@ -178,9 +181,7 @@ function contract(place: Place): void {
     await withUffd([], async (uffd, thread) => {
       const base = map(20);
       uffd.register(base, 10 * P);
-      const { calls, handler } = recorder((fault) => {
-        assert.is(uffd.copy(fault.page, letters(Number(fault.page - base) / P)), P);
-      });
+      const { calls, handler } = lettering(uffd, base);
       uffd.start(handler);
       for (let n = 0; n < 20; n++) {
         await thread.write('X'.charCodeAt(0), at(base, n));

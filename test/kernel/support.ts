@@ -278,8 +278,8 @@ export function holdings(): { descriptors: number; threads: number } {
   return { descriptors: readdirSync('/proc/self/fd').length, threads: readdirSync('/proc/self/task').length };
 }
 
-/** Waits for a condition. No limit of its own: the test has one. */
-export async function until(condition: () => boolean, _what: string): Promise<void> {
+/** Waits for a condition; what it is may be said for whoever reads. No limit of its own: the test has one. */
+export async function until(condition: () => boolean, _what?: string): Promise<void> {
   while (!condition()) await sleep(1);
 }
 

@@ -5,7 +5,7 @@ import { closeSync, copyFileSync, openSync, writeSync } from 'node:fs';
 import * as assert from 'uvu/assert';
 import { seed, suite } from '../harness.js';
 import { compileProgram, needKernelFaults } from '../kernel/support.js';
-import { memoryFile, P, served } from './process.js';
+import { P, served, writeMemory } from './process.js';
 
 const test = suite('c-monitor');
 
@@ -34,7 +34,7 @@ async function run(
   needKernelFaults();
   program ??= compileProgram('../guest/monitor.c');
   const monitor = [program, '-t', `${threads}`, '-r', `${ROUNDS}`, '-s', `${start}`, '-l', `${LIMIT_S}`];
-  const make = (path: string): void => memoryFile(path, PAGES, start, hole);
+  const make = (path: string): void => writeMemory(path, PAGES, start, hole);
   const { monitor: ended, stats } = await served(options, make, (socket, memory) => [
     ...monitor,
     ...(balloon ? ['-b'] : []),
@@ -95,7 +95,7 @@ test('the monitor finds the one page that is not the file’s', async () => {
   needKernelFaults();
   program ??= compileProgram('../guest/monitor.c');
   const make = (path: string): void => {
-    memoryFile(path, PAGES, start);
+    writeMemory(path, PAGES, start);
     copyFileSync(path, `${path}.other`);
     const fd = openSync(`${path}.other`, 'r+');
     writeSync(fd, Buffer.from([1, 2, 3, 4]), 0, 4, (PAGES - 2) * P + 1000);

@@ -23,7 +23,7 @@ export interface Stats {
 }
 
 /** A memory file of random pages. Those for which `hole` holds are not written. */
-export function memoryFile(
+export function writeMemory(
   path: string,
   pages: number,
   start: number,

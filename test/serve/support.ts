@@ -1,6 +1,6 @@
 // A server and guests for tests, and memory files to serve.
 
-import { readdirSync, readlinkSync, writeFileSync } from 'node:fs';
+import { readdirSync, readlinkSync } from 'node:fs';
 import { join } from 'node:path';
 import { Guest } from '../../src/cli/guest/guest.js';
 import type { GuestOptions } from '../../src/cli/guest/protocol.js';
@@ -12,21 +12,17 @@ import {
   serve,
 } from '../../src/serve/index.js';
 import { inDirectory } from '../cli/command.js';
-import { generator } from '../harness.js';
 import { needKernel } from '../kernel/support.js';
 
-export const P = 4096;
+import { P, writeMemory } from './process.js';
 
-/** A memory file whose pages all differ, in every word; holes where they are asked for. */
+export { until } from '../kernel/support.js';
+export { P };
+
+/** A memory file of random pages, the same each time. */
 export function memoryFile(directory: string, pages: number, pageSize = P, name = 'memory'): string {
-  const below = generator(pages);
-  const bytes = Buffer.alloc(pages * pageSize);
-  for (let at = 0; at < bytes.length; at += 8) {
-    bytes.writeUInt32LE(at / 8 + 1, at);
-    bytes.writeUInt32LE(below(2 ** 31), at + 4);
-  }
   const path = join(directory, name);
-  writeFileSync(path, bytes);
+  writeMemory(path, (pages * pageSize) / P, pages);
   return path;
 }
 
@@ -94,13 +90,4 @@ export function descriptors(): number {
       return false;
     }
   }).length;
-}
-
-/** Resolves once a condition holds. */
-export async function until(condition: () => boolean): Promise<void> {
-  while (!condition()) {
-    await new Promise((resolve) => {
-      setTimeout(resolve, 2);
-    });
-  }
 }

@@ -2,7 +2,7 @@
 
 import type { Wait } from '../../index.js';
 import type { Recorded } from '../../serve/index.js';
-import { byteSize, counted, grouped, printable } from '../text.js';
+import { byteSize, counted, grouped, printable, rounded } from '../text.js';
 
 export interface DemoOptions {
   /** The guest's memory. */
@@ -107,11 +107,6 @@ function runOf({ faults, touches, wrongCount, firstMs, ms, p50Us, p99Us }: Found
 /** What a trace says of the run that it is of. */
 export function aboutOf({ file, threads, window, wait, seed }: DemoOptions): Record<string, unknown> {
   return { command: 'demo', file, threads, window, wait, seed };
-}
-
-/** To three decimals. */
-function rounded(value: number): number {
-  return Math.round(value * 1000) / 1000;
 }
 
 export interface Colors {

@@ -12,6 +12,7 @@ import { Answers, type Recorded, Tally } from '../../serve/index.js';
 import { type Program, read, SimulatedKernel } from '../../sim/index.js';
 import { TraceWriter } from '../../trace/index.js';
 import { shuffledOrder } from '../guest/permutation.js';
+import { percentileUs } from '../latency.js';
 import { checkWritable, sizeOf } from './file.js';
 import type { Progress } from './progress.js';
 import { aboutOf, createReport, type DemoOptions, type Found, type Report } from './report.js';
@@ -114,8 +115,8 @@ class SimulatedGuest {
       faults: tally.get('faults'),
       ...{ touches: this.#touches, wrongCount: this.#wrongCount, wrong: this.#wrong },
       ...{ firstMs: this.#firstMs, ms: this.#ms },
-      p50Us: this.#latency.percentile(50) / 1000,
-      p99Us: this.#latency.percentile(99) / 1000,
+      p50Us: percentileUs(this.#latency, 50),
+      p99Us: percentileUs(this.#latency, 99),
     };
   }
 

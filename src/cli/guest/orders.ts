@@ -1,20 +1,7 @@
 // In which order a guest touches its pages.
 
-import { shuffledOrder } from './permutation.js';
+import { GOLDEN, mix, shuffledOrder } from './permutation.js';
 import type { Order } from './protocol.js';
-
-/** Numbers below a bound, the same for the same seed (xorshift32). */
-function random(seed: number): (below: number) => number {
-  let state = (seed ^ 0x9e3779b9) >>> 0 || 1;
-  return (below) => {
-    state ^= state << 13;
-    state >>>= 0;
-    state ^= state >>> 17;
-    state ^= state << 5;
-    state >>>= 0;
-    return Math.floor((state / 2 ** 32) * below);
-  };
-}
 
 /** How often the pages that are touched most are: Zipf's law with this exponent, as key-value stores have it. */
 const ZIPF = 0.99;
@@ -31,7 +18,7 @@ export function* touchesOf(
 ): Generator<number> {
   const mine = Math.floor((touches + threads - 1 - thread) / threads);
   if (order === 'zipf') {
-    yield* zipf(random(seed + thread), pages, mine);
+    yield* zipf(seed + thread, pages, mine);
     return;
   }
   const place = order === 'random' ? shuffledOrder(pages, seed) : (index: number) => index;
@@ -39,13 +26,13 @@ export function* touchesOf(
 }
 
 /** By Gray et al., "Quickly generating billion-record synthetic databases" (1994); popular pages are spread out. */
-function* zipf(below: (bound: number) => number, pages: number, count: number): Generator<number> {
+function* zipf(seed: number, pages: number, count: number): Generator<number> {
   let zeta = 0;
   for (let rank = 1; rank <= pages; rank++) zeta += rank ** -ZIPF;
   const alpha = 1 / (1 - ZIPF);
   const eta = (1 - (2 / pages) ** (1 - ZIPF)) / (1 - (1 + 0.5 ** ZIPF) / zeta);
   for (let done = 0; done < count; done++) {
-    const uniform = below(2 ** 31) / 2 ** 31;
+    const uniform = (mix(seed + Math.imul(done + 1, GOLDEN)) >>> 0) / 2 ** 32;
     const scaled = uniform * zeta;
     const rank =
       scaled < 1 ? 0 : scaled < 1 + 0.5 ** ZIPF ? 1 : Math.floor(pages * (eta * uniform - eta + 1) ** alpha);

@@ -8,13 +8,15 @@
 export type Permutation = (index: number) => number;
 
 const ROUNDS = 4;
+/** Steps of 2^32 by the golden ratio come to no two places soon. */
+export const GOLDEN = 0x9e3779b9;
 
 /** @param count 1 to 2^32 */
 export function shuffledOrder(count: number, seed: number): Permutation {
   const bits = count > 1 ? 32 - Math.clz32(count - 1) : 0;
   const mask = (2 ** bits - 1) >>> 0;
   const fold = Math.ceil(bits / 2) || 1;
-  const keys = Array.from({ length: ROUNDS }, (_, round) => mix(seed + Math.imul(round + 1, 0x9e3779b9)));
+  const keys = Array.from({ length: ROUNDS }, (_, round) => mix(seed + Math.imul(round + 1, GOLDEN)));
   const factors = keys.map((key) => mix(key) | 1);
   const step = (index: number): number => {
     let value = index;
@@ -33,7 +35,7 @@ export function shuffledOrder(count: number, seed: number): Permutation {
 }
 
 /** The end of murmur3: every bit of the input reaches every bit of the output. */
-function mix(input: number): number {
+export function mix(input: number): number {
   let value = input | 0;
   value = Math.imul(value ^ (value >>> 16), 0x85ebca6b);
   value = Math.imul(value ^ (value >>> 13), 0xc2b2ae35);

@@ -1,7 +1,7 @@
 // What came of a replay: the object that --json prints, and its text.
 
 import type { ReplayResult } from '../../trace/index.js';
-import { counted, grouped, type Look, printable } from '../text.js';
+import { counted, grouped, type Look, printable, rounded } from '../text.js';
 
 /** What --json prints. */
 export interface ReplayReport {
@@ -56,11 +56,6 @@ function toldDifference(difference: NonNullable<ReplayResult['difference']>): Re
         }
       : null,
   };
-}
-
-/** To three decimals. */
-function rounded(value: number): number {
-  return Math.round(value * 1000) / 1000;
 }
 
 export function render(report: ReplayReport, { colors }: Look): string {

@@ -4,6 +4,7 @@
 import { MultiBar, type SingleBar } from 'cli-progress';
 import { pino } from 'pino';
 import type { Server, Session, SessionEnd } from '../../serve/index.js';
+import { percentileUs } from '../latency.js';
 import { byteSize, columnsOf, grouped, printable } from '../text.js';
 
 export interface Display {
@@ -47,7 +48,7 @@ class LogDisplay implements Display {
         vm: id,
         end: end.how,
         ...tally.toJSON(),
-        p99Us: latency.count ? latency.percentile(99) / 1000 : 0,
+        p99Us: percentileUs(latency, 99),
       };
       if (end.how === 'failed')
         log.error({ ...facts, reason: end.error.message }, 'a guest could not be served');
@@ -131,6 +132,6 @@ function told({ id, bytes, resident, latency }: Session, rate: number): Record<s
     resident: byteSize(resident),
     size: byteSize(bytes),
     rate: grouped(rate),
-    p99: latency.count > 0 ? (latency.percentile(99) / 1000).toFixed(1) : '-',
+    p99: latency.count > 0 ? percentileUs(latency, 99).toFixed(1) : '-',
   };
 }

@@ -9,6 +9,8 @@ import {
   type SessionEnd,
   type Tally,
 } from '../../serve/index.js';
+import { percentileUs } from '../latency.js';
+import { rounded } from '../text.js';
 
 /** Counts of several sessions, added up. */
 export interface Totals {
@@ -71,7 +73,8 @@ export class Ledger {
         error: end.how === 'failed' ? end.error.message : null,
         killed: this.#killed.has(session.id),
         counts: session.tally.toJSON(),
-        ...percentiles(session),
+        latencyP50Us: rounded(percentileUs(session.latency, 50)),
+        latencyP99Us: rounded(percentileUs(session.latency, 99)),
       });
     });
   }
@@ -106,15 +109,3 @@ export class Ledger {
 }
 
 const REFUSALS_KEPT = 100;
-
-function percentiles({ latency }: Session): { latencyP50Us: number; latencyP99Us: number } {
-  if (latency.count === 0) return { latencyP50Us: 0, latencyP99Us: 0 };
-  return {
-    latencyP50Us: rounded(latency.percentile(50) / 1000),
-    latencyP99Us: rounded(latency.percentile(99) / 1000),
-  };
-}
-
-function rounded(value: number): number {
-  return Math.round(value * 1000) / 1000;
-}
