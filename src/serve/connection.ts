@@ -41,7 +41,7 @@ export class Connection {
     this.#events = events;
     this.#limitMs = limitMs;
     this.#watch = watchReadable(fd, () => this.#receive());
-    this.#expect('nothing was handed over');
+    this.#expect();
   }
 
   /** Ends it without a word. Idempotent. */
@@ -61,12 +61,12 @@ export class Connection {
     this.#events.ended(error);
   }
 
-  #expect(what: string): void {
-    clearTimeout(this.#limit);
-    this.#limit = setTimeout(
-      () => this.#end(new HandOffError(`${what} within ${this.#limitMs} ms`)),
-      this.#limitMs,
-    );
+  /** A hand-off is to be whole in time. Whoever sends a little now and then gets no more of it. */
+  #expect(): void {
+    this.#limit ??= setTimeout(() => {
+      const what = this.#reader.begun ? 'a hand-off was not finished' : 'nothing was handed over';
+      this.#end(new HandOffError(`${what} within ${this.#limitMs} ms`));
+    }, this.#limitMs);
   }
 
   #receive(): void {
@@ -108,11 +108,12 @@ export class Connection {
       if (!handOff) break;
       this.#take(handOff);
     }
-    if (this.#reader.begun && !this.#waiting) this.#expect('a hand-off was not finished');
+    if (this.#reader.begun && !this.#waiting) this.#expect();
   }
 
   #take(handOff: HandOff): void {
     clearTimeout(this.#limit);
+    this.#limit = undefined;
     const [fd, ...others] = handOff.fds;
     if (fd === undefined) {
       this.#await(handOff, 0);

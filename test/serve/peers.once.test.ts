@@ -62,6 +62,13 @@ test('nothing is sent', () => assertRefused(() => {}, /nothing was handed over w
 test('half a text, and silence', () =>
   assertRefused((socket) => pass(socket, text().subarray(0, 20), 1), /was not finished within 300 ms/));
 
+test('a byte now and then: the time for a hand-off is not begun anew', () =>
+  assertRefused(async (socket) => {
+    pass(socket, text().subarray(0, 1), 1);
+    // It ends when the other side has closed the connection.
+    while (send(socket, Buffer.from(' ')) > 0) await sleep(20);
+  }, /was not finished within 300 ms/));
+
 test('a descriptor that is no userfaultfd', async () => {
   await serving({ pages: PAGES, onError: 'leave' }, async (scene) => {
     // The thread that waits for the next guest has all of its descriptors then.
