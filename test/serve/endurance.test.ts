@@ -10,7 +10,8 @@ const FAULTS = process.env.UFFD_CORE === 'debug' ? 50_000 : 200_000;
 test(`${FAULTS} faults of one guest after the other: memory and descriptors stay as they are`, async () => {
   let guests = 0;
   await endure(FAULTS, () => guests++);
-  assert.ok(guests > 0);
+  // The first is what the others are compared with.
+  assert.ok(guests > 2, `${guests} guests`);
 }, 300_000);
 
 test.run();

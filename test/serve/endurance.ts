@@ -2,13 +2,13 @@
 // as are asked for. The server's memory and descriptors stay as they are.
 
 import { strict as assert } from 'node:assert';
-import { descriptors, serving, until } from './support.js';
+import { descriptors, P, serving, until } from './support.js';
 
 const PAGES = 4096;
-/** Faults of one guest, about. */
-const A_GUEST = 40 * PAGES;
+/** Faults of one guest, about: few, so that a short run has many of them. */
+const A_GUEST = 4 * PAGES;
 /** What a server may grow by, whatever it has served. */
-const GROWTH_MOST = 96 * 2 ** 20;
+const GROWTH_MOST = 3 * PAGES * P;
 
 /** @param tell is told of each guest that has ended: faults until then, and bytes that this process has more */
 export async function endure(faults: number, tell: (faults: number, grown: number) => void): Promise<void> {
