@@ -126,8 +126,7 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
   readonly #listeners: Listener[] = [];
   readonly #connections = new Map<Connection, Monitor>();
   readonly #monitors = new Map<Session, Monitor>();
-  readonly #finish: () => void;
-  readonly #fail: (error: Error) => void;
+  readonly #conclude: (error?: Error) => void;
   #acceptLimit: NodeJS.Timeout | undefined;
   #starved: NodeJS.Timeout | undefined;
   #begun = 0;
@@ -146,6 +145,7 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
     for (const listener of server.#listeners) {
       listener.watch = watchReadable(listener.fd, () => server.#accept(listener));
     }
+    server.#threads.prepare();
     if (options.acceptMs !== undefined) {
       server.#acceptLimit = setTimeout(() => server.#nobodyCame(), options.acceptMs);
     }
@@ -160,8 +160,10 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
     this.done = promise;
     // Whoever does not ask is not to be ended by it.
     this.done.catch(() => {});
-    this.#finish = resolve;
-    this.#fail = reject;
+    this.#conclude = (error) => {
+      // Not before its threads are gone: the process may end at once.
+      void this.#threads.close().then(() => (error ? reject(error) : resolve()));
+    };
   }
 
   /** Guests that were served since it began. */
@@ -172,7 +174,7 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
   /** Takes no hand-offs any more; guests that are served go on. `done` resolves when the last has ended. */
   finish(): void {
     this.#deafen();
-    if (this.sessions.size === 0) this.#finish();
+    if (this.sessions.size === 0) this.#conclude();
   }
 
   /** Stops serving at once. Guests that still run hang at their next fault; `kill` ends their monitors. */
@@ -237,7 +239,7 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
   #nobodyCame(): void {
     const { acceptMs } = this.#options;
     this.#deafen();
-    this.#fail(new SocketError(`no monitor has connected within ${acceptMs} ms`));
+    this.#conclude(new SocketError(`no monitor has connected within ${acceptMs} ms`));
   }
 
   #accept(listener: Listener): void {
@@ -324,7 +326,7 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
     this.#leave(monitor);
     this.emit('ended', session, end, vm);
     if (this.#options.once) this.#deafen();
-    if (!this.#accepting && this.sessions.size === 0) this.#finish();
+    if (!this.#accepting && this.sessions.size === 0) this.#conclude();
   }
 
   #kill(session: Session): void {

@@ -41,6 +41,8 @@ export type SessionOrder =
   | { readonly is: 'stop'; readonly id: number };
 
 export type SessionReport =
+  /** The first, once: it can be given a task, and it can be ended. */
+  | { readonly is: 'ready' }
   | { readonly is: 'serving'; readonly stopHandle: SharedArrayBuffer }
   /** Nothing is left to be installed in the background. */
   | { readonly is: 'settled' }

@@ -31,6 +31,8 @@ owner.on('message', (order: SessionOrder) => {
   else void serve(order.task);
 });
 
+report({ is: 'ready' });
+
 function report(it: SessionReport): void {
   owner.postMessage(it);
 }

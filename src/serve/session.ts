@@ -8,9 +8,7 @@ import { createHistogram, type RecordableHistogram } from 'node:perf_hooks';
 import type { Worker } from 'node:worker_threads';
 import { closeDescriptor } from '../../shim/descriptors.js';
 import type { Peer } from '../../shim/socket.js';
-import type { Wait } from '../loop.js';
 import { Userfaultfd } from '../userfaultfd.js';
-import type { Run } from './background.js';
 import type { Region } from './handoff.js';
 import type { Recorded, SessionOrder, SessionReport, SessionTask } from './session-task.js';
 import { Tally } from './tally.js';
@@ -44,17 +42,9 @@ export class SessionError extends Error {
 
 const GONE = new SessionError('its thread has ended', 'ERR_UFFD_THREAD');
 
-export interface SessionOptions {
-  readonly id: number;
-  readonly fd: number;
+/** What a session is made of: its task, but for what it shares with its thread. */
+export interface SessionOptions extends Omit<SessionTask, 'pid' | 'tally' | 'latency' | 'stopped'> {
   readonly peer: Peer;
-  readonly regions: readonly Region[];
-  readonly memory: string;
-  readonly window: number;
-  readonly wait: Wait;
-  readonly prefetch: readonly Run[];
-  readonly eager: boolean;
-  readonly record: SessionTask['record'];
 }
 
 export class Session {
@@ -82,13 +72,15 @@ export class Session {
   /** Takes the descriptor, and a thread. */
   constructor(threads: Threads, options: SessionOptions) {
     const worker = threads.take();
-    const { id, fd, peer, regions, memory, window, wait, prefetch, eager, record } = options;
+    const { peer, ...rest } = options;
+    const { id, fd, regions } = rest;
     this.id = id;
     this.peer = peer;
     this.regions = regions;
     this.bytes = regions.reduce((sum, { length }) => sum + length, 0);
     const task: SessionTask = {
-      ...{ id, fd, pid: peer.pid, regions, memory, window, wait, prefetch, eager, record },
+      ...rest,
+      pid: peer.pid,
       tally: this.tally.shared,
       latency: this.latency,
       stopped: this.#stopped.buffer as SharedArrayBuffer,
@@ -97,22 +89,22 @@ export class Session {
     this.ended = new Promise((resolve) => {
       const end = (how: SessionEnd, open: boolean): void => {
         this.endedMs = performance.now();
-        // Those of these names alone: Node listens to itself for others.
-        for (const event of ['message', 'error', 'exit']) worker.removeAllListeners(event);
+        worker.off('message', heard).off('error', failed).off('exit', gone);
         if (open) takeBack(fd);
         resolve(how);
       };
-      worker.on('message', (report: SessionReport) => {
+      const heard = (report: SessionReport): void => {
         if (report.is !== 'ended') this.#hear(report);
         else {
           this.recorded = report.recorded;
           end(endOf(report), report.open);
           threads.giveBack(worker);
         }
-      });
+      };
       // The thread itself is gone: nothing is known of the descriptor, so it is taken to be open.
-      worker.on('error', (error) => end({ how: 'failed', error }, true));
-      worker.on('exit', () => end({ how: 'failed', error: GONE }, true));
+      const failed = (error: Error): void => end({ how: 'failed', error }, true);
+      const gone = (): void => end({ how: 'failed', error: GONE }, true);
+      worker.on('message', heard).on('error', failed).on('exit', gone);
     });
     worker.postMessage({ is: 'task', task } satisfies SessionOrder);
   }
@@ -132,7 +124,7 @@ export class Session {
 
   #hear(report: Exclude<SessionReport, { is: 'ended' }>): void {
     if (report.is === 'settled') this.settledMs = performance.now();
-    else {
+    else if (report.is === 'serving') {
       this.#stopHandle = report.stopHandle;
       if (Atomics.load(this.#stopped, 0) !== 0) Userfaultfd.stop(report.stopHandle);
     }

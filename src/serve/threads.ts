@@ -1,5 +1,8 @@
 // Threads for sessions. One is always ready, so that a guest does not wait for its own to begin; one that has served is
 // kept for the next guest, and is quicker then.
+//
+// Rule: no thread is ended before it has said that it is ready. One that is ended while it loads koffi takes the whole
+// process with it (koffi 3.3: napi_throw).
 
 import { Worker } from 'node:worker_threads';
 
@@ -9,9 +12,11 @@ const IDLE_MOST = 2;
 const SPARE_AFTER_MS = 500;
 
 export class Threads {
-  readonly #idle: Worker[] = [create()];
+  readonly #idle: Worker[] = [];
+  /** Those that have said so, or are gone. */
+  readonly #ready = new WeakMap<Worker, Promise<void>>();
   #spare: NodeJS.Timeout | undefined;
-  #closed = false;
+  #closing: Promise<void> | undefined;
   /** More than one may be needed. */
   readonly #more: boolean;
 
@@ -19,37 +24,55 @@ export class Threads {
     this.#more = more;
   }
 
+  /** Makes one, if none is there. */
+  prepare(): void {
+    this.#spare = undefined;
+    if (this.#idle.length === 0 && !this.#closing) this.#idle.push(this.#create());
+  }
+
   /** A thread that waits for its task, a message. Whoever has served last comes first. */
   take(): Worker {
-    const worker = this.#idle.pop() ?? create();
+    const worker = this.#idle.pop() ?? this.#create();
     worker.ref();
-    if (this.#more) this.#spare ??= setTimeout(() => this.#makeSpare(), SPARE_AFTER_MS).unref();
+    if (this.#more) this.#spare ??= setTimeout(() => this.prepare(), SPARE_AFTER_MS).unref();
     return worker;
   }
 
   /** It has served, and may serve again. */
   giveBack(worker: Worker): void {
     worker.unref();
-    if (this.#closed || this.#idle.length >= IDLE_MOST) void worker.terminate();
+    if (this.#closing || this.#idle.length >= IDLE_MOST) void this.#end(worker);
     else this.#idle.push(worker);
   }
 
-  /** Lets go of those that nobody needs. */
-  async close(): Promise<void> {
-    this.#closed = true;
+  /** Lets go of those that nobody needs. Idempotent. */
+  close(): Promise<void> {
     clearTimeout(this.#spare);
-    await Promise.all(this.#idle.splice(0).map((worker) => worker.terminate()));
+    this.#closing ??= Promise.all(this.#idle.splice(0).map((worker) => this.#end(worker))).then(() => {});
+    return this.#closing;
   }
 
-  #makeSpare(): void {
-    this.#spare = undefined;
-    if (this.#idle.length === 0 && !this.#closed) this.#idle.push(create());
+  async #end(worker: Worker): Promise<void> {
+    // Until then it keeps the process from ending without it.
+    worker.ref();
+    await this.#ready.get(worker);
+    await worker.terminate();
   }
-}
 
-function create(): Worker {
-  const worker = new Worker(new URL('./session-worker.js', import.meta.url), { name: 'vm' });
-  // One that waits keeps nobody from ending.
-  worker.unref();
-  return worker;
+  #create(): Worker {
+    const worker = new Worker(new URL('./session-worker.js', import.meta.url), { name: 'vm' });
+    // One that waits keeps nobody from ending; and one that ends, for whatever reason, serves nobody.
+    worker.unref();
+    const gone = (): void => {
+      const index = this.#idle.indexOf(worker);
+      if (index >= 0) this.#idle.splice(index, 1);
+    };
+    this.#ready.set(
+      worker,
+      new Promise((resolve) => {
+        worker.once('message', () => resolve()).once('exit', () => resolve());
+      }),
+    );
+    return worker.on('error', gone).on('exit', gone);
+  }
 }

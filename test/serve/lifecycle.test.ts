@@ -131,6 +131,17 @@ async function endsWithTheFirst(wait: Wait): Promise<void> {
   });
 }
 
+test('a server that is closed while its thread is being made does not take the process with it', async () => {
+  await inDirectory(async (directory) => {
+    const vm = { socket: join(directory, 'socket'), memory: memoryFile(directory, 1) };
+    for (let moment = 0; moment < 100; moment++) {
+      const server = await serve({ vms: [vm] });
+      await sleep(moment);
+      await server.close();
+    }
+  });
+});
+
 test('finish: no new monitors, and those that are served go on', async () => {
   await serving({ pages: 64 }, async ({ guest, server, socket }) => {
     const monitor = await guest();

@@ -13,6 +13,7 @@ import { Worker } from 'node:worker_threads';
 import { Mapping, Userfaultfd } from '../../index.js';
 import { handOver, type Region } from '../../serve/index.js';
 import { explain } from '../exit.js';
+import { percentileUs } from '../latency.js';
 import {
   type GuestAnswer,
   type GuestOptions,
@@ -99,6 +100,8 @@ class Monitor {
         }),
     );
     try {
+      // All of them: one that is ended while it loads koffi takes the process with it.
+      await Promise.allSettled(vcpus.map(({ ready }) => ready));
       await Promise.all(vcpus.map(({ ready }) => ready));
       Atomics.store(begun, 0, nanoseconds());
       if (first) this.#handOver();
@@ -159,8 +162,8 @@ function together(each: readonly VcpuTouched[]): Touched {
     wrongCount: sum(({ wrongCount }) => wrongCount),
     ms: Math.max(...each.map(({ ms }) => ms)),
     firstMs: Math.min(...firsts),
-    p50Us: latency.count > 0 ? latency.percentile(50) / 1000 : 0,
-    p99Us: latency.count > 0 ? latency.percentile(99) / 1000 : 0,
+    p50Us: percentileUs(latency, 50),
+    p99Us: percentileUs(latency, 99),
   };
 }
 
