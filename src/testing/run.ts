@@ -123,7 +123,7 @@ export class Run implements Attendant {
       pageSize: kernel.pageSize,
       elsewhere: true,
       attach: (memory) => {
-        const told = new Told((failure) => this.fail(failure));
+        const told = new Told(kernel.pageSize, (failure) => this.fail(failure));
         this.#told.push(told);
         return listened(kernel.attach(memory), memory, kernel.pageSize, {
           read: (fd, view, bytes) => this.#heard(told, fd, view, bytes),

@@ -1,8 +1,8 @@
 // Makes a run that breaks an invariant small. A run is a list of choices, and 0 is the plainest.
 //
 // How: first the threads get less to do. Parts are left out of what was chosen before the first step, and several
-// schedules are tried behind it, the plainest one first. Then the schedule is made plain: parts of the list are left out or made 0, and single
-// numbers smaller. What breaks the same invariant and is simpler is kept.
+// schedules are tried behind it, the plainest one first. Then the schedule is made plain: parts of the list are left
+// out or made 0, and single numbers smaller. What breaks the same invariant and is simpler is kept.
 
 import { type Chooser, Random } from '../sim/random.js';
 import { attempt, type SimulateOptions, type Tried } from './simulate.js';

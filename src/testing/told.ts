@@ -32,12 +32,14 @@ export class Told {
   /** Faults that were offered, to be counted. */
   offers = 0;
   readonly #fail: (failure: Failure) => void;
+  readonly #pageSize: number;
   readonly #changes: Change[] = [];
   /** Faults by page and kind: said by the kernel and not offered yet, or offered and owed. */
   readonly #asked = new Set<string>();
   #resolved: { start: bigint; end: bigint }[] = [];
 
-  constructor(fail: (failure: Failure) => void) {
+  constructor(pageSize: number, fail: (failure: Failure) => void) {
+    this.#pageSize = pageSize;
     this.#fail = fail;
   }
 
@@ -46,7 +48,7 @@ export class Told {
     for (let at = 0; at + MESSAGE_BYTES <= bytes; at += MESSAGE_BYTES) {
       const event = view.getUint8(at);
       const word = (index: number): bigint => view.getBigUint64(at + 8 + index * 8, true);
-      if (event === EVENT.PAGEFAULT) this.#asked.add(keyOf(word(1), word(0)));
+      if (event === EVENT.PAGEFAULT) this.#asked.add(this.#keyOf(word(1), word(0)));
       else if (event === EVENT.FORK) this.#changes.push({ event, words: [] });
       else if (event === EVENT.REMAP) this.#changes.push({ event, words: [word(0), word(1), word(2)] });
       else this.#changes.push({ event, words: [word(0), word(1)] });
@@ -73,7 +75,7 @@ export class Told {
     this.offers++;
     const first = this.#changes[0];
     if (first) this.#wrong(`it was offered a fault before ${text(first)}, which was read already`);
-    const key = keyOf(page, FLAGS[kind]);
+    const key = this.#keyOf(page, FLAGS[kind]);
     if (!this.#asked.delete(key)) {
       this.#wrong(`it was offered a fault at 0x${page.toString(16)} that it has answered`);
     }
@@ -91,6 +93,11 @@ export class Told {
       this.#wrong(`it was not told ${text(this.#changes[0])} before it was closed`);
   }
 
+  /** Faults of one page and kind are one. */
+  #keyOf(address: bigint, flags: bigint): string {
+    return `${address / BigInt(this.#pageSize)} ${flags & KINDS}`;
+  }
+
   #notClosed(what: string): void {
     if (this.closings > 0) this.#fail({ invariant: 'closed', detail: `${what} was told behind it` });
   }
@@ -103,10 +110,6 @@ export class Told {
 /** What tells kinds of faults apart. */
 const KINDS = BigInt(FAULT.WP | FAULT.MINOR);
 const FLAGS = { missing: 0n, 'write-protect': BigInt(FAULT.WP), minor: BigInt(FAULT.MINOR) } as const;
-
-function keyOf(address: bigint, flags: bigint): string {
-  return `${address & ~0xfffn} ${flags & KINDS}`;
-}
 
 function text({ event, words }: Change): string {
   const list = words.map((word) => `0x${word.toString(16)}`).join(', ');

@@ -1,7 +1,7 @@
 // Worlds with larger pages than this system's: a right handler breaks nothing there, and what is recorded replays.
 
 import { strict as assert } from 'node:assert';
-import { SimulatedKernel } from '../../src/sim/index.js';
+import { read, SimulatedKernel } from '../../src/sim/index.js';
 import { answerFromSource, SimulationError, simulate } from '../../src/testing/index.js';
 import { replay, TraceReader } from '../../src/trace/index.js';
 import { suite } from '../harness.js';
@@ -22,6 +22,20 @@ for (const pageSize of [16384, 65536]) {
     }
   });
 }
+
+test('a fault is told at its exact address, anywhere in a page: a right handler breaks nothing', async () => {
+  await simulate({
+    seed: 1,
+    pageSize: 65536,
+    features: ['exact-address'],
+    handler: answerFromSource,
+    threads: (world) => [
+      (function* () {
+        for (let index = 0; index < world.pages; index++) yield read(world.page(index) + 20_000n);
+      })(),
+    ],
+  });
+});
 
 test('a schedule counts in pages of the world', async () => {
   const forgetful = { pagefault() {} };
