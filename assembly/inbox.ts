@@ -54,6 +54,7 @@ import {
 } from './faults';
 import { PAGE_PRESENT, PAGE_REMOVED, pageState, pagesForget, pagesMove, pagesSet, pagesWatch } from './pages';
 import { Range, rangeHere, rangeInsert, rangeNear, rangeRemove, rangeSeek } from './ranges';
+import { sourcesForget } from './sources';
 
 // What `inboxTake` answers.
 /** Taken in; read again. */
@@ -266,6 +267,17 @@ export function inboxNext(now: f64): i32 {
   if (eventCount > 0) return deliverEvent();
   if (!drained) return inboxRoom() > 0 ? NEXT_READ : NEXT_NO_MEMORY;
   if (!faultTake(now)) return NEXT_NONE;
+  const it = changetype<Fault>(current);
+  if (it.kind == KIND_MISSING) noticeRemoval(it.page);
+  out = true;
+  cutShort = false;
+  gone = false;
+  inboxRepeat();
+  return NEXT_FAULT;
+}
+
+/** Hands out the fault that is out once more: reading uses `delivery`, too. */
+export function inboxRepeat(): void {
   const fault = changetype<Fault>(current);
   const it = changetype<Delivery>(delivery);
   it.a = fault.address;
@@ -273,11 +285,6 @@ export function inboxNext(now: f64): i32 {
   it.kind = fault.kind;
   it.write = fault.write;
   it.tid = fault.tid;
-  if (it.kind == KIND_MISSING) noticeRemoval(it.b);
-  out = true;
-  cutShort = false;
-  gone = false;
-  return NEXT_FAULT;
 }
 
 /**
@@ -376,6 +383,7 @@ function applyUnmap(start: u64, end: u64): bool {
 /** [start, end) is not registered any more: its faults are nobody's, also the one that is out. */
 export function inboxForget(start: u64, end: u64): void {
   faultDrop(start, end);
+  sourcesForget(start, end);
   inboxCut(start, end, true);
 }
 

@@ -15,6 +15,7 @@ import {
 import { Range, rangeFind, rangeHere, rangeInsert, rangeOverlaps, rangeRemove, rangeSeek } from './ranges';
 import { argument } from './request';
 
+export { aheadBegin, aheadPassed, answerBegin, answerDone } from './answers';
 export {
   delivery,
   inboxAnswer,
@@ -25,6 +26,7 @@ export {
   inboxNextEvent,
   inboxOpen,
   inboxPutOff,
+  inboxRepeat,
   inboxRoom,
   inboxTake,
   inboxUnknown,
@@ -71,13 +73,17 @@ export {
   requestUnregister,
   requestWake,
 } from './request';
+export { sourcePut } from './sources';
 export {
   transferBegin,
   transferCode,
+  transferCursor,
   transferDone,
   transferErrno,
+  transferLeft,
   transferResult,
   transferResume,
+  transferSource,
 } from './transfer';
 
 /** The range or window that the last question found: a `Range`. */

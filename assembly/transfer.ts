@@ -137,11 +137,20 @@ function row(): Row {
 
 /** Begins an operation over arguments 0 (dst or start), 1 (length) and 2 (src). The caller has checked them. */
 export function transferBegin(op: u32, chosen: u32): i32 {
+  return begin(op, chosen, argument(0), argument(0) + argument(1), argument(2));
+}
+
+/** Begins an operation over [from, to), without options. */
+export function transferOver(op: u32, from: u64, to: u64, src: u64): i32 {
+  return begin(op, 0, from, to, src);
+}
+
+function begin(op: u32, chosen: u32, from: u64, to: u64, src: u64): i32 {
   operation = op;
   options = chosen;
-  start = argument(0);
-  end = start + argument(1);
-  source = argument(2);
+  start = from;
+  end = to;
+  source = src;
   cursor = start;
   errno = 0;
   fruitless = 0;
@@ -160,6 +169,21 @@ export function transferCode(): u32 {
 /** Bytes resolved. */
 export function transferDone(): f64 {
   return <f64>(cursor - start);
+}
+
+/** Where it is: everything before that is resolved. */
+export function transferCursor(): u64 {
+  return cursor;
+}
+
+/** Where the data for that lies. */
+export function transferSource(): u64 {
+  return source;
+}
+
+/** Bytes that are not resolved. */
+export function transferLeft(): f64 {
+  return <f64>(end - cursor);
 }
 
 /** The positive errno behind STEP_FAILED. */

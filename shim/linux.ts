@@ -1,6 +1,8 @@
 // The port on Linux. Every method is one call; a failure is −errno. The base of the core's memory is added
 // here, and read again after that memory grew.
 
+// The global one is looked up anew at each use.
+import { performance } from 'node:perf_hooks';
 import type { Kernel, KernelPort, Watch } from '../src/kernel.js';
 import { closeDescriptor, watchReadable } from './descriptors.js';
 import { type Libc, libc, userfaultfdNumber } from './libc.js';

@@ -1,7 +1,7 @@
 // One userfaultfd's core, port and descriptor put together: what the core asks for is done, and its answers
 // become bytes or errors. No handler is known here, and nothing is decided that the core could decide.
 
-import { type Core, MESSAGE_BYTES, Next, type Op, Option, type RangeReport, Read, Step } from './core.js';
+import { type Core, MESSAGE_BYTES, Next, Op, Option, type RangeReport, Read, Step } from './core.js';
 import { Errno, UffdError } from './errors.js';
 import { modeNames, operationNames } from './features.js';
 import type { RegisteredRange } from './handler.js';
@@ -35,6 +35,9 @@ export class Channel {
   watched = false;
   /** The watched process, as a descriptor that is readable once it has exited; −1: there is none. */
   pidfd = -1;
+
+  /** Sources were named: the core may know the answer to a fault. */
+  sourced = false;
 
   readonly #pageSize: number;
   #pid = 0;
@@ -127,7 +130,58 @@ export class Channel {
   /** Runs a transfer to its end. Bytes resolved; a failure of the kernel's throws with `transferred`. */
   transfer(operation: Op, options: number, start: bigint, length: number, source = 0n): number {
     const exports = this.core.arguments(start, length, source);
-    let step = exports.transferBegin(operation, options);
+    const step = this.#carry(exports.transferBegin(operation, options));
+    if (step === Step.failed) throw this.#failure(operation, options);
+    return exports.transferDone();
+  }
+
+  /** What the transfer that has failed was about. */
+  #failure(operation: Op, options: number): UffdError {
+    const { exports } = this.core;
+    const address = BigInt.asUintN(64, exports.transferCursor());
+    return new UffdError(exports.transferErrno(), OPERATIONS[operation], {
+      transferred: exports.transferDone(),
+      address,
+      length: exports.transferLeft(),
+      source: BigInt.asUintN(64, exports.transferSource()),
+      range: this.rangeAt(address) ?? null,
+      writeProtect: (options & Option.writeProtect) !== 0,
+    });
+  }
+
+  /**
+   * Installs the first run of missing pages of a range from its source. Undefined: the first has none. Else the bytes
+   * that were passed over, and those installed behind them.
+   */
+  ahead(start: bigint, length: number): { passed: number; installed: number } | undefined {
+    const { exports } = this.core;
+    const begun = this.core.arguments(start, length).aheadBegin();
+    const passed = exports.aheadPassed();
+    if (begun === Step.ask) return passed < length ? undefined : { passed, installed: 0 };
+    const step = this.#carry(begun);
+    if (step !== Step.failed) return { passed, installed: exports.transferDone() };
+    throw this.#failure(Op.copy, 0);
+  }
+
+  /**
+   * Answers the fault that is out from a source, if the core knows one. Undefined: the handler is to be asked; else
+   * whether its page is there now.
+   */
+  answer(): boolean | undefined {
+    const { exports } = this.core;
+    const begun = exports.answerBegin();
+    if (begun === Step.ask) return undefined;
+    const step = this.#carry(begun);
+    const done = exports.answerDone() !== 0;
+    if (done || step !== Step.failed) return done;
+    exports.inboxRepeat();
+    return undefined;
+  }
+
+  /** Carries a transfer from one step to its last. */
+  #carry(begun: number): number {
+    const { exports } = this.core;
+    let step = begun;
     while (step === Step.call || step === Step.read) {
       if (step === Step.call) {
         const result = this.port.ioctl(this.fd, exports.transferCode() >>> 0, this.core.request);
@@ -137,19 +191,8 @@ export class Channel {
         step = exports.transferResume();
       }
     }
-    const transferred = exports.transferDone();
     if (step === Step.exited) this.exited = true;
-    if (step === Step.failed) {
-      throw new UffdError(exports.transferErrno(), OPERATIONS[operation], {
-        transferred,
-        address: start + BigInt(transferred),
-        length: length - transferred,
-        source: source + BigInt(transferred),
-        range: this.rangeAt(start + BigInt(transferred)) ?? null,
-        writeProtect: (options & Option.writeProtect) !== 0,
-      });
-    }
-    return transferred;
+    return step;
   }
 
   /**

@@ -55,12 +55,22 @@ interface Exports extends Record<string, unknown> {
   inboxDelay(now: number): number;
   inboxWaiting(): number;
   inboxEvict(): number;
+  inboxRepeat(): void;
+  /** Arguments: start, length, where the data lies. */
+  sourcePut(window: number): number;
+  aheadBegin(): number;
+  aheadPassed(): number;
+  answerBegin(): number;
+  answerDone(): number;
   transferBegin(operation: number, options: number): number;
   transferCode(): number;
   transferResult(result: number): number;
   transferResume(): number;
   transferDone(): number;
   transferErrno(): number;
+  transferCursor(): bigint;
+  transferSource(): bigint;
+  transferLeft(): number;
   /** log2 of the bytes of a page, and of an entry's of pagemap; how many planes. 0: no memory left. */
   dirtyOpen(pageShift: number, systemShift: number, planeCount: number): number;
   dirtyMark(): void;
@@ -96,8 +106,17 @@ export const Next = {
   noMemory: 7,
 } as const;
 
-/** What a transfer needs next (assembly/transfer.ts, STEP_*). */
-export const Step = { call: 0, read: 1, done: 2, short: 3, unmapped: 4, exited: 5, failed: 6 } as const;
+/** What a transfer needs next (assembly/transfer.ts, and `ask` of assembly/answers.ts, STEP_*). */
+export const Step = {
+  ask: -1,
+  call: 0,
+  read: 1,
+  done: 2,
+  short: 3,
+  unmapped: 4,
+  exited: 5,
+  failed: 6,
+} as const;
 
 /** Rows of the transfer table (assembly/transfer.ts, OP_*). */
 export const Op = { copy: 0, zero: 1, continue: 2, poison: 3, move: 4, writeProtect: 5 } as const;
@@ -164,15 +183,17 @@ export function instantiate(): Core {
 
 /**
  * The module's own exports, without what the loader puts around them: it wraps every function, to count optional
- * arguments that the core has none of, in an object with too many properties for V8 to keep fast. On a prototype
- * they are fast again. Both together cost twice as much as the calls themselves.
+ * arguments that the core has none of. And in objects that are alike to V8, however many instances there are: it knows
+ * no two objects of so many properties to be alike, unless they came from one text. Both together cost twice as much as
+ * the calls themselves.
  */
 function bare<T extends Record<string, unknown>>(exports: T): T {
-  const own: Record<string, unknown> = {};
-  for (const [name, value] of Object.entries(exports)) {
-    own[name] = (value as { original?: unknown } | undefined)?.original ?? value;
+  const names = Object.keys(exports);
+  const own: Record<string, unknown> = JSON.parse(`{${names.map((name) => `"${name}":null`)}}`);
+  for (const name of names) {
+    own[name] = (exports[name] as { original?: unknown } | undefined)?.original ?? exports[name];
   }
-  return Object.create(own) as T;
+  return own as T;
 }
 
 /**

@@ -29,6 +29,14 @@ export interface FaultHandler {
    * promise means later, and nothing else: nobody offers the fault again where that fill comes short.
    */
   pagefault(fault: Pagefault, uffd: Userfaultfd): boolean | void | Promise<void>;
+  /**
+   * A fault was answered from a source (`answerFrom`), and `pagefault` was not asked.
+   *
+   * @param done the page is there; false: a mapping change came first, the fault comes again
+   * @param bytes installed, its window included
+   * @param ms since it was read
+   */
+  answered?(access: 'read' | 'write', done: boolean, bytes: number, ms: number): void;
   /** MADV_DONTNEED and the like took the pages of [start, end) away: they are zero from now on. ('event-remove') */
   removed?(start: bigint, end: bigint): void;
   /** [start, end) was unmapped, unregistered parts included. ('event-unmap') */

@@ -19,6 +19,7 @@ export type {
   Probe,
   ProbeOptions,
   RegisterOptions,
+  SourceOptions,
   StartOptions,
   WrapOptions,
 } from './options.js';

@@ -33,6 +33,10 @@ const SLEEP_MOST_MS = 200;
 /** Rounds of `spin` in a row that brought nothing, until it looks after the watched process. */
 const ROUNDS_A_LOOK = 1 << 15;
 
+/** Rounds in a row that followed another one at once and brought nothing, until `block` sleeps first; and for how many. */
+const AGAIN_MOST = 8;
+const SKIPS_MOST = 64;
+
 /** How long a read that found no descriptor for a forked child waits until it is tried again. */
 const STARVED_MS = 20;
 
@@ -242,9 +246,21 @@ export class Loop {
   }
 
   #block(): void {
-    // Reads once more before it sleeps: whoever was answered may have run and faulted again meanwhile.
+    // Whoever was answered may have run and faulted again meanwhile. Reading once more spares a sleep then, and is a call
+    // too many otherwise (where toucher and loop share a processor, always). So it is done while it pays, and tried now
+    // and then.
+    let pays = AGAIN_MOST;
+    let skipped = 0;
+    let again = false;
     while (this.#goes) {
-      if (this.#rounds.round() === 0 && this.#goes) this.#sleep();
+      const brought = this.#rounds.round() > 0;
+      if (again) pays = brought ? AGAIN_MOST : pays - 1;
+      if (pays === 0 && ++skipped === SKIPS_MOST) {
+        pays = 1;
+        skipped = 0;
+      }
+      again = brought && pays > 0;
+      if (!again && this.#goes) this.#sleep();
     }
   }
 

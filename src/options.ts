@@ -46,6 +46,11 @@ export interface RegisterOptions {
   pageSize?: number;
 }
 
+export interface SourceOptions {
+  /** Pages to install for a fault, itself included: those around it that are missing, too. Default: 1. */
+  window?: number;
+}
+
 export interface WrapOptions {
   /** The features its opener turned on: they decide what events to expect. */
   features?: Iterable<Feature>;

@@ -42,6 +42,8 @@ export class Rounds {
   /** Whether to go on after a callback. */
   readonly #goesOn: () => boolean;
   #warned = false;
+  /** When this round began, where that matters. */
+  #begun = 0;
 
   constructor(served: Served, handler: FaultHandler, goesOn: () => boolean) {
     this.#served = served;
@@ -53,8 +55,9 @@ export class Rounds {
   round(): number {
     const { channel } = this.#served;
     const { exports } = channel.core;
-    // Only what was put off needs the time, and nothing that this round puts off is due in it.
-    const begun = exports.inboxPutOff() ? channel.port.now() : 0;
+    // What was put off needs the time, and nothing that this round puts off is due in it; and so does what is timed.
+    const begun = channel.sourced || exports.inboxPutOff() ? channel.port.now() : 0;
+    this.#begun = begun;
     return this.#within(() => {
       let handled = 0;
       exports.inboxOpen();
@@ -127,7 +130,7 @@ export class Rounds {
     const { core } = this.#served.channel;
     switch (next) {
       case Next.fault:
-        this.#offer();
+        if (!this.#served.channel.sourced || !this.#answer()) this.#offer();
         break;
       case Next.removed:
         this.#call(() => this.handler.removed?.(core.delivered(0), core.delivered(1)));
@@ -154,6 +157,19 @@ export class Rounds {
         this.#served.channel.broken = new UffdError(Errno.ENOMEM as number, 'userfaultfd core');
         throw this.#served.channel.broken;
     }
+  }
+
+  /** Answers a fault from a source. False: the handler is to be asked. */
+  #answer(): boolean {
+    const { channel } = this.#served;
+    const { core, port } = channel;
+    const access = core.deliveredFault(1) ? 'write' : 'read';
+    const done = channel.answer();
+    if (done === undefined) return false;
+    const now = port.now();
+    if (core.exports.inboxAnswer(done ? 1 : 0)) core.exports.inboxDefer(now);
+    this.handler.answered?.(access, done, core.exports.transferDone(), now - this.#begun);
+    return true;
   }
 
   #offer(): void {

@@ -42,6 +42,7 @@ import {
   type Probe,
   type ProbeOptions,
   type RegisterOptions,
+  type SourceOptions,
   type StartOptions,
   type WrapOptions,
 } from './options.js';
@@ -70,6 +71,8 @@ export class Userfaultfd implements Disposable {
   readonly #stopper = new Stopper();
   readonly #recorder: TraceWriter | undefined;
   readonly #served: Served;
+  /** Views that faults are answered from. */
+  readonly #sources = new Set<ArrayBufferView>();
   #stopFd = -1;
   #state: 'open' | 'released' | 'closed' = 'open';
   #loop: Loop | undefined;
@@ -428,6 +431,61 @@ export class Userfaultfd implements Disposable {
     const count = this.#channel.core.arguments(page).pageWindow(pages);
     const start = BigInt.asUintN(64, this.#channel.core.exports.pagesWindowStart());
     return { start, length: count * this.#channel.core.exports.pagesWindowSize() };
+  }
+
+  /**
+   * Says where the data of missing pages lies: their faults are answered from there, with what is missing of the window
+   * around them, and `handler.pagefault` is not asked (`handler.answered` is told). A shortcut, no promise. The handler
+   * is asked where the page was removed or claimed, where the copy fails, where too many sources are known, and, so
+   * that a trace shows each fault and its answer, while this is recorded. It has to answer in the same way.
+   *
+   * `src` must stay what it is until the memory is unregistered, or has another source. What a view holds is kept.
+   *
+   * @param start, length whole pages, registered
+   * @returns whether the shortcut is taken
+   * @throws RangeError, TypeError
+   */
+  answerFrom(
+    start: bigint,
+    length: number,
+    src: ArrayBufferView | bigint,
+    options: SourceOptions = {},
+  ): boolean {
+    const { window = 1 } = options;
+    checkRange(start, length, this.pageSize);
+    checkInteger(window, 'window', 1, 0x7fffffff);
+    const channel = this.#channel;
+    if (typeof src === 'bigint') checkAddress(src, 'src');
+    else {
+      checkView(src, 'src');
+      if (length > src.byteLength)
+        throw outOfRange('length', `at most what src holds, ${src.byteLength} bytes`, length);
+    }
+    this.#mustBeOpen('answerFrom');
+    if (channel.port.note) return false;
+    const data = typeof src === 'bigint' ? src : channel.port.addressOf(src);
+    if (!channel.core.arguments(start, length, data).sourcePut(window)) return false;
+    if (typeof src !== 'bigint') this.#sources.add(src);
+    channel.sourced = true;
+    return true;
+  }
+
+  /**
+   * Installs the first run of missing pages of a range from its source (`answerFrom`), before they are asked for.
+   *
+   * @returns bytes from `start` on that were passed over, not being missing, and those that were installed behind them;
+   *   undefined: the first page that is missing has no source
+   * @throws what `copy` throws
+   */
+  fillAhead(start: bigint, length: number): { passed: number; installed: number } | undefined {
+    checkRange(start, length, this.pageSize);
+    this.#mustBeOpen('UFFDIO_COPY');
+    if (!this.#channel.sourced) return undefined;
+    try {
+      return this.#channel.ahead(start, length);
+    } finally {
+      this.#loop?.follow();
+    }
   }
 
   /** Whether any part of `length` bytes at `start` is registered here. */

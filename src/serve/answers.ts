@@ -77,6 +77,18 @@ export class Answers implements FaultHandler {
     return true;
   }
 
+  answered(access: 'read' | 'write', done: boolean, bytes: number, ms: number): void {
+    const { tally, latency } = this.#options;
+    tally.add('copied', bytes);
+    if (!done) {
+      tally.add('deferred');
+      return;
+    }
+    tally.add('faults');
+    if (access === 'write') tally.add('writes');
+    latency(ms * 1e6);
+  }
+
   removed(start: bigint, end: bigint): void {
     this.#options.tally.add('taken', Number(end - start));
   }
@@ -95,15 +107,24 @@ export class Answers implements FaultHandler {
   }
 
   /**
-   * Installs missing pages from `page` on, `most` at most, as far as they are alike, in the background. The bytes that
-   * were installed; 0: it has to be tried again.
+   * Installs missing pages from `page` on, in the background: a run of them that are alike, in the next `most` bytes. The
+   * bytes that were seen to, those that are not missing included; 0: it has to be tried again.
    */
   fillAhead(uffd: Userfaultfd, region: Region, page: bigint, most: number, count: Count): number {
-    const { start, length } = uffd.window(page, most);
+    const { tally } = this.#options;
+    const ahead = uffd.fillAhead(page, most);
+    if (ahead) {
+      tally.add(count, ahead.installed);
+      return ahead.passed + ahead.installed;
+    }
+    const { pageSize } = region;
+    if (uffd.pageState(page) !== 'missing') return pageSize;
+    const { start, length } = uffd.window(page, most / pageSize);
     const rest = { start: page, length: Number(start + BigInt(length) - page) };
     const { data, start: from, length: bytes } = this.#alike(region, page, rest);
+    if (data) this.#shorten(uffd, region, page);
     const done = data ? this.#copy(uffd, region, from, bytes) : this.#zero(uffd, region, from, bytes);
-    this.#options.tally.add(count, done);
+    tally.add(count, done);
     return done;
   }
 
@@ -119,11 +140,12 @@ export class Answers implements FaultHandler {
     const { start, length, data } = removed
       ? { ...clip(region, window), data: false }
       : this.#alike(region, page, window);
+    if (data && !trouble) this.#shorten(uffd, region, page);
     let done: number;
     try {
       done = data ? this.#copy(uffd, region, start, length) : this.#zero(uffd, region, start, length);
     } catch (error) {
-      this.#trouble(page, error as UffdError);
+      this.#trouble(uffd, page, error as UffdError);
       return false;
     }
     this.#troubles.delete(page);
@@ -133,13 +155,31 @@ export class Answers implements FaultHandler {
     return start + BigInt(done) > page;
   }
 
+  /** Has the faults of a stretch of data answered without being asked. */
+  #shorten(uffd: Userfaultfd, { start, length, offset, pageSize }: Region, page: bigint): void {
+    const { source, window } = this.#options;
+    const { from, to } = source.stretchAt(offset + Number(page - start));
+    const first = Math.max(floor(from, pageSize), offset);
+    const bytes = Math.min(wholePages(to, pageSize), offset + length) - first;
+    uffd.answerFrom(start + BigInt(first - offset), bytes, source.bytesAt(first, bytes), { window });
+  }
+
   /** Notes that a page cannot be read, to try it again; throws where there is no more hope. */
-  #trouble(page: bigint, error: UffdError): void {
+  #trouble(uffd: Userfaultfd, page: bigint, error: UffdError): void {
     const tries = (this.#troubles.get(page)?.tries ?? 0) + 1;
-    const many = tries === 1 && this.#troubles.size >= TROUBLES_MOST;
+    const many = tries === 1 && !this.#roomForTrouble(uffd);
     if (error.code !== 'EFAULT' || tries >= TRIES || many) throw error;
     this.#options.tally.add('retried');
     this.#troubles.set(page, { tries, next: this.#options.now() + PAUSE_MS * 2 ** tries });
+  }
+
+  #roomForTrouble(uffd: Userfaultfd): boolean {
+    if (this.#troubles.size < TROUBLES_MOST) return true;
+    // Those that a neighbour's window has brought meanwhile are in trouble no more.
+    for (const page of this.#troubles.keys()) {
+      if (uffd.pageState(page) === 'present') this.#troubles.delete(page);
+    }
+    return this.#troubles.size < TROUBLES_MOST;
   }
 
   /** The part of a window around a page that is all data or all hole. */

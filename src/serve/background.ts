@@ -4,6 +4,7 @@
 
 import type { UffdError } from '../errors.js';
 import type { Userfaultfd } from '../userfaultfd.js';
+import { wholePages } from '../whole-pages.js';
 import type { Answers } from './answers.js';
 import type { Region } from './handoff.js';
 import type { Count } from './tally.js';
@@ -62,23 +63,9 @@ export class Background {
     const { start, length, offset, pageSize } = region;
     const first = Math.max(from, offset);
     const last = Math.min(to, offset + length);
-    const most = Math.max(1, STEP_BYTES / pageSize);
-    for (let at = first - ((first - offset) % pageSize); at < last; ) {
-      const page = start + BigInt(at - offset);
-      // Those that are there, or were taken away, are passed over, a step's worth at a time.
-      for (let passed = 0; at < last && uffd.pageState(start + BigInt(at - offset)) !== 'missing'; passed++) {
-        at += pageSize;
-        if (passed % 1024 === 1023) yield 0;
-      }
-      if (at >= last || uffd.closed) return;
-      if (start + BigInt(at - offset) !== page) continue;
-      const some = this.#install(
-        uffd,
-        region,
-        page,
-        Math.min(most, Math.ceil((last - at) / pageSize)),
-        count,
-      );
+    for (let at = first - ((first - offset) % pageSize); at < last && !uffd.closed; ) {
+      const most = wholePages(Math.min(STEP_BYTES, last - at), pageSize);
+      const some = this.#install(uffd, region, start + BigInt(at - offset), most, count);
       at += some;
       yield some;
     }

@@ -1,7 +1,9 @@
 // The memory file of a snapshot: mapped whole, and copied from by the kernel alone. Nothing here ever touches its
 // bytes, so a file that shrinks, or a disk that fails, is an EFAULT of the copy and never a SIGBUS.
+//
+// All sessions of a file share one mapping: what the kernel has looked up for one guest it need not look up for the next.
 
-import { closeSync, constants, fstatSync, openSync } from 'node:fs';
+import { closeSync, constants, fstatSync, openSync, type Stats, statSync } from 'node:fs';
 import { nextData, nextHole } from '../../shim/descriptors.js';
 import { MAP_NORESERVE, MAP_PRIVATE, mmap, munmap, PROT_READ } from '../../shim/memory.js';
 import { UffdError } from '../errors.js';
@@ -21,77 +23,133 @@ export class MemoryFileError extends Error {
   readonly code = 'ERR_UFFD_MEMORY_FILE';
 }
 
-export class MemoryFile implements Disposable {
+/** A file as it is mapped in this process. Can be posted to another thread. */
+export interface MappedFile {
   readonly path: string;
   readonly bytes: number;
-  /** Where its first byte lies in this process. */
+  /** Where its first byte lies. */
   readonly address: bigint;
-  readonly #fd: number;
+  readonly fd: number;
   /** Where the file has no holes at all, nobody needs to ask. */
-  readonly #sparse: boolean;
-  #last: Stretch = { from: 0, to: 0, data: true };
-  #closed = false;
+  readonly sparse: boolean;
+}
+
+/** The file at a path, mapped again only where it has become another one. */
+export class MemoryFile {
+  readonly #path: string;
+  #current: Mapping;
+
+  /** @throws MemoryFileError where it is no regular file, or empty; the errors of open(2) and mmap(2) */
+  constructor(path: string) {
+    this.#path = path;
+    this.#current = new Mapping(path);
+  }
+
+  /** Bytes of the file, when it was looked at last. */
+  get bytes(): number {
+    return this.#current.file.bytes;
+  }
 
   /**
+   * Its mapping as it is now, to be given back with `release`.
+   *
    * @param least bytes that it must have; its last page may be a part of one
-   * @throws MemoryFileError where it is no regular file, or too short; the errors of open(2) and mmap(2)
+   * @throws MemoryFileError where it is too short; what the constructor throws
    */
-  constructor(path: string, least = 1) {
-    this.path = path;
+  take(least: number): Mapping {
+    if (!this.#current.isAt(this.#path)) {
+      const next = new Mapping(this.#path);
+      this.#current.release();
+      this.#current = next;
+    }
+    const { bytes } = this;
+    if (wholePages(bytes, SYSTEM_PAGE) < least) {
+      throw new MemoryFileError(
+        `the memory file ${this.#path} has shrunk: ${bytes} bytes, of which ${least} are served`,
+      );
+    }
+    return this.#current.hold();
+  }
+
+  /** Nobody takes it any more. */
+  close(): void {
+    this.#current.release();
+  }
+}
+
+/** A mapping, until the last who holds it has released it. */
+export class Mapping {
+  readonly file: MappedFile;
+  readonly #stat: Stats;
+  #holders = 1;
+
+  constructor(path: string) {
     // A FIFO would be waited for.
-    this.#fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
+    const fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
     try {
-      const { size, blocks } = checked(path, this.#fd, least);
-      this.bytes = size;
-      this.#sparse = blocks * 512 < size;
-      const address = mmap(0n, size, PROT_READ, MAP_PRIVATE | MAP_NORESERVE, this.#fd);
+      this.#stat = checked(path, fd);
+      const { size, blocks } = this.#stat;
+      const address = mmap(0n, size, PROT_READ, MAP_PRIVATE | MAP_NORESERVE, fd);
       if (address < 0n) throw new UffdError(Number(address), 'mmap', { length: size });
-      this.address = address;
+      this.file = { path, bytes: size, address, fd, sparse: blocks * 512 < size };
     } catch (error) {
-      closeSync(this.#fd);
+      closeSync(fd);
       throw error;
     }
   }
 
+  /** Whether the file at a path is the one that is mapped, as it was. */
+  isAt(path: string): boolean {
+    const { dev, ino, size, blocks } = statSync(path);
+    const known = this.#stat;
+    return dev === known.dev && ino === known.ino && size === known.size && blocks === known.blocks;
+  }
+
+  hold(): this {
+    this.#holders++;
+    return this;
+  }
+
+  /** Nobody may copy from it any more where this was the last. */
+  release(): void {
+    if (--this.#holders > 0) return;
+    munmap(this.file.address, this.file.bytes);
+    closeSync(this.file.fd);
+  }
+}
+
+/** Where a mapped file has data, and where holes. */
+export class Stretches {
+  readonly #file: MappedFile;
+  #last: Stretch = { from: 0, to: 0, data: true };
+
+  constructor(file: MappedFile) {
+    this.#file = file;
+  }
+
   /** The stretch that an offset lies in. */
-  stretchAt(offset: number): Stretch {
-    if (!this.#sparse) return { from: 0, to: this.bytes, data: true };
+  at(offset: number): Stretch {
+    const { fd, bytes, sparse } = this.#file;
+    if (!sparse) return { from: 0, to: bytes, data: true };
     if (offset >= this.#last.from && offset < this.#last.to) return this.#last;
-    const data = nextData(this.#fd, offset, this.bytes);
+    const data = nextData(fd, offset, bytes);
     // A file system that cannot tell has no holes.
     if (data < 0 || data === offset) {
-      const hole = data < 0 ? this.bytes : nextHole(this.#fd, offset);
-      this.#last = { from: offset, to: hole < 0 ? this.bytes : hole, data: true };
+      const hole = data < 0 ? bytes : nextHole(fd, offset);
+      this.#last = { from: offset, to: hole < 0 ? bytes : hole, data: true };
     } else {
       this.#last = { from: offset, to: data, data: false };
     }
     return this.#last;
   }
-
-  [Symbol.dispose](): void {
-    this.close();
-  }
-
-  /** Idempotent. Nobody may copy from it any more. */
-  close(): void {
-    if (this.#closed) return;
-    this.#closed = true;
-    munmap(this.address, this.bytes);
-    closeSync(this.#fd);
-  }
 }
 
-function checked(path: string, fd: number, least: number): { size: number; blocks: number } {
+function checked(path: string, fd: number): Stats {
   const stat = fstatSync(fd);
   if (!stat.isFile()) {
     const kind = stat.isDirectory() ? 'a directory' : stat.isFIFO() ? 'a FIFO' : 'no regular file';
     throw new MemoryFileError(`the memory file ${path} is ${kind}`);
   }
   if (stat.size === 0) throw new MemoryFileError(`the memory file ${path} is empty`);
-  if (wholePages(stat.size, SYSTEM_PAGE) < least) {
-    throw new MemoryFileError(
-      `the memory file ${path} has shrunk: ${stat.size} bytes, of which ${least} are served`,
-    );
-  }
   return stat;
 }

@@ -18,8 +18,9 @@ import { WAITS, type Wait } from '../loop.js';
 import type { Run } from './background.js';
 import { Connection } from './connection.js';
 import { HandOffError, parseRegions } from './handoff.js';
-import { MemoryFile } from './memory-file.js';
+import { type Mapping, MemoryFile } from './memory-file.js';
 import { Session, type SessionEnd } from './session.js';
+import { type SessionTask, toldError } from './session-task.js';
 import { Threads } from './threads.js';
 import { aboutSession, identify, type MemoryIdentity, workingSet } from './working-set.js';
 
@@ -92,7 +93,7 @@ interface Listener {
   readonly fd: number;
   readonly identity: MemoryIdentity;
   readonly prefetch: readonly Run[];
-  readonly memoryBytes: number;
+  readonly memory: MemoryFile;
   watch: Watch | undefined;
   /** Of the socket's file: it is removed only while it is still ours. */
   readonly inode: number;
@@ -197,23 +198,27 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
 
   #listen(vm: Vm): Listener {
     const { prefetch = [], force = false, socketMode, socketOwner } = this.#options;
-    // Checked before anybody connects, and mapped anew for each session.
-    const file = new MemoryFile(vm.memory);
-    const memoryBytes = file.bytes;
-    file.close();
-    const identity = identify(vm.memory);
-    const runs = prefetch.length > 0 ? workingSet(prefetch, identity, force) : [];
-    makeRoom(vm.socket);
-    const fd = listenUnix(vm.socket);
-    if (fd < 0) throw new SocketError(`cannot listen at ${vm.socket}: ${new UffdError(fd, 'bind').message}`);
+    // Checked before anybody connects.
+    const memory = new MemoryFile(vm.memory);
+    let fd = -1;
     try {
+      const identity = identify(vm.memory);
+      const runs = prefetch.length > 0 ? workingSet(prefetch, identity, force) : [];
+      makeRoom(vm.socket);
+      fd = listenUnix(vm.socket);
+      if (fd < 0) {
+        throw new SocketError(`cannot listen at ${vm.socket}: ${new UffdError(fd, 'bind').message}`);
+      }
       if (socketOwner) chownSync(vm.socket, socketOwner.uid, socketOwner.gid);
       if (socketMode !== undefined) chmodSync(vm.socket, socketMode);
       const inode = lstatSync(vm.socket).ino;
-      return { vm, fd, identity, prefetch: runs, memoryBytes, watch: undefined, inode };
+      return { vm, fd, identity, prefetch: runs, memory, watch: undefined, inode };
     } catch (error) {
-      closeDescriptor(fd);
-      unlinkSync(vm.socket);
+      memory.close();
+      if (fd >= 0) {
+        closeDescriptor(fd);
+        unlinkSync(vm.socket);
+      }
       throw error;
     }
   }
@@ -224,8 +229,9 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
     void this.#threads.close();
     clearTimeout(this.#acceptLimit);
     clearTimeout(this.#starved);
-    for (const { vm, fd, watch, inode } of this.#listeners.splice(0)) {
+    for (const { vm, fd, watch, inode, memory } of this.#listeners.splice(0)) {
       watch?.close();
+      memory.close();
       closeDescriptor(fd);
       if (inodeOf(vm.socket) === inode) unlinkSync(vm.socket);
     }
@@ -295,19 +301,29 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
 
   /** Serves what was handed over. Takes the descriptor. */
   #begin(listener: Listener, monitor: Monitor, text: string, fd: number): void {
-    const { vm, prefetch, identity, memoryBytes } = listener;
+    const { vm, prefetch, identity } = listener;
     const { window = 1, wait = 'block', eager = false, record, about = {} } = this.#options;
     let session: Session;
+    let mapping: Mapping | undefined;
     try {
-      const regions = parseRegions(text, memoryBytes);
+      const regions = parseRegions(text, listener.memory.bytes);
+      let memory: SessionTask['memory'];
+      try {
+        mapping = listener.memory.take(Math.max(...regions.map(({ offset, length }) => offset + length)));
+        memory = mapping.file;
+      } catch (error) {
+        // The guest's memory is here already: it has a session, which fails.
+        memory = toldError(error);
+      }
       const id = this.#begun + 1;
       const file = record === undefined ? undefined : id === 1 ? record : `${record}.${id}`;
       session = new Session(this.#threads, {
-        ...{ id, fd, regions, window, wait, eager, prefetch, peer: monitor.peer, memory: vm.memory },
+        ...{ id, fd, regions, window, wait, eager, prefetch, peer: monitor.peer, memory },
         record:
           file === undefined ? undefined : { file, about: { ...about, ...aboutSession(identity, regions) } },
       });
     } catch (error) {
+      mapping?.release();
       closeDescriptor(fd);
       throw error;
     }
@@ -316,7 +332,10 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
     this.sessions.add(session);
     this.#monitors.set(session, monitor);
     this.emit('begun', session, vm);
-    session.ended.then((end) => this.#sessionEnded(session, end, vm, monitor));
+    session.ended.then((end) => {
+      mapping?.release();
+      this.#sessionEnded(session, end, vm, monitor);
+    });
   }
 
   #sessionEnded(session: Session, end: SessionEnd, vm: Vm, monitor: Monitor): void {

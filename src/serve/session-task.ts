@@ -4,6 +4,10 @@ import type { RecordableHistogram } from 'node:perf_hooks';
 import type { Wait } from '../loop.js';
 import type { Run } from './background.js';
 import type { Region } from './handoff.js';
+import type { MappedFile } from './memory-file.js';
+
+/** An Error loses its code when it is posted. */
+export type ToldError = Pick<NodeJS.ErrnoException, 'message' | 'code' | 'stack'>;
 
 export interface SessionTask {
   readonly id: number;
@@ -12,8 +16,8 @@ export interface SessionTask {
   /** The monitor; 0: it cannot be seen. */
   readonly pid: number;
   readonly regions: readonly Region[];
-  /** Path of the memory file. */
-  readonly memory: string;
+  /** The memory file, or why it cannot be had. */
+  readonly memory: MappedFile | ToldError;
   readonly window: number;
   readonly wait: Wait;
   readonly prefetch: readonly Run[];
@@ -50,8 +54,12 @@ export type SessionReport =
   | {
       readonly is: 'ended';
       readonly how: 'exited' | 'closed' | 'stopped' | 'failed';
-      /** An Error loses its code when it is posted. */
-      readonly error?: Pick<NodeJS.ErrnoException, 'message' | 'code' | 'stack'>;
+      readonly error?: ToldError;
       readonly open: boolean;
       readonly recorded: Recorded | undefined;
     };
+
+export function toldError(error: unknown): ToldError {
+  const { message, code, stack } = error as NodeJS.ErrnoException;
+  return { message, ...(code ? { code } : {}), ...(stack ? { stack } : {}) };
+}

@@ -14,8 +14,14 @@ import { Userfaultfd } from '../userfaultfd.js';
 import { Answers } from './answers.js';
 import { Background } from './background.js';
 import type { Region } from './handoff.js';
-import { MemoryFile } from './memory-file.js';
-import type { Recorded, SessionOrder, SessionReport, SessionTask } from './session-task.js';
+import { type MappedFile, Stretches } from './memory-file.js';
+import {
+  type Recorded,
+  type SessionOrder,
+  type SessionReport,
+  type SessionTask,
+  toldError,
+} from './session-task.js';
 import { Tally } from './tally.js';
 
 // What takes time at first, while nobody waits for it: koffi is loaded, and the core compiled.
@@ -44,15 +50,13 @@ async function serve(task: SessionTask): Promise<void> {
   try {
     end = { how: await session.run() };
   } catch (error) {
-    const { message, code, stack } = error as NodeJS.ErrnoException;
-    end = { how: 'failed', error: { message, ...(code ? { code } : {}), ...(stack ? { stack } : {}) } };
+    end = { how: 'failed', error: toldError(error) };
   }
   report({ is: 'ended', ...end, ...session.leave() });
 }
 
 class Serving {
   readonly #task: SessionTask;
-  #file: MemoryFile | undefined;
   #record: TraceWriter | undefined;
   #uffd: Userfaultfd | undefined;
   #farewell: UffdError | 'closed' | undefined;
@@ -63,8 +67,7 @@ class Serving {
 
   async run(): Promise<'exited' | 'closed' | 'stopped'> {
     const { fd, id, pid, regions, memory, record, wait, stopped } = this.#task;
-    // What lies behind the end of the mapping is not the guest's.
-    this.#file = new MemoryFile(memory, Math.max(...regions.map(({ offset, length }) => offset + length)));
+    if ('message' in memory) throw Object.assign(new Error(memory.message), memory);
     if (record) this.#record = TraceWriter.toFile(record.file, { about: record.about });
     const uffd = Userfaultfd.wrap(fd, {
       features: ['event-remove'],
@@ -73,7 +76,7 @@ class Serving {
       ...(this.#record ? { record: this.#record } : {}),
     });
     this.#uffd = uffd;
-    const answers = this.#answers(this.#file);
+    const answers = this.#answers(memory);
     report({ is: 'serving', stopHandle: uffd.stopHandle });
     const background = new Background(answers, this.#task, uffd);
     const word = new Int32Array(stopped);
@@ -96,17 +99,17 @@ class Serving {
     const open = this.#uffd === undefined || !this.#uffd.closed;
     if (this.#uffd?.closed === false) this.#uffd.release();
     this.#record?.close();
-    this.#file?.close();
     return { open, recorded: this.#record && toldRecording(this.#record) };
   }
 
-  #answers(file: MemoryFile): Answers {
+  #answers(file: MappedFile): Answers {
     const { id, regions, window, latency } = this.#task;
     const tally = new Tally(this.#task.tally);
+    const stretches = new Stretches(file);
     return new Answers({
       regions,
       source: {
-        stretchAt: (offset) => file.stretchAt(offset),
+        stretchAt: (offset) => stretches.at(offset),
         bytesAt: (offset) => file.address + BigInt(offset),
       },
       tally,

@@ -54,8 +54,9 @@ export class Tally {
 
   /** A fault was answered after so long. */
   took(seconds: number): void {
-    const bound = LATENCY_BOUNDS.findIndex((most) => seconds <= most);
-    const at = LATENCY_AT + (bound < 0 ? LATENCY_BOUNDS.length : bound);
+    let bound = 0;
+    while (bound < LATENCY_BOUNDS.length && seconds > (LATENCY_BOUNDS[bound] as number)) bound++;
+    const at = LATENCY_AT + bound;
     this.#words[at] = (this.#words[at] as number) + 1;
     this.#words[SUM_AT] = (this.#words[SUM_AT] as number) + seconds;
   }

@@ -1,0 +1,64 @@
+// Answers faults without the handler: a missing page whose data lies in memory is copied from there, with the window
+// around it. Everything else is the handler's: what was removed or claimed, and what could not be copied. In the same way
+// pages are installed that nobody has asked for yet.
+
+import { current, Fault, KIND_MISSING } from './faults';
+import { pageSizeAt } from './inbox';
+import { PAGE_MISSING, pageState, pagesWindow, pagesWindowSize, pagesWindowStart } from './pages';
+import { argument } from './request';
+import { sourceOf } from './sources';
+import { OP_COPY, transferCursor, transferOver } from './transfer';
+
+/** The handler is to be asked; the other steps are those of a transfer (STEP_*). */
+export const STEP_ASK: i32 = -1;
+
+/** Bytes in front of what `aheadBegin` begins with. */
+let passed: u64 = 0;
+
+/** Begins to answer the fault that is out. */
+export function answerBegin(): i32 {
+  const fault = changetype<Fault>(current);
+  const page = fault.page;
+  if (fault.kind != KIND_MISSING || pageState(page) != PAGE_MISSING) return STEP_ASK;
+  const source = sourceOf(page);
+  if (!source) return STEP_ASK;
+  const pages = <u64>pagesWindow(page, source.window);
+  const size = <u64>pagesWindowSize();
+  const first = pagesWindowStart();
+  // A source may begin or end in the middle of a huge page.
+  const start = max(first, (source.start + size - 1) & ~(size - 1));
+  const end = min(first + pages * size, source.end & ~(size - 1));
+  if (start > page || end <= page) return STEP_ASK;
+  return transferOver(OP_COPY, start, end, source.data + (start - source.start));
+}
+
+/** Whether its page is installed. */
+export function answerDone(): bool {
+  return transferCursor() > changetype<Fault>(current).page;
+}
+
+/**
+ * Arguments 0 (start), 1 (length): begins to install the first run of missing pages there. STEP_ASK: none is missing, or
+ * the first of them has no source; `aheadPassed` says which.
+ */
+export function aheadBegin(): i32 {
+  const start = argument(0);
+  const end = start + argument(1);
+  const size = pageSizeAt(start);
+  let from = start;
+  while (from < end && pageState(from) != PAGE_MISSING) from += size;
+  passed = from - start;
+  if (from >= end) return STEP_ASK;
+  const source = sourceOf(from);
+  if (!source) return STEP_ASK;
+  const most = min(end, source.end);
+  let to = from + size;
+  while (to < most && pageState(to) == PAGE_MISSING) to += size;
+  if (to > most) return STEP_ASK;
+  return transferOver(OP_COPY, from, to, source.data + (from - source.start));
+}
+
+/** Bytes from the start on that are not missing; all of them: nothing is. */
+export function aheadPassed(): f64 {
+  return <f64>passed;
+}
