@@ -7,7 +7,7 @@ import { pageSizeAt } from './inbox';
 import { PAGE_MISSING, pageState, pagesWindow, pagesWindowSize, pagesWindowStart } from './pages';
 import { argument } from './request';
 import { sourceOf } from './sources';
-import { OP_COPY, transferCursor, transferOver } from './transfer';
+import { transferCopy, transferCursor } from './transfer';
 
 /** The handler is to be asked; the other steps are those of a transfer (STEP_*). */
 export const STEP_ASK: i32 = -1;
@@ -29,7 +29,7 @@ export function answerBegin(): i32 {
   const start = max(first, (source.start + size - 1) & ~(size - 1));
   const end = min(first + pages * size, source.end & ~(size - 1));
   if (start > page || end <= page) return STEP_ASK;
-  return transferOver(OP_COPY, start, end, source.data + (start - source.start));
+  return transferCopy(start, end, source.data + (start - source.start));
 }
 
 /** Whether its page is installed. */
@@ -45,17 +45,17 @@ export function aheadBegin(): i32 {
   const start = argument(0);
   const end = start + argument(1);
   const size = pageSizeAt(start);
-  let from = start;
-  while (from < end && pageState(from) != PAGE_MISSING) from += size;
+  let from = end;
+  let to = start;
+  for (; to < end; to += size) {
+    if (pageState(to) == PAGE_MISSING) from = min(from, to);
+    else if (from < end) break;
+  }
   passed = from - start;
-  if (from >= end) return STEP_ASK;
   const source = sourceOf(from);
-  if (!source) return STEP_ASK;
-  const most = min(end, source.end);
-  let to = from + size;
-  while (to < most && pageState(to) == PAGE_MISSING) to += size;
-  if (to > most) return STEP_ASK;
-  return transferOver(OP_COPY, from, to, source.data + (from - source.start));
+  if (from >= end || !source) return STEP_ASK;
+  to = min(to, source.end & ~(size - 1));
+  return to > from ? transferCopy(from, to, source.data + (from - source.start)) : STEP_ASK;
 }
 
 /** Bytes from the start on that are not missing; all of them: nothing is. */

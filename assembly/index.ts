@@ -80,7 +80,6 @@ export {
   transferCursor,
   transferDone,
   transferErrno,
-  transferLeft,
   transferResult,
   transferResume,
   transferSource,

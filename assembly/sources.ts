@@ -23,8 +23,6 @@ const SOURCES: u32 = 1024;
 /** In ascending order; none overlaps another. */
 const sources: usize = memory.data(SOURCES * SOURCE, 8);
 let count: u32 = 0;
-/** Where the last search stopped. */
-let near: u32 = 0;
 
 function at(index: u32): Source {
   return changetype<Source>(sources + <usize>(index * SOURCE));
@@ -32,7 +30,6 @@ function at(index: u32): Source {
 
 /** The first that ends behind `address`; `count`: there is none. */
 function seek(address: u64): u32 {
-  if (near < count && at(near).end > address && at(near).start <= address) return near;
   let low: u32 = 0;
   let high = count;
   while (low < high) {
@@ -40,29 +37,13 @@ function seek(address: u64): u32 {
     if (at(middle).end <= address) low = middle + 1;
     else high = middle;
   }
-  near = low;
   return low;
 }
 
-/** Makes room at `index`. False: there is none. */
-function insert(index: u32): bool {
-  if (count == SOURCES) return false;
-  memory.copy(
-    changetype<usize>(at(index + 1)),
-    changetype<usize>(at(index)),
-    <usize>((count - index) * SOURCE),
-  );
-  count++;
-  return true;
-}
-
-function drop(index: u32): void {
-  count--;
-  memory.copy(
-    changetype<usize>(at(index)),
-    changetype<usize>(at(index + 1)),
-    <usize>((count - index) * SOURCE),
-  );
+/** Moves those from `index` on to `to`, one place further or back. */
+function move(index: u32, to: u32): void {
+  memory.copy(changetype<usize>(at(to)), changetype<usize>(at(index)), <usize>((count - index) * SOURCE));
+  count += to - index;
 }
 
 /** Arguments 0 (start), 1 (length), 2 (where the data lies). False: there is no room for it. */
@@ -70,8 +51,9 @@ export function sourcePut(window: u32): bool {
   const start = argument(0);
   const end = start + argument(1);
   sourcesForget(start, end);
+  if (count == SOURCES) return false;
   const index = seek(start);
-  if (!insert(index)) return false;
+  move(index, index + 1);
   const it = at(index);
   it.start = start;
   it.end = end;
@@ -80,32 +62,20 @@ export function sourcePut(window: u32): bool {
   return true;
 }
 
-/** Forgets what is known of [start, end). */
+/** Forgets what is known of [start, end); and, of a source that reaches from before it to behind it, what lies behind. */
 export function sourcesForget(start: u64, end: u64): void {
   for (let index = seek(start); index < count && at(index).start < end; ) {
     const it = at(index);
-    const rest = it.end;
     if (it.start < start) {
       it.end = start;
       index++;
-      // Without room for what is left behind, it is forgotten, too.
-      if (rest > end && insert(index)) {
-        memory.copy(changetype<usize>(at(index)), changetype<usize>(at(index - 1)), <usize>SOURCE);
-        advance(at(index), end);
-        at(index).end = rest;
-      }
-    } else if (rest > end) {
-      advance(it, end);
-      return;
+    } else if (it.end > end) {
+      it.data += end - it.start;
+      it.start = end;
     } else {
-      drop(index);
+      move(index + 1, index);
     }
   }
-}
-
-function advance(it: Source, to: u64): void {
-  it.data += to - it.start;
-  it.start = to;
 }
 
 /** What has the data of `address`, or null. */

@@ -140,9 +140,9 @@ export function transferBegin(op: u32, chosen: u32): i32 {
   return begin(op, chosen, argument(0), argument(0) + argument(1), argument(2));
 }
 
-/** Begins an operation over [from, to), without options. */
-export function transferOver(op: u32, from: u64, to: u64, src: u64): i32 {
-  return begin(op, 0, from, to, src);
+/** Begins a COPY to [from, to). */
+export function transferCopy(from: u64, to: u64, src: u64): i32 {
+  return begin(OP_COPY, 0, from, to, src);
 }
 
 function begin(op: u32, chosen: u32, from: u64, to: u64, src: u64): i32 {
@@ -179,11 +179,6 @@ export function transferCursor(): u64 {
 /** Where the data for that lies. */
 export function transferSource(): u64 {
   return source;
-}
-
-/** Bytes that are not resolved. */
-export function transferLeft(): f64 {
-  return <f64>(end - cursor);
 }
 
 /** The positive errno behind STEP_FAILED. */

@@ -131,18 +131,18 @@ export class Channel {
   transfer(operation: Op, options: number, start: bigint, length: number, source = 0n): number {
     const exports = this.core.arguments(start, length, source);
     const step = this.#carry(exports.transferBegin(operation, options));
-    if (step === Step.failed) throw this.#failure(operation, options);
+    if (step === Step.failed) throw this.#failure(operation, options, start + BigInt(length));
     return exports.transferDone();
   }
 
-  /** What the transfer that has failed was about. */
-  #failure(operation: Op, options: number): UffdError {
+  /** What the transfer that has failed was about, of what was asked for up to `end`. */
+  #failure(operation: Op, options: number, end: bigint): UffdError {
     const { exports } = this.core;
     const address = BigInt.asUintN(64, exports.transferCursor());
     return new UffdError(exports.transferErrno(), OPERATIONS[operation], {
       transferred: exports.transferDone(),
       address,
-      length: exports.transferLeft(),
+      length: Number(end - address),
       source: BigInt.asUintN(64, exports.transferSource()),
       range: this.rangeAt(address) ?? null,
       writeProtect: (options & Option.writeProtect) !== 0,
@@ -160,7 +160,7 @@ export class Channel {
     if (begun === Step.ask) return passed < length ? undefined : { passed, installed: 0 };
     const step = this.#carry(begun);
     if (step !== Step.failed) return { passed, installed: exports.transferDone() };
-    throw this.#failure(Op.copy, 0);
+    throw this.#failure(Op.copy, 0, start + BigInt(length));
   }
 
   /**

@@ -70,7 +70,6 @@ interface Exports extends Record<string, unknown> {
   transferErrno(): number;
   transferCursor(): bigint;
   transferSource(): bigint;
-  transferLeft(): number;
   /** log2 of the bytes of a page, and of an entry's of pagemap; how many planes. 0: no memory left. */
   dirtyOpen(pageShift: number, systemShift: number, planeCount: number): number;
   dirtyMark(): void;

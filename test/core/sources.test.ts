@@ -1,0 +1,262 @@
+// Faults that the core answers itself, from memory where the data lies: which, with what copy, and when the handler is to
+// be asked. What is known of sources is always the same as a plain map of pages would say.
+
+import { strict as assert } from 'node:assert';
+import { type Core, Op, Step } from '../../src/core.js';
+import { generator, seed, suite } from '../harness.js';
+import {
+  answer,
+  apply,
+  BASE,
+  drain,
+  FLAG_WP,
+  fault,
+  feed,
+  hear,
+  makeCore,
+  P,
+  PAGE,
+  page,
+  pagesOf,
+  put,
+  remap,
+  remove,
+  State,
+  stateOf,
+  still,
+  take,
+  transfer,
+  unmap,
+} from './support.js';
+import { EEXIST, ENOENT } from './transfers.js';
+
+const test = suite('sources');
+const DATA = 0x55aa_0000_0000n;
+const EFAULT = -14;
+
+/** Names a source for `count` pages from page `first` on; its data lies as far behind DATA. */
+function name(core: Core, first: number, count: number, window = 1, data = DATA + BigInt(first) * P): number {
+  return still(core, 'sourcePut', () => core.arguments(page(first), count * PAGE, data).sourcePut(window));
+}
+
+/** A page faults; the copy that the core begins for it: first page, pages, source. Undefined: it asks. */
+function copied(core: Core, index: number, flags = 0n): [number, number, bigint] | undefined {
+  feed(core, fault(page(index) + 8n, flags));
+  drain(core);
+  assert.deepEqual(pagesOf([hear(core)]), [index]);
+  const step = still(core, 'answerBegin', () => core.exports.answerBegin());
+  if (step === Step.ask) {
+    answer(core, true);
+    return undefined;
+  }
+  assert.equal(step, Step.call);
+  assert.equal(core.exports.transferCode() >>> 0, 0xc028aa03);
+  const [start, source, length, mode] = core.words.subarray(
+    core.request >>> 3,
+    (core.request >>> 3) + 4,
+  ) as unknown as [bigint, bigint, bigint, bigint];
+  assert.equal(mode, 0n);
+  return [Number((start - BASE) / P), Number(length / P), source];
+}
+
+/** The same, where the kernel does what it is asked for. */
+function answered(core: Core, index: number): [number, number, bigint] | undefined {
+  const copy = copied(core, index);
+  if (!copy) return undefined;
+  assert.equal(core.exports.transferResult(0), Step.done);
+  assert.equal(core.exports.answerDone(), 1);
+  assert.equal(core.exports.inboxAnswer(1), 0);
+  return copy;
+}
+
+function world(pages = 100): Core {
+  const core = makeCore();
+  put(core, 0, pages);
+  return core;
+}
+
+test('a missing page is copied from its source, with what is missing of its window', () => {
+  const core = world();
+  assert.equal(name(core, 10, 20, 8), 1);
+  assert.deepEqual(answered(core, 17), [16, 8, DATA + 16n * P]);
+  assert.equal(stateOf(core, 16), State.present);
+  // Clipped to the source, and to what is missing.
+  assert.deepEqual(answered(core, 12), [10, 6, DATA + 10n * P]);
+  assert.deepEqual(answered(core, 29), [24, 6, DATA + 24n * P]);
+  const other = world();
+  name(other, 0, 100, 8);
+  transfer(other, Op.copy, 18, 1, 0, DATA);
+  assert.deepEqual(answered(other, 20), [19, 5, DATA + 19n * P]);
+});
+
+test('the handler is asked without a source, for pages that are not missing, and for other kinds', () => {
+  const core = world();
+  name(core, 0, 8);
+  assert.equal(copied(core, 8), undefined);
+  apply(core, remove(page(1), page(2)));
+  assert.equal(copied(core, 1), undefined);
+  core.arguments(page(2), PAGE).pageClaim();
+  assert.equal(copied(core, 2), undefined);
+  // It was there, so it was removed.
+  transfer(core, Op.copy, 3, 1, 0, DATA);
+  assert.equal(copied(core, 3), undefined);
+  assert.equal(copied(core, 4, FLAG_WP), undefined);
+  assert.deepEqual(answered(core, 0), [0, 1, DATA]);
+});
+
+test('a copy that fails asks; the fault is handed out as it was, whatever was read meanwhile', () => {
+  const core = world();
+  name(core, 0, 8, 8);
+  copied(core, 5);
+  // Two pages came, then the source could not be read.
+  core.words[(core.request >>> 3) + 4] = 2n * P;
+  assert.equal(core.exports.transferResult(-11), Step.call);
+  core.words[(core.request >>> 3) + 4] = BigInt.asUintN(64, -11n);
+  assert.equal(core.exports.transferResult(-11), Step.read);
+  feed(core, fault(page(50), 0n, 7));
+  drain(core);
+  assert.equal(core.exports.transferResume(), Step.call);
+  assert.equal(core.exports.transferResult(EFAULT), Step.failed);
+  assert.equal(core.exports.answerDone(), 0);
+  core.exports.inboxRepeat();
+  assert.equal(core.delivered(0), page(5) + 8n);
+  assert.equal(core.delivered(1), page(5));
+  assert.equal(core.deliveredFault(2), 0);
+  // What it says of the failure: where, and from where.
+  assert.equal(BigInt.asUintN(64, core.exports.transferCursor()), page(2));
+  assert.equal(BigInt.asUintN(64, core.exports.transferSource()), DATA + 2n * P);
+});
+
+test('a removal that was read on the way puts the fault off; memory that is gone ends it', () => {
+  const core = world();
+  name(core, 0, 8, 8);
+  copied(core, 5);
+  core.words[(core.request >>> 3) + 4] = 0n;
+  assert.equal(core.exports.transferResult(-11), Step.read);
+  feed(core, remove(page(5), page(6)));
+  drain(core);
+  assert.equal(core.exports.transferResume(), Step.short);
+  assert.equal(core.exports.answerDone(), 0);
+  assert.equal(core.exports.inboxAnswer(0), 1);
+  const gone = world();
+  name(gone, 0, 8, 8);
+  copied(gone, 5);
+  gone.exports.transferResult(ENOENT);
+  assert.equal(gone.exports.transferResult(0), Step.unmapped);
+  assert.equal(gone.exports.inboxAnswer(0), 0);
+});
+
+test('a page of the window that is there is woken and stepped over', () => {
+  const core = world();
+  name(core, 0, 8, 8);
+  copied(core, 5);
+  assert.equal(core.exports.transferResult(EEXIST), Step.call);
+  assert.equal(core.exports.transferCode() >>> 0, 0x8010aa02);
+  assert.equal(core.exports.transferResult(0), Step.call);
+  assert.equal(core.exports.transferResult(0), Step.done);
+  assert.equal(core.exports.answerDone(), 1);
+});
+
+test('a source ends with the registration of its memory', () => {
+  for (const ends of [
+    (core: Core) => take(core, 4, 4),
+    (core: Core) => apply(core, unmap(page(4), page(8))),
+    (core: Core) => apply(core, remap(page(4), page(200), 4n * P), unmap(page(4), page(8))),
+  ]) {
+    const core = world();
+    name(core, 0, 16);
+    ends(core);
+    put(core, 4, 4);
+    assert.deepEqual(answered(core, 3), [3, 1, DATA + 3n * P]);
+    assert.equal(copied(core, 4), undefined);
+    assert.equal(copied(core, 7), undefined);
+    // What lies behind the cut may be named again.
+    assert.equal(copied(core, 8), undefined);
+    name(core, 8, 8);
+    assert.deepEqual(answered(core, 8), [8, 1, DATA + 8n * P]);
+  }
+});
+
+test('where huge pages are, a source that begins or ends inside of one leaves it to the handler', () => {
+  const core = makeCore();
+  const huge = 2 ** 21 / PAGE;
+  const first = huge - Number((BASE / P) % BigInt(huge));
+  put(core, first, 4 * huge, { pageShift: 21 });
+  name(core, first + 1, 3 * huge, 4);
+  assert.equal(copied(core, first), undefined);
+  const copy = answered(core, first + huge);
+  assert.deepEqual(copy, [first + huge, 2 * huge, DATA + BigInt(first + huge) * P]);
+  assert.equal(copied(core, first + 3 * huge), undefined);
+});
+
+test('ahead of faults, runs of missing pages come from their sources, and others are passed over', () => {
+  const core = world();
+  const ahead = (first: number, count: number): [step: number, passed: number] => {
+    const step = still(core, 'aheadBegin', () => core.arguments(page(first), count * PAGE).aheadBegin());
+    return [step, core.exports.aheadPassed() / PAGE];
+  };
+  assert.deepEqual(ahead(0, 8), [Step.ask, 0]);
+  name(core, 2, 10);
+  transfer(core, Op.copy, 2, 3, 0, DATA);
+  transfer(core, Op.copy, 8, 1, 0, DATA);
+  assert.deepEqual(ahead(2, 3), [Step.ask, 3]);
+  assert.deepEqual(ahead(2, 90), [Step.call, 3]);
+  assert.equal(core.exports.transferResult(0), Step.done);
+  assert.equal(core.exports.transferDone(), 3 * PAGE);
+  // To the end of what was asked for, and of the source.
+  assert.deepEqual(ahead(8, 2), [Step.call, 1]);
+  assert.equal(core.exports.transferResult(0), Step.done);
+  assert.equal(core.exports.transferDone(), PAGE);
+  assert.deepEqual(ahead(8, 90), [Step.call, 2]);
+  assert.equal(core.exports.transferResult(0), Step.done);
+  assert.equal(core.exports.transferDone(), 2 * PAGE);
+  assert.deepEqual(ahead(8, 90), [Step.ask, 4]);
+});
+
+test('whatever is named, unnamed and named again: each page has the source that it was given last', () => {
+  const first = seed();
+  for (let run = first; run < first + 60; run++) {
+    const below = generator(run);
+    const core = world(300);
+    const model = new Map<number, { data: bigint; source: number }>();
+    const cut = (from: number, count: number): void => {
+      const through = model.get(from - 1)?.source;
+      for (const [index, { source }] of model) {
+        if (index >= from && (index < from + count || source === through)) model.delete(index);
+      }
+    };
+    for (let step = 0; step < 40; step++) {
+      const from = below(280);
+      const count = 1 + below(20);
+      if (below(4) === 0) {
+        take(core, from, count);
+        put(core, from, count);
+        cut(from, count);
+      } else {
+        const data = DATA + BigInt(below(1 << 20)) * P;
+        assert.equal(name(core, from, count, 1, data), 1);
+        cut(from, count);
+        for (let i = 0; i < count; i++) model.set(from + i, { data: data + BigInt(i) * P, source: step });
+      }
+    }
+    for (let index = 0; index < 300; index++) {
+      const copy = copied(core, index);
+      if (copy) {
+        core.exports.transferResult(0);
+        core.exports.inboxAnswer(1);
+      }
+      assert.equal(copy?.[2], model.get(index)?.data, `page ${index}, run ${run}`);
+    }
+  }
+});
+
+test('there is room for 1,024; beyond that one is refused, and those that are there stay', () => {
+  const core = world(4000);
+  for (let index = 0; index < 1024; index++) assert.equal(name(core, index * 2, 1), 1);
+  assert.equal(name(core, 3000, 1), 0);
+  assert.deepEqual(answered(core, 0), [0, 1, DATA]);
+  assert.deepEqual(answered(core, 2046), [2046, 1, DATA + 2046n * P]);
+  assert.equal(name(core, 4, 1), 1);
+});
+
+test.run();
