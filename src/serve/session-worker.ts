@@ -5,7 +5,7 @@
 import '../linux.js';
 import { EventEmitter, once } from 'node:events';
 import { type MessagePort, parentPort } from 'node:worker_threads';
-import type { UffdError } from '../errors.js';
+import { UffdError } from '../errors.js';
 import type { Operation } from '../features.js';
 import type { RegisteredRange } from '../handler.js';
 import { MessageDecoder } from '../messages.js';
@@ -66,15 +66,11 @@ class Serving {
   }
 
   async run(): Promise<'exited' | 'closed' | 'stopped'> {
-    const { fd, id, pid, regions, memory, record, wait, stopped } = this.#task;
+    const { id, memory, record, wait, stopped } = this.#task;
     if ('message' in memory) throw Object.assign(new Error(memory.message), memory);
     if (record) this.#record = TraceWriter.toFile(record.file, { about: record.about });
-    const uffd = Userfaultfd.wrap(fd, {
-      features: ['event-remove'],
-      ranges: regions.map(rangeOf),
-      ...(pid > 0 ? { pid } : {}),
-      ...(this.#record ? { record: this.#record } : {}),
-    });
+    const uffd = this.#watch();
+    if (uffd === undefined) return 'exited';
     this.#uffd = uffd;
     const answers = this.#answers(memory);
     report({ is: 'serving', stopHandle: uffd.stopHandle });
@@ -92,6 +88,23 @@ class Serving {
     }
     if (this.#farewell === undefined) return 'stopped';
     return this.#farewell !== 'closed' && this.#farewell.code === 'ESRCH' ? 'exited' : 'closed';
+  }
+
+  /** Undefined: the monitor has exited since it handed over. */
+  #watch(): Userfaultfd | undefined {
+    const { fd, pid, regions } = this.#task;
+    try {
+      return Userfaultfd.wrap(fd, {
+        features: ['event-remove'],
+        ranges: regions.map(rangeOf),
+        ...(pid > 0 ? { pid } : {}),
+        ...(this.#record ? { record: this.#record } : {}),
+      });
+    } catch (error) {
+      if (error instanceof UffdError && error.syscall === 'pidfd_open' && error.code === 'ESRCH')
+        return undefined;
+      throw error;
+    }
   }
 
   /** Lets go of everything; the descriptor is its owner's again, if it is open still. */

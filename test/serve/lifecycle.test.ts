@@ -11,7 +11,7 @@ import type { Wait } from '../../src/index.js';
 import { type SessionEnd, serve } from '../../src/serve/index.js';
 import { inDirectory } from '../cli/command.js';
 import { generator, seed, suite } from '../harness.js';
-import { needKernel } from '../kernel/support.js';
+import { compileProgram, needKernel, needKernelFaults } from '../kernel/support.js';
 import { descriptors, memoryFile, P, serving, until } from './support.js';
 
 const test = suite('serve/lifecycle');
@@ -200,6 +200,19 @@ test('a memory file that has shrunk before its guest came is not served: what li
     assert.match(endedBy(ends[0]?.end), /has shrunk: 32768 bytes, of which 262144 are served/);
     assert.equal(await monitor.ended, 'SIGKILL');
     assert.equal(server.sessions.size, 0);
+  });
+});
+
+test('a monitor that is gone before its guest is served has exited', async () => {
+  needKernelFaults();
+  const program = compileProgram('../guest/monitor.c');
+  await serving({ pages: 64 }, async ({ socket, memory, ends, guest }) => {
+    // Nothing is accepted meanwhile, so it hangs until its own time limit.
+    assert.equal(spawnSync(program, ['-l', '1', socket, memory]).status, 1);
+    await until(() => ends.length === 1);
+    assert.equal(endedBy(ends[0]?.end), 'exited');
+    const { wrongCount } = await (await guest()).verify();
+    assert.equal(wrongCount, 0);
   });
 });
 
