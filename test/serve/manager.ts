@@ -44,12 +44,14 @@ exec 3<&0
 ) &
 manager=$!
 echo "$manager"
+# Nobody may be left to read what it says.
+exec >/dev/null 2>&1
 (read -r _ <&3 || kill -9 $manager) &
 watch=$!
 wait $manager || :
-kill $watch 2>/dev/null || :
+kill $watch || :
 for _ in $(seq 100); do
-  find "$group" -depth -type d -exec rmdir {} + 2>/dev/null && break
+  find "$group" -depth -type d -exec rmdir {} + && break
   sleep 0.1
 done
 `;

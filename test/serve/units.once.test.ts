@@ -58,7 +58,7 @@ async function managed(body: (manager: Manager) => Promise<void>, monitor = unit
   });
 }
 
-/** Starts the monitor's unit, and waits until its guest is served; its process. `meanwhile` is done before that. */
+/** Starts both units, and waits until the guest is served; the monitor's process. `meanwhile` is done before that. */
 async function startMonitor(
   manager: Manager,
   rounds: number,
@@ -66,6 +66,7 @@ async function startMonitor(
 ): Promise<number> {
   const before = guests(manager);
   await manager.systemctl('set-environment', `ROUNDS=${rounds}`);
+  await manager.systemctl('start', SERVER);
   await manager.systemctl('start', MONITOR);
   const monitor = await manager.mainPid(MONITOR);
   await meanwhile?.(monitor);
@@ -159,7 +160,6 @@ test(
   'the server is killed: its monitor, which hangs, is ended; the server comes back, and serves the next',
   () =>
     managed(async (manager) => {
-      // The server is started with it, and before.
       const monitor = await startMonitor(manager, NEVER);
       await killServer(manager, monitor);
       await untilEnded(manager, monitor);
@@ -173,7 +173,6 @@ test(
   'without BindsTo=, a monitor whose server was killed hangs; SIGKILL ends it',
   () =>
     managed(async (manager) => {
-      await manager.systemctl('start', SERVER);
       const monitor = await startMonitor(manager, NEVER);
       const before = await killServer(manager, monitor);
       assert.is(await manager.show(MONITOR, 'ActiveState'), 'active');
