@@ -1,0 +1,182 @@
+// Faults that are answered from a source, on the real kernel: what the handler hears of them, and when it is asked.
+
+import { setTimeout as sleep } from 'node:timers/promises';
+import * as assert from 'uvu/assert';
+import { MADV_DONTNEED, MAP_ANONYMOUS, MAP_PRIVATE, mmap } from '../../shim/memory.js';
+import { Userfaultfd } from '../../src/index.js';
+import { TraceWriter } from '../../src/trace/index.js';
+import { inDirectory } from '../cli/command.js';
+import { suite } from '../harness.js';
+import {
+  at,
+  map,
+  needKernel,
+  never,
+  numberedSource,
+  P,
+  pageOf,
+  recorder,
+  toucher,
+  withUffd,
+} from './support.js';
+
+const test = suite('sources');
+const PROT_NONE = 0;
+
+/** Fresh memory that begins where a window does. */
+function aligned(pages: number): bigint {
+  return (map(2 * pages) / BigInt(pages * P) + 1n) * BigInt(pages * P);
+}
+
+/** Memory that cannot be read. */
+function unreadable(pages: number): bigint {
+  return mmap(0n, pages * P, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS);
+}
+
+/** A handler that writes down what it is told of answers, and answers the rest with `answer`. */
+function listening(answer: Parameters<typeof recorder>[0]) {
+  const { calls, handler } = recorder(answer);
+  const told: [access: string, done: boolean, pages: number][] = [];
+  handler.answered = (access, done, bytes, ms) => {
+    assert.ok(ms >= 0);
+    told.push([access, done, bytes / P]);
+  };
+  return { calls, told, handler };
+}
+
+for (const how of ['by a loop', 'round by round'] as const) {
+  test(`missing pages come from their source with their window, the handler hears of it; ${how}`, async () => {
+    await withUffd(['event-remove'], async (uffd, thread) => {
+      const base = aligned(16);
+      uffd.register(base, 16 * P);
+      assert.is(uffd.answerFrom(base, 16 * P, numberedSource(16), { window: 4 }), true);
+      const { calls, told, handler } = listening((fault) => void uffd.zero(fault.page, P));
+      let over = false;
+      const touches = (async () => {
+        assert.equal(await thread.read(at(base, 2)), [3]);
+        await thread.write(7, at(base, 9));
+        // What was removed is asked for.
+        await thread.madvise(base, P, MADV_DONTNEED);
+        assert.equal(await thread.read(base), [0]);
+        assert.equal(await thread.read(at(base, 1), at(base, 9), at(base, 10)), [2, 7, 11]);
+        over = true;
+      })();
+      if (how === 'by a loop') uffd.start(handler);
+      while (!over) {
+        if (how !== 'by a loop') uffd.poll(handler);
+        await sleep(1);
+      }
+      await touches;
+      assert.equal(told, [
+        ['read', true, 4],
+        ['write', true, 4],
+      ]);
+      assert.equal(calls, [
+        ['removed', base, base + BigInt(P)],
+        ['pagefault', base, 'read'],
+      ]);
+    });
+  });
+}
+
+test('where the source cannot be read the handler is asked, and another source may follow', async () => {
+  await withUffd([], async (uffd, thread) => {
+    const base = map(4);
+    uffd.register(base, 4 * P);
+    uffd.answerFrom(base, 4 * P, unreadable(4));
+    const { calls, told, handler } = listening((fault) => {
+      uffd.copy(fault.page, pageOf(9));
+      uffd.answerFrom(base, 4 * P, numberedSource(4));
+    });
+    uffd.start(handler);
+    assert.equal(await thread.read(base), [9]);
+    assert.equal(await thread.read(at(base, 1)), [2]);
+    assert.equal(calls, [['pagefault', base, 'read']]);
+    assert.equal(told, [['read', true, 1]]);
+    assert.throws(
+      () => uffd.answerFrom(base, 2 * P, pageOf(1)),
+      (error: { code?: string }) => error.code === 'ERR_OUT_OF_RANGE',
+    );
+    for (const [start, window] of [
+      [base + 1n, 1],
+      [base, 0],
+      [base, 1.5],
+    ] as const) {
+      assert.throws(() => uffd.answerFrom(start, P, base, { window }), RangeError);
+    }
+  });
+});
+
+test('what a view holds is answered from as long as the memory is watched', async () => {
+  await withUffd([], async (uffd, thread) => {
+    const base = aligned(64);
+    uffd.register(base, 64 * P);
+    const name = (): boolean => uffd.answerFrom(base, 64 * P, new Uint8Array(64 * P).fill(3), { window: 8 });
+    assert.is(name(), true);
+    globalThis.gc?.();
+    const { told, handler } = listening(never);
+    uffd.start(handler);
+    for (let page = 0; page < 64; page += 8) assert.equal(await thread.read(at(base, page)), [3]);
+    assert.is(told.length, 8);
+    // Unregistered, it is nobody's: what comes there next is asked for.
+    uffd.unregister(base, 64 * P);
+    uffd.register(base, 64 * P);
+    await thread.madvise(base, 64 * P, MADV_DONTNEED);
+    uffd.stop();
+    const asked = listening((fault) => void uffd.zero(fault.page, P));
+    uffd.start(asked.handler);
+    assert.equal(await thread.read(base), [0]);
+    assert.is(asked.told.length, 0);
+  });
+});
+
+test('pages are installed before they are asked for, run by run', async () => {
+  await withUffd([], async (uffd, thread) => {
+    const base = map(16);
+    uffd.register(base, 16 * P);
+    assert.is(uffd.fillAhead(base, 16 * P), undefined);
+    uffd.copy(at(base, 2), pageOf(1));
+    uffd.answerFrom(base, 8 * P, numberedSource(8));
+    assert.equal(uffd.fillAhead(base, 16 * P), { passed: 0, installed: 2 * P });
+    assert.equal(uffd.fillAhead(base, 16 * P), { passed: 3 * P, installed: 5 * P });
+    assert.is(uffd.fillAhead(base, 16 * P), undefined);
+    assert.equal(uffd.fillAhead(base, 8 * P), { passed: 8 * P, installed: 0 });
+    uffd.start(listening(never).handler);
+    assert.equal(await thread.read(at(base, 7)), [8]);
+    const gone = unreadable(1);
+    uffd.answerFrom(at(base, 8), P, gone);
+    assert.throws(
+      () => uffd.fillAhead(at(base, 8), P),
+      (error: { code?: string; address?: bigint; source?: bigint; transferred?: number }) =>
+        error.code === 'EFAULT' &&
+        error.address === at(base, 8) &&
+        error.source === gone &&
+        error.transferred === 0,
+    );
+  });
+});
+
+test('while it is recorded the handler is asked for everything', async () => {
+  needKernel();
+  await inDirectory(async (directory) => {
+    const writer = TraceWriter.toFile(`${directory}/trace`);
+    const uffd = Userfaultfd.open({ record: writer });
+    const thread = await toucher();
+    try {
+      const base = map(2);
+      uffd.register(base, 2 * P);
+      assert.is(uffd.answerFrom(base, 2 * P, numberedSource(2)), false);
+      assert.is(uffd.fillAhead(base, 2 * P), undefined);
+      const { calls, told, handler } = listening((fault) => void uffd.copy(fault.page, pageOf(4)));
+      uffd.start(handler);
+      assert.equal(await thread.read(base), [4]);
+      assert.is(calls.length, 1);
+      assert.is(told.length, 0);
+    } finally {
+      uffd.close();
+      await thread.end();
+    }
+  });
+});
+
+test.run();
