@@ -1,5 +1,6 @@
-// Descriptors: closing them, seeing them become readable, and where a file has data.
+// Descriptors: closing them, how many there may be, seeing them become readable, and where a file has data.
 
+import { readdirSync, readFileSync } from 'node:fs';
 import type { Watch } from '../src/kernel.js';
 import { libc } from './libc.js';
 
@@ -16,6 +17,19 @@ const watching = new Set<Watch>();
 export function closeDescriptor(fd: number): number {
   const c = libc();
   return c.close(fd) < 0 ? -c.errno() : 0;
+}
+
+/** How many more this process may open; infinite where /proc does not tell. */
+export function descriptorsLeft(): number {
+  try {
+    const most = /^Max open files +(\d+)/m.exec(readFileSync('/proc/self/limits', 'utf8'))?.[1];
+    // The one that lists them is among them.
+    return most
+      ? Math.max(0, Number(most) - readdirSync('/proc/self/fd').length + 1)
+      : Number.POSITIVE_INFINITY;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === 'EMFILE' ? 0 : Number.POSITIVE_INFINITY;
+  }
 }
 
 /** Calls back on the event loop whenever a descriptor is readable. */

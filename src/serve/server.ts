@@ -4,13 +4,15 @@
 // Rules:
 //  - What one monitor does wrong ends its connection and nothing else.
 //  - A monitor whose guest cannot be served any more is killed through a pidfd that was opened when it connected.
+//  - A monitor is taken from the queue only where all descriptors that its guest needs find room: it can wait there, but a
+//    descriptor that finds no room is lost, and its guest hangs.
 //  - Nothing is left behind: sockets' paths, descriptors, threads.
 
 import { EventEmitter } from 'node:events';
-import { chmodSync, chownSync, lstatSync, unlinkSync } from 'node:fs';
-import { closeDescriptor, watchReadable } from '../../shim/descriptors.js';
+import { chmodSync, chownSync, unlinkSync } from 'node:fs';
+import { closeDescriptor, descriptorsLeft, watchReadable } from '../../shim/descriptors.js';
 import { openPidfd, SIGKILL, signalPidfd } from '../../shim/process.js';
-import { acceptUnix, isListening, listenUnix, type Peer, peerOf } from '../../shim/socket.js';
+import { acceptUnix, listenUnix, type Peer, peerOf } from '../../shim/socket.js';
 import { checkInteger, checkOneOf, wrongType } from '../arguments.js';
 import { UffdError } from '../errors.js';
 import type { Watch } from '../kernel.js';
@@ -21,6 +23,7 @@ import { HandOffError, parseRegions } from './handoff.js';
 import { type Mapping, MemoryFile } from './memory-file.js';
 import { Session, type SessionEnd } from './session.js';
 import { type SessionTask, toldError } from './session-task.js';
+import { inodeOf, makeRoom, SocketError } from './socket-path.js';
 import { Threads } from './threads.js';
 import { aboutSession, identify, type MemoryIdentity, workingSet } from './working-set.js';
 
@@ -70,6 +73,8 @@ export interface ServerEvents {
   connected: [peer: Peer, vm: Vm];
   /** A monitor was turned away, or has sent what cannot be served. */
   refused: [error: Error, peer: Peer | undefined, vm: Vm];
+  /** Monitors wait to be taken from the queue, and why. Told once, until the next is taken. */
+  starved: [reason: string, vm: Vm];
   /** A guest is served from now on. */
   begun: [session: Session, vm: Vm];
   ended: [session: Session, end: SessionEnd, vm: Vm];
@@ -77,13 +82,12 @@ export interface ServerEvents {
   killed: [session: Session];
 }
 
-/** A socket's path cannot be had. */
-export class SocketError extends Error {
-  override readonly name = 'SocketError';
-  readonly code = 'ERR_UFFD_SOCKET';
-}
-
-/** Descriptors cannot be accepted for want of room: tried again after so long. */
+/**
+ * Descriptors of a guest, at most: its connection, its userfaultfd and a memfd, the memory file, a trace, two pidfds, an
+ * eventfd; and eight of its thread's, if that begins with it.
+ */
+const GUEST_DESCRIPTORS = 16;
+/** No monitor can be taken for want of room: tried again after so long. */
 const STARVED_MS = 100;
 const EAGAIN = -11;
 
@@ -95,8 +99,10 @@ interface Listener {
   readonly prefetch: readonly Run[];
   readonly memory: MemoryFile;
   watch: Watch | undefined;
+  /** Set where monitors wait: when it listens again. */
+  starved: NodeJS.Timeout | undefined;
   /** Of the socket's file: it is removed only while it is still ours. */
-  readonly inode: number;
+  readonly inode: number | undefined;
 }
 
 /** A monitor that has connected, held against its PID being used again. */
@@ -106,6 +112,8 @@ interface Monitor {
   readonly pidfd: number;
   /** Connections and sessions that need it. */
   uses: number;
+  /** It has handed over. */
+  served: boolean;
 }
 
 /**
@@ -129,7 +137,6 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
   readonly #monitors = new Map<Session, Monitor>();
   readonly #conclude: (error?: Error) => void;
   #acceptLimit: NodeJS.Timeout | undefined;
-  #starved: NodeJS.Timeout | undefined;
   #begun = 0;
   #accepting = true;
 
@@ -211,8 +218,8 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
       }
       if (socketOwner) chownSync(vm.socket, socketOwner.uid, socketOwner.gid);
       if (socketMode !== undefined) chmodSync(vm.socket, socketMode);
-      const inode = lstatSync(vm.socket).ino;
-      return { vm, fd, identity, prefetch: runs, memory, watch: undefined, inode };
+      const inode = inodeOf(vm.socket);
+      return { vm, fd, identity, prefetch: runs, memory, watch: undefined, starved: undefined, inode };
     } catch (error) {
       memory.close();
       if (fd >= 0) {
@@ -228,9 +235,9 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
     this.#accepting = false;
     void this.#threads.close();
     clearTimeout(this.#acceptLimit);
-    clearTimeout(this.#starved);
-    for (const { vm, fd, watch, inode, memory } of this.#listeners.splice(0)) {
+    for (const { vm, fd, watch, starved, inode, memory } of this.#listeners.splice(0)) {
       watch?.close();
+      clearTimeout(starved);
       memory.close();
       closeDescriptor(fd);
       if (inodeOf(vm.socket) === inode) unlinkSync(vm.socket);
@@ -248,25 +255,39 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
     this.#conclude(new SocketError(`no monitor has connected within ${acceptMs} ms`));
   }
 
+  /** Takes those from the queue that there is room for. */
   #accept(listener: Listener): void {
-    while (this.#accepting) {
+    for (let taken = 0; this.#accepting; taken++) {
+      const left = descriptorsLeft();
+      const needed = GUEST_DESCRIPTORS * (1 + this.#beginning);
+      if (left < needed) {
+        // Behind one that was taken there may be nobody: if there is, this is called again.
+        if (taken === 0) this.#starve(listener, noRoom(left, needed));
+        return;
+      }
       const fd = acceptUnix(listener.fd);
       if (fd === EAGAIN) return;
       if (fd < 0) {
-        this.#starve(listener, fd);
+        this.#starve(listener, new UffdError(fd, 'accept4').message);
         return;
       }
+      listener.starved = undefined;
       this.#welcome(listener, fd);
     }
   }
 
-  /** No descriptor is left: not to be told of the same again and again, it listens again in a while. */
-  #starve(listener: Listener, result: number): void {
-    this.emit('refused', new UffdError(result, 'accept4'), undefined, listener.vm);
+  /** Guests that may not have all of their descriptors yet. */
+  get #beginning(): number {
+    const connecting = [...this.#connections.values()].filter(({ served }) => !served);
+    return connecting.length + [...this.sessions].filter(({ serving }) => !serving).length;
+  }
+
+  /** Not to be told of the same again and again, it listens again in a while. */
+  #starve(listener: Listener, reason: string): void {
+    if (!listener.starved) this.emit('starved', reason, listener.vm);
     listener.watch?.close();
     listener.watch = undefined;
-    this.#starved = setTimeout(() => {
-      if (!this.#accepting) return;
+    listener.starved = setTimeout(() => {
       listener.watch = watchReadable(listener.fd, () => this.#accept(listener));
     }, STARVED_MS);
   }
@@ -284,7 +305,12 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
       return;
     }
     clearTimeout(this.#acceptLimit);
-    const monitor: Monitor = { peer, pidfd: peer.pid > 0 ? Math.max(openPidfd(peer.pid), -1) : -1, uses: 1 };
+    const monitor: Monitor = {
+      peer,
+      pidfd: peer.pid > 0 ? Math.max(openPidfd(peer.pid), -1) : -1,
+      uses: 1,
+      served: false,
+    };
     this.emit('connected', peer, vm);
     const connection: Connection = new Connection(fd, peer, handOffMs, {
       handedOver: (text, uffd) => this.#begin(listener, monitor, text, uffd),
@@ -329,6 +355,7 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
     }
     this.#begun++;
     monitor.uses++;
+    monitor.served = true;
     this.sessions.add(session);
     this.#monitors.set(session, monitor);
     this.emit('begun', session, vm);
@@ -358,17 +385,8 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
   }
 }
 
-/** Removes a socket at a path that nobody listens at; anything else there is left. */
-function makeRoom(path: string): void {
-  const stat = lstatSync(path, { throwIfNoEntry: false });
-  if (!stat) return;
-  if (!stat.isSocket()) throw new SocketError(`${path} is there already, and is no socket`);
-  if (isListening(path)) throw new SocketError(`somebody listens at ${path} already`);
-  unlinkSync(path);
-}
-
-function inodeOf(path: string): number | undefined {
-  return lstatSync(path, { throwIfNoEntry: false })?.ino;
+function noRoom(left: number, needed: number): string {
+  return `${left} descriptors are left, and ${needed} may be needed; close some, or raise the limit (ulimit -n)`;
 }
 
 function deferred(): { promise: Promise<void>; resolve: () => void; reject: (error: Error) => void } {

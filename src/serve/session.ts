@@ -109,6 +109,11 @@ export class Session {
     worker.postMessage({ is: 'task', task } satisfies SessionOrder);
   }
 
+  /** Its thread has begun to serve, and has all that it needs. */
+  get serving(): boolean {
+    return this.#stopHandle !== undefined;
+  }
+
   /** Stops serving. A guest that still runs will hang at its next fault. */
   stop(): void {
     Atomics.store(this.#stopped, 0, 1);

@@ -5,11 +5,14 @@
 // process with it (koffi 3.3: napi_throw).
 
 import { Worker } from 'node:worker_threads';
+import { descriptorsLeft } from '../../shim/descriptors.js';
 
 /** Threads that are kept though nobody needs them. */
 const IDLE_MOST = 2;
 /** When the next is made, behind the one that was taken: a guest that was just handed over needs the processors. */
 const SPARE_AFTER_MS = 500;
+/** It is made only where so many descriptors are left: Node loses some where a thread cannot have its own. */
+const SPARE_DESCRIPTORS = 64;
 
 export class Threads {
   readonly #idle: Worker[] = [];
@@ -24,10 +27,11 @@ export class Threads {
     this.#more = more;
   }
 
-  /** Makes one, if none is there. */
+  /** Makes one, if none is there and there is room. */
   prepare(): void {
     this.#spare = undefined;
-    if (this.#idle.length === 0 && !this.#closing) this.#idle.push(this.#create());
+    if (this.#idle.length > 0 || this.#closing || descriptorsLeft() < SPARE_DESCRIPTORS) return;
+    this.#idle.push(this.#create());
   }
 
   /** A thread that waits for its task, a message. Whoever has served last comes first. */

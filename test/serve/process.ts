@@ -3,8 +3,11 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { closeSync, ftruncateSync, openSync, readFileSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
+import { Guest } from '../../src/cli/guest/guest.js';
+import type { GuestOptions } from '../../src/cli/guest/protocol.js';
 import { commandLine, type Ended, inDirectory } from '../cli/command.js';
 import { generator } from '../harness.js';
+import { needKernel } from '../kernel/support.js';
 
 /** Bytes of a page of the guests. */
 export const P = 4096;
@@ -79,7 +82,7 @@ export async function served(
 }
 
 /** A process that is killed when this one ends. */
-class Running {
+export class Running {
   readonly ended: Promise<Ended>;
   readonly #child: ChildProcess;
   readonly #output = { stdout: '', stderr: '' };
@@ -110,15 +113,24 @@ class Running {
     );
   }
 
-  /** Resolves once it has written a line to its standard output; rejects where it ends without. */
-  async says(line: string): Promise<void> {
+  get pid(): number {
+    return this.#child.pid as number;
+  }
+
+  /** What it has written until now. */
+  get output(): { readonly stdout: string; readonly stderr: string } {
+    return this.#output;
+  }
+
+  /** Resolves once it has written something; rejects where it ends without. */
+  async says(text: string, where: 'stdout' | 'stderr' = 'stdout'): Promise<void> {
     let over = false;
     this.ended
       .catch(() => {})
       .finally(() => {
         over = true;
       });
-    while (!this.#output.stdout.includes(line)) {
+    while (!this.#output[where].includes(text)) {
       if (over) throw new Error(`it has ended: ${JSON.stringify(await this.ended)}`);
       await new Promise<void>((resolve) => {
         this.#heard = resolve;
@@ -126,7 +138,53 @@ class Running {
     }
   }
 
+  /** Stops it where it is, until 'SIGCONT'. */
+  signal(name: 'SIGSTOP' | 'SIGCONT'): void {
+    this.#child.kill(name);
+  }
+
   kill(): void {
     this.#child.kill('SIGKILL');
   }
+}
+
+/** `uffd serve` in a process of its own, and guests of it; everything is ended and gone afterwards. */
+export async function servingApart(
+  { pages, pageSize = P, options = [] }: { pages: number; pageSize?: number; options?: readonly string[] },
+  body: (scene: {
+    server: Running;
+    socket: string;
+    /** Starts a guest, and waits until it has handed over. */
+    guest(options?: Partial<GuestOptions>): Promise<Guest>;
+  }) => Promise<void>,
+): Promise<void> {
+  needKernel();
+  await inDirectory(async (directory) => {
+    const [socket, memory] = [join(directory, 'socket'), join(directory, 'memory')];
+    writeMemory(memory, (pages * pageSize) / P, pages);
+    const server = new Running(commandLine(['serve', '--socket', socket, '--memory', memory, ...options]));
+    const guests: Guest[] = [];
+    const kill = (): void => {
+      for (const guest of guests) guest.kill();
+    };
+    process.once('exit', kill);
+    try {
+      await server.says(`ready: ${socket}\n`);
+      await body({
+        ...{ server, socket },
+        async guest(more = {}) {
+          const guest = new Guest({ socket, memory, pageSize, ...more });
+          guests.push(guest);
+          await guest.handedOver;
+          return guest;
+        },
+      });
+    } finally {
+      kill();
+      process.off('exit', kill);
+      await Promise.all(guests.map(({ ended }) => ended));
+      server.kill();
+      await server.ended;
+    }
+  });
 }

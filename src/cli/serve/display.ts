@@ -37,6 +37,7 @@ class LogDisplay implements Display {
     server.on('refused', (error, peer, { socket }) => {
       log.warn({ socket, ...peer, reason: error.message }, 'a monitor was turned away');
     });
+    server.on('starved', (reason, { socket }) => log.warn({ socket, reason }, 'monitors wait'));
     server.on('begun', ({ id, peer, bytes, regions }, { socket, memory }) => {
       const { pid } = peer;
       log.info({ vm: id, socket, memory, pid, bytes, regions: regions.length }, 'a guest is served');
@@ -82,6 +83,7 @@ class LiveDisplay implements Display {
     });
     this.#timer = setInterval(() => this.#draw(), INTERVAL_MS);
     server.on('refused', (error) => this.say(`a monitor was turned away: ${printable(error.message)}`));
+    server.on('starved', (reason) => this.say(`monitors wait: ${reason}`));
     server.on('begun', (session) => {
       const bar = this.#bars.create(session.bytes, 0, told(session, 0));
       this.#lines.set(session, { bar, faults: 0 });
