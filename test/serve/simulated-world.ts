@@ -1,0 +1,111 @@
+// The answers of `uffd serve` in simulated worlds: a source that tests can hold up and fail, and threads that wait for each
+// other.
+
+import type { FaultHandler } from '../../src/index.js';
+import { Answers, type Region, Tally } from '../../src/serve/index.js';
+import { type Action, advise, type Program, read } from '../../src/sim/index.js';
+import { type SimulateOptions, simulate, type World } from '../../src/testing/index.js';
+
+/** Runs of each scenario, by seed. */
+export const RUNS = 50;
+const DONTNEED = 4;
+/** An address at which nothing is: a copy from there is EFAULT, as it is from behind the end of a file. */
+const NOWHERE = 0x1000_0000_0000n;
+
+export interface Served {
+  window?: number;
+  /** Pages of the world that are holes of the file. */
+  hole?: (index: number) => boolean;
+  /** Called once the bytes of some pages were fetched, and before they are copied. True: they cannot be read. */
+  fetched?: (first: number, count: number) => boolean | void;
+  closed?: (code: string | undefined) => void;
+  tally?: Tally;
+}
+
+/** The world's memory as two regions, the second of which lies first in the file. */
+export function answers(world: World, served: Served = {}): Answers {
+  const { window = 1, hole = () => false, fetched, closed, tally = new Tally() } = served;
+  const { pageSize, pages, address } = world;
+  const half = Math.ceil(pages / 2);
+  const rest = pages - half;
+  const region = (first: number, count: number, offset: number): Region => ({
+    ...{ start: address + BigInt(first * pageSize), length: count * pageSize, pageSize },
+    offset: offset * pageSize,
+  });
+  const regions = [region(0, half, rest), region(half, rest, 0)].filter(({ length }) => length > 0);
+  const indexOf = (offset: number): number => {
+    const page = Math.floor(offset / pageSize);
+    return page < rest ? half + page : page - rest;
+  };
+  return new Answers({
+    ...{ regions, tally, window, latency() {}, now: () => world.kernel.now },
+    closed: (error) => closed?.(error?.code),
+    source: {
+      stretchAt(offset) {
+        const isHole = hole(indexOf(offset));
+        let [from, to] = [Math.floor(offset / pageSize), Math.floor(offset / pageSize) + 1];
+        while (from > 0 && hole(indexOf((from - 1) * pageSize)) === isHole) from--;
+        while (to < pages && hole(indexOf(to * pageSize)) === isHole) to++;
+        return { from: from * pageSize, to: to * pageSize, data: !isHole };
+      },
+      bytesAt(offset, length) {
+        const [first, count] = [indexOf(offset), length / pageSize];
+        const bytes = new Uint8Array(length);
+        for (let page = 0; page < count; page++) bytes.set(world.source(first + page), page * pageSize);
+        return fetched?.(first, count) ? NOWHERE : bytes;
+      },
+    },
+  });
+}
+
+/** Others go on for so long, and whoever asked waits. */
+export function slowly(world: World, ms: number): void {
+  world.kernel.sleep(() => false, ms);
+}
+
+export function* reads(world: World, ...pages: number[]): Program {
+  for (const page of pages) yield read(world.page(page) + 5n);
+}
+
+export const remove = (world: World, page: number, pages = 1) =>
+  advise(world.page(page), pages * world.pageSize, DONTNEED);
+
+/** What the source has where `reads` looks. */
+export const byteOf = (world: World, page: number): number => world.source(page)[5] as number;
+
+export interface Scene {
+  readonly handler: FaultHandler;
+  readonly threads: readonly Program[];
+}
+
+/** Runs with many seeds: what matters is the same whatever else differs. */
+export async function always(
+  scene: (world: World) => Scene,
+  options: Partial<SimulateOptions> = {},
+): Promise<void> {
+  for (let seed = 1; seed <= RUNS; seed++) {
+    let threads: readonly Program[] = [];
+    const handler = (world: World): FaultHandler => {
+      const made = scene(world);
+      threads = made.threads;
+      return made.handler;
+    };
+    await simulate({ pages: 6, ...options, seed, handler, threads: () => threads });
+  }
+}
+
+/** Waits for something that others do. */
+export const when = (over: () => boolean): Action => ({
+  text: 'waits',
+  *steps() {
+    yield { place: 'read', over };
+    return 0;
+  },
+});
+
+/** How many threads sleep: in a fault, and until their removal is read. */
+export function asleep({ kernel }: World): Record<'fault' | 'event', number> {
+  const places = kernel.threads.map(({ wait }) => wait?.place);
+  const count = (place: string): number => places.filter((one) => one === place).length;
+  return { fault: count('fault'), event: count('event') };
+}
