@@ -36,7 +36,7 @@ class Monitor {
   readonly #options: GuestOptions;
   readonly #memory: Mapping;
   readonly #layout: Layout;
-  /** By page, whether a removal has begun; behind that, whether one was over. */
+  /** By page, how many removals have begun; behind that, how many were over. */
   readonly #removals: Uint8Array<SharedArrayBuffer>;
   /** The userfaultfd: open until this process ends, as a monitor's is. */
   readonly #fd: number;
@@ -115,13 +115,19 @@ class Monitor {
 
   #remove(from: number, to: number): GuestAnswer {
     const { pages, pageSize } = this.#layout;
-    this.#removals.fill(1, from, to);
+    this.#count(from, to);
     for (let page = from; page < to; page++) {
       // Page by page: regions have gaps between them.
       this.#memory.discard(placeOf(this.#layout, page), placeOf(this.#layout, page) + pageSize);
     }
-    this.#removals.fill(1, pages + from, pages + to);
+    this.#count(pages + from, pages + to);
     return { is: 'removed' };
+  }
+
+  /** From 255 on it goes on with 1: 0 is never. */
+  #count(from: number, to: number): void {
+    for (let at = from; at < to; at++)
+      Atomics.store(this.#removals, at, ((this.#removals[at] as number) % 255) + 1);
   }
 }
 

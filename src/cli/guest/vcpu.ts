@@ -3,7 +3,8 @@
 //
 // Rules:
 //  - A page holds what the file has until it is first removed, and zeros from then on; but for what was written.
-//  - Writes go to a place of each thread's own at the begin of a page, which is not compared with the file.
+//  - Writes go to a place of each thread's own at the begin of a page, which is not compared with the file. What was
+//    written is there, unless the page was removed meanwhile.
 
 import { closeSync, openSync, readSync } from 'node:fs';
 import { createHistogram, type RecordableHistogram } from 'node:perf_hooks';
@@ -19,7 +20,7 @@ export interface VcpuTask {
   readonly file: string;
   readonly order: Required<Omit<TouchOrder, 'do' | 'handOver'>>;
   readonly thread: number;
-  /** By page: whether a removal of it has begun, and whether one was over. */
+  /** By page: how many removals of it have begun, and how many were over; 0: none ever. */
   readonly removals: SharedArrayBuffer;
   /** A word of 64 bits: when all threads began, by `nanoseconds`; 0: not yet. */
   readonly begun: SharedArrayBuffer;
@@ -82,11 +83,16 @@ class Vcpu {
       const page = order.from + index;
       const content = this.#at(placeOf(layout, page));
       const write = order.writes > 0 && touches % order.writes === 0;
+      const removals = this.#removalsUnder(page);
       const before = performance.now();
       if (write) content[thread % WRITTEN_BYTES] = 1 + (touches % 255);
       else this.#sum += content[0] as number;
       this.#latency.record(Math.max(1, Math.round((performance.now() - before) * 1e6)));
       firstMs ??= sinceBegin();
+      if (write && content[thread % WRITTEN_BYTES] !== 1 + (touches % 255)) {
+        if (removals !== undefined && this.#removalsUnder(page) === removals)
+          this.#note(`page ${page} has lost what was written to it`);
+      }
       touches++;
       this.#compare(page, content);
     }
@@ -109,6 +115,17 @@ class Vcpu {
     return view.subarray(place % VIEW_BYTES, (place % VIEW_BYTES) + this.#task.layout.pageSize);
   }
 
+  /** How many removals of a page there were; undefined: one is under way. */
+  #removalsUnder(page: number): number | undefined {
+    const begun = Atomics.load(this.#begun, page);
+    return begun === Atomics.load(this.#over, page) ? begun : undefined;
+  }
+
+  #note(wrong: string): void {
+    this.#wrongCount++;
+    if (this.#wrong.length < WRONG_TOLD) this.#wrong.push(wrong);
+  }
+
   #compare(page: number, content: Uint8Array): void {
     const { layout, order } = this.#task;
     const wasRemoved = Atomics.load(this.#over, page) > 0;
@@ -124,12 +141,10 @@ class Vcpu {
       ? holds(this.#zeros)
       : holds(this.#expected) || (mayBeRemoved && holds(this.#zeros));
     if (right) return;
-    this.#wrongCount++;
-    if (this.#wrong.length === WRONG_TOLD) return;
     const should = wasRemoved ? this.#zeros : this.#expected;
     const at = found.findIndex((byte, index) => index >= from && byte !== should[index]);
     const removed = wasRemoved ? ', which was removed,' : '';
-    this.#wrong.push(`page ${page}${removed} has ${found[at]} at byte ${at}, and should have ${should[at]}`);
+    this.#note(`page ${page}${removed} has ${found[at]} at byte ${at}, and should have ${should[at]}`);
   }
 }
 
