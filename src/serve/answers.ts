@@ -41,6 +41,9 @@ const PAUSE_MS = 50;
 /** Pages that may wait for a read of theirs to be tried again; a guest could touch any number. */
 const TROUBLES_MOST = 1024;
 
+/** Bytes that are installed at once, at most, while nobody asks for them: one copy of so many costs little more for each page than a larger one. */
+export const AHEAD_BYTES = 65_536;
+
 /** Memory in huge pages has no zero page: zeros are copied. */
 const HUGE = 4096;
 
@@ -119,8 +122,8 @@ export class Answers implements FaultHandler {
     }
     const { pageSize } = region;
     if (uffd.pageState(page) !== 'missing') return pageSize;
-    const { start, length } = uffd.window(page, most / pageSize);
-    const rest = { start: page, length: Number(start + BigInt(length) - page) };
+    const { start, length } = uffd.window(page, Math.max(1, AHEAD_BYTES / pageSize));
+    const rest = { start: page, length: Math.min(Number(start + BigInt(length) - page), most) };
     const { data, start: from, length: bytes } = this.#alike(region, page, rest);
     if (data) this.#shorten(uffd, region, page);
     const done = data ? this.#copy(uffd, region, from, bytes) : this.#zero(uffd, region, from, bytes);

@@ -5,12 +5,10 @@
 import type { UffdError } from '../errors.js';
 import type { Userfaultfd } from '../userfaultfd.js';
 import { wholePages } from '../whole-pages.js';
-import type { Answers } from './answers.js';
+import { AHEAD_BYTES, type Answers } from './answers.js';
 import type { Region } from './handoff.js';
 import type { Count } from './tally.js';
 
-/** Bytes of a step. One copy of so many costs little more for each page than a larger one. */
-const STEP_BYTES = 65_536;
 /** Calls of a step, at most: pages that lie apart take one each. */
 const STEP_CALLS = 16;
 
@@ -40,7 +38,7 @@ export class Background {
 
   /** A little more. False: there is no more. */
   step(): boolean {
-    for (let bytes = 0, calls = 0; bytes < STEP_BYTES && calls < STEP_CALLS && !this.#done; calls++) {
+    for (let bytes = 0, calls = 0; bytes < AHEAD_BYTES && calls < STEP_CALLS && !this.#done; calls++) {
       const { done, value } = this.#steps.next();
       this.#done = done === true;
       bytes += value ?? 0;
@@ -64,7 +62,7 @@ export class Background {
     const first = Math.max(from, offset);
     const last = Math.min(to, offset + length);
     for (let at = first - ((first - offset) % pageSize); at < last && !uffd.closed; ) {
-      const most = wholePages(Math.min(STEP_BYTES, last - at), pageSize);
+      const most = wholePages(Math.min(AHEAD_BYTES, last - at), pageSize);
       const some = this.#install(uffd, region, start + BigInt(at - offset), most, count);
       at += some;
       yield some;
@@ -72,9 +70,10 @@ export class Background {
   }
 
   /** How far to go on. */
-  #install(uffd: Userfaultfd, region: Region, page: bigint, most: number, count: Count): number {
+  #install(...step: Parameters<Answers['fillAhead']>): number {
+    const [, region] = step;
     try {
-      return this.#answers.fillAhead(uffd, region, page, most, count);
+      return this.#answers.fillAhead(...step);
     } catch (error) {
       // What cannot be read is left to whoever needs it.
       if ((error as UffdError).code !== 'EFAULT') throw error;
