@@ -2,7 +2,7 @@
 
 import { strict as assert } from 'node:assert';
 import { spawnSync } from 'node:child_process';
-import { existsSync, lstatSync, mkdirSync, truncateSync, writeFileSync } from 'node:fs';
+import { existsSync, lstatSync, mkdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -159,7 +159,7 @@ for (const [onError, outcome] of [
   ['kill', 'SIGKILL'],
   ['leave', 'still there'],
 ] as const) {
-  test(`a memory file that shrinks while it is served: its own monitor is ${onError === 'kill' ? 'killed' : 'left'}, others are served`, async () => {
+  test(`13. a memory file that shrinks while it is served: its own monitor is ${onError === 'kill' ? 'killed' : 'left'}, others are served`, async () => {
     await serving({ pages: 64, onError }, async ({ guest, server, memory, ends, directory }) => {
       const other = memoryFile(directory, 64, P, 'other');
       const socket = join(directory, 'other-socket');
@@ -175,6 +175,7 @@ for (const [onError, outcome] of [
       const { end } = ends[0] as (typeof ends)[number];
       assert.equal(end.how, 'failed');
       assert.match(end.how === 'failed' ? end.error.message : '', /EFAULT/);
+      assert.equal(ends[0]?.session.tally.get('retried'), 3);
       const ended = await Promise.race([
         monitor.ended,
         sleep(onError === 'kill' ? 10_000 : 100, 'still there'),
@@ -189,6 +190,27 @@ for (const [onError, outcome] of [
     });
   });
 }
+
+test('13. a memory file that shrinks, and is whole again before the last try: its guest goes on with the right pages', async () => {
+  await serving({ pages: 64, window: 4 }, async ({ guest, server, memory, ends }) => {
+    const content = readFileSync(memory);
+    const monitor = await guest();
+    await monitor.touch({ threads: 1, order: 'sequential', seed: 1, to: 8 });
+    const [session] = server.sessions;
+    truncateSync(memory, 16 * P);
+    const touching = monitor.touch({ threads: 2, order: 'random', seed: 1, from: 16 });
+    await until(() => session?.tally.get('retried') !== 0);
+    writeFileSync(memory, content, { flag: 'r+' });
+    for (const { touches, wrong, wrongCount } of [await touching, await monitor.verify()]) {
+      assert.equal(wrongCount, 0, wrong.join('\n'));
+      assert.ok(touches >= 48);
+    }
+    assert.equal(ends.length, 0);
+    await monitor.end();
+    await until(() => ends.length === 1);
+    assert.deepEqual(ends[0]?.end, { how: 'exited' });
+  });
+});
 
 test('a memory file that has shrunk before its guest came is not served: what lies behind its end is not its own', async () => {
   await serving({ pages: 64 }, async ({ server, socket, memory, ends }) => {

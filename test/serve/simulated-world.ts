@@ -22,20 +22,25 @@ export interface Served {
   tally?: Tally;
 }
 
-/** The world's memory as two regions, the second of which lies first in the file. */
+/** The world's memory as three regions, the second of which lies first in the file. */
 export function answers(world: World, served: Served = {}): Answers {
   const { window = 1, hole = () => false, fetched, closed, tally = new Tally() } = served;
   const { pageSize, pages, address } = world;
-  const half = Math.ceil(pages / 2);
-  const rest = pages - half;
+  const third = Math.ceil(pages / 3);
+  const second = Math.min(third, pages - third);
   const region = (first: number, count: number, offset: number): Region => ({
     ...{ start: address + BigInt(first * pageSize), length: count * pageSize, pageSize },
     offset: offset * pageSize,
   });
-  const regions = [region(0, half, rest), region(half, rest, 0)].filter(({ length }) => length > 0);
+  const regions = [
+    region(0, third, second),
+    region(third, second, 0),
+    region(third + second, pages - third - second, third + second),
+  ].filter(({ length }) => length > 0);
   const indexOf = (offset: number): number => {
     const page = Math.floor(offset / pageSize);
-    return page < rest ? half + page : page - rest;
+    if (page < second) return third + page;
+    return page < second + third ? page - second : page;
   };
   return new Answers({
     ...{ regions, tally, window, latency() {}, now: () => world.kernel.now },
