@@ -267,17 +267,6 @@ export function inboxNext(now: f64): i32 {
   if (eventCount > 0) return deliverEvent();
   if (!drained) return inboxRoom() > 0 ? NEXT_READ : NEXT_NO_MEMORY;
   if (!faultTake(now)) return NEXT_NONE;
-  const it = changetype<Fault>(current);
-  if (it.kind == KIND_MISSING) noticeRemoval(it.page);
-  out = true;
-  cutShort = false;
-  gone = false;
-  inboxRepeat();
-  return NEXT_FAULT;
-}
-
-/** Hands out the fault that is out once more: reading uses `delivery`, too. */
-export function inboxRepeat(): void {
   const fault = changetype<Fault>(current);
   const it = changetype<Delivery>(delivery);
   it.a = fault.address;
@@ -285,6 +274,11 @@ export function inboxRepeat(): void {
   it.kind = fault.kind;
   it.write = fault.write;
   it.tid = fault.tid;
+  if (it.kind == KIND_MISSING) noticeRemoval(it.b);
+  out = true;
+  cutShort = false;
+  gone = false;
+  return NEXT_FAULT;
 }
 
 /**

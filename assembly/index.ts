@@ -26,7 +26,6 @@ export {
   inboxNextEvent,
   inboxOpen,
   inboxPutOff,
-  inboxRepeat,
   inboxRoom,
   inboxTake,
   inboxUnknown,

@@ -41,6 +41,8 @@ export class Channel {
 
   readonly #pageSize: number;
   #pid = 0;
+  /** How often a transfer had to read first. */
+  #reads = 0;
 
   constructor(core: Core, port: KernelPort, fd: number, pageSize: number) {
     this.core = core;
@@ -171,11 +173,11 @@ export class Channel {
     const { exports } = this.core;
     const begun = exports.answerBegin();
     if (begun === Step.ask) return undefined;
+    const reads = this.#reads;
     const step = this.#carry(begun);
     const done = exports.answerDone() !== 0;
-    if (done || step !== Step.failed) return done;
-    exports.inboxRepeat();
-    return undefined;
+    // What was read on the way has to be told before any fault is offered: this one comes again.
+    return done || step !== Step.failed || this.#reads !== reads ? done : undefined;
   }
 
   /** Carries a transfer from one step to its last. */
@@ -187,6 +189,7 @@ export class Channel {
         const result = this.port.ioctl(this.fd, exports.transferCode() >>> 0, this.core.request);
         step = exports.transferResult(result);
       } else {
+        this.#reads++;
         this.drain();
         step = exports.transferResume();
       }

@@ -55,7 +55,6 @@ interface Exports extends Record<string, unknown> {
   inboxDelay(now: number): number;
   inboxWaiting(): number;
   inboxEvict(): number;
-  inboxRepeat(): void;
   /** Arguments: start, length, where the data lies. */
   sourcePut(window: number): number;
   aheadBegin(): number;

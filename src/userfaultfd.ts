@@ -470,6 +470,12 @@ export class Userfaultfd implements Disposable {
     return true;
   }
 
+  /** Forgets what `answerFrom` was told: the handler is asked for everything. */
+  forgetSources(): void {
+    this.#channel.sourced = false;
+    this.#sources.clear();
+  }
+
   /**
    * Installs the first run of missing pages of a range from its source (`answerFrom`), before they are asked for.
    *

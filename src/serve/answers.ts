@@ -16,6 +16,11 @@ import type { Count, Tally } from './tally.js';
 
 /** Where pages come from. */
 export interface Source {
+  /**
+   * Whether the bytes lie in memory for as long as it is served: then most faults are answered from there without a word
+   * here, until a read has failed.
+   */
+  readonly mapped: boolean;
   stretchAt(offset: number): { readonly from: number; readonly to: number; readonly data: boolean };
   /** The bytes at an offset: where they lie, or themselves. */
   bytesAt(offset: number, length: number): bigint | Uint8Array;
@@ -52,6 +57,9 @@ export class Answers implements FaultHandler {
   readonly #zeros = new Map<number, Uint8Array>();
   /** Reads that failed, by page. */
   readonly #troubles = new Map<bigint, { tries: number; next: number }>();
+
+  /** A read has failed. */
+  #failed = false;
 
   constructor(options: AnswersOptions) {
     this.#options = options;
@@ -161,6 +169,7 @@ export class Answers implements FaultHandler {
   /** Has the faults of a stretch of data answered without being asked. */
   #shorten(uffd: Userfaultfd, { start, length, offset, pageSize }: Region, page: bigint): void {
     const { source, window } = this.#options;
+    if (!source.mapped || this.#failed) return;
     const { from, to } = source.stretchAt(offset + Number(page - start));
     const first = Math.max(floor(from, pageSize), offset);
     const bytes = Math.min(wholePages(to, pageSize), offset + length) - first;
@@ -172,6 +181,9 @@ export class Answers implements FaultHandler {
     const tries = (this.#troubles.get(page)?.tries ?? 0) + 1;
     const many = tries === 1 && !this.#roomForTrouble(uffd);
     if (error.code !== 'EFAULT' || tries >= TRIES || many) throw error;
+    // From now on each read is made here, and no more often than it is meant to be.
+    this.#failed = true;
+    uffd.forgetSources();
     this.#options.tally.add('retried');
     this.#troubles.set(page, { tries, next: this.#options.now() + PAUSE_MS * 2 ** tries });
   }

@@ -122,6 +122,7 @@ class Serving {
     return new Answers({
       regions,
       source: {
+        mapped: true,
         stretchAt: (offset) => stretches.at(offset),
         bytesAt: (offset) => file.address + BigInt(offset),
       },

@@ -18,13 +18,15 @@ export interface Served {
   hole?: (index: number) => boolean;
   /** Called once the bytes of some pages were fetched, and before they are copied. True: they cannot be read. */
   fetched?: (first: number, count: number) => boolean | void;
+  /** Whether the source's bytes lie in memory: then `fetched` hears of the first read of each stretch alone. */
+  mapped?: boolean;
   closed?: (code: string | undefined) => void;
   tally?: Tally;
 }
 
 /** The world's memory as three regions, the second of which lies first in the file. */
 export function answers(world: World, served: Served = {}): Answers {
-  const { window = 1, hole = () => false, fetched, closed, tally = new Tally() } = served;
+  const { window = 1, hole = () => false, mapped = false, fetched, closed, tally = new Tally() } = served;
   const { pageSize, pages, address } = world;
   const third = Math.ceil(pages / 3);
   const second = Math.min(third, pages - third);
@@ -46,6 +48,7 @@ export function answers(world: World, served: Served = {}): Answers {
     ...{ regions, tally, window, latency() {}, now: () => world.kernel.now },
     closed: (error) => closed?.(error?.code),
     source: {
+      mapped,
       stretchAt(offset) {
         const isHole = hole(indexOf(offset));
         let [from, to] = [Math.floor(offset / pageSize), Math.floor(offset / pageSize) + 1];

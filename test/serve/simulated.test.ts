@@ -47,7 +47,7 @@ for (const pageSize of [4096, 65536]) {
       for (let seed = 1; seed <= SEEDS; seed++) {
         const random = new Random(seed ^ 0xa115);
         const pick = <T>(list: readonly T[]): T => list[random.below(list.length)] as T;
-        const [window, slow] = [pick([1, 2, 16]), random.chance(0.5)];
+        const [window, slow, mapped] = [pick([1, 2, 16]), random.chance(0.5), random.chance(0.5)];
         const hole = pick([() => false, (index: number) => index % 4 > 1]);
         await simulate({
           ...{ seed, pageSize, features, inject: PASSING, wait: pick(WAITS) },
@@ -59,7 +59,7 @@ for (const pageSize of [4096, 65536]) {
             const fetched = (): void => {
               if (slow && world.chooser.below(3) === 0) slowly(world, 0.01 * 4 ** world.chooser.below(8));
             };
-            return answers(world, { window, hole, tally: seen, fetched });
+            return answers(world, { window, hole, mapped, tally: seen, fetched });
           },
         });
       }

@@ -96,6 +96,7 @@ class SimulatedGuest {
     const answers = new Answers({
       regions: [{ start: memory, length, offset: 0, pageSize }],
       source: {
+        mapped: false,
         stretchAt: () => ({ from: 0, to: length, data: true }),
         bytesAt: (offset, bytes) => bytesOf(fd, offset, bytes),
       },
