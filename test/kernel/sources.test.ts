@@ -9,6 +9,7 @@ import { inDirectory } from '../cli/command.js';
 import { suite } from '../harness.js';
 import {
   at,
+  kernelWith,
   map,
   needKernel,
   never,
@@ -22,6 +23,8 @@ import {
 
 const test = suite('sources');
 const PROT_NONE = 0;
+const UFFDIO_COPY = 0xc028aa03;
+const UFFD_EVENT_REMOVE = 0x15;
 
 /** Fresh memory that begins where a window does. */
 function aligned(pages: number): bigint {
@@ -105,6 +108,53 @@ test('where the source cannot be read the handler is asked, and another source m
       assert.throws(() => uffd.answerFrom(start, P, base, { window }), RangeError);
     }
   });
+});
+
+test('what was read on the way of a copy that fails is told before its fault is offered', async () => {
+  needKernel();
+  const base = aligned(4);
+  const EAGAIN = 11;
+  const EFAULT = 14;
+  const outcomes = [EAGAIN, EFAULT, EFAULT];
+  const kernel = kernelWith((port, { buffer }) => {
+    const { ioctl, read } = port;
+    let removal = false;
+    return {
+      ioctl(fd, request, at) {
+        const outcome = request === UFFDIO_COPY && outcomes.shift();
+        if (!outcome) return ioctl.call(port, fd, request, at);
+        new DataView(buffer).setBigInt64(at + 32, -BigInt(outcome), true);
+        removal = outcome === EAGAIN;
+        return -outcome;
+      },
+      read(fd, at, length) {
+        if (!removal) return read.call(port, fd, at, length);
+        removal = false;
+        const message = new DataView(buffer, at, 32);
+        message.setUint8(0, UFFD_EVENT_REMOVE);
+        message.setBigUint64(8, base + 2n * BigInt(P), true);
+        message.setBigUint64(16, base + 3n * BigInt(P), true);
+        return 32;
+      },
+    };
+  });
+  const uffd = Userfaultfd.open({ features: ['event-remove'], kernel });
+  const thread = await toucher();
+  try {
+    uffd.register(base, 4 * P);
+    uffd.answerFrom(base, P, numberedSource(1));
+    const { calls, told, handler } = listening((fault) => void uffd.copy(fault.page, pageOf(8)));
+    uffd.start(handler);
+    assert.equal(await thread.read(base), [8]);
+    assert.equal(told, [['read', false, 0]]);
+    assert.equal(calls, [
+      ['removed', base + 2n * BigInt(P), base + 3n * BigInt(P)],
+      ['pagefault', base, 'read'],
+    ]);
+  } finally {
+    uffd.close();
+    await thread.end();
+  }
 });
 
 test('what a view holds is answered from as long as the memory is watched', async () => {
