@@ -19,6 +19,8 @@ const BALLOON = 16;
 /** Threads; each with pages in ascending order, and at random. */
 const THREADS = [1, 8] as const;
 const WINDOWS = [1, 16] as const;
+/** Guests that a handler serves before it is measured: it is compiled as it runs. */
+const WARM_ROUNDS = 6;
 /** A part of the memory: what a guest needs after it was restored. */
 const WORKING_SET = 1 / 4;
 const SEED = 7;
@@ -97,6 +99,8 @@ export class ServeBench {
           `${cpu}`,
         ]);
         try {
+          const first = { cpu, threads: 1, order: 'random', balloon: false };
+          for (let round = 0; round < WARM_ROUNDS; round++) this.#guest(ours, first);
           for (const threads of THREADS) {
             for (const [order, balloon] of [
               ['ascending', false],
@@ -154,8 +158,10 @@ export class ServeBench {
     const [plain, prefetching] = [await this.#ours(-1, []), await this.#ours(-1, ['--prefetch', trace])];
     try {
       const ms = (handler: Handler): number => this.#guest(handler, how).ns / 1e6;
-      ms(plain);
-      ms(prefetching);
+      for (let round = 0; round < WARM_ROUNDS; round++) {
+        ms(plain);
+        ms(prefetching);
+      }
       const pairs = Array.from({ length: rounds }, () => [ms(plain), ms(prefetching)] as const);
       return {
         pages,

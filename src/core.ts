@@ -174,9 +174,19 @@ export class WasmModule<T extends Record<string, unknown>> {
 
 const core = new WasmModule<Exports>(wasm);
 
-/** Makes a core. */
+/** One that was made before it is needed. */
+let spare: Core | undefined;
+
+/** Makes a core, or takes the one that was prepared. */
 export function instantiate(): Core {
-  return new Core(core.instantiate());
+  const taken = spare ?? new Core(core.instantiate());
+  spare = undefined;
+  return taken;
+}
+
+/** Has the next core ready: compiling and making one takes half a millisecond, and more the first time. */
+export function prepareCore(): void {
+  spare ??= new Core(core.instantiate());
 }
 
 /**

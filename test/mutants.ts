@@ -20,6 +20,20 @@ interface Mutant {
 
 const MUTANTS: Mutant[] = [
   {
+    breaks: 'what was removed never comes from a source',
+    file: 'answers.ts',
+    from: 'fault.kind != KIND_MISSING || pageState(page) != PAGE_MISSING',
+    to: 'fault.kind != KIND_MISSING',
+    test: 'core/sources',
+  },
+  {
+    breaks: 'a source ends with the registration of its memory',
+    file: 'inbox.ts',
+    from: '  sourcesForget(start, end);\n',
+    to: '',
+    test: 'core/sources',
+  },
+  {
     breaks: 'EEXIST wakes the page',
     file: 'transfer.ts',
     from: 'options & OPTION_DONTWAKE ? passOver() : wake(pageSizeAt(cursor), PHASE_STEP_OVER)',

@@ -5,10 +5,10 @@
 import '../linux.js';
 import { EventEmitter, once } from 'node:events';
 import { type MessagePort, parentPort } from 'node:worker_threads';
+import { prepareCore } from '../core.js';
 import { UffdError } from '../errors.js';
 import type { Operation } from '../features.js';
 import type { RegisteredRange } from '../handler.js';
-import { MessageDecoder } from '../messages.js';
 import { TraceWriter } from '../trace/writer.js';
 import { Userfaultfd } from '../userfaultfd.js';
 import { Answers } from './answers.js';
@@ -24,9 +24,9 @@ import {
 } from './session-task.js';
 import { Tally } from './tally.js';
 
-// What takes time at first, while nobody waits for it: koffi is loaded, and the core compiled.
+// What takes time, while nobody waits for it: koffi is loaded, and a core made.
 Userfaultfd.isSupported();
-new MessageDecoder();
+prepareCore();
 
 const owner = parentPort as MessagePort;
 /** Of sessions that wait on the event loop, by their ids: something has ended them. */
@@ -53,6 +53,7 @@ async function serve(task: SessionTask): Promise<void> {
     end = { how: 'failed', error: toldError(error) };
   }
   report({ is: 'ended', ...end, ...session.leave() });
+  prepareCore();
 }
 
 class Serving {
