@@ -3,8 +3,8 @@
 //
 // A file named *.once.test.ts does not use the core: it runs once, not on each.
 //
-// Two files run at a time: one of those that share what the machine has one of (huge pages, the terminal, the load
-// that a race needs), and one of the others.
+// Two files run at a time, of which one at most shares what the machine has one of (huge pages, the terminal, the load
+// that a race needs).
 //
 //   node dist/test/run.js [WORD…]     only files whose path contains one of the words
 //   UFFD_CORE=release|debug           one core only
@@ -41,16 +41,19 @@ const runs = cores.flatMap((core) =>
     .filter((file) => core === cores[0] || !file.endsWith('.once.test.js'))
     .map((file) => ({ file, core, apart: APART.test(file) })),
 );
-await Promise.all(
-  [true, false].map(async (lane) => {
-    for (const { file, core, apart } of runs) if (apart === lane) await runFile(file, core);
-  }),
-);
+const apart = runs.filter((run) => run.apart);
+const others = runs.filter((run) => !run.apart);
+await Promise.all([runAll(apart), runAll(others).then(() => runAll(apart))]);
 
 const ran = totals.passed + totals.failed;
 if (ran === 0) console.log('no test ran');
 console.log(`${totals.passed} passed, ${totals.failed} failed, ${totals.skipped} skipped`);
 process.exitCode = ran === 0 || totals.failed > 0 ? 1 : 0;
+
+/** Runs what is left of a list, one file after the other. */
+async function runAll(left: typeof runs): Promise<void> {
+  for (let run = left.shift(); run; run = left.shift()) await runFile(run.file, run.core);
+}
 
 /** Runs one file; counts and tells what became of its tests. */
 async function runFile(file: string, core: CoreName): Promise<void> {

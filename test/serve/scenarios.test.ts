@@ -5,9 +5,9 @@
 //   9        here, simulated.test.ts, and lifecycle.test.ts, where monitors are killed at random moments
 //   10       simulated.test.ts; the queue itself: test/core/
 //   11       handoff.test.ts
-//   12       windows.test.ts
+//   12       windows.once.test.ts
 //   13       lifecycle.test.ts and simulated.test.ts
-//   14       lifecycle.test.ts, peers.once.test.ts, handoff.test.ts and limits.test.ts
+//   14       lifecycle.test.ts, peers.once.test.ts, handoff.test.ts and limits.once.test.ts
 
 import { strict as assert } from 'node:assert';
 import { readdirSync, readFileSync } from 'node:fs';
