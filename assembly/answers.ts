@@ -7,10 +7,7 @@ import { pageSizeAt } from './inbox';
 import { PAGE_MISSING, pageState, pagesWindow, pagesWindowSize, pagesWindowStart } from './pages';
 import { argument } from './request';
 import { sourceOf } from './sources';
-import { transferCopy, transferCursor } from './transfer';
-
-/** The handler is to be asked; the other steps are those of a transfer (STEP_*). */
-export const STEP_ASK: i32 = -1;
+import { STEP_ASK, transferCopy, transferCursor } from './transfer';
 
 /** Bytes in front of what `aheadBegin` begins with. */
 let passed: u64 = 0;

@@ -78,6 +78,8 @@ export const STEP_UNMAPPED: i32 = 4;
 /** The process whose memory it is has exited or called exec. */
 export const STEP_EXITED: i32 = 5;
 export const STEP_FAILED: i32 = 6;
+/** Nothing was begun: the handler is to be asked (see answers.ts). */
+export const STEP_ASK: i32 = 7;
 
 /** How one operation differs from the others. */
 @unmanaged

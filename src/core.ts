@@ -104,7 +104,7 @@ export const Next = {
   noMemory: 7,
 } as const;
 
-/** What a transfer needs next (assembly/transfer.ts, and `ask` of assembly/answers.ts, STEP_*). */
+/** What a transfer needs next (assembly/transfer.ts, STEP_*). */
 export const Step = {
   ask: -1,
   call: 0,

@@ -257,14 +257,11 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
 
   /** Takes those from the queue that there is room for. */
   #accept(listener: Listener): void {
-    for (let taken = 0; this.#accepting; taken++) {
-      const left = descriptorsLeft();
-      const needed = GUEST_DESCRIPTORS * (1 + this.#beginning);
-      if (left < needed) {
-        // Behind one that was taken there may be nobody: if there is, this is called again.
-        if (taken === 0) this.#starve(listener, noRoom(left, needed));
-        return;
-      }
+    const left = descriptorsLeft();
+    const needed = GUEST_DESCRIPTORS * (1 + this.#beginning);
+    if (left < needed) this.#starve(listener, noRoom(left, needed));
+    // Behind the last that there is room for there may be nobody: if there is, this is called again.
+    for (let room = left; room >= needed && this.#accepting; room -= GUEST_DESCRIPTORS) {
       const fd = acceptUnix(listener.fd);
       if (fd === EAGAIN) return;
       if (fd < 0) {

@@ -45,7 +45,7 @@ async function assertRefused(wrong: (socket: number) => void | Promise<void>, re
     assert.match(scene.refusals[0] as string, reason);
     assert.equal(scene.refusals.length, 1);
     closeSync(socket);
-    assert.equal(descriptors(), before);
+    await until(() => descriptors() <= before);
     await assertServes(scene);
   });
 }
@@ -110,7 +110,7 @@ test('a connection that is closed at once is no failure', async () => {
     closeSync(connect(scene.socket));
     await assertServes(scene);
     assert.deepEqual(scene.refusals, []);
-    assert.equal(descriptors(), before);
+    await until(() => descriptors() <= before);
   });
 });
 
@@ -123,7 +123,7 @@ test('a connection that is closed in the middle of a text', async () => {
     closeSync(socket);
     await until(() => scene.refusals.length > 0);
     assert.match(scene.refusals.join(), /closed in the middle of a hand-off/);
-    assert.equal(descriptors(), before);
+    await until(() => descriptors() <= before);
     await assertServes(scene);
   });
 });
@@ -206,7 +206,7 @@ test(`${ROUNDS} hand-offs that are mutated at random: nothing is lost, and the n
       // Whoever is not accepted yet waits in a queue that has an end.
       if (round % 32 === 31) await until(() => descriptors() < before + 40);
     }
-    await until(() => scene.server.sessions.size === 0 && descriptors() === before);
+    await until(() => scene.server.sessions.size === 0 && descriptors() <= before);
     await assertServes(scene);
   });
 }, 300_000);
