@@ -106,7 +106,6 @@ export const Next = {
 
 /** What a transfer needs next (assembly/transfer.ts, STEP_*). */
 export const Step = {
-  ask: -1,
   call: 0,
   read: 1,
   done: 2,
@@ -114,6 +113,7 @@ export const Step = {
   unmapped: 4,
   exited: 5,
   failed: 6,
+  ask: 7,
 } as const;
 
 /** Rows of the transfer table (assembly/transfer.ts, OP_*). */
