@@ -83,10 +83,10 @@ export interface ServerEvents {
 }
 
 /**
- * Descriptors of a guest, at most: its connection, its userfaultfd and a memfd, the memory file, a trace, two pidfds, an
- * eventfd; and eight of its thread's, if that begins with it.
+ * Descriptors of a guest, at most: its connection, its userfaultfd and a memfd, a trace, two pidfds, an eventfd; and those
+ * of its thread, if that begins with it: eight, and the files that it loads, dozens at a time.
  */
-const GUEST_DESCRIPTORS = 16;
+const GUEST_DESCRIPTORS = 64;
 /** No monitor can be taken for want of room: tried again after so long. */
 const STARVED_MS = 100;
 const EAGAIN = -11;

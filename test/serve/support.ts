@@ -81,11 +81,11 @@ export async function serving(
   });
 }
 
-/** Descriptors of this process, but for those that each thread has of its own, whatever it does. */
-export function descriptors(): number {
-  return readdirSync('/proc/self/fd').filter((fd) => {
+/** Descriptors of a process, but for those that each thread has of its own, whatever it does. */
+export function descriptors(pid: number | 'self' = 'self'): number {
+  return readdirSync(`/proc/${pid}/fd`).filter((fd) => {
     try {
-      return !/^(anon_inode:\[event(poll|fd)\]|pipe:)/.test(readlinkSync(`/proc/self/fd/${fd}`));
+      return !/^(anon_inode:\[event(poll|fd)\]|pipe:)/.test(readlinkSync(`/proc/${pid}/fd/${fd}`));
     } catch {
       return false;
     }
