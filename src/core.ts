@@ -5,7 +5,7 @@ import { instantiateSync } from '@assemblyscript/loader';
 import wasm from '#wasm';
 
 /** What assembly/index.ts exports. Booleans are 0 or 1; `u64` and addresses travel through memory. */
-interface Exports extends Record<string, unknown> {
+export interface Exports extends Record<string, unknown> {
   memory: WebAssembly.Memory;
   // Regions of memory that never move, as offsets.
   parameters: WebAssembly.Global;

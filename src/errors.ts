@@ -70,6 +70,7 @@ export class UffdError extends Error {
   readonly transferred: number;
   readonly address?: bigint;
 
+  /** @internal */
   constructor(errno: number, syscall: string, options: UffdErrorOptions = {}) {
     const code = errnoName(Math.abs(errno));
     super(`${code}: ${syscall}${rangeOf(options)}${because(code, syscall, options)}`);

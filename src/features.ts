@@ -26,9 +26,18 @@ const FEATURE_TABLE = [
   ['move', '6.8'],
 ] as const;
 
-type KnownFeature = (typeof FEATURE_TABLE)[number][0];
+/**
+ * A feature that has a name here.
+ *
+ * @useDeclaredType
+ */
+export type KnownFeature = (typeof FEATURE_TABLE)[number][0];
 
-/** A feature that `open` can ask for. `bit-17` and so on: one of a newer kernel, without a name here yet. */
+/**
+ * A feature that `open` can ask for. `bit-17` and so on: one of a newer kernel, without a name here yet.
+ *
+ * @useDeclaredType
+ */
 export type Feature = KnownFeature | `bit-${number}`;
 
 /** All features with a name, by bit number. */
@@ -91,9 +100,18 @@ const OPERATION_TABLE = [
   ['poison', '6.6'],
 ] as const;
 
-type KnownOperation = (typeof OPERATION_TABLE)[number][0];
+/**
+ * An operation that has a name here.
+ *
+ * @useDeclaredType
+ */
+export type KnownOperation = (typeof OPERATION_TABLE)[number][0];
 
-/** An operation that a range allows. `bit-9` and so on: one this library has no name for yet. */
+/**
+ * An operation that a range allows. `bit-9` and so on: one this library has no name for yet.
+ *
+ * @useDeclaredType
+ */
 export type Operation = KnownOperation | 'api' | `bit-${number}`;
 
 /** All operations on ranges with a name, by bit number. */
@@ -104,7 +122,11 @@ export function operationSince(operation: Operation): string | undefined {
   return OPERATION_TABLE.find(([name]) => name === operation)?.[1];
 }
 
-/** A kind of fault to be told of; what `register` turns on. */
+/**
+ * A kind of fault to be told of; what `register` turns on.
+ *
+ * @useDeclaredType
+ */
 export type Mode = (typeof MODES)[number];
 
 /** Features, and operations, by bit number. */

@@ -3,7 +3,7 @@
 import './linux.js';
 
 export { UffdError, UnsupportedError } from './errors.js';
-export type { Feature, Mode, Operation } from './features.js';
+export type { Feature, KnownFeature, KnownOperation, Mode, Operation } from './features.js';
 export { FEATURES, featureSince, OPERATIONS, operationSince } from './features.js';
 export type { FaultHandler, Pagefault, RegisteredRange } from './handler.js';
 export type { Kernel, KernelPort, Watch } from './kernel.js';

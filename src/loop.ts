@@ -17,6 +17,8 @@ export const WAITS = ['poll', 'block', 'spin', 'adaptive'] as const;
  * How to wait for faults. `poll`: on Node's event loop; `start` returns at once. The others run in the calling
  * thread until stopped, and are meant for workers: `block` sleeps in poll(2); `spin` never sleeps; `adaptive`
  * spins while faults come fast and sleeps otherwise. Stop a loop before ending its worker: docs/serving.md.
+ *
+ * @useDeclaredType
  */
 export type Wait = (typeof WAITS)[number];
 

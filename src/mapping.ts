@@ -64,6 +64,7 @@ function leave(space: Space): void {
   if (Atomics.compareExchange(space.users, RETURNED, 0, 1) === 0) memory.munmap(space.address, space.mapped);
 }
 
+/** Memory of this process, which other threads can attach to. Its bytes may outlive it: they read zeros then. */
 export class Mapping implements Disposable {
   /** Where it lies; page-aligned. */
   readonly address: bigint;
@@ -89,6 +90,16 @@ export class Mapping implements Disposable {
   /**
    * `length` bytes of private memory, zero and not touched yet. Not backed by transparent huge pages unless asked
    * for, so each page faults by itself.
+   *
+   * @example
+   * ```ts
+   * import { Mapping } from 'userfaultfd';
+   *
+   * const memory = Mapping.anonymous(16 * 4096);
+   * memory.bytes[5] = 1;
+   * console.log(memory.address % 4096n, memory.bytes.length, memory.bytes[5]);
+   * memory.close();
+   * ```
    *
    * @throws RangeError; UffdError ENOMEM (huge pages: the pool is empty), EINVAL (no huge pages of that size)
    */

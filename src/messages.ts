@@ -2,6 +2,7 @@
 
 import { outOfRange } from './arguments.js';
 import { type Core, instantiate, MESSAGE_BYTES, MESSAGES_MOST, MODES, Next } from './core.js';
+import type { Mode } from './features.js';
 
 /** A message of the kernel. Addresses as it sent them; `end` is exclusive; `length` in bytes, before a growth. */
 export type Message =
@@ -9,7 +10,7 @@ export type Message =
       event: 'pagefault';
       address: bigint;
       access: 'read' | 'write';
-      kind: (typeof MODES)[number];
+      kind: Mode;
       /** 0: the feature 'thread-id' is off. */
       tid: number;
     }
@@ -61,7 +62,7 @@ function messageAt(core: Core, offset: number): Message {
         event: 'pagefault',
         address: core.delivered(0),
         access: core.deliveredFault(1) ? 'write' : 'read',
-        kind: MODES[core.deliveredFault(0)] as (typeof MODES)[number],
+        kind: MODES[core.deliveredFault(0)] as Mode,
         tid: core.deliveredFault(2),
       };
     case Next.removed:

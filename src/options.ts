@@ -90,7 +90,11 @@ export interface StartOptions {
   wait?: Wait;
 }
 
-/** What is known of a page: see `Userfaultfd.pageState`. */
+/**
+ * What is known of a page: see `Userfaultfd.pageState`.
+ *
+ * @useDeclaredType
+ */
 export type PageState = (typeof PAGE_STATES)[number];
 
 /** The core's bits for a fill's options. */

@@ -1,4 +1,4 @@
 // The entry `userfaultfd/core`: what runs anywhere. No koffi, nothing of Node.
 
-export { Core, instantiate } from './core.js';
+export { Core, type Exports, instantiate, type Plane, type RangeReport } from './core.js';
 export { decodeMessages, type Message } from './messages.js';

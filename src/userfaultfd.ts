@@ -56,6 +56,10 @@ import type { TraceWriter } from './trace/writer.js';
 import { explained, noveltiesOf, noveltiesOfModes } from './versions.js';
 import { warn } from './warning.js';
 
+/**
+ * A userfaultfd: which memory is watched, what is put there, and the loop that tells a handler of each fault. It
+ * belongs to one thread; `release` and `wrap` take it to another.
+ */
 export class Userfaultfd implements Disposable {
   /** How it was opened; undefined after `wrap`, which cannot know. */
   readonly via: 'syscall' | 'device' | undefined;
@@ -130,6 +134,15 @@ export class Userfaultfd implements Disposable {
   /**
    * Opens a userfaultfd: non-blocking, close-on-exec, its features fixed for life.
    *
+   * @example
+   * ```ts
+   * import { Userfaultfd } from 'userfaultfd';
+   *
+   * const uffd = Userfaultfd.open({ optional: ['event-remove', 'thread-id'] });
+   * console.log(uffd.via, uffd.userModeOnly, [...uffd.features]);
+   * uffd.close();
+   * ```
+   *
    * @throws UnsupportedError where this is not Linux, koffi is missing, or the kernel lacks a feature
    * @throws UffdError EPERM (no privilege), ENOSYS, EMFILE; what to do is in the message
    */
@@ -185,6 +198,23 @@ export class Userfaultfd implements Disposable {
   /**
    * Adopts a descriptor whose handshake is done: one received over a socket, or released on another thread.
    * It belongs to the new object from then on; where this throws it still belongs to the caller.
+   *
+   * @example
+   * ```ts
+   * import { Mapping, Userfaultfd } from 'userfaultfd';
+   *
+   * const memory = Mapping.anonymous(16 * 4096);
+   * const first = Userfaultfd.open();
+   * first.register(memory.address, memory.length);
+   *
+   * // All three can be posted to another thread.
+   * const { ranges, features } = first;
+   * const fd = first.release();
+   *
+   * const second = Userfaultfd.wrap(fd, { ranges, features });
+   * console.log(second.ranges.length);
+   * second.close();
+   * ```
    *
    * @throws UffdError EBADF, ENOTTY (no userfaultfd), EINVAL (its handshake is not done), ESRCH (no such process)
    */
@@ -325,6 +355,20 @@ export class Userfaultfd implements Disposable {
    * `src` is read by the kernel on this thread: it must not lie in memory that this thread serves. Into huge pages
    * it should be in memory already: the kernel takes a page more from the pool for a moment otherwise, or says ENOMEM.
    *
+   * @example
+   * ```ts
+   * import { Mapping, Userfaultfd } from 'userfaultfd';
+   *
+   * const memory = Mapping.anonymous(4 * 4096);
+   * const uffd = Userfaultfd.open();
+   * uffd.register(memory.address, memory.length);
+   *
+   * // Nobody has to wait for a page to fill it.
+   * const done = uffd.copy(memory.address, new Uint8Array(2 * 4096).fill(7));
+   * console.log(done, uffd.pageState(memory.address), uffd.pageState(memory.address + 8192n));
+   * uffd.close();
+   * ```
+   *
    * @param length whole pages; default: all of `src`, which must then be whole pages
    * @returns bytes resolved. Fewer than `length`: a mapping change came first, the memory is gone, or its
    *   process is; in a handler return `false`, and the fault comes again where it still stands.
@@ -441,7 +485,22 @@ export class Userfaultfd implements Disposable {
    *
    * `src` must stay what it is until the memory is unregistered, or has another source. What a view holds is kept.
    *
-   * @param start, length whole pages, registered
+   * @example
+   * ```ts
+   * import { Mapping, Userfaultfd } from 'userfaultfd';
+   *
+   * const memory = Mapping.anonymous(64 * 4096);
+   * const snapshot = new Uint8Array(memory.length).fill(1);
+   * const uffd = Userfaultfd.open();
+   * uffd.register(memory.address, memory.length);
+   * console.log(uffd.answerFrom(memory.address, memory.length, snapshot, { window: 16 }));
+   * console.log(uffd.fillAhead(memory.address, 16 * 4096));
+   * uffd.close();
+   * ```
+   *
+   * @param start whole pages, registered
+   * @param length in bytes
+   * @param src where the data of the page at `start` lies
    * @returns whether the shortcut is taken
    * @throws RangeError, TypeError
    */
@@ -507,6 +566,34 @@ export class Userfaultfd implements Disposable {
    *
    * A handler that throws stops the loop. The error reaches the caller: of `start`, or with 'poll' as an
    * uncaught exception. The fault it was about stays, for the next `start`; `close` lets every thread go.
+   *
+   * @example
+   * ```ts
+   * import { Worker } from 'node:worker_threads';
+   * import { Mapping, Userfaultfd } from 'userfaultfd';
+   *
+   * const memory = Mapping.anonymous(4 * 4096);
+   * const uffd = Userfaultfd.open();
+   * uffd.register(memory.address, memory.length);
+   * const content = new Uint8Array(uffd.pageSize).fill(42);
+   * uffd.start({
+   *   pagefault({ page, access }) {
+   *     console.log(access);
+   *     // Fewer bytes: a change of the memory came first. The fault is offered again.
+   *     return uffd.copy(page, content) === content.length;
+   *   },
+   *   closed: () => console.log('closed'),
+   * });
+   *
+   * // Whoever touches the memory has to be another thread.
+   * const toucher = new Worker(
+   *   `import { workerData } from 'node:worker_threads';
+   *    import { Mapping } from 'userfaultfd';
+   *    console.log(Mapping.attach(workerData).bytes[0]);`,
+   *   { eval: true, workerData: memory.share() },
+   * );
+   * toucher.on('exit', () => uffd.close());
+   * ```
    *
    * @returns false for a descriptor that is closed or released, and without a handler. A second call while a
    *   loop runs is true, warns, and keeps the first handler.

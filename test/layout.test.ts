@@ -94,9 +94,9 @@ const PACKAGES: Record<string, RegExp> = {
 
 /** What may stand at the top, beside files whose name begins with a dot. */
 const TOP = [
-  ...['package.json', 'package-lock.json', 'tsconfig.json', 'asconfig.json', 'biome.json'],
+  ...['package.json', 'package-lock.json', 'tsconfig.json', 'asconfig.json', 'biome.json', 'typedoc.json'],
   ...['assembly', 'shim', 'src', 'test', 'bench', 'docs', 'examples'],
-  ...['README.md', 'ARCHITECTURE.md', 'CHANGELOG.md', 'LICENSE'],
+  ...['README.md', 'ARCHITECTURE.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'SECURITY.md', 'LICENSE'],
   // Not tracked.
   ...['node_modules', 'dist'],
 ];

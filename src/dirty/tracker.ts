@@ -58,6 +58,7 @@ interface Base {
   readonly stored: Stored;
 }
 
+/** Says which pages of some memory were written, and keeps checkpoints of it: docs/dirty-tracking.md. */
 export class DirtyTracker implements Disposable {
   /** How writes are seen. */
   readonly mode: 'async' | 'sync';
@@ -81,6 +82,18 @@ export class DirtyTracker implements Disposable {
   /**
    * Begins to track. Nothing counts as written yet. Any thread of this process may write meanwhile, this one
    * included; no other userfaultfd may watch the memory for write-protection.
+   *
+   * @example
+   * ```ts
+   * import { Mapping } from 'userfaultfd';
+   * import { DirtyTracker } from 'userfaultfd/dirty';
+   *
+   * const memory = Mapping.anonymous(100 * 4096);
+   * const tracker = await DirtyTracker.open(memory);
+   * memory.bytes[7 * 4096] = 1;
+   * for (const { start, length } of tracker.collect()) console.log(start - memory.address, length);
+   * tracker.close();
+   * ```
    *
    * @param memory a mapping, or whole pages of this process that stay mapped as long as they are tracked
    * @throws UnsupportedError where the kernel has no write-protection of the kind; UffdError as `open` and

@@ -119,6 +119,18 @@ interface Monitor {
 /**
  * Listens, and serves every monitor that connects.
  *
+ * @example
+ * ```ts
+ * import { writeFileSync } from 'node:fs';
+ * import { serve } from 'userfaultfd/serve';
+ *
+ * writeFileSync('snapshot.mem', new Uint8Array(16 * 4096));
+ * const server = await serve({ vms: [{ socket: 'vm.sock', memory: 'snapshot.mem' }], window: 16 });
+ * server.on('begun', (session, vm) => console.log(`${vm.memory}: guest ${session.id}`));
+ * server.on('ended', (session, { how }) => console.log(how, session.tally.get('faults')));
+ * await server.close();
+ * ```
+ *
  * @throws MemoryFileError, SocketError, TraceError, WorkingSetError; the errors of open(2); RangeError, TypeError
  */
 export async function serve(options: ServeOptions): Promise<Server> {

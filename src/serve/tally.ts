@@ -21,6 +21,11 @@ const COUNTS = [
   /** Reads of the memory file that failed and were tried again. */
   'retried',
 ] as const;
+/**
+ * What is counted of a session.
+ *
+ * @useDeclaredType
+ */
 export type Count = (typeof COUNTS)[number];
 
 /** Upper bounds of the latencies that are counted, in seconds; more come behind the last. */

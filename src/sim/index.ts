@@ -25,4 +25,5 @@ export {
   unmap,
   write,
 } from './thread.js';
+export type { By } from './touch.js';
 export type { Witness } from './witness.js';

@@ -67,12 +67,38 @@ interface Candidate {
   happen(): void;
 }
 
+/**
+ * A simulated Linux to run a `Userfaultfd` on: anywhere, the same each time, one step after the other.
+ *
+ * @example
+ * ```ts
+ * import { type Program, read, SimulatedKernel, Userfaultfd } from 'userfaultfd/sim';
+ *
+ * const kernel = new SimulatedKernel({ seed: 7, version: '6.1' });
+ * const memory = kernel.map(2);
+ * const uffd = Userfaultfd.open({ kernel });
+ * uffd.register(memory, 2 * kernel.pageSize);
+ * uffd.start({
+ *   pagefault({ page }) {
+ *     uffd.copy(page, new Uint8Array(kernel.pageSize).fill(65));
+ *   },
+ * });
+ *
+ * function* reader(): Program {
+ *   console.log(yield read(memory));
+ *   uffd.close();
+ * }
+ * kernel.thread(reader());
+ * while (kernel.step());
+ * ```
+ */
 export class SimulatedKernel implements Kernel {
   readonly pageSize: number;
   readonly elsewhere = true;
   readonly version: string;
   /** The bits of the features that it has. */
   readonly offered: bigint;
+  /** @internal */
   readonly files: Files;
   readonly chooser: Chooser;
   readonly processes: SimulatedProcess[] = [];
@@ -83,7 +109,11 @@ export class SimulatedKernel implements Kernel {
   steps = 0;
   /** Callbacks of the event loop so far. */
   turns = 0;
-  /** What goes wrong on purpose. */
+  /**
+   * What goes wrong on purpose.
+   *
+   * @internal
+   */
   readonly injector: Injector | undefined;
   readonly #clock: Clock;
   /** Called with what happens, one line at a time. */
@@ -225,7 +255,11 @@ export class SimulatedKernel implements Kernel {
     if (file?.is === 'eventfd') file.count++;
   }
 
-  /** A mapping change was read: its thread goes on, if nothing holds it back. */
+  /**
+   * A mapping change was read: its thread goes on, if nothing holds it back.
+   *
+   * @internal
+   */
   release(notice: Notice): void {
     const release = (): void => {
       notice.read = true;

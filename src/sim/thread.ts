@@ -16,6 +16,7 @@ export type Outcome = number | string;
 export interface Action {
   /** For people. */
   readonly text: string;
+  /** @internal */
   steps(thread: SimulatedThread): Steps<Outcome>;
 }
 
@@ -35,9 +36,12 @@ export interface Surroundings {
   progressed(): void;
 }
 
+/** A process of the simulated kernel: its memory, and whether it lives. */
 export class SimulatedProcess {
   readonly pid: number;
+  /** @internal */
   readonly world: Surroundings;
+  /** @internal */
   space: AddressSpace;
   /** CAP_SYS_PTRACE. */
   privileged: boolean;
@@ -48,6 +52,7 @@ export class SimulatedProcess {
   /** Children that do not run yet. */
   readonly unborn = new Set<SimulatedProcess>();
 
+  /** @internal */
   constructor(pid: number, world: Surroundings, space: AddressSpace, privileged: boolean) {
     this.pid = pid;
     this.world = world;
@@ -86,11 +91,13 @@ const SLEEPS = {
   read: 'waits',
 } as const;
 
+/** A thread of the simulated kernel: `SimulatedKernel.thread` makes it. */
 export class SimulatedThread implements Toucher {
   readonly tid: number;
   readonly process: SimulatedProcess;
   /** What it is doing; undefined between two actions and at the end. */
   action: Action | undefined;
+  /** @internal */
   wait: Wait | undefined;
   done = false;
   /** Signals that it has not handled. */
@@ -113,6 +120,7 @@ export class SimulatedThread implements Toucher {
     process.threads.push(this);
   }
 
+  /** @internal */
   get space(): AddressSpace {
     return this.process.space;
   }

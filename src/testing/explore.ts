@@ -21,6 +21,25 @@ export interface Explored {
 /**
  * Looks for a schedule that breaks an invariant.
  *
+ * @example
+ * ```ts
+ * import { explore } from 'userfaultfd/testing';
+ *
+ * const { runs } = await explore({
+ *   seeds: 50,
+ *   handler: (world) => ({
+ *     pagefault({ page }, uffd) {
+ *       const removed = uffd.pageState(page) === 'removed';
+ *       const done = removed
+ *         ? uffd.zero(page, world.pageSize)
+ *         : uffd.copy(page, world.source(world.indexOf(page) ?? 0));
+ *       return done === world.pageSize;
+ *     },
+ *   }),
+ * });
+ * console.log(`nothing is broken in ${runs} worlds`);
+ * ```
+ *
  * @throws SimulationError with the seed that repeats it, and the smallest schedule that was found
  */
 export async function explore(options: ExploreOptions): Promise<Explored> {

@@ -22,6 +22,7 @@ export interface Failure {
   readonly cause?: unknown;
 }
 
+/** What repeats a run. */
 export interface Repeat {
   /** The seed it began with; undefined where choices were given. */
   readonly seed: number | undefined;

@@ -2,7 +2,7 @@
 // framework: what is wrong is an ordinary Error.
 
 export { type Explored, type ExploreOptions, explore } from './explore.js';
-export { INVARIANTS, type Invariant, SimulationError } from './failure.js';
+export { type Failure, INVARIANTS, type Invariant, type Repeat, SimulationError } from './failure.js';
 export { type AnswerOptions, answerFromSource } from './handler.js';
 export { type Simulated, type SimulateOptions, simulate } from './simulate.js';
 export { type WorkloadOptions, workload } from './workload.js';

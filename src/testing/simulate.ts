@@ -68,6 +68,24 @@ export async function explain(
 /**
  * Runs a handler and threads in a simulated kernel, and checks every invariant.
  *
+ * @example
+ * ```ts
+ * import { read, write } from 'userfaultfd/sim';
+ * import { answerFromSource, simulate } from 'userfaultfd/testing';
+ *
+ * const { faults } = await simulate({
+ *   seed: 7,
+ *   handler: (world) => answerFromSource(world),
+ *   threads: (world) => [
+ *     (function* () {
+ *       yield write(world.page(0), 1);
+ *       console.log(yield read(world.page(0)));
+ *     })(),
+ *   ],
+ * });
+ * console.log(faults);
+ * ```
+ *
  * @throws SimulationError where one is broken: which, and the choices and the schedule that led there
  */
 export async function simulate(options: SimulateOptions): Promise<Simulated> {

@@ -38,6 +38,7 @@ export class TraceReader {
   bytesRead = 0;
   /** Called when another block is begun: how far it has come is in the counts. */
   onBlock: (() => void) | undefined;
+  /** @internal */
   readonly codec = new Codec();
   readonly #source: TraceSource;
   /** The trace's last record was read. */

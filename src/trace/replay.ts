@@ -44,6 +44,18 @@ export interface ReplayOptions {
 /**
  * Replays a trace, and closes its reader.
  *
+ * @example
+ * ```ts
+ * import { answerFromSource, simulate } from 'userfaultfd/testing';
+ * import { replay, TraceReader, TraceWriter } from 'userfaultfd/trace';
+ *
+ * const record = TraceWriter.toFile('sim.trace');
+ * await simulate({ seed: 7, record, handler: (world) => answerFromSource(world) });
+ *
+ * const { identical, difference } = await replay(TraceReader.fromFile('sim.trace'));
+ * console.log(identical, difference);
+ * ```
+ *
  * @param factory makes the handler to replay with; default: one that does what the trace says
  * @throws TraceError where the trace does not say how its userfaultfd came to be; what `factory` throws
  */

@@ -27,6 +27,23 @@ export const SIGNATURE = 'UFFDTRC\u0001';
 /** A block is written out at the latest when it is this old, so that a crash loses no more. */
 const BLOCK_AGE_US = 1_000_000;
 
+/**
+ * Records one userfaultfd, from `open` or `wrap` to its end.
+ *
+ * @example
+ * ```ts
+ * import { Mapping, Userfaultfd } from 'userfaultfd';
+ * import { TraceWriter } from 'userfaultfd/trace';
+ *
+ * const memory = Mapping.anonymous(4096);
+ * const record = TraceWriter.toFile('run.trace', { about: { build: 17 } });
+ * const uffd = Userfaultfd.open({ record });
+ * uffd.register(memory.address, memory.length);
+ * uffd.zero(memory.address, memory.length);
+ * uffd.close();
+ * console.log(record.failure, record.records > 3);
+ * ```
+ */
 export class TraceWriter {
   readonly contents: 'none' | 'hash' | 'full';
   readonly about: Record<string, unknown>;

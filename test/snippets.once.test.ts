@@ -1,0 +1,82 @@
+// What is shown works: every example in a docstring compiles, runs and prints what it should; every block of code in a
+// document compiles.
+
+import * as assert from 'uvu/assert';
+import { suite } from './harness.js';
+import { needKernel } from './kernel/support.js';
+import { blocksOf, complaints, documents, examples, linesOf, withPackage } from './snippets.js';
+
+const test = suite('snippets');
+
+/** What each example prints; those on the real kernel are marked. */
+// biome-ignore format: a table
+const PRINTS: Record<string, { kernel?: true; lines: (string | RegExp)[] }> = {
+  'src/dirty/tracker.ts: open': { kernel: true, lines: ['28672n 4096'] },
+  'src/mapping.ts: anonymous': { kernel: true, lines: ['0n 65536 1'] },
+  'src/serve/server.ts: serve': { kernel: true, lines: [''] },
+  'src/sim/kernel.ts: SimulatedKernel': { lines: ['65'] },
+  'src/testing/explore.ts: explore': { lines: ['nothing is broken in 50 worlds'] },
+  'src/testing/simulate.ts: simulate': { lines: ['1', '1'] },
+  'src/trace/replay.ts: replay': { lines: ['true undefined'] },
+  'src/trace/writer.ts: TraceWriter': { kernel: true, lines: ['undefined true'] },
+  'src/userfaultfd.ts: open': { kernel: true, lines: [/^(syscall|device) (true|false) \[/] },
+  'src/userfaultfd.ts: wrap': { kernel: true, lines: ['1'] },
+  'src/userfaultfd.ts: copy': { kernel: true, lines: ['8192 present missing'] },
+  'src/userfaultfd.ts: answerFrom': { kernel: true, lines: ['true', '{ passed: 0, installed: 65536 }'] },
+  'src/userfaultfd.ts: start': { kernel: true, lines: ['read', '42', 'closed'] },
+};
+
+/** A block without imports is a part of a program that has these, and what follows. */
+const IMPORTS = "import { type FaultHandler, Mapping, Userfaultfd } from 'userfaultfd';";
+const PRELUDE = `
+import type { Worker } from 'node:worker_threads';
+import type { FaultHandler, Feature, RegisteredRange, Userfaultfd } from 'userfaultfd';
+import type * as testing from 'userfaultfd/testing';
+declare global {
+  const uffd: Userfaultfd;
+  const handler: FaultHandler & ((world: testing.World) => FaultHandler);
+  const pagefault: FaultHandler['pagefault'];
+  const handlerOf: (uffd: Userfaultfd) => FaultHandler;
+  const myHandler: typeof handlerOf;
+  const hasty: (fetch: (page: bigint) => Promise<Uint8Array>) => FaultHandler;
+  const { answerFromSource, explore, simulate }: typeof testing;
+  const start: bigint, page: bigint, source: bigint;
+  const pageSize: number, fd: number, pid: number, P: number, MADV_DONTNEED: number;
+  const features: Iterable<Feature>, ranges: Iterable<RegisteredRange>;
+  const worker: Worker;
+  const assert: typeof import('node:assert').strict;
+  const thread: {
+    read(page: bigint): Promise<number[]>;
+    madvise(start: bigint, length: number, advice: number): Promise<number>;
+  };
+}`;
+
+test('the examples in docstrings are those that are expected, and compile', () => {
+  const found = examples();
+  assert.equal(found.map(({ where }) => where).sort(), Object.keys(PRINTS).sort());
+  assert.equal(complaints(found), []);
+});
+
+for (const snippet of examples()) {
+  test(`the example of ${snippet.where} prints what it should`, async () => {
+    const { kernel, lines = [] } = PRINTS[snippet.where] ?? {};
+    if (kernel) needKernel();
+    const printed = await withPackage((folder) => linesOf(folder, snippet));
+    // The lines of two threads may come in any order; a list that is printed may have many.
+    const [first] = lines;
+    if (first instanceof RegExp) assert.match(printed[0] as string, first);
+    else assert.equal(printed.sort(), [...lines].sort());
+  });
+}
+
+test('every block of ts in a document compiles', () => {
+  const blocks = documents().flatMap((file) => blocksOf(file));
+  assert.ok(blocks.length > 15, `only ${blocks.length} were found`);
+  const whole = blocks.map(({ where, code }) => ({
+    where,
+    code: /^import /m.test(code) ? code : IMPORTS + code,
+  }));
+  assert.equal(complaints(whole, PRELUDE), []);
+});
+
+test.run();

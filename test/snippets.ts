@@ -1,0 +1,126 @@
+// The code that documents and docstrings show: found, type-checked against the package's own types as its users have
+// them, and run in a folder where the package is installed.
+
+import { spawnSync } from 'node:child_process';
+import {
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { transformSync } from 'esbuild';
+import ts from 'typescript';
+
+export const root = fileURLToPath(new URL('../..', import.meta.url));
+
+export interface Snippet {
+  /** Where it stands: a document and its line, or a source and what is documented. */
+  readonly where: string;
+  readonly code: string;
+}
+
+export function textOf(file: string): string {
+  return readFileSync(join(root, file), 'utf8');
+}
+
+/** Pages for readers: those at the top, and those of docs/. */
+export function documents(): string[] {
+  const pages = (folder: string): string[] =>
+    readdirSync(join(root, folder), { withFileTypes: true })
+      .filter((entry) => entry.isFile() && entry.name.endsWith('.md'))
+      .map(({ name }) => (folder ? `${folder}/${name}` : name));
+  return [...pages(''), ...pages('docs')];
+}
+
+/** The blocks of a document that are in a language. */
+export function blocksOf(file: string, language = 'ts'): Snippet[] {
+  const text = textOf(file);
+  return [...text.matchAll(new RegExp(`^\`\`\`${language}\n([\\s\\S]*?)^\`\`\`$`, 'gm'))].map((found) => ({
+    where: `${file}:${text.slice(0, found.index).split('\n').length}`,
+    code: found[1] as string,
+  }));
+}
+
+/** The examples in the docstrings of src/, by what they document. */
+export function examples(): Snippet[] {
+  const files = readdirSync(join(root, 'src'), { recursive: true, encoding: 'utf8' });
+  return files
+    .filter((file) => file.endsWith('.ts'))
+    .sort()
+    .flatMap((file) => {
+      const found = textOf(join('src', file)).matchAll(
+        /\/\*\*((?:(?!\*\/)[\s\S])*?@example(?:(?!\*\/)[\s\S])*)\*\/\s*(?:(?:export|static|async|function|class) )*(\w+)/g,
+      );
+      return [...found].map(([, comment = '', name = '']) => {
+        const lines = comment.replace(/^ *\* ?/gm, '');
+        const code = /@example\n```ts\n([\s\S]*?)^```$/m.exec(lines)?.[1];
+        if (code === undefined) throw new Error(`src/${file}: the example of ${name} is no block of ts`);
+        return { where: `src/${file}: ${name}`, code };
+      });
+    });
+}
+
+/**
+ * What the compiler says of them, each a module of its own beside package.json, so that it imports the package by its
+ * name. `prelude` declares what they may take for granted.
+ */
+export function complaints(snippets: readonly Snippet[], prelude = ''): string[] {
+  const { config } = ts.readConfigFile(join(root, 'tsconfig.json'), ts.sys.readFile);
+  const { options } = ts.parseJsonConfigFileContent({ ...config, files: [], include: [] }, ts.sys, root);
+  const files = new Map(
+    snippets.map(({ code }, index) => [join(root, `snippet-${index}.ts`), `${code}\nexport {};\n`]),
+  );
+  files.set(join(root, 'snippet-prelude.ts'), `${prelude}\nexport {};\n`);
+  const host = ts.createCompilerHost(options);
+  const { fileExists, readFile, getSourceFile } = host;
+  host.fileExists = (name) => files.has(name) || fileExists(name);
+  host.readFile = (name) => files.get(name) ?? readFile(name);
+  host.getSourceFile = (name, language, ...rest) => {
+    const own = files.get(name);
+    if (own === undefined) return getSourceFile(name, language, ...rest);
+    return ts.createSourceFile(name, own, language);
+  };
+  const program = ts.createProgram([...files.keys()], options, host);
+  return ts.getPreEmitDiagnostics(program).map(({ file, start = 0, messageText }) => {
+    const index = [...files.keys()].indexOf(file?.fileName ?? '');
+    const where = snippets[index]?.where ?? file?.fileName ?? '';
+    const line = file ? file.text.slice(0, start).split('\n').length : 0;
+    return `${where}, line ${line}: ${ts.flattenDiagnosticMessageText(messageText, ' ')}`;
+  });
+}
+
+/** An empty folder in which the package is installed; gone afterwards. */
+export async function withPackage<T>(body: (folder: string) => T | Promise<T>): Promise<T> {
+  const folder = mkdtempSync(join(tmpdir(), 'uffd-snippet-'));
+  try {
+    mkdirSync(join(folder, 'node_modules'));
+    symlinkSync(root, join(folder, 'node_modules/userfaultfd'));
+    return await body(folder);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+}
+
+/** Writes a snippet into a folder, as the JavaScript that node runs; its name there. */
+export function writeModule(folder: string, { code }: Snippet, name = 'snippet.mjs'): string {
+  writeFileSync(join(folder, name), transformSync(code, { loader: 'ts', target: 'node20' }).code);
+  return name;
+}
+
+/** What a snippet prints, line by line. It has to end by itself, and well. */
+export function linesOf(folder: string, snippet: Snippet): string[] {
+  const conditions = process.execArgv.filter((argument) => argument.startsWith('--conditions'));
+  const { status, stdout, stderr } = spawnSync(
+    process.execPath,
+    [...conditions, writeModule(folder, snippet)],
+    { cwd: folder, encoding: 'utf8', timeout: 30_000 },
+  );
+  if (status !== 0) throw new Error(`${snippet.where}: ${status}: ${stdout}${stderr}`);
+  return stdout.trimEnd().split('\n');
+}
