@@ -1,13 +1,12 @@
-// Importing the library never fails; what a machine lacks is said at `open`. And the README's example is the
-// one that is run here.
+// Importing the library never fails; what a machine lacks is said at `open`.
 
 import { spawnSync } from 'node:child_process';
-import { cpSync, mkdirSync, mkdtempSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
+import { cpSync, mkdirSync, mkdtempSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import * as assert from 'uvu/assert';
-import { skip, suite } from './harness.js';
+import { suite } from './harness.js';
 
 const test = suite('portable');
 const root = fileURLToPath(new URL('../..', import.meta.url));
@@ -96,23 +95,5 @@ for (const [what, change, message] of [
     assert.is(lines.at(-1), 'the core runs');
   });
 }
-
-test("the README's example is examples/answer-faults.ts, and does what it says", async () => {
-  const example = readFileSync(join(root, 'examples/answer-faults.ts'), 'utf8');
-  const readme = readFileSync(join(root, 'README.md'), 'utf8');
-  assert.ok(readme.includes(`\`\`\`ts\n${example}\`\`\``), 'the README shows the example as it is');
-  const { Userfaultfd } = await import('../src/index.js');
-  if (!Userfaultfd.isSupported()) skip('this system has no userfaultfd');
-  const ran = spawnSync(process.execPath, [join(root, 'dist/examples/answer-faults.js')], {
-    encoding: 'utf8',
-  });
-  assert.is(ran.status, 0, ran.stderr);
-  assert.equal(ran.stdout.trim().split('\n').sort(), [
-    'CAD',
-    'read of page 0',
-    'read of page 2',
-    'read of page 3',
-  ]);
-});
 
 test.run();
