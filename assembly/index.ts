@@ -72,7 +72,7 @@ export {
   requestUnregister,
   requestWake,
 } from './request';
-export { sourcePut } from './sources';
+export { sourcePut, sourcesClear } from './sources';
 export {
   transferBegin,
   transferCode,

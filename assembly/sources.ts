@@ -78,6 +78,11 @@ export function sourcesForget(start: u64, end: u64): void {
   }
 }
 
+/** Forgets all. */
+export function sourcesClear(): void {
+  count = 0;
+}
+
 /** What has the data of `address`, or null. */
 export function sourceOf(address: u64): Source | null {
   const index = seek(address);

@@ -57,6 +57,7 @@ export interface Exports extends Record<string, unknown> {
   inboxEvict(): number;
   /** Arguments: start, length, where the data lies. */
   sourcePut(window: number): number;
+  sourcesClear(): void;
   aheadBegin(): number;
   aheadPassed(): number;
   answerBegin(): number;

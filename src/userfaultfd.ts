@@ -531,6 +531,7 @@ export class Userfaultfd implements Disposable {
 
   /** Forgets what `answerFrom` was told: the handler is asked for everything. */
   forgetSources(): void {
+    this.#channel.core.exports.sourcesClear();
     this.#channel.sourced = false;
     this.#sources.clear();
   }

@@ -229,4 +229,18 @@ test('while it is recorded the handler is asked for everything', async () => {
   });
 });
 
+test('a source that was forgotten does not come back with the next one', async () => {
+  await withUffd([], async (uffd, thread) => {
+    const base = aligned(4);
+    uffd.register(base, 4 * P);
+    uffd.answerFrom(base, 2 * P, new Uint8Array(2 * P).fill(1));
+    uffd.forgetSources();
+    uffd.answerFrom(at(base, 2), 2 * P, new Uint8Array(2 * P).fill(2));
+    const { told, handler } = listening((fault) => void uffd.copy(fault.page, pageOf(3)));
+    uffd.start(handler);
+    assert.equal(await thread.read(base, at(base, 2)), [3, 2]);
+    assert.equal(told, [['read', true, 1]]);
+  });
+});
+
 test.run();
