@@ -1,17 +1,15 @@
 // docs/linux.md is complete and true: it has a row for everything of the kernel's that assembly/abi.ts knows, names
 // the kernel that brought each feature as src/features.ts does, and each test that it names is there. And links
-// between the documents lead somewhere.
+// between the documents lead somewhere, each can be reached, and ARCHITECTURE.md has a place for every source.
 
 import { strict as assert } from 'node:assert';
-import { existsSync, readdirSync, readFileSync } from 'node:fs';
-import { dirname, join, relative } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { existsSync, readdirSync } from 'node:fs';
+import { join } from 'node:path';
 import { FEATURES, featureSince } from '../src/features.js';
+import { anchorsOf, documents, linksOf, root, textOf } from './documents.js';
 import { suite } from './harness.js';
 
 const test = suite('docs');
-const root = fileURLToPath(new URL('../../', import.meta.url));
-const textOf = (file: string): string => readFileSync(join(root, file), 'utf8');
 
 /** Rows of docs/linux.md. */
 interface Row {
@@ -96,20 +94,43 @@ test('each test that docs/linux.md names is there', () => {
   }
 });
 
-test('links between documents lead to files that are there', () => {
-  const documents = [
-    'README.md',
-    'ARCHITECTURE.md',
-    ...readdirSync(join(root, 'docs'), { withFileTypes: true })
-      .filter((entry) => entry.isFile())
-      .map(({ name }) => `docs/${name}`),
-  ];
-  for (const document of documents) {
-    for (const [, target = ''] of textOf(document).matchAll(/\]\((?!https?:)([^)#]+)/g)) {
-      const file = relative(root, join(root, dirname(document), target));
-      assert.ok(existsSync(join(root, file)), `${document} links to ${file}`);
+test('links between documents lead to files, and to headings, that are there', () => {
+  for (const document of documents()) {
+    for (const { target, anchor } of linksOf(document)) {
+      assert.ok(existsSync(join(root, target)), `${document} links to ${target}`);
+      if (anchor !== undefined)
+        assert.ok(anchorsOf(target).has(anchor), `${document} links to ${target}#${anchor}`);
     }
   }
+});
+
+test('every document can be reached from README.md', () => {
+  const reached = new Set(['README.md']);
+  for (const document of reached) {
+    if (!document.endsWith('.md')) continue;
+    for (const { target } of linksOf(document)) reached.add(target);
+  }
+  assert.deepEqual(
+    documents().filter((document) => !reached.has(document)),
+    [],
+  );
+});
+
+test('every source has a row in the table of ARCHITECTURE.md, and every row its source', () => {
+  const rooms = [...textOf('ARCHITECTURE.md').matchAll(/^\| (`[^|]+`) \|/gm)].flatMap(([, cell = '']) =>
+    [...cell.matchAll(/`([^`]+)`/g)].map(([, name = '']) => name),
+  );
+  assert.ok(rooms.length > 40);
+  for (const room of rooms) assert.ok(existsSync(join(root, room)), room);
+  const sources = ['assembly', 'shim', 'src'].flatMap((folder) =>
+    readdirSync(join(root, folder), { recursive: true, encoding: 'utf8' }).map((name) => `${folder}/${name}`),
+  );
+  const homeless = sources.filter(
+    (source) =>
+      source.endsWith('.ts') &&
+      !rooms.some((room) => source === room || (room.endsWith('/') && source.startsWith(room))),
+  );
+  assert.deepEqual(homeless, []);
 });
 
 test.run();

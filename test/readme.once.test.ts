@@ -19,10 +19,11 @@ import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import * as assert from 'uvu/assert';
 import { Guest } from '../src/cli/guest/guest.js';
+import { blocksOf, linksOf, root, type Snippet, textOf } from './documents.js';
 import { skip, suite } from './harness.js';
 import { needKernel } from './kernel/support.js';
 import { writeMemory } from './serve/process.js';
-import { blocksOf, linesOf, root, type Snippet, textOf, withPackage, writeModule } from './snippets.js';
+import { linesOf, withPackage, writeModule } from './snippets.js';
 
 const test = suite('readme');
 const readme = textOf('README.md');
@@ -88,7 +89,7 @@ test('the package has the command, and whatever the README links to', () => {
       encoding: 'utf8',
     });
     assert.is(said.trim(), version);
-    const links = [...readme.matchAll(/\]\((?!https?:)([^)#]+)/g)].map(([, target = '']) => target);
+    const links = linksOf('README.md').map(({ target }) => target);
     assert.ok(links.length > 15);
     for (const link of links) assert.ok(existsSync(join(installed, link)), `the package lacks ${link}`);
   });

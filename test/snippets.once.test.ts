@@ -1,10 +1,11 @@
 // What is shown works: every example in a docstring compiles, runs and prints what it should; every block of code in a
-// document compiles.
+// document compiles, and so does what test/types.ts says of the types.
 
 import * as assert from 'uvu/assert';
+import { blocksOf, documents, textOf } from './documents.js';
 import { suite } from './harness.js';
 import { needKernel } from './kernel/support.js';
-import { blocksOf, complaints, documents, examples, linesOf, withPackage } from './snippets.js';
+import { complaints, examples, linesOf, withPackage } from './snippets.js';
 
 const test = suite('snippets');
 
@@ -68,6 +69,10 @@ for (const snippet of examples()) {
     else assert.equal(printed.sort(), [...lines].sort());
   });
 }
+
+test('the declarations that are published take and give what test/types.ts says', () => {
+  assert.equal(complaints([{ where: 'test/types.ts', code: textOf('test/types.ts') }]), []);
+});
 
 test('every block of ts in a document compiles', () => {
   const blocks = documents().flatMap((file) => blocksOf(file));

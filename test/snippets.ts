@@ -2,50 +2,12 @@
 // them, and run in a folder where the package is installed.
 
 import { spawnSync } from 'node:child_process';
-import {
-  mkdirSync,
-  mkdtempSync,
-  readdirSync,
-  readFileSync,
-  rmSync,
-  symlinkSync,
-  writeFileSync,
-} from 'node:fs';
+import { mkdirSync, mkdtempSync, readdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { transformSync } from 'esbuild';
 import ts from 'typescript';
-
-export const root = fileURLToPath(new URL('../..', import.meta.url));
-
-export interface Snippet {
-  /** Where it stands: a document and its line, or a source and what is documented. */
-  readonly where: string;
-  readonly code: string;
-}
-
-export function textOf(file: string): string {
-  return readFileSync(join(root, file), 'utf8');
-}
-
-/** Pages for readers: those at the top, and those of docs/. */
-export function documents(): string[] {
-  const pages = (folder: string): string[] =>
-    readdirSync(join(root, folder), { withFileTypes: true })
-      .filter((entry) => entry.isFile() && entry.name.endsWith('.md'))
-      .map(({ name }) => (folder ? `${folder}/${name}` : name));
-  return [...pages(''), ...pages('docs')];
-}
-
-/** The blocks of a document that are in a language. */
-export function blocksOf(file: string, language = 'ts'): Snippet[] {
-  const text = textOf(file);
-  return [...text.matchAll(new RegExp(`^\`\`\`${language}\n([\\s\\S]*?)^\`\`\`$`, 'gm'))].map((found) => ({
-    where: `${file}:${text.slice(0, found.index).split('\n').length}`,
-    code: found[1] as string,
-  }));
-}
+import { root, type Snippet, textOf } from './documents.js';
 
 /** The examples in the docstrings of src/, by what they document. */
 export function examples(): Snippet[] {
@@ -73,6 +35,8 @@ export function examples(): Snippet[] {
 export function complaints(snippets: readonly Snippet[], prelude = ''): string[] {
   const { config } = ts.readConfigFile(join(root, 'tsconfig.json'), ts.sys.readFile);
   const { options } = ts.parseJsonConfigFileContent({ ...config, files: [], include: [] }, ts.sys, root);
+  // With a folder for output, the package's own name would stand for its sources.
+  for (const name of ['outDir', 'rootDir', 'declaration']) delete options[name];
   const files = new Map(
     snippets.map(({ code }, index) => [join(root, `snippet-${index}.ts`), `${code}\nexport {};\n`]),
   );
