@@ -164,6 +164,8 @@ export class Rounds {
     const { channel } = this.#served;
     const { core, port } = channel;
     const access = core.deliveredFault(1) ? 'write' : 'read';
+    // The handler may have named the first source in this very round.
+    this.#begun ||= port.now();
     const done = channel.answer();
     if (done === undefined) return false;
     const now = port.now();

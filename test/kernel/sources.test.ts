@@ -18,6 +18,7 @@ import {
   pageOf,
   recorder,
   toucher,
+  withOpened,
   withUffd,
 } from './support.js';
 
@@ -138,9 +139,7 @@ test('what was read on the way of a copy that fails is told before its fault is 
       },
     };
   });
-  const uffd = Userfaultfd.open({ features: ['event-remove'], kernel });
-  const thread = await toucher();
-  try {
+  await withOpened(Userfaultfd.open({ features: ['event-remove'], kernel }), async (uffd, thread) => {
     uffd.register(base, 4 * P);
     uffd.answerFrom(base, P, numberedSource(1));
     const { calls, told, handler } = listening((fault) => void uffd.copy(fault.page, pageOf(8)));
@@ -151,10 +150,7 @@ test('what was read on the way of a copy that fails is told before its fault is 
       ['removed', base + 2n * BigInt(P), base + 3n * BigInt(P)],
       ['pagefault', base, 'read'],
     ]);
-  } finally {
-    uffd.close();
-    await thread.end();
-  }
+  });
 });
 
 test('what a view holds is answered from as long as the memory is watched', async () => {
@@ -206,13 +202,37 @@ test('pages are installed before they are asked for, run by run', async () => {
   });
 });
 
+test('an answer is timed from when its fault was read, in the round that names the first source, too', async () => {
+  needKernel();
+  // A clock that is far from its beginning, and goes on with each look.
+  let now = 1e9;
+  const kernel = kernelWith(() => ({ now: () => now++ }));
+  await withOpened(Userfaultfd.open({ kernel }), async (uffd, thread) => {
+    const other = await toucher();
+    const base = map(2);
+    uffd.register(base, 2 * P);
+    const touches = [thread.read(base), other.read(at(base, 1))];
+    await Promise.all([thread.asleep(), other.asleep()]);
+    const times: number[] = [];
+    const handled = uffd.poll({
+      pagefault({ page }) {
+        uffd.copy(page, pageOf(6));
+        uffd.answerFrom(base, 2 * P, numberedSource(2));
+      },
+      answered: (_access, _done, _bytes, ms) => void times.push(ms),
+    });
+    await Promise.all(touches);
+    assert.is(handled, 2);
+    assert.is(times.length, 1);
+    assert.ok((times[0] as number) > 0 && (times[0] as number) < 100, `${times} ms`);
+  });
+});
+
 test('while it is recorded the handler is asked for everything', async () => {
   needKernel();
   await inDirectory(async (directory) => {
     const writer = TraceWriter.toFile(`${directory}/trace`);
-    const uffd = Userfaultfd.open({ record: writer });
-    const thread = await toucher();
-    try {
+    await withOpened(Userfaultfd.open({ record: writer }), async (uffd, thread) => {
       const base = map(2);
       uffd.register(base, 2 * P);
       assert.is(uffd.answerFrom(base, 2 * P, numberedSource(2)), false);
@@ -222,10 +242,7 @@ test('while it is recorded the handler is asked for everything', async () => {
       assert.equal(await thread.read(base), [4]);
       assert.is(calls.length, 1);
       assert.is(told.length, 0);
-    } finally {
-      uffd.close();
-      await thread.end();
-    }
+    });
   });
 });
 

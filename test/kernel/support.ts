@@ -243,11 +243,18 @@ export async function endAll(): Promise<void> {
 }
 
 /** Runs a body with a userfaultfd and a thread, and ends both whatever happens. */
-export async function withUffd(
+export function withUffd(
   features: OpenOptions['features'],
   body: (uffd: Userfaultfd, thread: Toucher) => Promise<void>,
 ): Promise<void> {
-  const uffd = openWith(features);
+  return withOpened(openWith(features), body);
+}
+
+/** The same with one that is open. */
+export async function withOpened(
+  uffd: Userfaultfd,
+  body: (uffd: Userfaultfd, thread: Toucher) => Promise<void>,
+): Promise<void> {
   try {
     await body(uffd, await toucher());
   } finally {
