@@ -58,8 +58,8 @@ export class Answers implements FaultHandler {
   /** Reads that failed, by page. */
   readonly #troubles = new Map<bigint, { tries: number; next: number }>();
 
-  /** A read has failed. */
-  #failed = false;
+  /** Whether faults may be answered without a word here: not once a read has failed, nor where that was refused. */
+  #shortcut = true;
 
   constructor(options: AnswersOptions) {
     this.#options = options;
@@ -169,11 +169,12 @@ export class Answers implements FaultHandler {
   /** Has the faults of a stretch of data answered without being asked. */
   #shorten(uffd: Userfaultfd, { start, length, offset, pageSize }: Region, page: bigint): void {
     const { source, window } = this.#options;
-    if (!source.mapped || this.#failed) return;
+    if (!source.mapped || !this.#shortcut) return;
     const { from, to } = source.stretchAt(offset + Number(page - start));
     const first = Math.max(floor(from, pageSize), offset);
     const bytes = Math.min(wholePages(to, pageSize), offset + length) - first;
-    uffd.answerFrom(start + BigInt(first - offset), bytes, source.bytesAt(first, bytes), { window });
+    const data = source.bytesAt(first, bytes);
+    this.#shortcut = uffd.answerFrom(start + BigInt(first - offset), bytes, data, { window });
   }
 
   /** Notes that a page cannot be read, to try it again; throws where there is no more hope. */
@@ -182,7 +183,7 @@ export class Answers implements FaultHandler {
     const many = tries === 1 && !this.#roomForTrouble(uffd);
     if (error.code !== 'EFAULT' || tries >= TRIES || many) throw error;
     // From now on each read is made here, and no more often than it is meant to be.
-    this.#failed = true;
+    this.#shortcut = false;
     uffd.forgetSources();
     this.#options.tally.add('retried');
     this.#troubles.set(page, { tries, next: this.#options.now() + PAUSE_MS * 2 ** tries });
