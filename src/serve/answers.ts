@@ -46,7 +46,10 @@ const PAUSE_MS = 50;
 /** Pages that may wait for a read of theirs to be tried again; a guest could touch any number. */
 const TROUBLES_MOST = 1024;
 
-/** Bytes that are installed at once, at most, while nobody asks for them: one copy of so many costs little more for each page than a larger one. */
+/**
+ * Bytes that are installed at once, at most, while nobody asks for them: one copy of so many costs little more for each
+ * page than a larger one.
+ */
 export const AHEAD_BYTES = 65_536;
 
 /** Memory in huge pages has no zero page: zeros are copied. */
@@ -57,7 +60,6 @@ export class Answers implements FaultHandler {
   readonly #zeros = new Map<number, Uint8Array>();
   /** Reads that failed, by page. */
   readonly #troubles = new Map<bigint, { tries: number; next: number }>();
-
   /** Whether faults may be answered without a word here: not once a read has failed, nor where that was refused. */
   #shortcut = true;
 
@@ -66,7 +68,7 @@ export class Answers implements FaultHandler {
   }
 
   pagefault({ page, access }: Pagefault, uffd: Userfaultfd): boolean {
-    const { tally, now, latency } = this.#options;
+    const { tally, now } = this.#options;
     const begun = now();
     const state = uffd.pageState(page);
     const region = regionAt(this.#options.regions, page);
@@ -82,22 +84,15 @@ export class Answers implements FaultHandler {
       tally.add('deferred');
       return false;
     }
-    tally.add('faults');
-    if (access === 'write') tally.add('writes');
-    latency((now() - begun) * 1e6);
+    this.#answered(access, now() - begun);
     return true;
   }
 
   answered(access: 'read' | 'write', done: boolean, bytes: number, ms: number): void {
-    const { tally, latency } = this.#options;
+    const { tally } = this.#options;
     tally.add('copied', bytes);
-    if (!done) {
-      tally.add('deferred');
-      return;
-    }
-    tally.add('faults');
-    if (access === 'write') tally.add('writes');
-    latency(ms * 1e6);
+    if (done) this.#answered(access, ms);
+    else tally.add('deferred');
   }
 
   removed(start: bigint, end: bigint): void {
@@ -137,6 +132,13 @@ export class Answers implements FaultHandler {
     const done = data ? this.#copy(uffd, region, from, bytes) : this.#zero(uffd, region, from, bytes);
     tally.add(count, done);
     return done;
+  }
+
+  #answered(access: 'read' | 'write', ms: number): void {
+    const { tally, latency } = this.#options;
+    tally.add('faults');
+    if (access === 'write') tally.add('writes');
+    latency(ms * 1e6);
   }
 
   /** Installs the window around a page. False: not now. */
