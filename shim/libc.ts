@@ -1,13 +1,12 @@
-// The C functions the shim calls, declared once. koffi is loaded at the first call, not at import: a machine
-// without it can import everything, and hears what is missing when it asks for the real kernel.
+// The C functions the shim calls, declared once, at the first call and not at import: a machine without koffi can
+// import everything, and hears what is missing when it asks for the real kernel.
 //
 // Rules: `errno` is read on the line after the call, because anything in between may change it. `ioctl` and
 // `fcntl` are declared without dots: on Linux their variadic arguments travel like the others.
 
-import { createRequire } from 'node:module';
 import { UnsupportedError } from '../src/kernel.js';
+import { type Koffi, koffi as loadKoffi } from './koffi.js';
 
-type Koffi = typeof import('koffi');
 /** koffi gives an integer as a number where it fits and as a bigint where it does not. */
 type Word = number | bigint;
 
@@ -107,16 +106,4 @@ function load(): Libc {
     // As a bare system call, like pidfd_open.
     pidfd_send_signal: c.func('syscall', 'long', ['long', 'int', 'int', 'uintptr_t', 'uint']),
   };
-}
-
-function loadKoffi(): Koffi {
-  try {
-    return createRequire(import.meta.url)('koffi');
-  } catch (error) {
-    throw new UnsupportedError(
-      `koffi, which makes the system calls, cannot be loaded on ${process.platform}-${process.arch}: ` +
-        `${(error as Error).message}. Install it with its optional dependency for this machine (npm install koffi)`,
-      { cause: error },
-    );
-  }
 }

@@ -26,6 +26,8 @@ const LAYERS = [
   ['src/testing/world.ts', 'src/testing/attend.ts'],
   ['src/testing/told.ts', 'src/testing/ledger.ts', 'src/testing/schedule.ts'],
   ['src/testing/port.ts', 'src/testing/failure.ts', 'src/testing/hop.ts'],
+  ['src/part.ts'],
+  ['src/embed.ts'],
   ['src/serve/index.ts'],
   ['src/serve/server.ts'],
   ['src/serve/session.ts', 'src/serve/threads.ts', 'src/serve/connection.ts', 'src/serve/session-worker.ts'],
@@ -62,7 +64,14 @@ const LAYERS = [
     'src/sim/touch.ts',
   ],
   ['src/arguments.ts', 'shim/libc.ts', 'src/sim/context.ts'],
-  ['src/errors.ts', 'src/system.ts', 'src/trace/files.ts', 'src/sim/memory.ts'],
+  [
+    'src/errors.ts',
+    'shim/koffi.ts',
+    'src/parts.ts',
+    'src/system.ts',
+    'src/trace/files.ts',
+    'src/sim/memory.ts',
+  ],
   ['src/reasons.ts'],
   ['src/reasons/calls.ts', 'src/reasons/ioctls.ts'],
   [
@@ -74,7 +83,7 @@ const LAYERS = [
 ];
 const CLI = 'src/cli/';
 /** The entries that users import. */
-const ENTRIES = ['index', 'trace/index', 'serve/index', 'sim/index', 'testing/index'].map(
+const ENTRIES = ['index', 'embed', 'trace/index', 'serve/index', 'sim/index', 'testing/index'].map(
   (name) => `src/${name}.ts`,
 );
 
@@ -83,7 +92,7 @@ const PACKAGES: Record<string, RegExp> = {
   '#wasm': /^src\/core\.ts$/,
   '#trace': /^src\/trace\/codec\.ts$/,
   '@assemblyscript/loader': /^src\/core\.ts$/,
-  koffi: /^shim\/libc\.ts$/,
+  koffi: /^shim\/koffi\.ts$/,
   commander: /^src\/cli\//,
   'cli-progress': /^src\/cli\//,
   'cli-table3': /^src\/cli\//,

@@ -1,21 +1,15 @@
 #!/usr/bin/env node
-// The command `uffd`. Every run ends with one of the exit codes in exit.ts, and what went wrong on stderr.
+// The command `uffd`, and what its threads and processes are started with. As a command, every run ends with one of the
+// exit codes in exit.ts, and what went wrong on stderr.
 
-import { CommanderError } from 'commander';
-import { EXIT, exitCodeOf, explain } from './exit.js';
-import { createProgram } from './program.js';
+import { existsSync } from 'node:fs';
+import { embed } from '../embed.js';
+import { PARTS } from './parts.js';
 
-// A reader that has seen enough (`uffd … | head`) is no failure; a disk that is full is one.
-process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-  if (error.code === 'EPIPE') return;
-  process.stderr.write(`uffd: cannot write the output: ${error.message}\n`);
-  process.exitCode = EXIT.failed;
-});
+/** In a bundle, koffi's binary lies beside it. */
+const binary = new URL('koffi.node', import.meta.url);
 
-try {
-  await createProgram().parseAsync();
-} catch (error) {
-  process.exitCode = exitCodeOf(error);
-  // commander has said it already.
-  if (!(error instanceof CommanderError)) process.stderr.write(`uffd: ${explain(error)}\n`);
+if (!embed({ entry: import.meta.url, koffi: existsSync(binary) ? binary : undefined, parts: PARTS })) {
+  const { run } = await import('./run.js');
+  await run();
 }

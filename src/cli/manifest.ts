@@ -1,17 +1,8 @@
-// What the package says of itself.
+// What the package says of itself; the build puts it here.
 
-import { readFileSync } from 'node:fs';
+declare const UFFD_VERSION: string;
+declare const UFFD_NODE: string;
 
-interface Manifest {
-  version: string;
-  engines: { node: string };
-}
-
-export function manifest(): Manifest {
-  return JSON.parse(readFileSync(new URL('../../../package.json', import.meta.url), 'utf8')) as Manifest;
-}
-
+export const VERSION = UFFD_VERSION;
 /** The oldest version of Node that the package supports: '20.19'. */
-export function leastNode(): string {
-  return manifest().engines.node.replace(/^>=/, '');
-}
+export const NODE_LEAST = UFFD_NODE.replace(/^>=/, '');

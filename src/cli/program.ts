@@ -5,7 +5,7 @@ import { Command } from 'commander';
 import { addDemo } from './demo/command.js';
 import { addDoctor } from './doctor/command.js';
 import { addInspect } from './inspect/command.js';
-import { manifest } from './manifest.js';
+import { VERSION } from './manifest.js';
 import { addReplay } from './replay/command.js';
 import { addServe } from './serve/command.js';
 import { addSimulate } from './simulate/command.js';
@@ -13,7 +13,7 @@ import { addSimulate } from './simulate/command.js';
 export function createProgram(): Command {
   const program = new Command('uffd')
     .description('Linux page faults, served from TypeScript')
-    .version(manifest().version, '-V, --version', 'print the version')
+    .version(VERSION, '-V, --version', 'print the version')
     .helpOption('-h, --help', 'print this help')
     .helpCommand(false)
     .exitOverride()

@@ -14,16 +14,19 @@ export interface LifterTask {
   readonly ranges: readonly RegisteredRange[];
 }
 
-const { fd, features, ranges }: LifterTask = workerData;
-const uffd = Userfaultfd.wrap(fd, { features, ranges });
-const pageSize = ranges[0]?.pageSize ?? uffd.pageSize;
-parentPort?.postMessage(uffd.stopHandle);
-try {
-  uffd.start({ pagefault: ({ page }) => void uffd.writeProtect(page, pageSize, false) }, { wait: 'block' });
-} catch (error) {
-  // Nobody would lift the protection any more: writers must not wait for it.
-  for (const { start, length } of uffd.ranges) uffd.unregister(start, length);
-  throw error;
-} finally {
-  uffd.close();
+/** Runs in a thread of its own, until it is stopped or the memory is gone. */
+export function lift(): void {
+  const { fd, features, ranges }: LifterTask = workerData;
+  const uffd = Userfaultfd.wrap(fd, { features, ranges });
+  const pageSize = ranges[0]?.pageSize ?? uffd.pageSize;
+  parentPort?.postMessage(uffd.stopHandle);
+  try {
+    uffd.start({ pagefault: ({ page }) => void uffd.writeProtect(page, pageSize, false) }, { wait: 'block' });
+  } catch (error) {
+    // Nobody would lift the protection any more: writers must not wait for it.
+    for (const { start, length } of uffd.ranges) uffd.unregister(start, length);
+    throw error;
+  } finally {
+    uffd.close();
+  }
 }

@@ -12,11 +12,12 @@
 
 import '../linux.js';
 import { readSync } from 'node:fs';
-import { Worker } from 'node:worker_threads';
+import type { Worker } from 'node:worker_threads';
 import { duplicate } from '../../shim/memory.js';
 import { Scan } from '../core.js';
 import { Errno, UffdError, UnsupportedError } from '../errors.js';
 import type { Kernel, KernelPort } from '../kernel.js';
+import { startThread } from '../parts.js';
 import { system } from '../system.js';
 import { Userfaultfd } from '../userfaultfd.js';
 import type { LifterTask } from './lifter.js';
@@ -218,7 +219,11 @@ export class SyncWatch extends Registered implements Watch {
     if (fd < 0) throw new UffdError(fd, 'fcntl');
     const { features, ranges } = this.uffd;
     const task: LifterTask = { fd, features, ranges };
-    const lifter = new Worker(new URL('./lifter.js', import.meta.url), { workerData: task });
+    const lifter = startThread(
+      'lifter',
+      { file: '../part.js', module: import.meta.url },
+      { workerData: task },
+    );
     this.#lifter = lifter;
     lifter.unref();
     this.#stopHandle = await new Promise<SharedArrayBuffer>((resolve, reject) => {

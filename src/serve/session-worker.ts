@@ -4,7 +4,7 @@
 
 import '../linux.js';
 import { EventEmitter, once } from 'node:events';
-import { type MessagePort, parentPort } from 'node:worker_threads';
+import { parentPort } from 'node:worker_threads';
 import { prepareCore } from '../core.js';
 import { UffdError } from '../errors.js';
 import type { Operation } from '../features.js';
@@ -24,23 +24,23 @@ import {
 } from './session-task.js';
 import { Tally } from './tally.js';
 
-// What takes time, while nobody waits for it: koffi is loaded, and a core made.
-Userfaultfd.isSupported();
-prepareCore();
-
-const owner = parentPort as MessagePort;
 /** Of sessions that wait on the event loop, by their ids: something has ended them. */
 const ends = new EventEmitter();
 
-owner.on('message', (order: SessionOrder) => {
-  if (order.is === 'stop') ends.emit(`${order.id}`);
-  else void serve(order.task);
-});
-
-report({ is: 'ready' });
+/** Runs in a thread of its own. */
+export function serveSessions(): void {
+  // What takes time, while nobody waits for it: koffi is loaded, and a core made.
+  Userfaultfd.isSupported();
+  prepareCore();
+  parentPort?.on('message', (order: SessionOrder) => {
+    if (order.is === 'stop') ends.emit(`${order.id}`);
+    else void serve(order.task);
+  });
+  report({ is: 'ready' });
+}
 
 function report(it: SessionReport): void {
-  owner.postMessage(it);
+  parentPort?.postMessage(it);
 }
 
 /** Never rejects. */

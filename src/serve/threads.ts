@@ -4,8 +4,9 @@
 // Rule: no thread is ended before it has said that it is ready. One that is ended while it loads koffi takes the whole
 // process with it (koffi 3.3: napi_throw).
 
-import { Worker } from 'node:worker_threads';
+import type { Worker } from 'node:worker_threads';
 import { descriptorsLeft } from '../../shim/descriptors.js';
+import { startThread } from '../parts.js';
 
 /** Threads that are kept though nobody needs them. */
 const IDLE_MOST = 2;
@@ -64,7 +65,7 @@ export class Threads {
   }
 
   #create(): Worker {
-    const worker = new Worker(new URL('./session-worker.js', import.meta.url), { name: 'vm' });
+    const worker = startThread('session', { file: '../part.js', module: import.meta.url }, { name: 'vm' });
     // One that waits keeps nobody from ending; and one that ends, for whatever reason, serves nobody.
     worker.unref();
     const gone = (): void => {

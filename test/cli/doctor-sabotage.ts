@@ -27,6 +27,6 @@ const FAILURES: Record<string, Partial<Userfaultfd>> = {
 };
 
 const failure = FAILURES[process.env.UFFD_SABOTAGE ?? ''];
-if (failure && isMainThread && process.argv[1]?.endsWith('trial-process.js')) {
+if (failure && isMainThread && process.argv[2]?.endsWith('=trials')) {
   Object.assign(Userfaultfd.prototype, failure);
 }

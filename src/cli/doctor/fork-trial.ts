@@ -2,15 +2,17 @@
 // event is read, so a thread of the same process might never get to read it. Here another process reads: it
 // inherits the descriptor, and is started while nothing is registered, so its own start is no event.
 
-import { fork, spawn } from 'node:child_process';
+import { spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { startProcess } from '../../embed.js';
+import { COMMAND } from '../command-file.js';
 import type { FromForkWatcher } from './fork-watcher.js';
 import { expect, NotTried, type Scene } from './scene.js';
 import { watchedPages } from './scratch.js';
 
 export async function forkIsTold({ open }: Scene): Promise<void> {
   using uffd = open(['event-fork']);
-  const watcher = fork(new URL('./fork-watcher.js', import.meta.url), {
+  const watcher = startProcess('fork-watcher', COMMAND, [], {
     // The descriptor becomes number 4 there.
     stdio: ['ignore', 'ignore', 'inherit', 'ipc', uffd.fd],
   });

@@ -10,17 +10,19 @@ export interface FromForkWatcher {
 /** The descriptor's place among those inherited. */
 const FD = 4;
 
-const uffd = Userfaultfd.wrap(FD, { features: ['event-fork'] });
-let forks = 0;
-const tell = (): void => void process.send?.({ forks } satisfies FromForkWatcher);
-
-uffd.start({
-  pagefault() {},
-  forked(child) {
-    forks++;
-    child.close();
-  },
-});
-process.on('disconnect', () => process.exit());
-process.on('message', tell);
-tell();
+/** Runs in a process of its own. */
+export function watchForks(): void {
+  const uffd = Userfaultfd.wrap(FD, { features: ['event-fork'] });
+  let forks = 0;
+  const tell = (): void => void process.send?.({ forks } satisfies FromForkWatcher);
+  uffd.start({
+    pagefault() {},
+    forked(child) {
+      forks++;
+      child.close();
+    },
+  });
+  process.on('disconnect', () => process.exit());
+  process.on('message', tell);
+  tell();
+}

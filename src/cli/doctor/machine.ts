@@ -2,10 +2,9 @@
 // doctor must get through on a patient of any kind.
 
 import { closeSync, constants, existsSync, openSync, readFileSync, statSync } from 'node:fs';
-import { createRequire } from 'node:module';
 import { release } from 'node:os';
-import { dirname, join } from 'node:path';
-import { leastNode } from '../manifest.js';
+import { koffiVersion } from '../../embed.js';
+import { NODE_LEAST } from '../manifest.js';
 import { atLeast, type DeviceFindings, type SystemFindings, type UserFindings } from './findings.js';
 
 const DEVICE = '/dev/userfaultfd';
@@ -20,8 +19,8 @@ export function examineSystem(): Omit<SystemFindings, 'pageSize'> {
     kernel: release(),
     node: process.versions.node,
     nodePath: process.execPath,
-    nodeSupported: atLeast(process.versions.node, leastNode()),
-    koffi: koffiVersion(),
+    nodeSupported: atLeast(process.versions.node, NODE_LEAST),
+    koffi: koffiVersion() ?? null,
     container: containerKind(),
     hugePages: hugePages(),
     transparentHugePages:
@@ -63,16 +62,6 @@ function tryToOpen(): string {
     return 'ok';
   } catch (error) {
     return (error as NodeJS.ErrnoException).code ?? String(error);
-  }
-}
-
-/** By its manifest: loading it is the library's business. */
-function koffiVersion(): string | null {
-  try {
-    const folder = dirname(createRequire(import.meta.url).resolve('koffi'));
-    return (JSON.parse(readFileSync(join(folder, 'package.json'), 'utf8')) as { version: string }).version;
-  } catch {
-    return null;
   }
 }
 

@@ -2,8 +2,9 @@
 // thread that touches it. A trial that goes wrong throws; whatever it leaves asleep is let go by closing its
 // userfaultfd.
 
-import { Worker } from 'node:worker_threads';
+import { startThread } from '../../embed.js';
 import { type FaultHandler, type Feature, type Pagefault, Userfaultfd } from '../../index.js';
+import { COMMAND } from '../command-file.js';
 import type { AccessFindings } from './findings.js';
 import type { Done, Order, Touches } from './touch-worker.js';
 
@@ -32,7 +33,7 @@ export function createScene(way: NonNullable<AccessFindings['way']>): Scene {
 }
 
 function createToucher(): Toucher {
-  const worker = new Worker(new URL('./touch-worker.js', import.meta.url));
+  const worker = startThread('toucher', COMMAND);
   const waiting = new Map<number, { resolve(result: unknown): void; reject(error: unknown): void }>();
   let last = 0;
   worker.on('message', ({ id, result, error }: Done) => {

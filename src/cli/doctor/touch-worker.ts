@@ -67,12 +67,15 @@ export interface Done {
   error?: Error;
 }
 
-parentPort?.on('message', ({ id, touch, args }: Order) => {
-  let done: Done;
-  try {
-    done = { id, result: (touches[touch] as (...args: unknown[]) => unknown)(...args) };
-  } catch (error) {
-    done = { id, error: error as Error };
-  }
-  parentPort?.postMessage(done);
-});
+/** Runs in a thread of its own. */
+export function touchAsTold(): void {
+  parentPort?.on('message', ({ id, touch, args }: Order) => {
+    let done: Done;
+    try {
+      done = { id, result: (touches[touch] as (...args: unknown[]) => unknown)(...args) };
+    } catch (error) {
+      done = { id, error: error as Error };
+    }
+    parentPort?.postMessage(done);
+  });
+}

@@ -36,12 +36,15 @@ async function attempt(name: TrialName, scene: Scene): Promise<Trial> {
   }
 }
 
-// A thread that sleeps in a fault would hold up an ordinary exit.
-process.on('disconnect', () => process.kill(process.pid, 'SIGKILL'));
-process.once('message', async ({ names, way }: Task) => {
-  const scene = createScene(way);
-  for (const name of names) {
-    const trial = await attempt(name, scene);
-    process.send?.({ name, trial } satisfies Tried);
-  }
-});
+/** Runs in a process of its own. */
+export function makeTrialsAsTold(): void {
+  // A thread that sleeps in a fault would hold up an ordinary exit.
+  process.on('disconnect', () => process.kill(process.pid, 'SIGKILL'));
+  process.once('message', async ({ names, way }: Task) => {
+    const scene = createScene(way);
+    for (const name of names) {
+      const trial = await attempt(name, scene);
+      process.send?.({ name, trial } satisfies Tried);
+    }
+  });
+}

@@ -1,7 +1,9 @@
 // Has the trials made, in a process of their own. A trial that does not end is ended, one that kills its
 // process is told, and the others go on in a new process: every trial has an outcome, in bounded time.
 
-import { type ChildProcess, fork } from 'node:child_process';
+import type { ChildProcess } from 'node:child_process';
+import { startProcess } from '../../embed.js';
+import { COMMAND } from '../command-file.js';
 import type { Trial } from './findings.js';
 import type { Task, TrialName, Tried } from './trial-process.js';
 
@@ -50,7 +52,7 @@ async function runProcess(
 ): Promise<string> {
   let child: ChildProcess;
   try {
-    child = fork(new URL('./trial-process.js', import.meta.url), {
+    child = startProcess('trials', COMMAND, [], {
       stdio: ['ignore', 'ignore', 'pipe', 'ipc'],
     });
   } catch (error) {

@@ -1,6 +1,8 @@
 // A guest in a process of its own, as whoever started it sees it.
 
-import { type ChildProcess, fork } from 'node:child_process';
+import type { ChildProcess } from 'node:child_process';
+import { startProcess } from '../../embed.js';
+import { COMMAND } from '../command-file.js';
 import type { GuestAnswer, GuestOptions, GuestOrder, Numbered, Touched, TouchOrder } from './protocol.js';
 
 /** What the guest was told cannot be done, or its process is gone. */
@@ -21,7 +23,7 @@ export class Guest {
   #gone: string | undefined;
 
   constructor(options: GuestOptions) {
-    this.#child = fork(new URL('./monitor.js', import.meta.url), [JSON.stringify(options)]);
+    this.#child = startProcess('guest', COMMAND, [JSON.stringify(options)]);
     this.ended = new Promise((resolve) => {
       const end = (why: number | string): void => {
         this.#gone = `the guest's process has ended (${why})`;

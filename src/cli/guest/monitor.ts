@@ -9,9 +9,11 @@
 import { on } from 'node:events';
 import { closeSync, fstatSync, openSync } from 'node:fs';
 import { createHistogram } from 'node:perf_hooks';
-import { Worker } from 'node:worker_threads';
+import type { Worker } from 'node:worker_threads';
+import { startThread } from '../../embed.js';
 import { Mapping, Userfaultfd } from '../../index.js';
 import { handOver, type Region } from '../../serve/index.js';
+import { COMMAND } from '../command-file.js';
 import { explain } from '../exit.js';
 import { percentileUs } from '../latency.js';
 import {
@@ -138,7 +140,7 @@ class Vcpu {
   readonly #worker: Worker;
 
   constructor(task: VcpuTask) {
-    this.#worker = new Worker(new URL('./vcpu.js', import.meta.url), { workerData: task });
+    this.#worker = startThread('vcpu', COMMAND, { workerData: task });
     const messages = on(this.#worker, 'message', { close: ['exit'] });
     const next = async <T>(): Promise<T> => {
       const { done, value } = await messages.next();
@@ -188,18 +190,21 @@ function failed(id: number, error: unknown): void {
   answer(id, { is: 'failed', reason: explain(error) });
 }
 
-// Whoever started this is gone: so is what it is good for.
-process.on('disconnect', () => process.kill(process.pid, 'SIGKILL'));
-// A Ctrl-C is for whoever started this.
-process.on('SIGINT', () => {});
-const monitor = (async () => new Monitor(JSON.parse(process.argv[2] ?? '')))();
-monitor.catch((error) => failed(0, error));
-process.on('message', ({ id, ...order }: Numbered<GuestOrder>) => {
-  if (order.do === 'exit') process.exit(0);
-  monitor
-    .then((it) => it.obey(order))
-    .then(
-      (it) => answer(id, it),
-      (error) => failed(id, error),
-    );
-});
+/** Runs in a process of its own. */
+export function playMonitor(): void {
+  // Whoever started this is gone: so is what it is good for.
+  process.on('disconnect', () => process.kill(process.pid, 'SIGKILL'));
+  // A Ctrl-C is for whoever started this.
+  process.on('SIGINT', () => {});
+  const monitor = (async () => new Monitor(JSON.parse(process.argv[2] ?? '')))();
+  monitor.catch((error) => failed(0, error));
+  process.on('message', ({ id, ...order }: Numbered<GuestOrder>) => {
+    if (order.do === 'exit') process.exit(0);
+    monitor
+      .then((it) => it.obey(order))
+      .then(
+        (it) => answer(id, it),
+        (error) => failed(id, error),
+      );
+  });
+}

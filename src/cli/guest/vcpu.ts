@@ -148,6 +148,9 @@ class Vcpu {
   }
 }
 
-const vcpu = new Vcpu(workerData);
-parentPort?.postMessage('ready');
-parentPort?.postMessage(vcpu.run());
+/** Runs in a thread of its own. */
+export function playVcpu(): void {
+  const vcpu = new Vcpu(workerData);
+  parentPort?.postMessage('ready');
+  parentPort?.postMessage(vcpu.run());
+}
