@@ -3,7 +3,7 @@
 
 // The global one is looked up anew at each use.
 import { performance } from 'node:perf_hooks';
-import type { Kernel, KernelPort, Watch } from '../src/kernel.js';
+import type { Kernel, KernelPort, LinearMemory, Watch } from '../src/kernel.js';
 import { closeDescriptor, watchReadable } from './descriptors.js';
 import { type Libc, libc, userfaultfdNumber } from './libc.js';
 import { pageSize, pageSizeAt } from './memory.js';
@@ -34,11 +34,11 @@ export function trySyscall(flags: number): number {
 
 class LinuxPort implements KernelPort {
   readonly #c: Libc;
-  readonly #memory: WebAssembly.Memory;
+  readonly #memory: LinearMemory;
   #buffer: ArrayBuffer | undefined;
   #base = 0;
 
-  constructor(c: Libc, memory: WebAssembly.Memory) {
+  constructor(c: Libc, memory: LinearMemory) {
     this.#c = c;
     this.#memory = memory;
   }

@@ -3,18 +3,19 @@
 
 import { instantiateSync } from '@assemblyscript/loader';
 import wasm from '#wasm';
+import type { LinearMemory, MemoryPlace } from './kernel.js';
 
 /** What assembly/index.ts exports. Booleans are 0 or 1; `u64` and addresses travel through memory. */
 export interface Exports extends Record<string, unknown> {
-  memory: WebAssembly.Memory;
+  memory: LinearMemory;
   // Regions of memory that never move, as offsets.
-  parameters: WebAssembly.Global;
-  report: WebAssembly.Global;
-  delivery: WebAssembly.Global;
-  messages: WebAssembly.Global;
-  request: WebAssembly.Global;
-  polled: WebAssembly.Global;
-  scan: WebAssembly.Global;
+  parameters: MemoryPlace;
+  report: MemoryPlace;
+  delivery: MemoryPlace;
+  messages: MemoryPlace;
+  request: MemoryPlace;
+  polled: MemoryPlace;
+  scan: MemoryPlace;
   /** Once, before anything else: log2 of the page size, and the features granted. */
   start(pageShift: number, features: bigint): void;
   openFlags(userModeOnly: number): number;
@@ -211,7 +212,7 @@ function bare<T extends Record<string, unknown>>(exports: T): T {
  */
 export class Core {
   readonly exports: Exports;
-  readonly memory: WebAssembly.Memory;
+  readonly memory: LinearMemory;
   readonly request: number;
   readonly messages: number;
   readonly polled: number;

@@ -1,9 +1,17 @@
 // The entry `userfaultfd/embed`: for programs that are bundled into one file. Importing it never fails.
 
 import { type KoffiBinary, koffiFile, koffiVersion, useKoffi } from '../shim/koffi.js';
-import { type Entry, type Parts, startProcess, startThread, startWith, takePart } from './parts.js';
+import {
+  type Entry,
+  type OwnFile,
+  type Parts,
+  startProcess,
+  startThread,
+  startWith,
+  takePart,
+} from './parts.js';
 
-export type { Entry, KoffiBinary, Parts };
+export type { Entry, KoffiBinary, OwnFile, Parts };
 export { koffiFile, koffiVersion, startProcess, startThread };
 
 export interface EmbedOptions {
@@ -28,20 +36,17 @@ const PARTS: Parts = {
 };
 
 /**
- * Tells the library that it is part of a bundle: where koffi's binary is, and what its threads are started with. To be
- * called first, in every thread and process that is started with the bundle.
+ * Tells the library that it is part of a bundle: where koffi's binary is, and what threads are started with. To be called
+ * first, in every thread and process that is started with the bundle. docs/embedding.md shows a whole program.
  *
  * @returns Whether this is one of those: it runs its part then, and the program has nothing to do in it.
  *
  * @example
  * ```ts
- * import { embed } from 'userfaultfd/embed';
- * import { serve } from 'userfaultfd/serve';
+ * import { embed, startThread } from 'userfaultfd/embed';
  *
- * if (!embed({ entry: import.meta.url, koffi: new URL('koffi.node', import.meta.url) })) {
- *   const server = await serve({ vms: [{ socket: 'vm.sock', memory: 'snapshot.mem' }] });
- *   await server.done;
- * }
+ * const greet = () => console.log('a thread that was started with the same file');
+ * if (!embed({ entry: import.meta.url, parts: { greet } })) startThread('greet');
  * ```
  */
 export function embed({ entry, koffi, parts = {} }: EmbedOptions): boolean {

@@ -6,7 +6,7 @@ export { UffdError, UnsupportedError } from './errors.js';
 export type { Feature, KnownFeature, KnownOperation, Mode, Operation } from './features.js';
 export { FEATURES, featureSince, OPERATIONS, operationSince } from './features.js';
 export type { FaultHandler, Pagefault, RegisteredRange } from './handler.js';
-export type { Kernel, KernelPort, Watch } from './kernel.js';
+export type { Kernel, KernelPort, LinearMemory, MemoryPlace, Watch } from './kernel.js';
 export type { Wait } from './loop.js';
 export { Mapping, type SharedMapping } from './mapping.js';
 export type { AnonymousOptions, FileOptions, MappingOptions, MemoryOptions } from './mapping-plan.js';

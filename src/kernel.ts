@@ -6,13 +6,23 @@
 //  - Structs lie in the core's memory; `at` is an offset there, and the adapter adds the base.
 //  - Time is monotonic, in milliseconds, and comes from here.
 
+/** A WebAssembly memory, as far as it is needed here; so nobody needs the types of web pages for it. */
+export interface LinearMemory {
+  readonly buffer: ArrayBuffer;
+}
+
+/** A place in it that never moves: a global of the module. */
+export interface MemoryPlace {
+  readonly value: number;
+}
+
 /** A kernel to run on. It may serve several userfaultfds; each attaches its own core's memory. */
 export interface Kernel {
   /** Bytes of a page, a power of two. */
   readonly pageSize: number;
   /** Its descriptors and its memory are not those of this process: it is simulated, or answers from a trace. */
   readonly elsewhere?: boolean;
-  attach(memory: WebAssembly.Memory): KernelPort;
+  attach(memory: LinearMemory): KernelPort;
 }
 
 /** The calls of one userfaultfd. */

@@ -10,7 +10,12 @@ import { UnsupportedError } from './kernel.js';
 export type Parts = Readonly<Record<string, () => unknown>>;
 
 /** What threads and processes are started with: a file, or its text (CommonJS), where it lies in no file. */
-export type Entry = string | URL | { readonly code: string };
+export type Entry = string | URL | Text;
+
+/** A module's text. */
+interface Text {
+  readonly code: string;
+}
 
 const MARK = '--userfaultfd-part=';
 
@@ -21,24 +26,34 @@ export function startWith(chosen: Entry): void {
   entry = chosen;
 }
 
-/** Starts a part in a thread. `own`: the file that runs it where nothing else was chosen, beside the caller's `module`. */
-export function startThread(name: string, own: OwnFile, options: WorkerOptions = {}): Worker {
+/**
+ * Starts a part in a thread.
+ *
+ * @param own where no `embed` has chosen anything: the file that runs the part
+ * @throws UnsupportedError there is nothing to start it with
+ */
+export function startThread(name: string, options: WorkerOptions = {}, own?: OwnFile): Worker {
   const chosen = entry ?? fileOf(name, own);
   const argv = [MARK + name];
-  return typeof chosen === 'object' && !(chosen instanceof URL)
+  return isText(chosen)
     ? new Worker(chosen.code, { ...options, argv, eval: true })
     : new Worker(urlOf(chosen), { ...options, argv });
 }
 
-/** Starts a part in a process, with a channel to it. */
+/**
+ * Starts a part in a process, with a channel to it.
+ *
+ * @param own where no `embed` has chosen anything: the file that runs the part
+ * @throws UnsupportedError there is no file to start it with
+ */
 export function startProcess(
   name: string,
-  own: OwnFile,
   args: readonly string[] = [],
   options: ForkOptions = {},
+  own?: OwnFile,
 ): ChildProcess {
   const chosen = entry ?? fileOf(name, own);
-  if (typeof chosen === 'object' && !(chosen instanceof URL)) {
+  if (isText(chosen)) {
     throw new UnsupportedError(`the process '${name}' needs a file to be started with, and has a text only`);
   }
   return fork(urlOf(chosen), [MARK + name, ...args], options);
@@ -50,8 +65,12 @@ export interface OwnFile {
   readonly module: string | undefined;
 }
 
-function fileOf(name: string, { file, module }: OwnFile): URL {
-  if (module === undefined) {
+function isText(chosen: Entry): chosen is Text {
+  return typeof chosen === 'object' && 'code' in chosen;
+}
+
+function fileOf(name: string, { file, module }: Partial<OwnFile> = {}): URL {
+  if (file === undefined || module === undefined) {
     throw new UnsupportedError(
       `'${name}' cannot be started: in a bundle, the library has to be told what to start it with ` +
         '(embed, docs/embedding.md)',

@@ -13,6 +13,7 @@ const test = suite('snippets');
 // biome-ignore format: a table
 const PRINTS: Record<string, { kernel?: true; lines: (string | RegExp)[] }> = {
   'src/dirty/tracker.ts: open': { kernel: true, lines: ['28672n 4096'] },
+  'src/embed.ts: embed': { lines: ['a thread that was started with the same file'] },
   'src/mapping.ts: anonymous': { kernel: true, lines: ['0n 65536 1'] },
   'src/serve/server.ts: serve': { kernel: true, lines: [''] },
   'src/sim/kernel.ts: SimulatedKernel': { lines: ['65'] },

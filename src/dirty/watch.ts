@@ -16,7 +16,7 @@ import type { Worker } from 'node:worker_threads';
 import { duplicate } from '../../shim/memory.js';
 import { Scan } from '../core.js';
 import { Errno, UffdError, UnsupportedError } from '../errors.js';
-import type { Kernel, KernelPort } from '../kernel.js';
+import type { Kernel, KernelPort, LinearMemory } from '../kernel.js';
 import { startThread } from '../parts.js';
 import { system } from '../system.js';
 import { Userfaultfd } from '../userfaultfd.js';
@@ -66,7 +66,7 @@ abstract class Registered {
   }
 
   /** The port, and the pagemap's descriptor, for the core that lies in this memory. */
-  protected pagemap(memory: WebAssembly.Memory): { port: KernelPort; fd: number } {
+  protected pagemap(memory: LinearMemory): { port: KernelPort; fd: number } {
     this.#port ??= this.kernel.attach(memory);
     if (this.#pagemap < 0) {
       const fd = this.#port.openPagemap(0);
@@ -221,8 +221,8 @@ export class SyncWatch extends Registered implements Watch {
     const task: LifterTask = { fd, features, ranges };
     const lifter = startThread(
       'lifter',
-      { file: '../part.js', module: import.meta.url },
       { workerData: task },
+      { file: '../part.js', module: import.meta.url },
     );
     this.#lifter = lifter;
     lifter.unref();

@@ -65,7 +65,7 @@ export class Threads {
   }
 
   #create(): Worker {
-    const worker = startThread('session', { file: '../part.js', module: import.meta.url }, { name: 'vm' });
+    const worker = startThread('session', { name: 'vm' }, { file: '../part.js', module: import.meta.url });
     // One that waits keeps nobody from ending; and one that ends, for whatever reason, serves nobody.
     worker.unref();
     const gone = (): void => {

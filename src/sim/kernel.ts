@@ -10,7 +10,7 @@
 
 import { checkOneOf } from '../arguments.js';
 import { type Feature, featureBits } from '../features.js';
-import type { Kernel, KernelPort, Watch } from '../kernel.js';
+import type { Kernel, KernelPort, LinearMemory, Watch } from '../kernel.js';
 import { PROT } from './abi.js';
 import { Clock, STEP_MS, Stuck } from './clock.js';
 import type { Context, Notice } from './context.js';
@@ -151,7 +151,7 @@ export class SimulatedKernel implements Kernel {
   }
 
   /** The port, as a process has it; default: the handler's. */
-  attach(memory: WebAssembly.Memory, process: SimulatedProcess = this.process): KernelPort {
+  attach(memory: LinearMemory, process: SimulatedProcess = this.process): KernelPort {
     return new SimulatedPort(this, memory, process);
   }
 

@@ -1,6 +1,6 @@
 // The port of a simulated kernel: reads the structs that the core has prepared, and writes the answers into them.
 
-import type { KernelPort, Watch } from '../kernel.js';
+import type { KernelPort, LinearMemory, Watch } from '../kernel.js';
 import { E, EVENT, MESSAGE_BYTES, OPEN, POLL, REQUEST } from './abi.js';
 import { Context, type Notice, type Sleeper } from './context.js';
 import type { File } from './files.js';
@@ -33,13 +33,13 @@ const RESULT_AT: Readonly<Record<number, number>> = {
 
 export class SimulatedPort implements KernelPort {
   readonly #kernel: SimulatedKernel;
-  readonly #memory: WebAssembly.Memory;
+  readonly #memory: LinearMemory;
   /** Whose calls these are. */
   readonly #process: SimulatedProcess;
   readonly #views: { address: number; bytes: Uint8Array }[] = [];
   #nextView = VIEWS_START;
 
-  constructor(kernel: SimulatedKernel, memory: WebAssembly.Memory, process: SimulatedProcess) {
+  constructor(kernel: SimulatedKernel, memory: LinearMemory, process: SimulatedProcess) {
     this.#kernel = kernel;
     this.#process = process;
     this.#memory = memory;

@@ -1,7 +1,7 @@
 // The port of a simulated kernel, with somebody listening: what was read, what was resolved, and how it was answered.
 // Nothing is changed on the way.
 
-import type { KernelPort } from '../kernel.js';
+import type { KernelPort, LinearMemory } from '../kernel.js';
 import { E, REQUEST } from '../sim/abi.js';
 
 /** Hears what crosses the port. */
@@ -42,7 +42,7 @@ const RESOLVING: readonly number[] = [REQUEST.WRITEPROTECT, REQUEST.UNREGISTER];
 
 export function listened(
   inner: KernelPort,
-  memory: WebAssembly.Memory,
+  memory: LinearMemory,
   pageSize: number,
   listener: Listener,
 ): KernelPort {

@@ -7,7 +7,7 @@
 //  - After a callback everything that waits for promises goes on before the next step.
 
 import type { FaultHandler } from '../handler.js';
-import type { Kernel } from '../kernel.js';
+import type { Kernel, LinearMemory } from '../kernel.js';
 import type { Wait } from '../loop.js';
 import { MESSAGE_BYTES } from '../sim/abi.js';
 import { type Program, type SimulatedProcess, type SimulatedThread, Stuck } from '../sim/index.js';
@@ -187,7 +187,7 @@ export class Run implements Attendant {
     const inside = {
       pageSize,
       elsewhere: true,
-      attach: (memory: WebAssembly.Memory) => kernel.attach(memory, process),
+      attach: (memory: LinearMemory) => kernel.attach(memory, process),
     };
     const opened = Userfaultfd.open({ kernel: inside, features });
     opened.register(address, length, modes);

@@ -2,13 +2,14 @@
 
 import wasm from '#trace';
 import { WasmModule } from '../core.js';
+import type { LinearMemory, MemoryPlace } from '../kernel.js';
 
 /** What assembly/trace.ts exports. */
 interface Exports extends Record<string, unknown> {
-  memory: WebAssembly.Memory;
-  record: WebAssembly.Global;
-  payload: WebAssembly.Global;
-  block: WebAssembly.Global;
+  memory: LinearMemory;
+  record: MemoryPlace;
+  payload: MemoryPlace;
+  block: MemoryPlace;
   traceIoctlKind(request: number): number;
   traceBegin(time: bigint): void;
   traceAppend(): number;

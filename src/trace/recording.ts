@@ -5,7 +5,7 @@
 //  - Nothing is changed on the way, but for the time: it is cut to whole microseconds, so that a replay sees the same.
 //  - Only the first userfaultfd that is attached is recorded; a child that forks off has a trace of its own or none.
 
-import { type Kernel, type KernelPort, Note, type Watch } from '../kernel.js';
+import { type Kernel, type KernelPort, type LinearMemory, Note, type Watch } from '../kernel.js';
 import { Kind, PAYLOAD_MOST } from './codec.js';
 import type { TraceWriter } from './writer.js';
 
@@ -33,7 +33,7 @@ export function recordingKernel(inner: Kernel, writer: TraceWriter, meta: Record
 
 class RecordingPort implements KernelPort {
   readonly #inner: KernelPort;
-  readonly #memory: WebAssembly.Memory;
+  readonly #memory: LinearMemory;
   readonly #writer: TraceWriter;
   readonly #begunUs: number;
   #halves = new Uint32Array();
@@ -45,7 +45,7 @@ class RecordingPort implements KernelPort {
   #timeUs = 0;
   #lastId = 0;
 
-  constructor(inner: KernelPort, memory: WebAssembly.Memory, writer: TraceWriter) {
+  constructor(inner: KernelPort, memory: LinearMemory, writer: TraceWriter) {
     this.#inner = inner;
     this.#memory = memory;
     this.#writer = writer;

@@ -8,7 +8,7 @@
 //  - Where the bytes of a page lie, and how many there are behind it, is not compared: that is another in every run.
 
 import { Op } from '../core.js';
-import { type Kernel, type KernelPort, Note, type Watch } from '../kernel.js';
+import { type Kernel, type KernelPort, type LinearMemory, Note, type Watch } from '../kernel.js';
 import { type Codec, Kind, NOTE_FIELDS } from './codec.js';
 import type { TraceReader } from './reader.js';
 import { bitsOf } from './recording.js';
@@ -152,10 +152,10 @@ export class Playback {
 class ReplayPort implements KernelPort {
   readonly #playback: Playback;
   readonly #codec: Codec;
-  readonly #memory: WebAssembly.Memory;
+  readonly #memory: LinearMemory;
   #halves = new Uint32Array();
 
-  constructor(playback: Playback, memory: WebAssembly.Memory) {
+  constructor(playback: Playback, memory: LinearMemory) {
     this.#playback = playback;
     this.#codec = playback.codec;
     this.#memory = memory;

@@ -16,6 +16,7 @@ import {
   type Feature,
   type Kernel,
   type KernelPort,
+  type LinearMemory,
   type OpenOptions,
   type UffdError,
   Userfaultfd,
@@ -94,9 +95,7 @@ function compile(name: string, suffix: string, ...flags: string[]): string {
 }
 
 /** The real kernel with some calls answered otherwise. */
-export function kernelWith(
-  change: (port: KernelPort, memory: WebAssembly.Memory) => Partial<KernelPort>,
-): Kernel {
+export function kernelWith(change: (port: KernelPort, memory: LinearMemory) => Partial<KernelPort>): Kernel {
   const real = linuxKernel();
   return {
     pageSize: real.pageSize,

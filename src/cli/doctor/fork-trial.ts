@@ -12,10 +12,15 @@ import { watchedPages } from './scratch.js';
 
 export async function forkIsTold({ open }: Scene): Promise<void> {
   using uffd = open(['event-fork']);
-  const watcher = startProcess('fork-watcher', COMMAND, [], {
-    // The descriptor becomes number 4 there.
-    stdio: ['ignore', 'ignore', 'inherit', 'ipc', uffd.fd],
-  });
+  const watcher = startProcess(
+    'fork-watcher',
+    [],
+    {
+      // The descriptor becomes number 4 there.
+      stdio: ['ignore', 'ignore', 'inherit', 'ipc', uffd.fd],
+    },
+    COMMAND,
+  );
   const heard = async (): Promise<FromForkWatcher> => {
     const gone = once(watcher, 'exit').then(() =>
       Promise.reject(new Error('the process that reads has ended')),

@@ -33,7 +33,7 @@ export function createScene(way: NonNullable<AccessFindings['way']>): Scene {
 }
 
 function createToucher(): Toucher {
-  const worker = startThread('toucher', COMMAND);
+  const worker = startThread('toucher', {}, COMMAND);
   const waiting = new Map<number, { resolve(result: unknown): void; reject(error: unknown): void }>();
   let last = 0;
   worker.on('message', ({ id, result, error }: Done) => {

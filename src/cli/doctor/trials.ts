@@ -52,9 +52,7 @@ async function runProcess(
 ): Promise<string> {
   let child: ChildProcess;
   try {
-    child = startProcess('trials', COMMAND, [], {
-      stdio: ['ignore', 'ignore', 'pipe', 'ipc'],
-    });
+    child = startProcess('trials', [], { stdio: ['ignore', 'ignore', 'pipe', 'ipc'] }, COMMAND);
   } catch (error) {
     return (error as Error).message;
   }

@@ -23,7 +23,7 @@ export class Guest {
   #gone: string | undefined;
 
   constructor(options: GuestOptions) {
-    this.#child = startProcess('guest', COMMAND, [JSON.stringify(options)]);
+    this.#child = startProcess('guest', [JSON.stringify(options)], {}, COMMAND);
     this.ended = new Promise((resolve) => {
       const end = (why: number | string): void => {
         this.#gone = `the guest's process has ended (${why})`;

@@ -140,7 +140,7 @@ class Vcpu {
   readonly #worker: Worker;
 
   constructor(task: VcpuTask) {
-    this.#worker = startThread('vcpu', COMMAND, { workerData: task });
+    this.#worker = startThread('vcpu', { workerData: task }, COMMAND);
     const messages = on(this.#worker, 'message', { close: ['exit'] });
     const next = async <T>(): Promise<T> => {
       const { done, value } = await messages.next();
