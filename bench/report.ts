@@ -1,39 +1,9 @@
 // Results as tables: for a terminal, or as the Markdown that docs/benchmarks.md holds.
 
-import Table from 'cli-table3';
 import type { CoreFigure } from './core.js';
 import { type PlacementResult, type Results, rowsOf, type Verdict, verdicts, whereOf } from './results.js';
 import type { ServeResults } from './serve.js';
-import type { Spread } from './statistics.js';
-
-type Cells = string[][];
-
-/** How a table is written: its head, then its rows. */
-type Writer = (head: string[], rows: Cells) => string;
-
-const terminal: Writer = (head, rows) => {
-  const table = new Table({ head, style: { head: [], border: [], compact: true }, colAligns: aligned(head) });
-  table.push(...rows);
-  return table.toString();
-};
-
-const markdown: Writer = (head, rows) => {
-  const rule = aligned(head).map((align) => (align === 'right' ? '---:' : '---'));
-  return [head, rule, ...rows].map((cells) => `| ${cells.join(' | ')} |`).join('\n');
-};
-
-/** Words to the left, figures to the right. */
-function aligned(head: string[]): ('left' | 'right')[] {
-  const words = ['handler', 'aim', 'where', 'figure', 'what it covers', ''];
-  return head.map((title) => (words.includes(title) ? 'left' : 'right'));
-}
-
-/** Median, and in brackets the smallest and the largest. */
-function text({ median, min, max }: Spread, digits: number): string {
-  const one = (value: number): string =>
-    value.toLocaleString('en', { minimumFractionDigits: digits, maximumFractionDigits: digits });
-  return `${one(median)} (${one(min)}–${one(max)})`;
-}
+import { type Cells, markdown, terminal, text } from './tables.js';
 
 const PLACEMENT_HEAD = ['handler', 'faults/s', 'p50 µs', 'p99 µs', 'faults/s ÷ C', 'p99 ÷ C'];
 

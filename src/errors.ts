@@ -3,10 +3,10 @@
 // (UnsupportedError, ERR_UFFD_UNSUPPORTED). A message says what was tried, on what range, and what to do; its
 // words come from the table in src/reasons.ts.
 
-import { type Facts, hex, reasonFor, worded } from './reasons.js';
+import { hex } from './hex.js';
+import { type Facts, reasonFor, worded } from './reasons.js';
 
 export { UnsupportedError } from './kernel.js';
-export { hex } from './reasons.js';
 
 /** errno values that userfaultfd's calls give, and those that lead to one, by number. The numbers are the same on x86-64 and arm64. */
 const ERRNO: Readonly<Record<number, string>> = {

@@ -14,8 +14,9 @@ import { closeSync, constants, fstatSync, openSync } from 'node:fs';
 import { isMainThread, threadId } from 'node:worker_threads';
 import * as memory from '../shim/memory.js';
 import { checkInteger, checkPageAddress, invalidState, outOfRange, wrongType } from './arguments.js';
-import { hex, UffdError } from './errors.js';
+import { UffdError } from './errors.js';
 import type { Feature } from './features.js';
+import { hex } from './hex.js';
 import {
   type AnonymousOptions,
   checkPageSize,

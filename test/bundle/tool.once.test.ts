@@ -2,7 +2,7 @@
 // executable. Each result runs in an empty folder, with an empty environment, and answers real page faults.
 
 import { createHash, randomBytes } from 'node:crypto';
-import { cpSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { cpSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import * as assert from 'uvu/assert';
 import { root } from '../documents.js';
@@ -51,8 +51,6 @@ test('the tool runs, whatever it was bundled by', async () => {
     for (const bundle of bundles) {
       const name = bundle.split('/').at(-1) as string;
       hashes(join(bundle, '..'), [name, 'koffi.node'], process.execPath, [name]);
-      // Nothing is left open that a bundle does not bring along.
-      assert.not.match(readFileSync(bundle, 'utf8'), /from ?["']userfaultfd|require\(["']userfaultfd/);
     }
     must('npm', ['run', '--silent', 'sea'], tool);
     hashes(join(tool, 'dist/sea'), ['tool'], './tool', []);
@@ -97,7 +95,7 @@ test('a bundle without embed, and one whose binary is missing, say what is missi
 
 test('a file that is told to run a part without anybody to tell it what, is an ordinary run', async () => {
   await inFolder((folder) => {
-    const args = ['uffd.mjs', '--userfaultfd-part=session', '--version'];
+    const args = ['uffd.mjs', '--userfaultfd-part=session'];
     cpSync(join(root, 'dist/uffd.mjs'), join(folder, 'uffd.mjs'));
     const { status, stderr } = start(process.execPath, args, folder, {}, 30_000);
     assert.is(status, 2, stderr);

@@ -1,0 +1,6 @@
+// Addresses as they are told.
+
+/** An address as people read it. */
+export function hex(address: bigint): string {
+  return `0x${address.toString(16)}`;
+}
