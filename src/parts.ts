@@ -10,12 +10,7 @@ import { UnsupportedError } from './kernel.js';
 export type Parts = Readonly<Record<string, () => unknown>>;
 
 /** What threads and processes are started with: a file, or its text (CommonJS), where it lies in no file. */
-export type Entry = string | URL | Text;
-
-/** A module's text. */
-interface Text {
-  readonly code: string;
-}
+export type Entry = string | URL | { readonly code: string };
 
 const MARK = '--userfaultfd-part=';
 
@@ -65,7 +60,7 @@ export interface OwnFile {
   readonly module: string | undefined;
 }
 
-function isText(chosen: Entry): chosen is Text {
+function isText(chosen: Entry): chosen is Extract<Entry, { code: string }> {
   return typeof chosen === 'object' && 'code' in chosen;
 }
 
