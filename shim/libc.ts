@@ -14,12 +14,15 @@ type Word = number | bigint;
 export interface Libc {
   koffi: Koffi;
   errno(): number;
+  /** Where a symbol lies; throws where there is none. */
+  symbol(name: string): unknown;
   syscall(number: number, argument: number): number;
   pidfd_open(number: number, pid: number, flags: number): number;
   open(path: string, flags: number): number;
   ioctl(fd: number, request: number, argument: Word): number;
   fcntl(fd: number, command: number, argument: number): number;
   read(fd: number, buffer: Word, length: number): number;
+  pread(fd: number, buffer: Uint8Array, length: number, offset: number): number;
   poll(fds: Word, count: number, timeoutMs: number): number;
   close(fd: number): number;
   eventfd(initial: number, flags: number): number;
@@ -77,6 +80,7 @@ function load(): Libc {
   return {
     koffi,
     errno: koffi.errno as () => number,
+    symbol: (name) => c.symbol(name),
     syscall: c.func('syscall', 'long', ['long', 'ulong']),
     // As a bare system call: C libraries have it since 2022 only.
     pidfd_open: c.func('syscall', 'long', ['long', 'int', 'uint']),
@@ -84,6 +88,7 @@ function load(): Libc {
     ioctl: c.func('ioctl', 'int', ['int', 'ulong', 'uintptr_t']),
     fcntl: c.func('fcntl', 'int', ['int', 'int', 'long']),
     read: c.func('read', 'intptr_t', ['int', 'uintptr_t', 'size_t']),
+    pread: c.func('pread', 'intptr_t', ['int', 'void *', 'size_t', 'int64_t']),
     poll: c.func('poll', 'int', ['uintptr_t', 'ulong', 'int']),
     close: c.func('close', 'int', ['int']),
     eventfd: c.func('eventfd', 'int', ['uint', 'int']),

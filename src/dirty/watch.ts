@@ -11,8 +11,8 @@
 //    its writer is about to write.
 
 import '../linux.js';
-import { readSync } from 'node:fs';
 import { Worker } from 'node:worker_threads';
+import { readAt } from '../../shim/descriptors.js';
 import { duplicate } from '../../shim/memory.js';
 import { Scan } from '../core.js';
 import { Errno, UffdError, UnsupportedError } from '../errors.js';
@@ -199,7 +199,8 @@ export class SyncWatch extends Registered implements Watch {
       const room = exports.entriesRoom();
       if (room === 0) return;
       const buffer = new Uint8Array(core.memory.buffer, exports.scanBuffer(), room);
-      const read = readSync(fd, buffer, 0, room, Number(BigInt.asUintN(64, exports.entriesOffset())));
+      const read = readAt(fd, buffer, Number(BigInt.asUintN(64, exports.entriesOffset())));
+      if (read < 0) throw new UffdError(read, '/proc/PID/pagemap');
       if (read === 0) throw this.replaced('/proc/PID/pagemap');
       exports.entriesTake(read);
       while (exports.entriesNext()) yield pages.found();

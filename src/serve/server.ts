@@ -10,9 +10,10 @@
 
 import { EventEmitter } from 'node:events';
 import { chmodSync, chownSync, unlinkSync } from 'node:fs';
-import { closeDescriptor, descriptorsLeft, watchReadable } from '../../shim/descriptors.js';
+import { closeDescriptor, descriptorsLeft } from '../../shim/descriptors.js';
 import { openPidfd, SIGKILL, signalPidfd } from '../../shim/process.js';
 import { acceptUnix, listenUnix, type Peer, peerOf } from '../../shim/socket.js';
+import { watchReadable } from '../../shim/watch.js';
 import { checkInteger, checkOneOf, wrongType } from '../arguments.js';
 import { UffdError } from '../errors.js';
 import type { Watch } from '../kernel.js';
