@@ -221,7 +221,6 @@ export class SyncWatch extends Registered implements Watch {
     const task: LifterTask = { fd, features, ranges };
     const lifter = new Worker(new URL('./lifter.js', import.meta.url), { workerData: task });
     this.#lifter = lifter;
-    lifter.unref();
     this.#stopHandle = await new Promise<SharedArrayBuffer>((resolve, reject) => {
       lifter.once('message', resolve);
       lifter.on('error', (error) => {
@@ -229,6 +228,8 @@ export class SyncWatch extends Registered implements Watch {
         reject(error);
       });
     });
+    // Not before: where nothing else goes on, some runtimes end without waiting for it to begin.
+    lifter.unref();
   }
 
   override close(): void {
