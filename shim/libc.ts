@@ -14,8 +14,6 @@ type Word = number | bigint;
 export interface Libc {
   koffi: Koffi;
   errno(): number;
-  /** Where a symbol lies; throws where there is none. */
-  symbol(name: string): unknown;
   syscall(number: number, argument: number): number;
   pidfd_open(number: number, pid: number, flags: number): number;
   open(path: string, flags: number): number;
@@ -80,7 +78,6 @@ function load(): Libc {
   return {
     koffi,
     errno: koffi.errno as () => number,
-    symbol: (name) => c.symbol(name),
     syscall: c.func('syscall', 'long', ['long', 'ulong']),
     // As a bare system call: C libraries have it since 2022 only.
     pidfd_open: c.func('syscall', 'long', ['long', 'int', 'uint']),

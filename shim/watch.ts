@@ -1,10 +1,10 @@
 // Seeing descriptors become readable, on the event loop.
 //
-// Rule: libuv's poll is used only where it is whole. Bun has functions of that name which end the process, and other
-// runtimes may not have them at all; there poll(2) is called by a timer.
+// Rule: libuv's poll is used on Node alone. Bun has functions of that name which end the process (1.4), and Deno's tell
+// of a userfaultfd once or twice and never again (2.9); there poll(2) is called by a timer.
 
 import type { Watch } from '../src/kernel.js';
-import { type Libc, libc } from './libc.js';
+import { libc } from './libc.js';
 
 /** When to look again behind a look that found nothing. */
 const LOOK_AGAIN_MS = 1;
@@ -17,13 +17,11 @@ const POLLIN = 1;
  * nothing else: whoever watches is kept here.
  */
 const watching = new Set<Watch>();
-let whole: boolean | undefined;
+const onNode = hasPoll(process.versions);
 
 /** Calls back on the event loop whenever a descriptor is readable. */
 export function watchReadable(fd: number, ready: () => void): Watch {
-  const c = libc();
-  whole ??= hasPoll(c);
-  const handle = whole ? pollByLibuv(c, fd, ready) : pollByTimer(fd, ready);
+  const handle = onNode ? pollByLibuv(fd, ready) : pollByTimer(fd, ready);
   const watch = {
     close() {
       if (watching.delete(watch)) handle.close();
@@ -33,18 +31,13 @@ export function watchReadable(fd: number, ready: () => void): Watch {
   return watch;
 }
 
-/** Whether a runtime has libuv's poll. */
-export function hasPoll(c: Libc, { bun }: NodeJS.ProcessVersions = process.versions): boolean {
-  if (bun !== undefined) return false;
-  try {
-    return Boolean(c.symbol('uv_poll_init_socket'));
-  } catch {
-    return false;
-  }
+/** Whether a runtime has libuv's poll, and all of it. */
+export function hasPoll({ bun, deno }: NodeJS.ProcessVersions): boolean {
+  return bun === undefined && deno === undefined;
 }
 
-function pollByLibuv(c: Libc, fd: number, ready: () => void): Watch {
-  const handle = c.koffi.node.poll(fd, { readable: true }, ready);
+function pollByLibuv(fd: number, ready: () => void): Watch {
+  const handle = libc().koffi.node.poll(fd, { readable: true }, ready);
   return {
     close() {
       handle.stop();
