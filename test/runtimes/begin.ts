@@ -2,9 +2,7 @@
 // console, for whoever started this.
 
 import type { Report } from '../harness.js';
-
-/** What a line of a report begins with. */
-export const MARK = 'uffd-report ';
+import { MARK } from './files.js';
 
 declare global {
   var UVU_DEFER: boolean | undefined;

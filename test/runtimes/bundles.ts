@@ -57,3 +57,10 @@ export function running(files: readonly string[]) {
       'await exec();',
     ].join('\n');
 }
+
+/** What tells what comes of a trace. */
+export function telling(trace: Uint8Array) {
+  const base64 = Buffer.from(trace).toString('base64');
+  return (_folder: string, extension: string): string =>
+    `import { tell } from './runtimes/traces.${extension}';\nawait tell(${JSON.stringify(base64)});`;
+}

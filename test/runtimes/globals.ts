@@ -39,4 +39,6 @@ export class Buffer extends Uint8Array {
   }
 }
 
-export const process = { env: { UFFD_CORE: 'release', UFFD_STEPS: '5000' }, argv: [], execArgv: [] };
+export const process = { env: { UFFD_CORE: 'release' }, argv: [], execArgv: [] };
+
+export const setImmediate = (due: () => void): void => void setTimeout(due, 0);

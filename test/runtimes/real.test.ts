@@ -60,7 +60,12 @@ test(
     using memory = Mapping.anonymous(uffd.pageSize);
     uffd.register(memory.address, memory.length);
     const faulted = new Promise<void>((resolve) => {
-      uffd.start({ pagefault: () => (resolve(), false) });
+      uffd.start({
+        pagefault() {
+          resolve();
+          return false;
+        },
+      });
     });
     const done = reader(memory, uffd);
     await faulted;
