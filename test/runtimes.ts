@@ -13,7 +13,7 @@ import { join } from 'node:path';
 import { openChromium } from './chromium.js';
 import { install, run } from './install.js';
 import { bundle, ROOT, running, telling } from './runtimes/bundles.js';
-import { FULL, LONG, MAPPED, SUITES } from './runtimes/files.js';
+import { FULL, LONG, MAPPED, SLOW, SUITES } from './runtimes/files.js';
 import { Chromium, Command, type Host, type Ran, type What } from './runtimes/hosts.js';
 import { SEEDS, type Told, TRACES } from './runtimes/traces.js';
 
@@ -62,9 +62,9 @@ async function open(folder: string): Promise<Map<string, Host>> {
 /** The suites of an artefact, with the files that are left out there. */
 type Artefact = ReadonlyMap<string, { what: What; shortened: number }>;
 
-async function bundled(artefact: 'source' | 'bundle'): Promise<Artefact> {
+async function bundled(artefact: 'source' | 'bundle', without: readonly string[]): Promise<Artefact> {
   const suites = Object.entries(SUITES).map(async ([name, all]) => {
-    const files = all.filter((file) => artefact === 'bundle' || !LONG.includes(file));
+    const files = all.filter((file) => !without.includes(file));
     const what = { text: await bundle(artefact, running(files)) };
     return [name, { what, shortened: all.length - files.length }] as const;
   });
@@ -80,8 +80,9 @@ function built(): Artefact {
   );
 }
 
-/** Why files are left out of what is run three times. */
+/** Why files are left out. */
 const LONG_FILES = 'long files, which run as a bundle';
+const SLOW_FILES = 'files that take minutes there';
 
 /** Adds what came of one run to what came of others. */
 function add(sum: Ran, ran: Ran): void {
@@ -115,7 +116,8 @@ async function portable(host: Host, name: string, artefact: Artefact): Promise<v
   const begun = performance.now();
   const sum = nothing();
   for (const [suite, { what, shortened }] of artefact) {
-    if (shortened > 0) sum.leftOut.set(LONG_FILES, (sum.leftOut.get(LONG_FILES) ?? 0) + shortened);
+    const reason = name === 'bundle' ? SLOW_FILES : LONG_FILES;
+    if (shortened > 0) sum.leftOut.set(reason, (sum.leftOut.get(reason) ?? 0) + shortened);
     if (host instanceof Command && 'files' in what && MAPPED.includes(suite)) {
       sum.leftOut.set(`files of ${suite}: they ask both kernels`, what.files.length);
     } else add(sum, await host.run(what));
@@ -172,13 +174,14 @@ let hosts = new Map<string, Host>();
 try {
   hosts = await open(folder);
   const trace = recording(folder);
-  const [source, bundles] = [await bundled('source'), await bundled('bundle')];
-  const artefacts = { source, dist: built(), bundle: bundles };
+  const source = await bundled('source', LONG);
+  const dist = built();
   const text = await bundle('bundle', telling(trace));
   const left = [...hosts];
   const work = async (): Promise<void> => {
     for (let next = left.shift(); next; next = left.shift()) {
       const [name, host] = next;
+      const artefacts = { source, dist, bundle: await bundled('bundle', SLOW[name] ?? []) };
       for (const [artefact, suites] of Object.entries(artefacts)) await portable(host, artefact, suites);
       const begun = performance.now();
       const full = FULL[name];

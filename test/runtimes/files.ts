@@ -33,13 +33,16 @@ export const LONG = [
   ...named('testing', ['simulate']),
 ];
 
+/** What takes minutes in a runtime, and is left out there; the traces of random worlds stand for it. */
+export const SLOW: Readonly<Record<string, readonly string[]>> = { Bun: named('testing', ['simulate']) };
+
 /** Built files that other runtimes cannot run: they need places taken that only a page's map of imports can take. */
 export const MAPPED = ['sim'];
 
 /** The full library, as a program of each runtime: its own test, and files of Node's run that hold there. */
 export const FULL: Readonly<Record<string, readonly string[]>> = {
   Node: ['runtimes/real.test'],
-  Deno: ['runtimes/real.test', 'kernel/open.test', 'kernel/contract.test', 'dirty/tracker.test'],
+  Deno: ['runtimes/real.test', 'kernel/open.test', 'kernel/contract.test'],
   Bun: [
     ...['runtimes/real.test', 'kernel/open.test', 'kernel/contract.test', 'dirty/tracker.test'],
     ...['kernel/operations.test', 'kernel/errors.test'],
