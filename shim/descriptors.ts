@@ -1,18 +1,13 @@
-// Descriptors: closing them, how many there may be, seeing them become readable, and where a file has data.
+// Descriptors: closing and reading them, how many there may be, and where a file has data.
+//
+// Rule: a descriptor is read and closed by those who opened it. Deno's `node:fs` knows its own only.
 
 import { readdirSync, readFileSync } from 'node:fs';
-import type { Watch } from '../src/kernel.js';
 import { libc } from './libc.js';
 
 const SEEK_DATA = 3;
 const SEEK_HOLE = 4;
 const ENXIO = -6;
-
-/**
- * libuv polls only as long as the handle is referenced, and a handle that is only waiting is referenced by
- * nothing else: whoever watches is kept here.
- */
-const watching = new Set<Watch>();
 
 export function closeDescriptor(fd: number): number {
   const c = libc();
@@ -32,18 +27,11 @@ export function descriptorsLeft(): number {
   }
 }
 
-/** Calls back on the event loop whenever a descriptor is readable. */
-export function watchReadable(fd: number, ready: () => void): Watch {
-  const handle = libc().koffi.node.poll(fd, { readable: true }, ready);
-  const watch = {
-    close() {
-      if (!watching.delete(watch)) return;
-      handle.stop();
-      handle.close();
-    },
-  };
-  watching.add(watch);
-  return watch;
+/** Reads what a descriptor holds at an offset into `buffer`: bytes read, or −errno. */
+export function readAt(fd: number, buffer: Uint8Array, offset: number): number {
+  const c = libc();
+  const read = c.pread(fd, buffer, buffer.length, offset);
+  return read < 0 ? -c.errno() : read;
 }
 
 /** The first offset from `offset` on that has data; `end` where there is none. −errno. */

@@ -19,6 +19,7 @@ export interface Libc {
   ioctl(fd: number, request: number, argument: Word): number;
   fcntl(fd: number, command: number, argument: number): number;
   read(fd: number, buffer: Word, length: number): number;
+  pread(fd: number, buffer: Uint8Array, length: number, offset: number): number;
   poll(fds: Word, count: number, timeoutMs: number): number;
   close(fd: number): number;
   eventfd(initial: number, flags: number): number;
@@ -83,6 +84,7 @@ function load(): Libc {
     ioctl: c.func('ioctl', 'int', ['int', 'ulong', 'uintptr_t']),
     fcntl: c.func('fcntl', 'int', ['int', 'int', 'long']),
     read: c.func('read', 'intptr_t', ['int', 'uintptr_t', 'size_t']),
+    pread: c.func('pread', 'intptr_t', ['int', 'void *', 'size_t', 'int64_t']),
     poll: c.func('poll', 'int', ['uintptr_t', 'ulong', 'int']),
     close: c.func('close', 'int', ['int']),
     eventfd: c.func('eventfd', 'int', ['uint', 'int']),

@@ -4,10 +4,11 @@
 // The global one is looked up anew at each use.
 import { performance } from 'node:perf_hooks';
 import type { Kernel, KernelPort, LinearMemory, Watch } from '../src/kernel.js';
-import { closeDescriptor, watchReadable } from './descriptors.js';
+import { closeDescriptor } from './descriptors.js';
 import { type Libc, libc, userfaultfdNumber } from './libc.js';
 import { pageSize, pageSizeAt } from './memory.js';
 import { openPidfd } from './process.js';
+import { watchReadable } from './watch.js';
 
 const O_RDONLY_CLOEXEC = 0x80000;
 const O_RDWR_CLOEXEC = 0x80002;

@@ -12,6 +12,7 @@
 import { constants as bufferConstants } from 'node:buffer';
 import { closeSync, constants, fstatSync, openSync } from 'node:fs';
 import { isMainThread, threadId } from 'node:worker_threads';
+import { closeDescriptor } from '../shim/descriptors.js';
 import * as memory from '../shim/memory.js';
 import { checkInteger, checkPageAddress, invalidState, outOfRange, wrongType } from './arguments.js';
 import { UffdError } from './errors.js';
@@ -150,23 +151,18 @@ export class Mapping implements Disposable {
     const access = shared && writable ? constants.O_RDWR : constants.O_RDONLY;
     // Without O_NONBLOCK, opening a FIFO would wait for its writer.
     const fd = openSync(path, access | constants.O_NONBLOCK);
-    let size: number;
-    let pageSize: number;
     try {
       const stat = fstatSync(fd);
       if (!stat.isFile()) throw invalidState(`${path} is no regular file, and cannot be mapped`);
       if (stat.size === 0) throw outOfRange(`the size of ${path}`, 'at least 1 byte', 0);
-      size = stat.size;
-      pageSize = filePageSize(fd);
-    } catch (error) {
+      const flags = shared ? memory.MAP_SHARED : memory.MAP_PRIVATE;
+      return Mapping.#mapFile(duplicate(fd), stat.size, filePageSize(fd), flags, options);
+    } finally {
       closeSync(fd);
-      throw error;
     }
-    const flags = shared ? memory.MAP_SHARED : memory.MAP_PRIVATE;
-    return Mapping.#mapFile(fd, size, pageSize, flags, options);
   }
 
-  /** Maps a file that was opened for it; only a shared mapping keeps the descriptor, for `alias`. */
+  /** Maps a descriptor that was made for it; only a shared mapping keeps it, for `alias`. */
   static #mapFile(
     fd: number,
     length: number,
@@ -181,7 +177,7 @@ export class Mapping implements Disposable {
       mapping = Mapping.#map(plan);
       return mapping;
     } finally {
-      if (!mapping || !keeps) closeSync(fd);
+      if (!mapping || !keeps) closeDescriptor(fd);
       if (!keeps) plan.fd = -1;
     }
   }
@@ -214,10 +210,8 @@ export class Mapping implements Disposable {
     if (!this.#plan || this.#plan.fd < 0) {
       throw invalidState(`the memory at ${hex(this.address)} is private or attached, and has no alias`);
     }
-    const fd = memory.duplicate(this.#plan.fd);
-    if (fd < 0) throw new UffdError(fd, 'fcntl');
-    const { length, pageSize, flags } = this.#plan;
-    return Mapping.#mapFile(fd, length, pageSize, flags, {
+    const { fd, length, pageSize, flags } = this.#plan;
+    return Mapping.#mapFile(duplicate(fd), length, pageSize, flags, {
       writable: (this.#plan.protection & memory.PROT_WRITE) !== 0,
     });
   }
@@ -370,7 +364,7 @@ export class Mapping implements Disposable {
       throw new UffdError(Number(replaced), 'mmap', { address, length: mapped });
     }
     this.#closed = true;
-    if (this.#plan.fd >= 0) closeSync(this.#plan.fd);
+    if (this.#plan.fd >= 0) closeDescriptor(this.#plan.fd);
     Atomics.store(users, CLOSED, 1);
     leave(this.#space);
   }
@@ -390,6 +384,12 @@ export class Mapping implements Disposable {
   [Symbol.dispose](): void {
     this.close();
   }
+}
+
+function duplicate(fd: number): number {
+  const copy = memory.duplicate(fd);
+  if (copy < 0) throw new UffdError(copy, 'fcntl');
+  return copy;
 }
 
 function closedError(address: bigint): Error {

@@ -58,6 +58,7 @@ const LAYERS = [
     'shim/memory.ts',
     'shim/process.ts',
     'shim/descriptors.ts',
+    'shim/watch.ts',
     'shim/socket.ts',
     'src/sim/resolve.ts',
     'src/sim/mutators.ts',

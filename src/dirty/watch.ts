@@ -11,8 +11,8 @@
 //    its writer is about to write.
 
 import '../linux.js';
-import { readSync } from 'node:fs';
 import type { Worker } from 'node:worker_threads';
+import { readAt } from '../../shim/descriptors.js';
 import { duplicate } from '../../shim/memory.js';
 import { Scan } from '../core.js';
 import { Errno, UffdError, UnsupportedError } from '../errors.js';
@@ -200,7 +200,8 @@ export class SyncWatch extends Registered implements Watch {
       const room = exports.entriesRoom();
       if (room === 0) return;
       const buffer = new Uint8Array(core.memory.buffer, exports.scanBuffer(), room);
-      const read = readSync(fd, buffer, 0, room, Number(BigInt.asUintN(64, exports.entriesOffset())));
+      const read = readAt(fd, buffer, Number(BigInt.asUintN(64, exports.entriesOffset())));
+      if (read < 0) throw new UffdError(read, '/proc/PID/pagemap');
       if (read === 0) throw this.replaced('/proc/PID/pagemap');
       exports.entriesTake(read);
       while (exports.entriesNext()) yield pages.found();
@@ -225,7 +226,6 @@ export class SyncWatch extends Registered implements Watch {
       { file: '../part.js', module: import.meta.url },
     );
     this.#lifter = lifter;
-    lifter.unref();
     this.#stopHandle = await new Promise<SharedArrayBuffer>((resolve, reject) => {
       lifter.once('message', resolve);
       lifter.on('error', (error) => {
@@ -233,6 +233,8 @@ export class SyncWatch extends Registered implements Watch {
         reject(error);
       });
     });
+    // Not before: where nothing else goes on, some runtimes end without waiting for it to begin.
+    lifter.unref();
   }
 
   override close(): void {

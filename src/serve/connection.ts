@@ -3,8 +3,9 @@
 //
 // Rule: a descriptor that was received belongs to a hand-off that was told, or is closed.
 
-import { closeDescriptor, watchReadable } from '../../shim/descriptors.js';
+import { closeDescriptor } from '../../shim/descriptors.js';
 import { type Peer, receive } from '../../shim/socket.js';
+import { watchReadable } from '../../shim/watch.js';
 import type { Watch } from '../kernel.js';
 import { type HandOff, HandOffError, HandOffReader } from './handoff.js';
 

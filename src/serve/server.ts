@@ -10,11 +10,12 @@
 
 import { EventEmitter } from 'node:events';
 import { chmodSync, chownSync, unlinkSync } from 'node:fs';
-import { closeDescriptor, descriptorsLeft, watchReadable } from '../../shim/descriptors.js';
+import { closeDescriptor, descriptorsLeft } from '../../shim/descriptors.js';
 import { openPidfd, SIGKILL, signalPidfd } from '../../shim/process.js';
 import { acceptUnix, listenUnix, type Peer, peerOf } from '../../shim/socket.js';
+import { watchReadable } from '../../shim/watch.js';
 import { checkInteger, checkOneOf, wrongType } from '../arguments.js';
-import { UffdError } from '../errors.js';
+import { UffdError, UnsupportedError } from '../errors.js';
 import type { Watch } from '../kernel.js';
 import { WAITS, type Wait } from '../loop.js';
 import type { Run } from './background.js';
@@ -91,6 +92,12 @@ const GUEST_DESCRIPTORS = 64;
 const STARVED_MS = 100;
 const EAGAIN = -11;
 
+/** Guests' threads share a histogram with this one, and end while others serve: only Node's do. */
+const OTHER_RUNTIME = (name: string): string =>
+  `userfaultfd/serve runs on Node, and this is ${name}, whose worker threads cannot share a histogram; run it, or ` +
+  "uffd serve, with Node, or serve a userfaultfd that was handed over by Userfaultfd.wrap and start with { wait: 'block' } " +
+  'in a worker';
+
 /** One socket that is listened at. */
 interface Listener {
   readonly vm: Vm;
@@ -131,9 +138,12 @@ interface Monitor {
  * await server.close();
  * ```
  *
- * @throws MemoryFileError, SocketError, TraceError, WorkingSetError; the errors of open(2); RangeError, TypeError
+ * @throws UnsupportedError on Deno and Bun; MemoryFileError, SocketError, TraceError, WorkingSetError; the errors of open(2); RangeError, TypeError
  */
 export async function serve(options: ServeOptions): Promise<Server> {
+  const { bun, deno } = process.versions;
+  const other = bun ? `Bun ${bun}` : deno ? `Deno ${deno}` : undefined;
+  if (other) throw new UnsupportedError(OTHER_RUNTIME(other));
   return Server.listen(options);
 }
 

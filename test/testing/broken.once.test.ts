@@ -3,7 +3,8 @@
 
 import { strict as assert } from 'node:assert';
 import { WasmModule } from '../../src/core.js';
-import { type FaultHandler, type Feature, Userfaultfd } from '../../src/index.js';
+import type { FaultHandler, Feature } from '../../src/index.js';
+import { Userfaultfd } from '../../src/sim/index.js';
 import {
   answerFromSource,
   explore,

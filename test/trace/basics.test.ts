@@ -2,7 +2,7 @@
 // found at its first call; and a damaged trace is an error or a shorter trace.
 
 import { strict as assert } from 'node:assert';
-import { type FaultHandler, Userfaultfd } from '../../src/index.js';
+import type { FaultHandler } from '../../src/index.js';
 import {
   advise,
   forked,
@@ -10,6 +10,7 @@ import {
   read,
   remap,
   SimulatedKernel,
+  Userfaultfd,
   unmap,
   write,
 } from '../../src/sim/index.js';

@@ -5,8 +5,17 @@ import { strict as assert } from 'node:assert';
 import { execFileSync } from 'node:child_process';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import { type FaultHandler, type Pagefault, Userfaultfd, type Wait } from '../../src/index.js';
-import { advise, forked, type Program, read, SimulatedKernel, unmap, write } from '../../src/sim/index.js';
+import type { FaultHandler, Pagefault, Wait } from '../../src/index.js';
+import {
+  advise,
+  forked,
+  type Program,
+  read,
+  SimulatedKernel,
+  Userfaultfd,
+  unmap,
+  write,
+} from '../../src/sim/index.js';
 import { type HandlerFactory, type ReplayResult, replay, TraceReader } from '../../src/trace/index.js';
 import { suite } from '../harness.js';
 import { filling, inMemory, P, record, textOf } from './support.js';

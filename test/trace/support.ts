@@ -1,8 +1,15 @@
 // What the tests of traces share: traces in memory, and worlds of the simulated kernel to record.
 
 import type { FaultHandler, OpenOptions, Pagefault, Wait } from '../../src/index.js';
-import { Userfaultfd } from '../../src/index.js';
-import { advise, type Program, Random, read, type SimulatedKernel, write } from '../../src/sim/index.js';
+import {
+  advise,
+  type Program,
+  Random,
+  read,
+  type SimulatedKernel,
+  Userfaultfd,
+  write,
+} from '../../src/sim/index.js';
 import { type TraceOptions, TraceReader, TraceWriter } from '../../src/trace/index.js';
 
 /** A writer, and the bytes that it wrote. */

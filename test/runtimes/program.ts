@@ -1,0 +1,8 @@
+// Runs built test files in a runtime that is not asked for anything of Node: program.js FILE…
+
+import './begin.js';
+import { exec } from 'uvu';
+
+const files = process.argv.slice(2);
+for (const file of files) await import(`../${file}.js`);
+await exec();
