@@ -38,12 +38,14 @@ const LAYERS = [
   ['src/dirty/tracker.ts'],
   ['src/dirty/watch.ts', 'src/dirty/file.ts'],
   ['src/dirty/lifter.ts', 'src/dirty/pages.ts', 'src/dirty/target.ts'],
+  ['src/trace/perfetto.ts'],
   ['src/trace/replay.ts', 'src/trace/summary.ts'],
   ['src/userfaultfd.ts', 'src/linux.ts', 'src/messages.ts', 'src/trace/replaying.ts'],
   ['src/versions.ts', 'src/sim/kernel.ts', 'src/trace/recording.ts', 'src/trace/reader.ts'],
   [
     ...['src/open.ts', 'src/loop.ts', 'src/mapping.ts', 'src/sim/port.ts'],
     ...['src/trace/writer.ts', 'src/trace/records.ts', 'src/trace/histogram.ts'],
+    ...['src/trace/pages.ts'],
   ],
   ['shim/linux.ts'],
   [
