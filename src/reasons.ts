@@ -9,6 +9,7 @@
 
 import type { Mode } from './features.js';
 import type { RegisteredRange } from './handler.js';
+import { hex } from './names.js';
 import { CALLS } from './reasons/calls.js';
 import { IOCTLS } from './reasons/ioctls.js';
 
@@ -73,9 +74,4 @@ const WORDS: Readonly<Record<string, (facts: Facts) => string | undefined>> = {
 /** A cause or remedy with the facts in it. */
 export function worded(text: string, facts: Facts): string {
   return text.replace(/\{(\w+)\}/g, (_, name: string) => WORDS[name]?.(facts) ?? '…');
-}
-
-/** An address as people read it. */
-export function hex(address: bigint): string {
-  return `0x${address.toString(16)}`;
 }

@@ -69,7 +69,7 @@ const LAYERS = [
   ['src/reasons/calls.ts', 'src/reasons/ioctls.ts'],
   [
     ...['src/kernel.ts', 'src/core.ts', 'src/handler.ts', 'src/registry.ts', 'src/stopper.ts'],
-    ...['src/warning.ts', 'src/whole-pages.ts'],
+    ...['src/warning.ts', 'src/whole-pages.ts', 'src/names.ts'],
     ...['src/reasons/facts.ts', 'src/wasm.d.ts', 'src/sim/abi.ts', 'src/sim/random.ts'],
     ...['src/sim/witness.ts', 'src/sim/clock.ts'],
   ],

@@ -99,11 +99,12 @@ class Events implements Partial<TraceObserver> {
   }
 
   /** The record that was read: calls of the kernel that change something are events of their own. */
-  record({ codec, call }: TraceReader): void {
+  record(reader: TraceReader): void {
+    const { codec } = reader;
     const { kind } = codec;
     this.#lastUs = codec.time;
     if (kind >= Kind.IOCTL && kind < Kind.NOTE)
-      this.#instant(nameOf(kind), codec.time, { call: describe(call) });
+      this.#instant(nameOf(kind), codec.time, { call: describe(reader.call) });
   }
 
   /** Who sleeps still does so to the end. */
