@@ -2,8 +2,8 @@
 // so that a million events take some milliseconds.
 
 import { leastOf } from '../trace/histogram.js';
-import { isFault, WHATS } from './events.js';
 import type { Model } from './collect.js';
+import { isFault, WHATS } from './events.js';
 import type { Part, View } from './view.js';
 
 /** Latencies are drawn as lengths of time while at most so many events are in view. */
@@ -122,10 +122,7 @@ function countSteps({ events, bucket }: Model, time: Part, steps: number): Count
   return { faults, writes, measured, buckets, bucketCount };
 }
 
-function percentilesOf(
-  { measured, buckets, bucketCount }: Counts,
-  steps: number,
-): (number | null)[][] {
+function percentilesOf({ measured, buckets, bucketCount }: Counts, steps: number): (number | null)[][] {
   const values = PERCENTILES.map(() => Array<number | null>(steps).fill(null));
   for (let step = 0; step < steps; step++) {
     const count = measured[step] as number;
@@ -133,7 +130,10 @@ function percentilesOf(
     let next = 0;
     for (let index = 0; index < bucketCount && next < PERCENTILES.length && count > 0; index++) {
       seen += buckets[step * bucketCount + index] as number;
-      while (next < PERCENTILES.length && seen >= Math.max(1, Math.ceil((count * (PERCENTILES[next] as number)) / 100))) {
+      while (
+        next < PERCENTILES.length &&
+        seen >= Math.max(1, Math.ceil((count * (PERCENTILES[next] as number)) / 100))
+      ) {
         (values[next] as (number | null)[])[step] = leastOf(index);
         next++;
       }

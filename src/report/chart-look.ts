@@ -1,6 +1,6 @@
 // What all charts have in common: axes, a cursor that all follow, and zooming by what is selected with the mouse.
 
-import uPlot from 'uplot';
+import type uPlot from 'uplot';
 import { timesOf } from './numbers.js';
 import { color } from './theme.js';
 import type { View } from './view.js';

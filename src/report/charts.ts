@@ -4,7 +4,7 @@ import uPlot from 'uplot';
 import { PERCENTILES, type Steps, stepsOf } from './bins.js';
 import { fitted, interaction, leftAxis, timeAxis } from './chart-look.js';
 import type { Model } from './collect.js';
-import { panel } from './dom.js';
+import { element, panel } from './dom.js';
 import { brief, byteSize, duration } from './numbers.js';
 import { color } from './theme.js';
 import type { View } from './view.js';
@@ -12,6 +12,7 @@ import type { View } from './view.js';
 /** Pixels of a step. */
 const STEP = 4;
 const HEIGHT = 150;
+const POWERS_OF_TWO = Array.from({ length: 52 }, (_, power) => 2 ** power);
 
 interface Kind {
   readonly id: string;
@@ -20,6 +21,8 @@ interface Kind {
   /** How values are told. */
   readonly tell: (value: number) => string;
   readonly logarithmic?: boolean;
+  /** Distances that the axis may have between two values. */
+  readonly steps?: number[];
   readonly values: (steps: Steps) => (number | null)[][];
 }
 
@@ -50,9 +53,16 @@ const CHARTS: readonly Kind[] = [
       { label: 'faulted on', color: 'read', filled: true },
     ],
     tell: byteSize,
+    steps: POWERS_OF_TWO,
     values: ({ present, faulted }) => [present, faulted],
   },
 ];
+
+/** A trace without writes has no line for them. */
+function withoutWrites(kind: Kind): Kind {
+  if (kind.id !== 'rate') return kind;
+  return { ...kind, series: kind.series.slice(0, 1), values: ({ faults }) => [faults] };
+}
 
 export class Charts {
   readonly panels: HTMLElement[] = [];
@@ -60,18 +70,24 @@ export class Charts {
   readonly #model: Model;
   readonly #view: View;
   readonly #observers: ResizeObserver[] = [];
+  readonly #kinds: readonly Kind[];
 
   constructor(model: Model, view: View) {
     this.#model = model;
     this.#view = view;
-    for (const kind of CHARTS) this.panels.push(panel(kind.id, kind.title));
+    const writes = Object.values(model.summary.faultsByKind).some(({ write }) => write > 0);
+    this.#kinds = writes ? CHARTS : CHARTS.map(withoutWrites);
+    for (const kind of this.#kinds) this.panels.push(panel(kind.id, kind.title));
   }
 
   /** Makes the charts, once their panels are in the page. */
   begin(): void {
-    for (const [index, kind] of CHARTS.entries()) {
-      const place = this.panels[index] as HTMLElement;
-      const chart = new uPlot(optionsOf(kind, this.#view, place), [[], ...kind.series.map(() => [])], place);
+    for (const [index, kind] of this.#kinds.entries()) {
+      const place = element('div', { class: 'chart' });
+      const [head] = (this.panels[index] as HTMLElement).children;
+      head?.after(place);
+      const options = optionsOf(kind, this.#view, place.clientWidth, head as HTMLElement);
+      const chart = new uPlot(options, [[], ...kind.series.map(() => [])], place);
       this.charts.push(chart);
       this.#observers.push(fitted(chart, place, () => HEIGHT));
     }
@@ -82,11 +98,14 @@ export class Charts {
     const width = Math.max(1, this.charts[0]?.over.clientWidth ?? 0);
     const steps = stepsOf(this.#model, time, Math.max(10, Math.floor(width / STEP)));
     for (const [index, chart] of this.charts.entries()) {
-      const values = (CHARTS[index] as Kind).values(steps);
+      const values = (this.#kinds[index] as Kind).values(steps);
       chart.batch(() => {
         // The last step goes on to the end.
         chart.setData(
-          [[...steps.time, time.to], ...values.map((row) => [...row, row.at(-1) ?? null])] as uPlot.AlignedData,
+          [
+            [...steps.time, time.to],
+            ...values.map((row) => [...row, row.at(-1) ?? null]),
+          ] as uPlot.AlignedData,
           false,
         );
         chart.setScale('x', { min: time.from, max: time.to });
@@ -105,10 +124,9 @@ export class Charts {
   }
 }
 
-function optionsOf(kind: Kind, view: View, place: HTMLElement): uPlot.Options {
-  const head = place.firstElementChild as HTMLElement;
+function optionsOf(kind: Kind, view: View, width: number, head: HTMLElement): uPlot.Options {
   return {
-    width: Math.floor(place.clientWidth),
+    width,
     height: HEIGHT,
     padding: [8, 12, 0, 0],
     scales: {
@@ -117,7 +135,11 @@ function optionsOf(kind: Kind, view: View, place: HTMLElement): uPlot.Options {
     },
     axes: [
       timeAxis(),
-      leftAxis({ values: (_chart, splits) => splits.map((value) => (value === null ? '' : kind.tell(value))) }),
+      leftAxis({
+        ...(kind.steps ? { incrs: kind.steps } : {}),
+        ...(kind.logarithmic ? { space: 18 } : {}),
+        values: (_chart, splits) => splits.map((value) => (value === null ? '' : kind.tell(value))),
+      }),
     ],
     series: [
       { label: 'time', value: (_chart, us) => (us === null ? '–' : duration(us)) },

@@ -33,7 +33,7 @@ export function figures(summary: TraceSummary): HTMLElement {
   const list = element('dl', { class: 'figures' });
   for (const [name, field, value, beside = ''] of told) {
     const figure = element('div', {}, element('dt', {}, name));
-    figure.append(element('dd', { 'data-field': field, 'data-value': `${valueOf(summary, field)}` }, value));
+    figure.append(element('dd', { 'data-field': field, 'data-value': `${numberOf(summary, field)}` }, value));
     if (beside) figure.append(element('dd', { class: 'beside' }, beside));
     list.append(figure);
   }
@@ -41,9 +41,11 @@ export function figures(summary: TraceSummary): HTMLElement {
 }
 
 /** The number itself, which is shown rounded. */
-function valueOf(summary: TraceSummary, field: string): number {
+function numberOf(summary: TraceSummary, field: string): number {
   if (field === 'changes') return Object.values(summary.changes).reduce((sum, count) => sum + count, 0);
-  const value = field.split('.').reduce<unknown>((from, name) => (from as Record<string, unknown>)[name], summary);
+  const value = field
+    .split('.')
+    .reduce<unknown>((from, name) => (from as Record<string, unknown>)[name], summary);
   return value as number;
 }
 
@@ -52,9 +54,17 @@ export function details(summary: TraceSummary): HTMLElement {
   const { ranges, rangesRegistered } = summary;
   const told: [string, string][] = [
     ['userfaultfd', `by ${summary.how}; ${summary.features.join(', ') || 'no features'}`],
-    ['trace', `${byteSize(summary.bytes)}, ${grouped(summary.records)} records in ${grouped(summary.blocks)} blocks`],
+    [
+      'trace',
+      `${byteSize(summary.bytes)}, ${grouped(summary.records)} records in ${grouped(summary.blocks)} blocks`,
+    ],
     ['about', JSON.stringify(summary.about, undefined, 1)],
-    ['calls', Object.entries(summary.calls).map(([name, count]) => `${name} ${grouped(count)}`).join(', ')],
+    [
+      'calls',
+      Object.entries(summary.calls)
+        .map(([name, count]) => `${name} ${grouped(count)}`)
+        .join(', '),
+    ],
     ...ranges.map(({ start, bytes, modes }): [string, string] => [
       'range',
       `${start}, ${byteSize(bytes)}, ${modes.join(' and ')}`,

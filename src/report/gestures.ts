@@ -58,9 +58,7 @@ function moved(view: View, before: Finger[], after: Finger[], rows: boolean, ove
   const [a, b] = before as [Finger, Finger?];
   const [c, d] = after as [Finger, Finger?];
   const time = follow(view.time, a.x, c.x, b?.x, d?.x, LEAST_SPREAD / over.clientWidth);
-  const part = rows
-    ? follow(view.rows, a.y, c.y, b?.y, d?.y, LEAST_SPREAD / over.clientHeight)
-    : view.rows;
+  const part = rows ? follow(view.rows, a.y, c.y, b?.y, d?.y, LEAST_SPREAD / over.clientHeight) : view.rows;
   view.show(time, part);
 }
 

@@ -31,13 +31,7 @@ export function hoverBox(chart: uPlot, model: Model, shown: readonly boolean[]):
   });
 }
 
-function linesAt(
-  chart: uPlot,
-  model: Model,
-  shown: readonly boolean[],
-  left: number,
-  top: number,
-): string[] {
+function linesAt(chart: uPlot, model: Model, shown: readonly boolean[], left: number, top: number): string[] {
   const { events, rows, row, height, summary } = model;
   const [from, to] = [chart.posToVal(left - REACH, 'x'), chart.posToVal(left + REACH, 'x')];
   const [low, high] = [chart.posToVal(top + REACH, 'y'), chart.posToVal(top - REACH, 'y')];

@@ -25,9 +25,18 @@ export class List {
   onChoose: (at: number) => void = () => {};
   readonly #model: Model;
   readonly #view: View;
-  readonly #order = element('select', { 'aria-label': 'Order' }, element('option', { value: 'time' }, 'by time'));
+  readonly #order = element(
+    'select',
+    { 'aria-label': 'Order' },
+    element('option', { value: 'time' }, 'by time'),
+  );
   readonly #told = element('p', { class: 'told', role: 'status' });
-  readonly #scroller = element('div', { class: 'rows', role: 'listbox', tabindex: '0', 'aria-label': 'Events' });
+  readonly #scroller = element('div', {
+    class: 'rows',
+    role: 'listbox',
+    tabindex: '0',
+    'aria-label': 'Events',
+  });
   readonly #spacer = element('div', { class: 'spacer', role: 'presentation' });
   readonly #window = element('div', { class: 'window', role: 'presentation' });
   /** Events that match, in their order. */
@@ -44,7 +53,10 @@ export class List {
       head.append(element('span', { class: name }, name));
     const tools = element('div', { class: 'tools' }, this.search, this.#order);
     this.panel = panel('events', 'Events in view', tools, this.#told, head, this.#scroller);
-    this.search.addEventListener('input', whenQuiet(() => this.find(), QUIET_MS));
+    this.search.addEventListener(
+      'input',
+      whenQuiet(() => this.find(), QUIET_MS),
+    );
     this.#order.addEventListener('change', () => this.find());
     this.#scroller.addEventListener('scroll', () => this.#draw());
     this.#scroller.addEventListener('keydown', (event) => this.#key(event));
@@ -128,7 +140,10 @@ export class List {
     const cell = (name: string, text: string): void => row.append(element('span', { class: name }, text));
     cell('time', duration(events.time[at] as number));
     cell(`what ${WHATS[events.what[at] as number]}`, nameOf(events, at));
-    cell('address', `${hex(events.page[at] as number, summary.pageSize)}${pages > 1 ? ` +${grouped(pages)}` : ''}`);
+    cell(
+      'address',
+      `${hex(events.page[at] as number, summary.pageSize)}${pages > 1 ? ` +${grouped(pages)}` : ''}`,
+    );
     cell('thread', events.thread[at] === 0 ? '' : `${events.thread[at]}`);
     cell('latency', latency === NO_LATENCY ? '' : duration(latency));
     return row;
