@@ -1,7 +1,7 @@
 // Counts events into what can be drawn: cells of the heat map, and steps of the charts. Only typed arrays are touched,
 // so that a million events take some milliseconds.
 
-import { leastOf } from '../trace/histogram.js';
+import { bucketOf, leastOf } from '../trace/histogram.js';
 import type { Model } from './collect.js';
 import { isFault, WHATS } from './events.js';
 import type { Part, View } from './view.js';
@@ -41,17 +41,36 @@ export function cellsOf(
     const high = low + (height[at] as number) * scaleY;
     if (high <= 0 || low >= lines) continue;
     const x = Math.floor(((times[at] as number) - time.from) * scaleX);
-    const last = lengths ? Math.floor(x + Math.max(0, latency[at] as number) * scaleX) : x;
-    const [left, right] = [Math.max(0, x), Math.min(columns - 1, last)];
+    const right = lengths ? Math.floor(x + Math.max(0, latency[at] as number) * scaleX) : x;
+    const bottom = Math.max(0, Math.floor(low));
     const top = Math.min(lines, Math.max(Math.floor(low) + 1, Math.floor(high)));
-    for (let line = Math.max(0, Math.floor(low)); line < top; line++) {
-      for (let column = left; column <= right; column++) {
-        const cell = (line * columns + column) * sorts + sort;
-        counts[cell] = (counts[cell] as number) + 1;
-      }
-    }
+    // Most are one cell.
+    if (right === x && top - bottom === 1) {
+      if (x >= 0) increment(counts, (bottom * columns + Math.min(x, columns - 1)) * sorts + sort);
+    } else fill(counts, { left: x, right, bottom, top, columns, sort });
   }
   return { columns, rows: lines, counts };
+}
+
+interface Box {
+  readonly left: number;
+  readonly right: number;
+  readonly bottom: number;
+  readonly top: number;
+  readonly columns: number;
+  readonly sort: number;
+}
+
+function fill(counts: Uint32Array, { left, right, bottom, top, columns, sort }: Box): void {
+  const last = Math.min(columns - 1, right);
+  for (let line = bottom; line < top; line++) {
+    for (let column = Math.max(0, left); column <= last; column++)
+      increment(counts, (line * columns + column) * WHATS.length + sort);
+  }
+}
+
+function increment(counts: Uint32Array, at: number): void {
+  counts[at] = (counts[at] as number) + 1;
 }
 
 /** What the charts show, a value for each step of time; null: nothing is known there. */
@@ -99,25 +118,22 @@ interface Counts {
   readonly bucketCount: number;
 }
 
-function countSteps({ events, bucket }: Model, time: Part, steps: number): Counts {
+function countSteps({ events, bucket, summary }: Model, time: Part, steps: number): Counts {
   const first = events.firstAt(time.from);
   const end = events.firstAt(time.to + 1e-9);
   const { time: times, what, latency } = events;
   const scale = steps / (time.to - time.from);
-  let highest = 0;
-  for (let at = first; at < end; at++) highest = Math.max(highest, bucket[at] as number);
-  const bucketCount = highest + 1;
+  const bucketCount = bucketOf(Math.max(0, summary.latencyUs.most)) + 1;
   const [faults, writes, measured] = [new Uint32Array(steps), new Uint32Array(steps), new Uint32Array(steps)];
   const buckets = new Uint32Array(steps * bucketCount);
   for (let at = first; at < end; at++) {
     if (!isFault(events, at)) continue;
     const step = Math.min(steps - 1, Math.floor(((times[at] as number) - time.from) * scale));
-    faults[step] = (faults[step] as number) + 1;
+    increment(faults, step);
     writes[step] = (writes[step] as number) + (what[at] as number);
     if ((latency[at] as number) < 0) continue;
-    measured[step] = (measured[step] as number) + 1;
-    const index = step * bucketCount + (bucket[at] as number);
-    buckets[index] = (buckets[index] as number) + 1;
+    increment(measured, step);
+    increment(buckets, step * bucketCount + (bucket[at] as number));
   }
   return { faults, writes, measured, buckets, bucketCount };
 }

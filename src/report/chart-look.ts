@@ -6,16 +6,14 @@ import { color } from './theme.js';
 import type { View } from './view.js';
 
 const SYNC = 'time';
+/** Around what is drawn: top, right, bottom, left. */
+export const PADDING: uPlot.Padding = [8, 24, 0, 0];
 /** A selection that is narrower is a click. */
 const LEAST_SELECTED = 5;
-/** Of the left axis; the same for all, so that times lie one below the other. */
-const WIDE_AXIS = 96;
-const NARROW_AXIS = 66;
-const NARROW_PAGE = 640;
-
-export function axisSize(): number {
-  return innerWidth < NARROW_PAGE ? NARROW_AXIS : WIDE_AXIS;
-}
+/** Of a label on the left: characters at least, pixels of one, and around it. */
+const LABEL_LEAST = 8;
+const CHARACTER = 6.7;
+const LABEL_MARGIN = 12;
 
 function axisLook(): uPlot.Axis {
   return {
@@ -23,7 +21,7 @@ function axisLook(): uPlot.Axis {
     stroke: () => color('muted'),
     grid: { stroke: () => color('grid'), width: 1 },
     ticks: { show: false },
-    gap: 6,
+    gap: 5,
   };
 }
 
@@ -31,14 +29,16 @@ function axisLook(): uPlot.Axis {
 export function timeAxis(): uPlot.Axis {
   return {
     ...axisLook(),
-    size: 26,
+    size: 22,
     space: 80,
     values: (_chart, splits) => timesOf(splits),
   };
 }
 
-export function leftAxis(axis: uPlot.Axis): uPlot.Axis {
-  return { ...axisLook(), size: axisSize, space: 32, ...axis };
+/** The axis on the left, as wide for every chart, so that times lie one below the other. */
+export function leftAxis(characters: number, axis: uPlot.Axis): uPlot.Axis {
+  const size = Math.ceil(Math.max(characters, LABEL_LEAST) * CHARACTER + LABEL_MARGIN);
+  return { ...axisLook(), size, space: 32, ...axis };
 }
 
 /** The cursor, and what a selection does. `rows`: whether rows can be selected too. */

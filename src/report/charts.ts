@@ -2,11 +2,12 @@
 
 import uPlot from 'uplot';
 import { PERCENTILES, type Steps, stepsOf } from './bins.js';
-import { fitted, interaction, leftAxis, timeAxis } from './chart-look.js';
+import { fitted, interaction, leftAxis, PADDING, timeAxis } from './chart-look.js';
 import type { Model } from './collect.js';
 import { element, panel } from './dom.js';
 import { brief, byteSize, duration } from './numbers.js';
 import { color } from './theme.js';
+import type { AddressLabels } from './ticks.js';
 import type { View } from './view.js';
 
 /** Pixels of a step. */
@@ -81,12 +82,12 @@ export class Charts {
   }
 
   /** Makes the charts, once their panels are in the page. */
-  begin(): void {
+  begin(labels: AddressLabels): void {
     for (const [index, kind] of this.#kinds.entries()) {
       const place = element('div', { class: 'chart' });
       const [head] = (this.panels[index] as HTMLElement).children;
       head?.after(place);
-      const options = optionsOf(kind, this.#view, place.clientWidth, head as HTMLElement);
+      const options = optionsOf(kind, this.#view, labels, place.clientWidth, head as HTMLElement);
       const chart = new uPlot(options, [[], ...kind.series.map(() => [])], place);
       this.charts.push(chart);
       this.#observers.push(fitted(chart, place, () => HEIGHT));
@@ -124,18 +125,24 @@ export class Charts {
   }
 }
 
-function optionsOf(kind: Kind, view: View, width: number, head: HTMLElement): uPlot.Options {
+function optionsOf(
+  kind: Kind,
+  view: View,
+  labels: AddressLabels,
+  width: number,
+  head: HTMLElement,
+): uPlot.Options {
   return {
     width,
     height: HEIGHT,
-    padding: [8, 12, 0, 0],
+    padding: PADDING,
     scales: {
       x: { time: false },
       y: kind.logarithmic ? { distr: 3, range: decades } : { range: fromZero },
     },
     axes: [
       timeAxis(),
-      leftAxis({
+      leftAxis(labels.length, {
         ...(kind.steps ? { incrs: kind.steps } : {}),
         ...(kind.logarithmic ? { space: 18 } : {}),
         values: (_chart, splits) => splits.map((value) => (value === null ? '' : kind.tell(value))),

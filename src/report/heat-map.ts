@@ -3,12 +3,11 @@
 
 import uPlot from 'uplot';
 import { cellsOf } from './bins.js';
-import { fitted, interaction, leftAxis, timeAxis } from './chart-look.js';
+import { fitted, interaction, leftAxis, PADDING, timeAxis } from './chart-look.js';
 import type { Model } from './collect.js';
 import { WHATS, What } from './events.js';
-import { hex } from './numbers.js';
 import { color, parts } from './theme.js';
-import { addressTicks, commonDigits } from './ticks.js';
+import { type AddressLabels, addressTicks } from './ticks.js';
 import type { View } from './view.js';
 
 /** Pixels of a cell. */
@@ -28,7 +27,7 @@ export class HeatMap {
   /** Of the event that is pointed out. */
   #marked: number | undefined;
 
-  constructor(model: Model, view: View, place: HTMLElement) {
+  constructor(model: Model, view: View, labels: AddressLabels, place: HTMLElement) {
     this.#model = model;
     this.#view = view;
     const { cursor, hooks } = interaction(view, true);
@@ -36,9 +35,9 @@ export class HeatMap {
       {
         width: Math.floor(place.clientWidth),
         height: height(),
-        padding: [8, 12, 0, 0],
+        padding: PADDING,
         scales: { x: { time: false }, y: { auto: false, range: () => [view.rows.from, view.rows.to] } },
-        axes: [timeAxis(), this.#addressAxis()],
+        axes: [timeAxis(), this.#addressAxis(labels)],
         series: [{}, { paths: () => null, points: { show: false } }],
         legend: { show: false },
         ...(cursor ? { cursor } : {}),
@@ -53,19 +52,15 @@ export class HeatMap {
     this.#observer = fitted(this.chart, place, height);
   }
 
-  #addressAxis(): uPlot.Axis {
-    const { rows, summary } = this.#model;
-    const addressOf = (page: number): string => hex(page, summary.pageSize);
-    const common = commonDigits(rows, addressOf);
-    return leftAxis({
+  #addressAxis(labels: AddressLabels): uPlot.Axis {
+    const { rows } = this.#model;
+    return leftAxis(labels.length, {
       splits: (chart, _axis, from, to) =>
         addressTicks(rows, { from, to }, Math.floor(chart.over.clientHeight / TICK_DISTANCE)),
       values: (_chart, splits) =>
         splits.map((row) => {
           const page = rows.pageAt(row);
-          if (page === undefined) return '';
-          const address = addressOf(page);
-          return common > 0 ? `…${address.slice(common)}` : address;
+          return page === undefined ? '' : labels.label(page);
         }),
     });
   }

@@ -32,10 +32,15 @@ export function duration(us: number): string {
 /** Points of time on an axis: all in the unit of the largest. */
 export function timesOf(splits: readonly number[]): string[] {
   const [size, unit] = unitOf(Math.max(...splits.map(Math.abs)));
-  const steps = splits.map((split, index) => (split - (splits[index - 1] ?? split)) / size);
-  const least = Math.min(...steps.filter((step) => step > 0));
-  const decimals = Number.isFinite(least) ? Math.min(6, Math.max(0, Math.ceil(-Math.log10(least)))) : 0;
-  return splits.map((split) => `${(split / size).toFixed(decimals)} ${unit}`);
+  const told = (decimals: number): string[] => splits.map((split) => (split / size).toFixed(decimals));
+  const decimals = [0, 1, 2, 3, 4, 5].find((few) =>
+    told(few).every((text, at) => isNear(text, splits[at], size)),
+  );
+  return told(decimals ?? 6).map((text) => `${text} ${unit}`);
+}
+
+function isNear(text: string, us: number | undefined, size: number): boolean {
+  return Math.abs(Number(text) * size - (us ?? 0)) < 1e-4;
 }
 
 function unitOf(us: number): readonly [size: number, unit: string] {

@@ -13,6 +13,7 @@ import { hoverBox } from './hover.js';
 import { hearKeys } from './keys.js';
 import { List } from './list.js';
 import { counted, duration } from './numbers.js';
+import { AddressLabels } from './ticks.js';
 import { View } from './view.js';
 
 const ZOOM = 0.5;
@@ -56,8 +57,9 @@ export class Shown {
       lower,
       details(model.summary),
     );
-    this.#map = new HeatMap(model, view, canvas);
-    this.#charts.begin();
+    const labels = new AddressLabels(model.rows, model.summary.pageSize);
+    this.#map = new HeatMap(model, view, labels, canvas);
+    this.#charts.begin(labels);
     map.firstElementChild?.append(this.#legend(), this.#buttons());
     this.#listen(canvas);
     view.reset();

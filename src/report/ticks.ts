@@ -1,7 +1,11 @@
 // Which addresses the heat map's axis names: where regions begin, and round ones in between.
 
+import { hex } from './numbers.js';
 import type { Rows } from './rows.js';
 import type { Part } from './view.js';
+
+/** With the 0x. Where fewer are the same nothing is gained. */
+const LEAST_COMMON = 4;
 
 /** Rows to put a label at, so many at most. */
 export function addressTicks({ regions }: Rows, { from, to }: Part, most: number): number[] {
@@ -22,15 +26,25 @@ export function addressTicks({ regions }: Rows, { from, to }: Part, most: number
   return ticks;
 }
 
-/** How many leading digits all addresses have in common, so that labels can leave them out. */
-export function commonDigits(rows: Rows, addressOf: (page: number) => string): number {
-  const first = rows.regions[0];
-  const last = rows.regions.at(-1);
-  if (!first || !last) return 0;
-  const [low, high] = [addressOf(first.first), addressOf(last.end)];
-  if (low.length !== high.length) return 0;
-  let common = 0;
-  while (common < low.length && low[common] === high[common]) common++;
-  // Of a few digits nothing is gained.
-  return common > 4 ? common : 0;
+/** Addresses as the axis has them: without the leading digits that all of them have in common. */
+export class AddressLabels {
+  /** Characters of a label. */
+  readonly length: number;
+  readonly #pageSize: number;
+  readonly #common: number;
+
+  constructor({ regions }: Rows, pageSize: number) {
+    this.#pageSize = pageSize;
+    const low = hex(regions[0]?.first ?? 0, pageSize);
+    const high = hex(regions.at(-1)?.end ?? 0, pageSize);
+    let common = 0;
+    while (low.length === high.length && common < low.length && low[common] === high[common]) common++;
+    this.#common = common >= LEAST_COMMON ? common : 0;
+    this.length = this.label(regions.at(-1)?.first ?? 0).length;
+  }
+
+  label(page: number): string {
+    const address = hex(page, this.#pageSize);
+    return this.#common > 0 ? `…${address.slice(this.#common)}` : address;
+  }
 }
