@@ -113,6 +113,7 @@ export class Shown {
       { from: middle - tall / 2, to: middle + tall / 2 },
     );
     this.#map.mark(at);
+    this.#map.chart.root.scrollIntoView({ block: 'nearest' });
   }
 
   #tellView(): void {

@@ -17,6 +17,7 @@ async function middleOf(
   page: Page,
   selector: string,
 ): Promise<{ x: number; y: number; width: number; height: number }> {
+  await page.locator(selector).scrollIntoViewIfNeeded();
   const box = (await page.locator(selector).boundingBox()) ?? { x: 0, y: 0, width: 0, height: 0 };
   return { ...box, x: box.x + box.width / 2, y: box.y + box.height / 2 };
 }
@@ -40,12 +41,10 @@ function painted(page: Page, sort: string): Promise<number> {
       return [value >> 16, (value >> 8) & 255, value & 255];
     };
     const wanted = rgb(`--${name}`);
-    const { data } = (canvas.getContext('2d') as CanvasRenderingContext2D).getImageData(
-      0,
-      0,
-      canvas.width,
-      canvas.height,
-    );
+    const copy = new OffscreenCanvas(canvas.width, canvas.height);
+    const context = copy.getContext('2d', { willReadFrequently: true }) as OffscreenCanvasRenderingContext2D;
+    context.drawImage(canvas, 0, 0);
+    const { data } = context.getImageData(0, 0, canvas.width, canvas.height);
     let count = 0;
     for (let at = 0; at < data.length; at += 4) {
       // Cells are more or less opaque, and on a canvas their colour is the same.
@@ -219,7 +218,7 @@ test('fingers pan and pinch', async () => {
 
 test('the search: found with /, told how many, wrong words named, cleared with Escape', async () => {
   await opened(colorful(), async ({ page }) => {
-    await says(page, '#events .told', /^390 of 390 events$/);
+    await says(page, '#events .told', /^360 of 360 events$/);
     await page.keyboard.press('/');
     await page.keyboard.type('thread 101 read');
     await says(page, '#events .told', /^100 of 390 events$/);
@@ -231,13 +230,13 @@ test('the search: found with /, told how many, wrong words named, cleared with E
     await says(page, '#events .told', /'elephants' means nothing/);
     assert.is(await page.locator('input[type=search]').getAttribute('aria-invalid'), 'true');
     await page.keyboard.press('Escape');
-    await says(page, '#events .told', /^390 of 390 events$/);
+    await says(page, '#events .told', /^360 of 360 events$/);
   });
 });
 
 test('a long list has few elements, and can be gone through with the keyboard to its end', async () => {
   await opened(colorful(20_000), async ({ page, told }) => {
-    await says(page, '#events .told', /^26,000 of 26,000/);
+    await says(page, '#events .told', /^24,000 of 24,000/);
     const rows = page.locator('#events [role=option]');
     assert.ok((await rows.count()) < 30);
     await page.locator('#events .rows').evaluate((list) => list.scrollTo(0, list.scrollHeight));

@@ -1,14 +1,13 @@
 // `uffd inspect`: its options and its help.
 
 import { type Command, InvalidArgumentError, Option } from 'commander';
-import { summarize } from '../../trace/index.js';
+import { perfettoJson, summarize } from '../../trace/index.js';
 import { integer } from '../arguments.js';
 import { EXIT } from '../exit.js';
 import { lookOf, printable, renderTable } from '../text.js';
-import { openTrace } from '../traces.js';
+import { checkOther, openTrace, tellDamage, writeText } from '../traces.js';
 import { type Filter, list } from './list.js';
 import { KINDS } from './match.js';
-import { writePerfetto } from './perfetto.js';
 import { summaryRows } from './report.js';
 
 const HELP = `
@@ -86,7 +85,11 @@ export function addInspect(program: Command): void {
 async function inspect(file: string, flags: Flags): Promise<void> {
   const { list: wanted = false, json = false, perfetto, ...filters } = flags;
   const reader = openTrace(file);
-  if (perfetto !== undefined) return tellDamage(file, await writePerfetto(reader, perfetto));
+  if (perfetto !== undefined) {
+    checkOther(file, perfetto);
+    await writeText(perfetto, perfettoJson(reader));
+    return tellDamage(file, reader.damage);
+  }
   if (wanted || Object.keys(filters).length > 0) {
     const filter = filterOf(filters, reader.meta.pageSize);
     return tellDamage(file, await list(reader, filter, json, process.stdout));
@@ -98,13 +101,6 @@ async function inspect(file: string, flags: Flags): Promise<void> {
     : renderTable(summaryRows(file, summary, { good: colors.green, bad: colors.red }), columns);
   process.stdout.write(`${text}\n`);
   if (summary.damage !== undefined) process.exitCode = EXIT.failed;
-}
-
-/** Where the trace itself is not what is printed. */
-function tellDamage(file: string, damage: string | undefined): void {
-  if (damage === undefined) return;
-  process.stderr.write(`uffd: ${printable(file)} is not whole: ${damage}\n`);
-  process.exitCode = EXIT.failed;
 }
 
 function filterOf({ kind, page, range, from, to, limit }: Flags, pageSize: number): Filter {

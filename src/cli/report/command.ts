@@ -1,15 +1,13 @@
 // `uffd report`: its options, its help, and its exit code.
 
-import { createReadStream, createWriteStream, realpathSync, statSync } from 'node:fs';
+import { createReadStream, statSync } from 'node:fs';
 import { basename } from 'node:path';
-import { Readable } from 'node:stream';
-import { pipeline } from 'node:stream/promises';
 import type { Command } from 'commander';
 import { summarize } from '../../trace/index.js';
-import { EXIT, Refusal, Usage } from '../exit.js';
+import { Refusal } from '../exit.js';
 import { followReading } from '../reading.js';
 import { byteSize, counted, printable } from '../text.js';
-import { openTrace } from '../traces.js';
+import { checkOther, openTrace, tellDamage, writeText } from '../traces.js';
 import { reportAssets } from './assets.js';
 import { reportHtml } from './html.js';
 
@@ -57,33 +55,21 @@ async function report(file: string, { output = nameFor(file) }: { output?: strin
       `${printable(file)} has ${byteSize(bytes)}, and a page can hold ${most}; 'uffd inspect --perfetto' has no limit`,
     );
   }
-  if (output !== '-' && isSame(file, output)) throw new Usage(`${printable(output)} is the trace itself`);
+  checkOther(file, output);
   const progress = followReading(reader, bytes, false);
   const { faults, damage } = summarize(reader);
   progress.end();
-  const page = Readable.from(reportHtml(file, createReadStream(file), reportAssets()), { objectMode: false });
-  if (output === '-') await pipeline(page, process.stdout, { end: false });
-  else {
-    await pipeline(page, createWriteStream(output));
+  await writeText(output, reportHtml(file, createReadStream(file), reportAssets()));
+  if (output !== '-') {
     const size = byteSize(statSync(output).size);
     process.stdout.write(
       `${printable(output)}: ${counted(faults, 'fault')}, ${size}; open it in a browser\n`,
     );
   }
-  if (damage === undefined) return;
-  process.stderr.write(`uffd: ${printable(file)} is not whole: ${damage}\n`);
-  process.exitCode = EXIT.failed;
+  tellDamage(file, damage);
 }
 
 /** In the folder where the command runs. */
 function nameFor(file: string): string {
   return `${basename(file).replace(/\.trace$/, '')}.html`;
-}
-
-function isSame(one: string, other: string): boolean {
-  try {
-    return realpathSync(one) === realpathSync(other);
-  } catch {
-    return false;
-  }
 }
