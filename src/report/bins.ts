@@ -28,7 +28,7 @@ export function cellsOf(
   const counts = new Uint32Array(columns * lines * sorts);
   const { events, row, height } = model;
   const [scaleX, scaleY] = [columns / (time.to - time.from), lines / (rows.to - rows.from)];
-  const end = events.firstAt(time.to + 1e-9);
+  const end = events.firstAfter(time.to);
   let at = events.firstAt(time.from);
   const lengths = end - at <= LENGTHS_MOST;
   // What began a while before may last into the view.
@@ -96,7 +96,7 @@ export function stepsOf(model: Model, time: Part, steps: number): Steps {
   const perSecond = (count: number): number => (count / width) * 1e6;
   const grown = (values: Float64Array | undefined): (number | null)[] =>
     Array.from({ length: steps }, (_, step) => {
-      const end = events.firstAt(time.from + (step + 1) * width + (step === steps - 1 ? 1e-9 : 0));
+      const end = events.firstAfter(step === steps - 1 ? time.to : time.from + (step + 1) * width);
       return values ? (values[end - 1] ?? 0) * summary.pageSize : null;
     });
   return {
@@ -120,7 +120,7 @@ interface Counts {
 
 function countSteps({ events, bucket, summary }: Model, time: Part, steps: number): Counts {
   const first = events.firstAt(time.from);
-  const end = events.firstAt(time.to + 1e-9);
+  const end = events.firstAfter(time.to);
   const { time: times, what, latency } = events;
   const scale = steps / (time.to - time.from);
   const bucketCount = bucketOf(Math.max(0, summary.latencyUs.most)) + 1;

@@ -12,6 +12,9 @@ import type { View } from './view.js';
 
 /** Pixels of a step. */
 const STEP = 4;
+/** Where there are fewer events in view, steps are wider. */
+const EVENTS_A_STEP = 4;
+const STEPS_LEAST = 20;
 const HEIGHT = 150;
 const POWERS_OF_TWO = Array.from({ length: 52 }, (_, power) => 2 ** power);
 
@@ -97,7 +100,12 @@ export class Charts {
   draw(): void {
     const { time } = this.#view;
     const width = Math.max(1, this.charts[0]?.over.clientWidth ?? 0);
-    const steps = stepsOf(this.#model, time, Math.max(10, Math.floor(width / STEP)));
+    const { events } = this.#model;
+    const few = Math.max(
+      STEPS_LEAST,
+      (events.firstAfter(time.to) - events.firstAt(time.from)) / EVENTS_A_STEP,
+    );
+    const steps = stepsOf(this.#model, time, Math.ceil(Math.min(width / STEP, few)));
     for (const [index, chart] of this.charts.entries()) {
       const values = (this.#kinds[index] as Kind).values(steps);
       chart.batch(() => {

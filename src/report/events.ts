@@ -42,12 +42,21 @@ export class Events {
 
   /** The first event that is not before a time. */
   firstAt(time: number): number {
+    return this.#first((other) => other >= time);
+  }
+
+  /** The first event that is after a time. */
+  firstAfter(time: number): number {
+    return this.#first((other) => other > time);
+  }
+
+  #first(isTrue: (time: number) => boolean): number {
     let low = 0;
     let high = this.length;
     while (low < high) {
       const middle = (low + high) >>> 1;
-      if ((this.time[middle] as number) < time) low = middle + 1;
-      else high = middle;
+      if (isTrue(this.time[middle] as number)) high = middle;
+      else low = middle + 1;
     }
     return low;
   }

@@ -47,7 +47,7 @@ export class Hottest {
     const { events, row } = this.#model;
     const { time, rows } = this.#view;
     const starts = Float64Array.from(blocks, (block) => block.row);
-    const end = events.firstAt(time.to + 1e-9);
+    const end = events.firstAfter(time.to);
     for (let at = events.firstAt(time.from); at < end; at++) {
       const line = row[at] as number;
       if (!isFault(events, at) || line < rows.from || line >= rows.to) continue;

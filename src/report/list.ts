@@ -88,7 +88,7 @@ export class List {
   #matching(test: Test): Uint32Array {
     const { events, row, height } = this.#model;
     const { time, rows } = this.#view;
-    const end = events.firstAt(time.to + 1e-9);
+    const end = events.firstAfter(time.to);
     const first = events.firstAt(time.from);
     const found = new Uint32Array(end - first);
     let count = 0;
@@ -161,8 +161,9 @@ export class List {
     const step = steps[event.key];
     if (step !== undefined && this.#found.length > 0) {
       event.preventDefault();
-      this.#active = Math.min(Math.max(this.#active + step, 0), this.#found.length - 1);
       const first = this.#first();
+      const next = this.#active < 0 ? first : this.#active + step;
+      this.#active = Math.min(Math.max(next, 0), this.#found.length - 1);
       if (this.#active < first || this.#active >= first + page) this.#scrollTo(this.#active);
       this.#draw();
     } else if ((event.key === 'Enter' || event.key === ' ') && this.#active >= 0) {

@@ -104,7 +104,7 @@ test('the heat map shows four sorts in their colours, and each can be switched o
 test('an event of the list is shown on the map, and the pointer over it says what it is', async () => {
   await opened(colorful(), async ({ page }) => {
     await page.locator('input[type=search]').fill(`${addressOf(FAR + 7)} write`);
-    await says(page, '#events .told', /^[1-9]\d* of /);
+    await says(page, '#events .told', /^1 of /);
     const row = page.locator('#events [role=option]').first();
     const latency = await row.locator('.latency').textContent();
     await row.click();
@@ -184,7 +184,7 @@ test('a selection on a chart zooms all of them', async () => {
     await page.mouse.up();
     assert.ok(faultsIn(await inView(page, all)) < faultsIn(all));
     // The legend tells the values under the pointer.
-    await says(page, '#latency .u-legend', /p50.*\d+ µs/);
+    await says(page, '#latency .u-legend', /p50:?\s*\d+ µs/);
   });
 });
 
@@ -221,7 +221,7 @@ test('the search: found with /, told how many, wrong words named, cleared with E
     await says(page, '#events .told', /^360 of 360 events$/);
     await page.keyboard.press('/');
     await page.keyboard.type('thread 101 read');
-    await says(page, '#events .told', /^100 of 390 events$/);
+    await says(page, '#events .told', /^100 of 360 events$/);
     const rows = page.locator('#events [role=option]');
     assert.ok((await rows.locator('.what').allTextContents()).every((text) => text === 'read'));
     await page.locator('select').selectOption('latency');
@@ -247,7 +247,9 @@ test('a long list has few elements, and can be gone through with the keyboard to
     await page.keyboard.press('Enter');
     const selected = page.locator('#events [aria-selected=true]');
     await selected.waitFor();
-    assert.match((await selected.textContent()) as string, /write/);
+    // The first that was seen, and the one behind it.
+    const place = Number(await selected.getAttribute('aria-posinset'));
+    assert.ok(place > 23_900 && place < 24_000, `${place}`);
     assert.is(told.faults, 20_000);
   });
 });
@@ -300,27 +302,24 @@ test('light and dark follow the system until one is chosen', async () => {
   );
 });
 
-for (const width of [360, 390, 768, 1280, 1920]) {
-  test(`at ${width} pixels nothing is cut off at the side, and times lie one below the other`, async () => {
-    await opened(
-      colorful(),
-      async ({ page }) => {
-        await inView(page);
-        const wide = await page.evaluate(() => document.documentElement.scrollWidth);
-        assert.ok(wide <= width, `${wide}`);
-        const lefts = await page
-          .locator('.u-over')
-          .evaluateAll((all) => all.map((one) => Math.round(one.getBoundingClientRect().left)));
-        assert.is(lefts.length, 4);
-        assert.is(new Set(lefts).size, 1);
-        const names = await page
-          .locator('button')
-          .evaluateAll((all) => all.map((one) => one.getAttribute('aria-label') ?? one.textContent));
-        assert.ok(names.every((name) => name !== null && name.trim() !== ''));
-      },
-      { viewport: { width, height: 800 } },
-    );
+test('from 360 pixels on nothing is cut off at the side, and times lie one below the other', async () => {
+  await opened(colorful(), async ({ page }) => {
+    for (const width of [1920, 1280, 768, 390, 360]) {
+      await page.setViewportSize({ width, height: 800 });
+      // Charts follow when the page has been laid out.
+      await page.waitForFunction(() => {
+        const lefts = [...document.querySelectorAll('.u-over')].map((one) => one.getBoundingClientRect());
+        const aligned = lefts.every(
+          ({ left, right }) => left === lefts[0]?.left && right === lefts[0]?.right,
+        );
+        return lefts.length === 4 && aligned && document.documentElement.scrollWidth <= innerWidth;
+      });
+      const names = await page
+        .locator('button')
+        .evaluateAll((all) => all.map((one) => one.getAttribute('aria-label') ?? one.textContent));
+      assert.ok(names.every((name) => name !== null && name.trim() !== ''));
+    }
   });
-}
+});
 
 test.run();

@@ -17,10 +17,10 @@ const TRACE_MOST = 256 * 2 ** 20;
 const HELP = `
 What it makes:
   One file that any browser opens, without a server and without a network. The
-  trace is in it, and the same WebAssembly core that reads it here reads it
-  there: which pages were touched and when, how fast faults came and how long
-  each waited, how the working set grew, the ranges with the most faults, and a
-  list to search. Other traces can be dropped onto the page.
+  trace is in it, and the same core that reads it here reads it there: which
+  pages were touched and when, how fast faults came and how long each waited,
+  how the working set grew, the ranges with the most faults, and a list to
+  search. Other traces can be dropped onto the page.
 
 Exit codes:
   0  all went well
