@@ -11,6 +11,8 @@ const ROW = 28;
 /** Browsers know no taller elements; a longer list is scrolled in larger steps. */
 const TALLEST = 8_000_000;
 const QUIET_MS = 120;
+/** Above the chosen one, where the list comes back to it. */
+const ROWS_ABOVE = 3;
 
 export class List {
   readonly panel: HTMLElement;
@@ -41,7 +43,10 @@ export class List {
   readonly #window = element('div', { class: 'window', role: 'presentation' });
   /** Events that match, in their order. */
   #found: Uint32Array = new Uint32Array(0);
+  /** The index among them of the one that is pointed out; −1: none. */
   #active = -1;
+  /** The event that was chosen: it stays so in another view. */
+  #chosen = -1;
 
   constructor(model: Model, view: View) {
     this.#model = model;
@@ -69,7 +74,6 @@ export class List {
 
   /** Finds again what is in view and matches. */
   find(): void {
-    this.#active = -1;
     this.search.removeAttribute('aria-invalid');
     try {
       this.#found = this.#matching(parse(this.search.value, this.#model));
@@ -81,7 +85,8 @@ export class List {
       this.#told.textContent = `${(error as Error).message}. Try: ${HINT}`;
     }
     this.#spacer.style.height = `${Math.min(this.#found.length * ROW, TALLEST)}px`;
-    this.#scroller.scrollTop = 0;
+    this.#active = this.#found.indexOf(this.#chosen);
+    this.#scrollTo(Math.max(0, this.#active - ROWS_ABOVE));
     this.#draw();
   }
 
@@ -151,8 +156,9 @@ export class List {
 
   #choose(index: number): void {
     this.#active = index;
+    this.#chosen = this.#found[index] as number;
     this.#draw();
-    this.onChoose(this.#found[index] as number);
+    this.onChoose(this.#chosen);
   }
 
   #key(event: KeyboardEvent): void {
