@@ -3,70 +3,56 @@
 
 import { bucketOf, leastOf } from '../trace/histogram.js';
 import type { Model } from './collect.js';
-import { isFault, WHATS } from './events.js';
+import { WHATS, What } from './events.js';
 import type { Part, View } from './view.js';
 
 /** Latencies are drawn as lengths of time while at most so many events are in view. */
 const LENGTHS_MOST = 20_000;
 
-export interface Cells {
-  readonly columns: number;
-  readonly rows: number;
-  /** How many events of each sort are in each cell, the sorts of a cell beside each other; low rows first. */
-  readonly counts: Uint32Array;
-}
-
-/** `shown`: which sorts are counted, by `What`. */
+/**
+ * How many events of each sort are in each cell: column by column, low rows first, and the sorts of a cell beside each
+ * other. Events are in the order of time, so what is counted next lies near. `shown`: which sorts are counted, by `What`.
+ */
 export function cellsOf(
   model: Model,
   { time, rows }: View,
   columns: number,
   lines: number,
   shown: readonly boolean[],
-): Cells {
+): Uint32Array {
   const sorts = WHATS.length;
   const counts = new Uint32Array(columns * lines * sorts);
   const { events, row, height } = model;
+  const { time: times, what, latency } = events;
   const [scaleX, scaleY] = [columns / (time.to - time.from), lines / (rows.to - rows.from)];
   const end = events.firstAfter(time.to);
   let at = events.firstAt(time.from);
   const lengths = end - at <= LENGTHS_MOST;
-  // What began a while before may last into the view.
-  if (lengths) at = events.firstAt(time.from - (time.to - time.from));
-  const { time: times, what, latency } = events;
-  for (; at < end; at++) {
-    const sort = what[at] as number;
-    if (!shown[sort]) continue;
-    const low = ((row[at] as number) - rows.from) * scaleY;
-    const high = low + (height[at] as number) * scaleY;
-    if (high <= 0 || low >= lines) continue;
-    const x = Math.floor(((times[at] as number) - time.from) * scaleX);
-    const right = lengths ? Math.floor(x + Math.max(0, latency[at] as number) * scaleX) : x;
-    const bottom = Math.max(0, Math.floor(low));
-    const top = Math.min(lines, Math.max(Math.floor(low) + 1, Math.floor(high)));
-    // Most are one cell.
-    if (right === x && top - bottom === 1) {
-      if (x >= 0) increment(counts, (bottom * columns + Math.min(x, columns - 1)) * sorts + sort);
-    } else fill(counts, { left: x, right, bottom, top, columns, sort });
+  const count = (column: number, until: number): void => {
+    for (; at < until; at++) {
+      const sort = what[at] as number;
+      const low = ((row[at] as number) - rows.from) * scaleY;
+      const high = low + (height[at] as number) * scaleY;
+      if (!shown[sort] || high <= 0 || low >= lines) continue;
+      const bottom = Math.max(0, Math.floor(low));
+      const top = Math.min(lines, Math.max(Math.floor(low) + 1, Math.floor(high)));
+      const lasts = lengths ? (latency[at] as number) : -1;
+      const ends = lasts > 0 ? ((times[at] as number) + lasts - time.from) * scaleX : column;
+      const right = Math.min(columns - 1, Math.max(column, Math.floor(ends)));
+      for (let across = Math.max(0, column); across <= right; across++) {
+        for (let line = bottom; line < top; line++) increment(counts, (across * lines + line) * sorts + sort);
+      }
+    }
+  };
+  if (lengths) {
+    // What began a while before may last into the view.
+    const first = at;
+    at = events.firstAt(time.from - (time.to - time.from));
+    count(-1, first);
   }
-  return { columns, rows: lines, counts };
-}
-
-interface Box {
-  readonly left: number;
-  readonly right: number;
-  readonly bottom: number;
-  readonly top: number;
-  readonly columns: number;
-  readonly sort: number;
-}
-
-function fill(counts: Uint32Array, { left, right, bottom, top, columns, sort }: Box): void {
-  const last = Math.min(columns - 1, right);
-  for (let line = bottom; line < top; line++) {
-    for (let column = Math.max(0, left); column <= last; column++)
-      increment(counts, (line * columns + column) * WHATS.length + sort);
-  }
+  for (let column = 0; column < columns; column++)
+    count(column, column === columns - 1 ? end : events.firstAt(time.from + (column + 1) / scaleX));
+  return counts;
 }
 
 function increment(counts: Uint32Array, at: number): void {
@@ -119,21 +105,24 @@ interface Counts {
 }
 
 function countSteps({ events, bucket, summary }: Model, time: Part, steps: number): Counts {
-  const first = events.firstAt(time.from);
-  const end = events.firstAfter(time.to);
-  const { time: times, what, latency } = events;
-  const scale = steps / (time.to - time.from);
+  const { what, latency } = events;
+  const width = (time.to - time.from) / steps;
   const bucketCount = bucketOf(Math.max(0, summary.latencyUs.most)) + 1;
   const [faults, writes, measured] = [new Uint32Array(steps), new Uint32Array(steps), new Uint32Array(steps)];
   const buckets = new Uint32Array(steps * bucketCount);
-  for (let at = first; at < end; at++) {
-    if (!isFault(events, at)) continue;
-    const step = Math.min(steps - 1, Math.floor(((times[at] as number) - time.from) * scale));
-    increment(faults, step);
-    writes[step] = (writes[step] as number) + (what[at] as number);
-    if ((latency[at] as number) < 0) continue;
-    increment(measured, step);
-    increment(buckets, step * bucketCount + (bucket[at] as number));
+  let at = events.firstAt(time.from);
+  for (let step = 0; step < steps; step++) {
+    const last = step === steps - 1;
+    const end = last ? events.firstAfter(time.to) : events.firstAt(time.from + (step + 1) * width);
+    for (; at < end; at++) {
+      const sort = what[at] as number;
+      if (sort > What.write) continue;
+      increment(faults, step);
+      if (sort === What.write) increment(writes, step);
+      if ((latency[at] as number) < 0) continue;
+      increment(measured, step);
+      increment(buckets, step * bucketCount + (bucket[at] as number));
+    }
   }
   return { faults, writes, measured, buckets, bucketCount };
 }

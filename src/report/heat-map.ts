@@ -90,11 +90,11 @@ export class HeatMap {
     const pixel = bbox.width / Math.max(1, this.chart.over.clientWidth);
     const columns = Math.max(1, Math.round(bbox.width / pixel / CELL));
     const lines = Math.max(1, Math.round(bbox.height / pixel / CELL));
-    const cells = cellsOf(this.#model, this.#view, columns, lines, this.shown);
+    const counts = cellsOf(this.#model, this.#view, columns, lines, this.shown);
     Object.assign(this.#canvas, { width: columns, height: lines });
     const context = this.#canvas.getContext('2d') as CanvasRenderingContext2D;
     const image = context.createImageData(columns, lines);
-    colorCells(image, cells.counts, columns, lines);
+    colorCells(image, counts, columns, lines);
     context.putImageData(image, 0, 0);
     ctx.save();
     ctx.imageSmoothingEnabled = false;
@@ -150,7 +150,7 @@ function colorCells(image: ImageData, counts: Uint32Array, columns: number, line
     // Low rows lie at the bottom.
     let pixel = (lines - 1 - line) * columns * 4;
     for (let column = 0; column < columns; column++, pixel += 4) {
-      const cell = (line * columns + column) * sorts;
+      const cell = (column * lines + line) * sorts;
       const reads = counts[cell + What.read] as number;
       const writes = counts[cell + What.write] as number;
       const removed = counts[cell + What.removed] as number;

@@ -95,17 +95,56 @@ test('the working set: what was faulted on ever, and what is present', () => {
   }
 });
 
-test('cells: each event is counted once where it is one cell large, and in all that it covers where it is not', () => {
-  const model = storm(generator(seed()), 3000);
-  const view = new View(model.duration, model.rows.count);
-  const { counts } = cellsOf({ ...model, height: model.height.map(() => 1) }, view, 50, 40, ALL);
-  const latencies = [...model.events.latency.subarray(0, model.events.length)];
-  // Latencies are drawn as lengths, so an event covers at least a cell.
-  assert.ok(counts.reduce((sum, count) => sum + count, 0) >= model.events.length);
-  assert.ok(latencies.some((latency) => latency > model.duration / 50));
-  const without = cellsOf(model, view, 50, 40, [false, false, false, true]).counts;
-  assert.ok(without.some((count, index) => count > 0 && index % 4 === What.prefetched));
-  assert.ok(without.every((count, index) => count === 0 || index % 4 === What.prefetched));
+/** Cells as plain code counts them; a latency is a length where it is asked for. */
+function plainly(model: Model, view: View, columns: number, lines: number, lengths: boolean): number[] {
+  const counts = new Array<number>(columns * lines * 4).fill(0);
+  const { events, row, height } = model;
+  const across = columns / (view.time.to - view.time.from);
+  const up = lines / (view.rows.to - view.rows.from);
+  for (let at = 0; at < events.length; at++) {
+    const time = events.time[at] as number;
+    if (time > view.time.to || (time < view.time.from && !lengths)) continue;
+    const x = Math.floor((time - view.time.from) * across);
+    const wait = lengths ? Math.max(0, events.latency[at] as number) : 0;
+    const right = Math.max(x, Math.floor((time + wait - view.time.from) * across));
+    const low = ((row[at] as number) - view.rows.from) * up;
+    const high = low + (height[at] as number) * up;
+    for (
+      let line = Math.max(0, Math.floor(low));
+      line < Math.max(Math.floor(low) + 1, Math.floor(high));
+      line++
+    ) {
+      for (let column = Math.max(0, x); column <= right && column < columns && line < lines; column++) {
+        const cell = (column * lines + line) * 4 + (events.what[at] as number);
+        counts[cell] = (counts[cell] as number) + 1;
+      }
+    }
+  }
+  return counts;
+}
+
+test('cells: each event is counted in those that it covers; as long as it waited, where there are few', () => {
+  const dice = generator(seed());
+  for (const [count, lengths] of [
+    [2000, true],
+    [60_000, false],
+  ] as const) {
+    const model = storm(dice, count);
+    const view = new View(model.duration, model.rows.count);
+    for (let round = 0; round < 4; round++) {
+      // Halves of a power of two, so that both ways compute alike.
+      const counts = cellsOf(model, view, 64, 32, ALL);
+      const expected = plainly(model, view, 64, 32, lengths);
+      const wrong = expected.filter((number, cell) => number !== counts[cell]).length;
+      // An event on the border of a cell may be on either side of it.
+      assert.ok(wrong <= expected.length / 500, `${wrong} cells of ${expected.length}`);
+      view.show(view.time, { from: dice(100), to: 200 + dice(100) });
+      if (lengths) view.zoomTime(0.7, dice(10) / 10);
+    }
+    const prefetched = cellsOf(model, view, 64, 32, [false, false, false, true]);
+    assert.ok(prefetched.some((number, index) => number > 0 && index % 4 === What.prefetched));
+    assert.ok(prefetched.every((number, index) => number === 0 || index % 4 === What.prefetched));
+  }
 });
 
 test('rates and percentiles of each step are those of its faults', () => {
