@@ -1,7 +1,7 @@
 // Checks of what callers pass, before the kernel is asked. Each error names its argument, and says what was
 // expected and what came. Codes are Node's: ERR_INVALID_ARG_TYPE, ERR_OUT_OF_RANGE.
 
-import { hex } from './hex.js';
+import { hex } from './names.js';
 
 /** User addresses end below this on the machines supported (5-level paging). */
 const ADDRESS_END = 1n << 56n;

@@ -3,51 +3,11 @@
 // (UnsupportedError, ERR_UFFD_UNSUPPORTED). A message says what was tried, on what range, and what to do; its
 // words come from the table in src/reasons.ts.
 
-import { hex } from './hex.js';
+import { errnoName, hex } from './names.js';
 import { type Facts, reasonFor, worded } from './reasons.js';
 
 export { UnsupportedError } from './kernel.js';
-
-/** errno values that userfaultfd's calls give, and those that lead to one, by number. The numbers are the same on x86-64 and arm64. */
-const ERRNO: Readonly<Record<number, string>> = {
-  1: 'EPERM',
-  2: 'ENOENT',
-  3: 'ESRCH',
-  4: 'EINTR',
-  5: 'EIO',
-  6: 'ENXIO',
-  9: 'EBADF',
-  11: 'EAGAIN',
-  12: 'ENOMEM',
-  13: 'EACCES',
-  14: 'EFAULT',
-  16: 'EBUSY',
-  17: 'EEXIST',
-  19: 'ENODEV',
-  20: 'ENOTDIR',
-  22: 'EINVAL',
-  23: 'ENFILE',
-  24: 'EMFILE',
-  25: 'ENOTTY',
-  27: 'EFBIG',
-  28: 'ENOSPC',
-  29: 'ESPIPE',
-  32: 'EPIPE',
-  36: 'ENAMETOOLONG',
-  38: 'ENOSYS',
-  98: 'EADDRINUSE',
-  111: 'ECONNREFUSED',
-};
-
-/** Positive errno values, by name. */
-export const Errno = Object.fromEntries(
-  Object.entries(ERRNO).map(([value, name]) => [name, Number(value)]),
-) as Readonly<Record<string, number>>;
-
-/** 'EBUSY' for 16; 'E123' for a number without a name here. */
-export function errnoName(errno: number): string {
-  return ERRNO[errno] ?? `E${errno}`;
-}
+export { Errno, errnoName } from './names.js';
 
 /** Bytes, and what is known besides: see src/reasons.ts. `address` and `length` are those of what is left. */
 export interface UffdErrorOptions extends Facts {

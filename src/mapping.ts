@@ -17,7 +17,6 @@ import * as memory from '../shim/memory.js';
 import { checkInteger, checkPageAddress, invalidState, outOfRange, wrongType } from './arguments.js';
 import { UffdError } from './errors.js';
 import type { Feature } from './features.js';
-import { hex } from './hex.js';
 import {
   type AnonymousOptions,
   checkPageSize,
@@ -31,6 +30,7 @@ import {
   sizes,
   transparentHugeSize,
 } from './mapping-plan.js';
+import { hex } from './names.js';
 import { watchersOf } from './registry.js';
 import { wholePages } from './whole-pages.js';
 

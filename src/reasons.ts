@@ -9,7 +9,7 @@
 
 import type { Mode } from './features.js';
 import type { RegisteredRange } from './handler.js';
-import { hex } from './hex.js';
+import { hex } from './names.js';
 import { CALLS } from './reasons/calls.js';
 import { IOCTLS } from './reasons/ioctls.js';
 

@@ -17,6 +17,18 @@ const root = realpathSync(fileURLToPath(new URL('../../', import.meta.url)));
  * are gone when it runs. The command line stands above all of them, on the package's entries only.
  */
 const LAYERS = [
+  ['src/report/page.ts'],
+  ['src/report/shown.ts'],
+  ['src/report/hover.ts', 'src/report/list.ts', 'src/report/charts.ts'],
+  ['src/report/heat-map.ts', 'src/report/hottest.ts', 'src/report/figures.ts'],
+  [
+    ...['src/report/bins.ts', 'src/report/chart-look.ts', 'src/report/collect.ts', 'src/report/search.ts'],
+    ...['src/report/ticks.ts', 'src/report/keys.ts', 'src/report/gestures.ts', 'src/report/drop.ts'],
+    ...['src/report/wasm.ts', 'src/report/trace-wasm.ts'],
+  ],
+  ['src/report/growth.ts', 'src/report/rows.ts', 'src/report/embedded.ts', 'src/report/slices.ts'],
+  ['src/report/theme.ts', 'src/report/numbers.ts', 'src/report/view.ts', 'src/report/events.ts'],
+  ['src/report/dom.ts'],
   ['src/testing/index.ts'],
   ['src/testing/explore.ts'],
   ['src/testing/shrink.ts'],
@@ -40,12 +52,14 @@ const LAYERS = [
   ['src/dirty/tracker.ts'],
   ['src/dirty/watch.ts', 'src/dirty/file.ts'],
   ['src/dirty/lifter.ts', 'src/dirty/pages.ts', 'src/dirty/target.ts'],
+  ['src/trace/perfetto.ts'],
   ['src/trace/replay.ts', 'src/trace/summary.ts'],
   ['src/userfaultfd.ts', 'src/linux.ts', 'src/messages.ts', 'src/trace/replaying.ts'],
   ['src/versions.ts', 'src/sim/kernel.ts', 'src/trace/recording.ts', 'src/trace/reader.ts'],
   [
     ...['src/open.ts', 'src/loop.ts', 'src/mapping.ts', 'src/sim/port.ts'],
     ...['src/trace/writer.ts', 'src/trace/records.ts', 'src/trace/histogram.ts'],
+    ...['src/trace/pages.ts'],
   ],
   ['shim/linux.ts'],
   [
@@ -77,7 +91,7 @@ const LAYERS = [
   ['src/reasons/calls.ts', 'src/reasons/ioctls.ts'],
   [
     ...['src/kernel.ts', 'src/core.ts', 'src/handler.ts', 'src/registry.ts', 'src/stopper.ts'],
-    ...['src/warning.ts', 'src/whole-pages.ts', 'src/hex.ts'],
+    ...['src/warning.ts', 'src/whole-pages.ts', 'src/names.ts'],
     ...['src/reasons/facts.ts', 'src/wasm.d.ts', 'src/sim/abi.ts', 'src/sim/random.ts'],
     ...['src/sim/witness.ts', 'src/sim/clock.ts'],
   ],
@@ -88,10 +102,16 @@ const ENTRIES = ['index', 'embed', 'trace/index', 'serve/index', 'sim/index', 't
   (name) => `src/${name}.ts`,
 );
 
+/** What is inlined when the page of a report is built, so that nobody who uses the package needs it. */
+const INLINED: Record<string, RegExp> = {
+  uplot: /^src\/report\//,
+};
+
 /** Packages, and the only places that may import them. */
 const PACKAGES: Record<string, RegExp> = {
-  '#wasm': /^src\/core\.ts$/,
-  '#trace': /^src\/trace\/codec\.ts$/,
+  '#wasm': /^src\/(core|cli\/report\/assets)\.ts$/,
+  '#trace': /^src\/(trace\/codec|cli\/report\/assets)\.ts$/,
+  '#report': /^src\/cli\/report\/assets\.ts$/,
   '@assemblyscript/loader': /^src\/core\.ts$/,
   koffi: /^shim\/koffi\.ts$/,
   commander: /^src\/cli\//,
@@ -125,7 +145,7 @@ function filesIn(folder: string): string[] {
     .filter((file) => statSync(join(root, file)).isFile());
 }
 
-const sources = [...filesIn('src'), ...filesIn('shim')];
+const sources = [...filesIn('src'), ...filesIn('shim')].filter((file) => file.endsWith('.ts'));
 
 function textOf(file: string): string {
   return readFileSync(join(root, file), 'utf8');
@@ -197,18 +217,32 @@ test('the shim knows nothing of the library but its port', () => {
 });
 
 test('packages are imported where they belong, and no others', () => {
-  const declared = Object.keys(JSON.parse(textOf('package.json')).dependencies);
+  const { dependencies, devDependencies } = JSON.parse(textOf('package.json'));
+  const declared = Object.keys(dependencies);
+  const places = { ...PACKAGES, ...INLINED };
+  for (const name of Object.keys(INLINED)) assert.ok(name in devDependencies, name);
   const known = Object.keys(PACKAGES).filter((name) => !name.startsWith('#'));
   assert.deepEqual(declared.sort(), known.sort());
   const used = new Set<string>();
   for (const file of sources) {
     for (const { from } of importsOf(file)) {
       if (/^(src\/|shim\/|node:)/.test(from)) continue;
-      assert.ok(PACKAGES[from]?.test(file), `${file} imports ${from}`);
+      assert.ok(places[from]?.test(file), `${file} imports ${from}`);
       used.add(from);
     }
   }
-  assert.deepEqual([...used].sort(), Object.keys(PACKAGES).sort());
+  assert.deepEqual([...used].sort(), Object.keys(places).sort());
+});
+
+test('the page of a report reaches nothing of Node, and of the library only what reads traces', () => {
+  for (const file of sources.filter((file) => file.startsWith('src/report/'))) {
+    for (const { from } of importsOf(file))
+      assert.ok(/^src\/(report|trace)\/|^uplot$/.test(from), `${file} imports ${from}`);
+  }
+  for (const file of sources.filter((file) => !file.startsWith('src/report/'))) {
+    for (const { from } of importsOf(file))
+      assert.ok(!from.startsWith('src/report/'), `${file} imports ${from}`);
+  }
 });
 
 test('nothing imports itself in a circle', () => {

@@ -35,7 +35,7 @@ const only = process.env.UFFD_CORE as CoreName | undefined;
 const cores = only ? [only] : (Object.keys(CORES) as CoreName[]);
 
 /** Files that share nothing but the processors; huge pages are asked for one test at a time. */
-const APART = /^(core|serve|sim|testing|trace)\/|^[^/]+$/;
+const APART = /^(core|report|serve|sim|testing|trace)\/|^[^/]+$/;
 const runs = cores.flatMap((core) =>
   files
     .filter((file) => core === cores[0] || !file.endsWith('.once.test.js'))

@@ -7,6 +7,7 @@ import { addDoctor } from './doctor/command.js';
 import { addInspect } from './inspect/command.js';
 import { VERSION } from './manifest.js';
 import { addReplay } from './replay/command.js';
+import { addReport } from './report/command.js';
 import { addServe } from './serve/command.js';
 import { addSimulate } from './simulate/command.js';
 
@@ -24,6 +25,7 @@ export function createProgram(): Command {
   addDemo(program);
   addReplay(program);
   addInspect(program);
+  addReport(program);
   addSimulate(program);
   addDoctor(program);
   return program;

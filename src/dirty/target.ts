@@ -5,8 +5,8 @@
 
 import { pageSize as systemPageSize, view } from '../../shim/memory.js';
 import { checkRange, invalidState, wrongType } from '../arguments.js';
-import { hex } from '../hex.js';
 import { Mapping } from '../mapping.js';
+import { hex } from '../names.js';
 
 /** Memory that is no `Mapping`: whole pages of one kind, mapped for as long as they are tracked. */
 export interface MemoryRange {

@@ -5,7 +5,7 @@
 //  - All of it comes from outside. Nothing is used before it was checked, and what is wrong is told with its value.
 //  - One connection may hand over several userfaultfds, one after the other, and each text may come in pieces.
 
-import { hex } from '../hex.js';
+import { hex } from '../names.js';
 import { wholePages } from '../whole-pages.js';
 
 /** Part of a guest's memory. */

@@ -28,14 +28,15 @@ export class Histogram {
   }
 }
 
-/** Small values have a bucket each. */
-function bucketOf(value: number): number {
+/** The bucket of a value. Small values have one each. */
+export function bucketOf(value: number): number {
   if (value < 2 * STEPS) return Math.max(0, Math.floor(value));
   const power = Math.floor(Math.log2(value)) - STEP_BITS;
   return power * STEPS + Math.floor(value / 2 ** power);
 }
 
-function leastOf(bucket: number): number {
+/** The least value of a bucket. */
+export function leastOf(bucket: number): number {
   if (bucket < 2 * STEPS) return bucket;
   const power = Math.floor(bucket / STEPS) - 1;
   return (bucket - power * STEPS) * 2 ** power;

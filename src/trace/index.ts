@@ -2,9 +2,10 @@
 
 export { decodeMessages, type Message } from '../messages.js';
 export { Kind } from './codec.js';
+export { perfettoJson } from './perfetto.js';
 export { TraceError, type TraceMeta, TraceReader, type TraceSource } from './reader.js';
 export { type Call, describe, nameOf } from './records.js';
 export { type HandlerFactory, type ReplayOptions, type ReplayResult, replay } from './replay.js';
 export type { Difference } from './replaying.js';
-export { summarize, type TraceSummary } from './summary.js';
+export { summarize, type TraceObserver, TraceSummarizer, type TraceSummary } from './summary.js';
 export { type TraceOptions, type TraceSink, TraceWriter } from './writer.js';

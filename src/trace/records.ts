@@ -1,7 +1,7 @@
 // Records as people read them: one line a call.
 
-import { errnoName } from '../errors.js';
 import { Note } from '../kernel.js';
+import { errnoName } from '../names.js';
 import { Kind } from './codec.js';
 
 /** A record without its payload. `words`: its fields. */

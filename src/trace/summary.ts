@@ -8,6 +8,7 @@ import { type Message, MessageDecoder } from '../messages.js';
 import { Kind } from './codec.js';
 import { Histogram } from './histogram.js';
 import type { Origin } from './origin.js';
+import { HugePages, PageSet, type Pages } from './pages.js';
 import type { TraceReader } from './reader.js';
 import { nameOf } from './records.js';
 
@@ -33,8 +34,9 @@ const RESOLVING: Readonly<Record<number, { words: number; length: number; filled
   [Kind.IOCTL + 8]: { words: 4, length: 1, filled: true },
 };
 const REGISTER = Kind.IOCTL;
-const WRITEPROTECT = Kind.IOCTL + 6;
 const MOVE = Kind.IOCTL + 5;
+const WRITEPROTECT = Kind.IOCTL + 6;
+const POISON = Kind.IOCTL + 8;
 
 export interface TraceSummary {
   /** How the userfaultfd came to be; and the features that were asked for. */
@@ -75,22 +77,42 @@ export interface TraceSummary {
   damage?: string;
 }
 
+/**
+ * Is told what happened, in the trace's order, while it is summarised. Times are microseconds since the recording began;
+ * pages are numbers: addresses in pages of the system's size.
+ */
+export interface TraceObserver {
+  /** A fault was read. */
+  fault(timeUs: number, page: number, kind: Mode, access: 'read' | 'write', tid: number): void;
+  /** Who sleeps on a page goes on, so long after the first fault of them was read. */
+  letGo(timeUs: number, page: number, latencyUs: number): void;
+  /** Pages were filled for which no fault waited. */
+  filledAhead(timeUs: number, page: number, pages: number): void;
+  /** Pages are gone, or elsewhere. */
+  removed(timeUs: number, page: number, pages: number, how: 'remove' | 'unmap' | 'remap'): void;
+  /** There are huge pages in this range, of so many pages each. */
+  hugePages(page: number, pages: number, each: number): void;
+}
+
 /** Reads a trace to its end, and closes its reader. */
-export function summarize(reader: TraceReader): TraceSummary {
-  const summary = new Summary(reader);
+export function summarize(reader: TraceReader, observer?: Partial<TraceObserver>): TraceSummary {
+  const summarizer = new TraceSummarizer(reader, observer);
   try {
-    while (reader.next()) summary.take();
+    while (summarizer.next());
   } finally {
     reader.close();
   }
-  return summary.told();
+  return summarizer.summary();
 }
 
-class Summary {
+/** The same record by record, for those who have something else to do in between. The reader stays open. */
+export class TraceSummarizer {
   readonly #reader: TraceReader;
+  readonly #observer: Partial<TraceObserver>;
   readonly #decoder = new MessageDecoder();
   readonly #counts = new Uint32Array(64);
   readonly #pages: PageSet;
+  readonly #huge = new HugePages();
   readonly #threads = new Set<number>();
   readonly #latency = new Histogram();
   /** When the fault of each page that sleeps was read. */
@@ -98,20 +120,34 @@ class Summary {
   readonly #faults = MODES.map(() => ({ read: 0, write: 0 }));
   readonly #changes = { remove: 0, unmap: 0, remap: 0, fork: 0 };
   readonly #ranges: TraceSummary['ranges'] = [];
+  /** The one that was registered last. */
+  #registered: Pages = { first: 0, end: 0 };
   #rangesRegistered = 0;
+  /** What the program said of the range that it registers; 0: nothing. */
+  #chosenPageSize = 0;
   #eagains = 0;
   #reoffers = 0;
   #lastUs = 0;
 
-  constructor(reader: TraceReader) {
+  constructor(reader: TraceReader, observer: Partial<TraceObserver> = {}) {
     this.#reader = reader;
+    this.#observer = observer;
     this.#pages = new PageSet(reader.meta.pageSize);
     const origin = reader.meta.origin as Origin | undefined;
-    for (const { start, length, modes } of origin?.ranges ?? [])
+    for (const { start, length, modes, pageSize } of origin?.ranges ?? []) {
       this.#range(BigInt(start), length, [...modes]);
+      this.#pagesAre(pageSize);
+    }
   }
 
-  take(): void {
+  /** Takes the next record in. False: there was none. */
+  next(): boolean {
+    if (!this.#reader.next()) return false;
+    this.#take();
+    return true;
+  }
+
+  #take(): void {
     const { codec, payload } = this.#reader;
     const { kind } = codec;
     this.#counts[kind] = (this.#counts[kind] as number) + 1;
@@ -121,6 +157,10 @@ class Summary {
         for (const message of this.#decoder.decode(payload)) this.#message(message);
     } else if (kind === Kind.NOTE + Note.ANSWER) {
       if (codec.words[0] === Answer.notNow) this.#reoffers++;
+    } else if (kind === Kind.NOTE + Note.REGISTER) {
+      this.#chosenPageSize = codec.integer(3);
+    } else if (kind === Kind.PAGE_SIZE_AT) {
+      this.#pagesAre(codec.integer(2));
     } else if (kind >= Kind.IOCTL && kind < Kind.NOTE) {
       this.#ioctl(kind, codec.words, codec.number(2));
     }
@@ -130,6 +170,7 @@ class Summary {
     if (message.event === 'unknown') return;
     if (message.event !== 'pagefault') {
       this.#changes[message.event]++;
+      this.#changed(message);
       return;
     }
     const { kind, access, tid, address } = message;
@@ -137,6 +178,20 @@ class Summary {
     if (tid !== 0) this.#threads.add(tid);
     const page = this.#pages.add(address);
     if (!this.#sleeping.has(page)) this.#sleeping.set(page, this.#lastUs);
+    this.#observer.fault?.(this.#lastUs, page, kind, access, tid);
+  }
+
+  #changed(message: Message): void {
+    if (message.event === 'remap') {
+      const { from, length } = message;
+      if (length > 0) this.#removed(this.#pagesOf(from, BigInt(length)), message.event);
+    } else if ((message.event === 'remove' || message.event === 'unmap') && message.end > message.start) {
+      this.#removed(this.#pagesOf(message.start, message.end - message.start), message.event);
+    }
+  }
+
+  #removed({ first, end }: Pages, how: 'remove' | 'unmap' | 'remap'): void {
+    this.#observer.removed?.(this.#lastUs, first, end - first, how);
   }
 
   #ioctl(kind: number, words: BigUint64Array, result: number): void {
@@ -145,45 +200,79 @@ class Summary {
     if (kind === REGISTER && result === 0) {
       const modes = MODES.filter((_, bit) => (word(2) >> BigInt(bit)) & 1n);
       this.#range(word(0), Number(word(1)), modes);
+      this.#pagesAre(this.#chosenPageSize);
     }
     const shape = RESOLVING[kind];
     if (!shape) return;
     const { length, filled, words: count } = shape;
     const mode = filled || kind === WRITEPROTECT ? word(length + 1) : 0n;
-    const asleep =
-      kind === WRITEPROTECT ? mode & (PROTECT | PROTECT_DONT_WAKE) : filled ? mode & DONT_WAKE : 0n;
-    if (asleep) return;
     const done =
       filled && result < 0 ? BigInt.asIntN(64, word(2 * count - 1)) : result < 0 ? 0n : word(length);
-    if (done > 0n && (kind !== MOVE || result === 0)) this.#letGo(word(0), done);
+    if (done <= 0n || (kind === MOVE && result !== 0)) return;
+    const pages = this.#pagesOf(word(0), done);
+    if (filled && kind !== POISON && this.#observer.filledAhead) this.#filled(pages);
+    const asleep =
+      kind === WRITEPROTECT ? mode & (PROTECT | PROTECT_DONT_WAKE) : filled ? mode & DONT_WAKE : 0n;
+    if (!asleep) for (const page of this.#sleepersOf(pages)) this.#wake(page);
   }
 
-  /** The sleepers of a range go on. */
-  #letGo(start: bigint, bytes: bigint): void {
-    const first = this.#pages.pageOf(start);
-    const end = this.#pages.pageOf(start + bytes - 1n) + 1;
+  #pagesOf(start: bigint, bytes: bigint): Pages {
+    return { first: this.#pages.pageOf(start), end: this.#pages.pageOf(start + bytes - 1n) + 1 };
+  }
+
+  /** Pages of a range that somebody sleeps on, in their order. */
+  #sleepersOf({ first, end }: Pages): number[] {
+    const found: number[] = [];
     if (end - first <= this.#sleeping.size) {
-      for (let page = first; page < end; page++) this.#wake(page);
-      return;
+      for (let page = first; page < end; page++) if (this.#sleeping.has(page)) found.push(page);
+      return found;
     }
-    for (const page of this.#sleeping.keys()) if (page >= first && page < end) this.#wake(page);
+    for (const page of this.#sleeping.keys()) if (page >= first && page < end) found.push(page);
+    return found.sort((a, b) => a - b);
+  }
+
+  /** Tells what lies between the pages that faults waited for. */
+  #filled(pages: Pages): void {
+    let { first } = pages;
+    const tell = (end: number): void => {
+      if (end > first) this.#observer.filledAhead?.(this.#lastUs, first, end - first);
+    };
+    for (const page of this.#sleepersOf(pages)) {
+      const whole = this.#huge.whole(page);
+      tell(whole.first);
+      first = Math.max(first, whole.end);
+    }
+    tell(pages.end);
   }
 
   #wake(page: number): void {
     const since = this.#sleeping.get(page);
     if (since === undefined) return;
     this.#sleeping.delete(page);
-    this.#latency.add(this.#lastUs - since);
+    const latencyUs = this.#lastUs - since;
+    this.#latency.add(latencyUs);
+    this.#observer.letGo?.(this.#lastUs, page, latencyUs);
   }
 
   #range(start: bigint, bytes: number, modes: Mode[]): void {
     this.#rangesRegistered++;
+    if (bytes > 0) this.#registered = this.#pagesOf(start, BigInt(bytes));
     if (this.#ranges.length < RANGES_LISTED) {
       this.#ranges.push({ start: `0x${start.toString(16)}`, bytes, modes });
     }
   }
 
-  told(): TraceSummary {
+  /** The range that was registered last has pages of this size. */
+  #pagesAre(pageSize: number): void {
+    const each = pageSize / this.#reader.meta.pageSize;
+    if (!Number.isInteger(each) || each < 2) return;
+    const { first, end } = this.#registered;
+    this.#huge.add(first, end, each);
+    this.#observer.hugePages?.(first, end - first, each);
+  }
+
+  /** What was found so far. */
+  summary(): TraceSummary {
     const { meta, bytesRead, blocks, records, damage } = this.#reader;
     const origin = meta.origin as Origin | undefined;
     const calls: Record<string, number> = {};
@@ -222,38 +311,5 @@ class Summary {
       calls,
       ...(damage === undefined ? {} : { damage }),
     };
-  }
-}
-
-/** Pages of a chunk: a bit each. */
-const CHUNK = 1024;
-
-/** Pages by number, a bit each. */
-class PageSet {
-  size = 0;
-  readonly #pageSize: bigint;
-  readonly #chunks = new Map<number, Uint32Array>();
-
-  constructor(pageSize: number) {
-    this.#pageSize = BigInt(pageSize);
-  }
-
-  pageOf(address: bigint): number {
-    return Number(address / this.#pageSize);
-  }
-
-  /** Adds the page that holds an address: its number. */
-  add(address: bigint): number {
-    const page = this.pageOf(address);
-    const chunk = Math.floor(page / CHUNK);
-    const words = this.#chunks.get(chunk) ?? new Uint32Array(CHUNK / 32);
-    this.#chunks.set(chunk, words);
-    const index = page % CHUNK;
-    const bit = 1 << (index & 31);
-    if (!((words[index >> 5] as number) & bit)) {
-      words[index >> 5] = (words[index >> 5] as number) | bit;
-      this.size++;
-    }
-    return page;
   }
 }

@@ -3,88 +3,27 @@
 import { strict as assert } from 'node:assert';
 import { Kind } from '../../src/trace/codec.js';
 import { Histogram } from '../../src/trace/histogram.js';
-import {
-  describe,
-  summarize,
-  TraceReader,
-  type TraceSummary,
-  type TraceWriter,
-} from '../../src/trace/index.js';
+import { describe } from '../../src/trace/index.js';
 import { generator, seed, suite } from '../harness.js';
-import { inMemory, P } from './support.js';
+import {
+  BASE,
+  COPY,
+  copied,
+  EAGAIN,
+  MINOR,
+  PROTECTED,
+  page,
+  REGISTER,
+  Script,
+  size,
+  WAKE,
+  WRITE,
+  WRITEPROTECT,
+  ZEROPAGE,
+} from './script.js';
+import { P } from './support.js';
 
 const test = suite('trace/summary');
-
-const BASE = 0x7f00_0000_0000n;
-const COPY = 0xc028aa03;
-const ZEROPAGE = 0xc020aa04;
-const WRITEPROTECT = 0xc018aa06;
-const WAKE = 0x8010aa02;
-const REGISTER = 0xc020aa00;
-const WRITE = 1n;
-const PROTECTED = 2n;
-const MINOR = 4n;
-const EAGAIN = -11n;
-
-class Script {
-  readonly #kept = inMemory({ about: { what: 'a test' } });
-  readonly #writer: TraceWriter = this.#kept.writer;
-
-  constructor() {
-    const ranges = [{ start: `${BASE}`, length: 8 * P, modes: ['missing'], operations: [], pageSize: P }];
-    const origin = { how: 'wrap', fd: 3, options: {}, features: ['thread-id'], ranges };
-    this.#writer.start({ pageSize: P, origin });
-  }
-
-  /** A read of page faults: page, flags, thread. */
-  faults(timeUs: number, ...faults: [page: number, flags: bigint, tid: number][]): this {
-    const bytes = new Uint8Array(faults.length * 32);
-    const view = new DataView(bytes.buffer);
-    for (const [index, [page, flags, tid]] of faults.entries()) {
-      view.setUint8(index * 32, 0x12);
-      view.setBigUint64(index * 32 + 8, flags, true);
-      view.setBigUint64(index * 32 + 16, BASE + BigInt(page * P), true);
-      view.setUint32(index * 32 + 24, tid, true);
-    }
-    return this.read(timeUs, bytes);
-  }
-
-  read(timeUs: number, bytes: Uint8Array): this {
-    this.#writer.begin(Kind.READ, timeUs);
-    for (const [index, word] of [3n, 4096n, BigInt(bytes.length)].entries())
-      this.#writer.setWord(index, word);
-    this.#writer.payload(bytes.length).set(bytes);
-    this.#writer.end(timeUs);
-    return this;
-  }
-
-  ioctl(timeUs: number, request: number, result: bigint, given: readonly bigint[], back = given): this {
-    this.#writer.begin(this.#writer.ioctlKind(request), timeUs);
-    for (const [index, word] of [3n, BigInt(request), result, ...given, ...back].entries())
-      this.#writer.setWord(index, word);
-    this.#writer.end(timeUs);
-    return this;
-  }
-
-  answer(timeUs: number, answer: bigint): this {
-    this.#writer.begin(Kind.NOTE + 15, timeUs);
-    this.#writer.setWord(0, answer);
-    this.#writer.end(timeUs);
-    return this;
-  }
-
-  told(): TraceSummary {
-    this.#writer.close();
-    return summarize(TraceReader.of(this.#kept.bytes()));
-  }
-}
-
-const page = (index: number): bigint => BASE + BigInt(index * P);
-const size = (pages: number): bigint => BigInt(pages * P);
-const copied = (at: bigint, length: bigint, done: bigint): [bigint[], bigint[]] => [
-  [at, 0n, length, 0n, 0n],
-  [at, 0n, length, 0n, done],
-];
 
 test('faults by kind and access, threads, pages, ranges', () => {
   const summary = new Script()
@@ -173,6 +112,60 @@ test('mapping changes, re-offers, and messages that nobody knows', () => {
   assert.equal(summary.reoffers, 2);
   assert.equal(summary.faults, 0);
   assert.deepEqual(summary.latencyUs, { count: 0, p50: 0, p90: 0, p99: 0, most: 0 });
+});
+
+test('an observer is told of faults, of who goes on, of what is filled ahead and what is gone, in order', () => {
+  const told: unknown[][] = [];
+  const tell =
+    (what: string) =>
+    (...args: unknown[]): void => {
+      told.push([what, ...args]);
+    };
+  const observer = Object.fromEntries(
+    ['fault', 'letGo', 'filledAhead', 'removed', 'hugePages'].map((name) => [name, tell(name)]),
+  );
+  const first = Number(BASE) / P;
+  const script = new Script()
+    .faults(10, [1, 0n, 7], [3, WRITE, 8], [3, WRITE, 9])
+    // Pages 0 to 5, of which two are waited for; without waking; and nothing where it fails.
+    .ioctl(12, COPY, 0n, [page(0), 0n, size(6), 1n, 0n], [page(0), 0n, size(6), 1n, size(6)])
+    .ioctl(13, COPY, EAGAIN, ...copied(page(6), size(1), EAGAIN))
+    .ioctl(20, WAKE, 0n, [page(0), size(6)])
+    .removed(30, 0x15, page(2), page(4))
+    .removed(31, 0x16, page(0), page(8))
+    .faults(40, [0, MINOR, 0]);
+  const summary = script.told(observer);
+  assert.deepEqual(told, [
+    ['fault', 10, first + 1, 'missing', 'read', 7],
+    ['fault', 10, first + 3, 'missing', 'write', 8],
+    ['fault', 10, first + 3, 'missing', 'write', 9],
+    ['filledAhead', 12, first, 1],
+    ['filledAhead', 12, first + 2, 1],
+    ['filledAhead', 12, first + 4, 2],
+    ['letGo', 20, first + 1, 10],
+    ['letGo', 20, first + 3, 10],
+    ['removed', 30, first + 2, 2, 'remove'],
+    ['removed', 31, first, 8, 'unmap'],
+    ['fault', 40, first, 'minor', 'read', 0],
+  ]);
+  assert.deepEqual(summary, script.told());
+});
+
+test('a fault in a huge page waits for all of it', () => {
+  const told: unknown[][] = [];
+  const first = Number(BASE) / P;
+  new Script(4 * P)
+    .faults(10, [4, 0n, 0])
+    .ioctl(12, COPY, 0n, ...copied(page(0), size(12), size(12)))
+    .told({
+      hugePages: (...args) => told.push(args),
+      filledAhead: (...args) => told.push(args),
+    });
+  assert.deepEqual(told, [
+    [first, 32, 4],
+    [12, first, 4],
+    [12, first + 8, 4],
+  ]);
 });
 
 test('percentiles are those of the sorted values, at most 1/32 below', () => {

@@ -1,11 +1,11 @@
 // `uffd inspect`: its options and its help.
 
 import { type Command, InvalidArgumentError, Option } from 'commander';
-import { summarize } from '../../trace/index.js';
+import { perfettoJson, summarize } from '../../trace/index.js';
 import { integer } from '../arguments.js';
 import { EXIT } from '../exit.js';
 import { lookOf, printable, renderTable } from '../text.js';
-import { openTrace } from '../traces.js';
+import { checkOther, openTrace, tellDamage, writeText } from '../traces.js';
 import { type Filter, list } from './list.js';
 import { KINDS } from './match.js';
 import { summaryRows } from './report.js';
@@ -39,11 +39,13 @@ Examples:
   uffd inspect run.trace --list --limit 50         how it began
   uffd inspect run.trace --kind fault --from 100   faults after 0.1 s
   uffd inspect run.trace --page 0x7f12c0a41000     all that was done to a page
+  uffd inspect run.trace --perfetto run.json       for https://ui.perfetto.dev
 `;
 
 interface Flags {
   list?: boolean;
   json?: boolean;
+  perfetto?: string;
   kind?: string[];
   page?: bigint;
   range?: [bigint, bigint];
@@ -70,19 +72,27 @@ export function addInspect(program: Command): void {
     .addOption(new Option('--to <ms>', 'only calls up to then').argParser(milliseconds))
     .addOption(new Option('-n, --limit <N>', 'at most so many lines').argParser(integer(0, 1e15 - 1)))
     .option('--json', 'print JSON: one object, or with --list one for each call')
+    .addOption(
+      new Option(
+        '--perfetto <FILE>',
+        "write JSON for Perfetto and Chrome's tracing instead; '-' for stdout",
+      ).conflicts(['list', 'json', 'kind', 'page', 'range', 'from', 'to', 'limit']),
+    )
     .addHelpText('after', HELP)
     .action(inspect);
 }
 
 async function inspect(file: string, flags: Flags): Promise<void> {
-  const { list: wanted = false, json = false, ...filters } = flags;
+  const { list: wanted = false, json = false, perfetto, ...filters } = flags;
   const reader = openTrace(file);
+  if (perfetto !== undefined) {
+    checkOther(file, perfetto);
+    await writeText(perfetto, perfettoJson(reader));
+    return tellDamage(file, reader.damage);
+  }
   if (wanted || Object.keys(filters).length > 0) {
-    const damage = await list(reader, filterOf(filters, reader.meta.pageSize), json, process.stdout);
-    if (damage === undefined) return;
-    process.stderr.write(`uffd: ${printable(file)} is not whole: ${damage}\n`);
-    process.exitCode = EXIT.failed;
-    return;
+    const filter = filterOf(filters, reader.meta.pageSize);
+    return tellDamage(file, await list(reader, filter, json, process.stdout));
   }
   const summary = summarize(reader);
   const { columns, colors } = lookOf(process.stdout);

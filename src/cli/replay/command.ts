@@ -6,9 +6,9 @@ import { pathToFileURL } from 'node:url';
 import type { Command } from 'commander';
 import { type HandlerFactory, replay } from '../../trace/index.js';
 import { EXIT, Refusal, Usage } from '../exit.js';
+import { followReading } from '../reading.js';
 import { lookOf, printable } from '../text.js';
 import { openTrace } from '../traces.js';
-import { followReplay } from './progress.js';
 import { createReport, render } from './report.js';
 
 const HELP = `
@@ -64,7 +64,7 @@ export function addReplay(program: Command): void {
 async function run(file: string, { handler, json = false }: Flags): Promise<void> {
   const factory = handler === undefined ? undefined : await load(handler);
   const reader = openTrace(file);
-  const progress = followReplay(reader, statSync(file).size, json);
+  const progress = followReading(reader, statSync(file).size, json);
   const begun = performance.now();
   let recordedMs = 0;
   try {

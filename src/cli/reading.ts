@@ -1,24 +1,24 @@
-// How far a replay has come, as a bar on stderr, where that is a terminal and the trace is long. A replay may never
-// come back to the event loop, so the bar is drawn from the trace's blocks.
+// How far the reading of a trace has come, as a bar on stderr, where that is a terminal and the trace is long. Who reads
+// may never come back to the event loop, so the bar is drawn from the trace's blocks.
 
 import { SingleBar } from 'cli-progress';
-import type { TraceReader } from '../../trace/index.js';
-import { columnsOf, grouped } from '../text.js';
+import type { TraceReader } from '../trace/index.js';
+import { columnsOf, grouped } from './text.js';
 
 /** Shorter traces are over before a bar could be looked at. */
 const LEAST_BYTES = 2 ** 20;
 
-export interface ReplayProgress {
+export interface Progress {
   /** May be called again. */
   end(): void;
 }
 
-export function followReplay(
+export function followReading(
   reader: TraceReader,
   fileBytes: number,
   silent: boolean,
   stream = process.stderr,
-): ReplayProgress {
+): Progress {
   if (silent || !stream.isTTY || process.env.TERM === 'dumb' || fileBytes < LEAST_BYTES) return { end() {} };
   const begun = performance.now();
   const bar = new SingleBar({
