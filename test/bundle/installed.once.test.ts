@@ -23,7 +23,7 @@ const BELONGS = [
   /^dist\/core\/(release|trace)\.js$/,
   /^dist\/(src|shim)\/.*(?<!test)\.js$/,
   /^dist\/types\/(src|shim)\/.*\.d\.ts$/,
-  /^dist\/report\/(page\.js|page\.css)$/,
+  /^dist\/report\/assets\.js$/,
   /^docs\/(firecracker|embedding|report)\.md$/,
   /^docs\/systemd\/.*\.service$/,
   /^examples\/[a-z-]+\.ts$/,
