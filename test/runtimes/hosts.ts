@@ -29,7 +29,7 @@ export interface Host {
 }
 
 /** Milliseconds that a run may take. */
-const LIMIT_MS = 120_000;
+const LIMIT_MS = 300_000;
 
 /** What ends the groups of processes that run now. They do not outlive this one, whatever ends it. */
 const running = new Set<() => void>();
