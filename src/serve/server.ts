@@ -92,9 +92,9 @@ const GUEST_DESCRIPTORS = 64;
 const STARVED_MS = 100;
 const EAGAIN = -11;
 
-/** Guests' threads share a histogram with this one, and end while others serve: only Node's do. */
+/** Bun cannot post the histogram that guests' threads share with this one, and on Deno the tests of serving do not end well. */
 const OTHER_RUNTIME = (name: string): string =>
-  `userfaultfd/serve runs on Node, and this is ${name}, whose worker threads cannot share a histogram; run it, or ` +
+  `userfaultfd/serve runs on Node, and this is ${name}, whose worker threads are not up to it; run it, or ` +
   "uffd serve, with Node, or serve a userfaultfd that was handed over by Userfaultfd.wrap and start with { wait: 'block' } " +
   'in a worker';
 

@@ -29,7 +29,14 @@ export interface Host {
 }
 
 /** Milliseconds that a run may take. */
-const LIMIT_MS = 120_000;
+const LIMIT_MS = 300_000;
+
+/** What ends the groups of processes that run now. They do not outlive this one, whatever ends it. */
+const running = new Set<() => void>();
+process.on('exit', () => {
+  for (const kill of running) kill();
+});
+for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => process.exit(1));
 
 /** Counts what a run's lines say. */
 class Listener {
@@ -105,6 +112,7 @@ export class Command implements Host {
         // They have all ended.
       }
     };
+    running.add(kill);
     let late = false;
     const timer = setTimeout(() => {
       late = true;
@@ -119,6 +127,7 @@ export class Command implements Host {
     });
     clearTimeout(timer);
     if (child.pid !== undefined) kill();
+    running.delete(kill);
     if (rest !== '') listener.hear(rest);
     return listener.end(fault);
   }
