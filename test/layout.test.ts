@@ -92,7 +92,13 @@ const LAYERS = [
   [
     ...['src/kernel.ts', 'src/core.ts', 'src/handler.ts', 'src/registry.ts', 'src/stopper.ts'],
     ...['src/warning.ts', 'src/whole-pages.ts', 'src/names.ts'],
-    ...['src/reasons/facts.ts', 'src/wasm.d.ts', 'src/sim/abi.ts', 'src/sim/random.ts'],
+    ...[
+      'src/reasons/facts.ts',
+      'src/wasm.d.ts',
+      'src/report/assets.d.ts',
+      'src/sim/abi.ts',
+      'src/sim/random.ts',
+    ],
     ...['src/sim/witness.ts', 'src/sim/clock.ts'],
   ],
 ];
