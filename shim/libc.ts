@@ -31,6 +31,8 @@ export interface Libc {
   memfd_create(name: string, flags: number): number;
   ftruncate(fd: number, length: number): number;
   sysconf(name: number): number;
+  sched_getaffinity(pid: number, length: number, mask: Uint8Array): number;
+  sched_setaffinity(pid: number, length: number, mask: Uint8Array): number;
   lseek(fd: number, offset: number, whence: number): Word;
   socket(domain: number, type: number, protocol: number): number;
   bind(fd: number, address: Uint8Array, length: number): number;
@@ -95,6 +97,8 @@ function load(): Libc {
     madvise: c.func('madvise', 'int', ['uintptr_t', 'size_t', 'int']),
     memfd_create: c.func('memfd_create', 'int', ['str', 'uint']),
     ftruncate: c.func('ftruncate', 'int', ['int', 'int64_t']),
+    sched_getaffinity: c.func('sched_getaffinity', 'int', ['int', 'size_t', 'void *']),
+    sched_setaffinity: c.func('sched_setaffinity', 'int', ['int', 'size_t', 'void *']),
     sysconf: c.func('sysconf', 'long', ['int']),
     lseek: c.func('lseek', 'int64_t', ['int', 'int64_t', 'int']),
     socket: c.func('socket', 'int', ['int', 'int', 'int']),

@@ -8,6 +8,7 @@ import { closeDescriptor } from './descriptors.js';
 import { type Libc, libc, userfaultfdNumber } from './libc.js';
 import { pageSize, pageSizeAt } from './memory.js';
 import { openPidfd } from './process.js';
+import { linuxProcessors } from './processors.js';
 import { watchReadable } from './watch.js';
 
 const O_RDONLY_CLOEXEC = 0x80000;
@@ -34,6 +35,7 @@ export function trySyscall(flags: number): number {
 }
 
 class LinuxPort implements KernelPort {
+  readonly processors = linuxProcessors();
   readonly #c: Libc;
   readonly #memory: LinearMemory;
   #buffer: ArrayBuffer | undefined;

@@ -35,12 +35,13 @@ export class Channel {
   watched = false;
   /** The watched process, as a descriptor that is readable once it has exited; −1: there is none. */
   pidfd = -1;
+  /** The watched process; 0: this one. */
+  pid = 0;
 
   /** Sources were named: the core may know the answer to a fault. */
   sourced = false;
 
   readonly #pageSize: number;
-  #pid = 0;
   /** How often a transfer had to read first. */
   #reads = 0;
 
@@ -78,13 +79,13 @@ export class Channel {
     // Before Linux 5.3 there are none: there an exit is seen like an exec, a little later.
     if (pidfd < 0 && pidfd !== -(Errno.ENOSYS as number)) throw new UffdError(pidfd, 'pidfd_open', { pid });
     this.pidfd = Math.max(pidfd, -1);
-    this.#pid = pid;
+    this.pid = pid;
     this.watched = true;
   }
 
   /** Bytes of a page at an address of the watched process; the system's where that cannot be told. */
   pageSizeAt(address: bigint): number {
-    const size = this.port.pageSizeAt(this.#pid, address);
+    const size = this.port.pageSizeAt(this.pid, address);
     return size > 0 ? size : this.#pageSize;
   }
 

@@ -6,7 +6,15 @@ export { UffdError, UnsupportedError } from './errors.js';
 export type { Feature, KnownFeature, KnownOperation, Mode, Operation } from './features.js';
 export { FEATURES, featureSince, OPERATIONS, operationSince } from './features.js';
 export type { FaultHandler, Pagefault, RegisteredRange } from './handler.js';
-export type { Kernel, KernelPort, LinearMemory, MemoryPlace, Watch } from './kernel.js';
+export type {
+  Kernel,
+  KernelPort,
+  LinearMemory,
+  MemoryPlace,
+  Processors,
+  ThreadSeen,
+  Watch,
+} from './kernel.js';
 export type { Wait } from './loop.js';
 export { Mapping, type SharedMapping } from './mapping.js';
 export type { AnonymousOptions, FileOptions, MappingOptions, MemoryOptions } from './mapping-plan.js';
@@ -23,4 +31,5 @@ export type {
   StartOptions,
   WrapOptions,
 } from './options.js';
+export type { Placement } from './placement.js';
 export { Userfaultfd } from './userfaultfd.js';

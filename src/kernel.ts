@@ -58,10 +58,33 @@ export interface KernelPort {
   watch(fd: number, ready: () => void): Watch;
   /** Calls `due` once, `delayMs` from now, on the thread's event loop. */
   after(delayMs: number, due: () => void): Watch;
+  /** Where threads run; only where they run on a machine's processors. */
+  readonly processors?: Processors;
   /** Told what the program asks for and what its handler answers, for those who record or replay. No kernel has it. */
   note?(code: Note, first: bigint, second: number, third: number, fourth: bigint): void;
   /** Whether another thread has asked the loop to stop, as found; passed through for those who record or replay. */
   sense?(stopRequested: boolean): boolean;
+}
+
+/** A thread, as the system sees it. */
+export interface ThreadSeen {
+  readonly tid: number;
+  /** Where it runs, or ran last. */
+  readonly processor: number;
+  /** Page faults since it began, those that a userfaultfd answered among them. */
+  readonly faults: number;
+}
+
+/** The processors of a machine, by their numbers, and who runs where. `pid` 0: this process. */
+export interface Processors {
+  /** Where the calling thread may run. */
+  allowed(): number[];
+  /** The calling thread runs there from now on; −EINVAL: it may run on none of them. */
+  place(cpus: readonly number[]): number;
+  thread(pid: number, tid: number): ThreadSeen | undefined;
+  threads(pid: number): readonly ThreadSeen[];
+  /** Monotonic milliseconds; not the port's, which is recorded. */
+  now(): number;
 }
 
 /** What stands behind a userfaultfd that is opened without a kernel of its own: the system of this process. */

@@ -9,6 +9,7 @@
 import { Errno, UffdError } from './errors.js';
 import type { FaultHandler } from './handler.js';
 import type { Watch } from './kernel.js';
+import { type Placement, Placer } from './placement.js';
 import { Rounds, type Served } from './rounds.js';
 
 export const WAITS = ['poll', 'block', 'spin', 'adaptive'] as const;
@@ -59,6 +60,8 @@ export class Loop {
   /** The eventfd of the run that goes on. */
   #stopFd = -1;
   #timer: Watch | undefined;
+  /** Where this thread runs, while the loop does; undefined: that is the scheduler's. */
+  #placer: Placer | undefined;
   /** The next look after the watched process. */
   #look: Watch | undefined;
 
@@ -78,7 +81,9 @@ export class Loop {
   }
 
   /** Runs (or for `poll` starts) the loop. `stopFd`: the eventfd that wakes it up to stop. */
-  run(wait: Wait, stopFd: number): void {
+  run(wait: Wait, stopFd: number, placement: Placement): void {
+    const { port, pid } = this.#served.channel;
+    if (placement !== 'none' && port.processors) this.#placer = new Placer(port.processors, pid, placement);
     this.running = true;
     this.#stopFd = stopFd;
     if (wait === 'poll') {
@@ -103,6 +108,8 @@ export class Loop {
 
   #halt(): void {
     this.running = false;
+    this.#placer?.leave();
+    this.#placer = undefined;
     this.#source?.close();
     this.#source = undefined;
     for (const watch of this.#watches.splice(0)) watch.close();
@@ -194,7 +201,7 @@ export class Loop {
     this.#guarded(() => {
       // Whoever was answered may have run and faulted again: reading costs less than a turn of the event loop.
       for (let rounds = 0; rounds < ROUNDS_A_TURN && this.#goes; rounds++) {
-        if (this.#rounds.round() === 0) break;
+        if (this.#round() === 0) break;
       }
       this.#schedule();
     });
@@ -243,6 +250,13 @@ export class Loop {
     return core.exports.inboxWaiting() === 0 ? -1 : core.exports.inboxDelay(port.now());
   }
 
+  /** A round of a strategy. How many messages were handled. */
+  #round(): number {
+    const handled = this.#rounds.round();
+    if (handled > 0) this.#placer?.answered(handled, this.#served.channel.core.deliveredFault(2));
+    return handled;
+  }
+
   get #goes(): boolean {
     return this.running && this.#served.isOpen() && !this.#served.stopRequested();
   }
@@ -255,7 +269,7 @@ export class Loop {
     let skipped = 0;
     let again = false;
     while (this.#goes) {
-      const brought = this.#rounds.round() > 0;
+      const brought = this.#round() > 0;
       if (again) pays = brought ? AGAIN_MOST : pays - 1;
       if (pays === 0 && ++skipped === SKIPS_MOST) {
         pays = 1;
@@ -269,7 +283,7 @@ export class Loop {
   #spin(): void {
     let fruitless = 0;
     while (this.#goes) {
-      fruitless = this.#rounds.round() > 0 ? 0 : fruitless + 1;
+      fruitless = this.#round() > 0 ? 0 : fruitless + 1;
       if (fruitless % ROUNDS_A_LOOK === ROUNDS_A_LOOK - 1) this.#lookAfterProcess();
     }
   }
@@ -280,7 +294,7 @@ export class Loop {
     let budget = SPIN_FIRST_MS;
     let since = port.now();
     while (this.#goes) {
-      if (this.#rounds.round() > 0) {
+      if (this.#round() > 0) {
         const now = port.now();
         if (now - since <= SPIN_MOST_MS) budget = Math.min(Math.max(budget * 2, SPIN_FIRST_MS), SPIN_MOST_MS);
         since = now;

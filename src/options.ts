@@ -6,6 +6,7 @@ import type { Feature, Operation } from './features.js';
 import type { RegisteredRange } from './handler.js';
 import type { Kernel } from './kernel.js';
 import type { Wait } from './loop.js';
+import type { Placement } from './placement.js';
 import type { TraceWriter } from './trace/writer.js';
 
 export interface OpenOptions {
@@ -88,6 +89,8 @@ export interface MoveOptions extends FillOptions {
 export interface StartOptions {
   /** How to wait for faults; default 'poll'. */
   wait?: Wait;
+  /** Where the thread of the loop runs meanwhile; default 'none'. Where there are no processors to choose from, that. */
+  placement?: Placement;
 }
 
 /**

@@ -46,6 +46,7 @@ import {
   type StartOptions,
   type WrapOptions,
 } from './options.js';
+import { checkPlacement } from './placement.js';
 import { enroll, ownerOf, strike } from './registry.js';
 import type { Served } from './rounds.js';
 import { isStopHandle, Stopper } from './stopper.js';
@@ -601,8 +602,9 @@ export class Userfaultfd implements Disposable {
    * @throws UffdError where reading fails; the object is closed then, and `closed` was told
    */
   start(handler: FaultHandler, options: StartOptions = {}): boolean {
-    const { wait = 'poll' } = options;
+    const { wait = 'poll', placement = 'none' } = options;
     checkOneOf(wait, 'wait', WAITS);
+    checkPlacement(placement);
     if (this.closed || !handler) return false;
     this.#channel.note(Note.START, 0n, WAITS.indexOf(wait));
     if (!this.#channel.isOpen()) return false;
@@ -614,7 +616,7 @@ export class Userfaultfd implements Disposable {
     if (this.#loop?.inRound)
       throw invalidState('start: called from inside a callback of the same userfaultfd');
     const stopFd = this.#stopEventfd();
-    this.#useHandler(handler).run(wait, stopFd);
+    this.#useHandler(handler).run(wait, stopFd, placement);
     return true;
   }
 

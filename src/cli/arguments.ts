@@ -1,6 +1,9 @@
 // Reads what users type. Only plain decimal digits are numbers: no signs, no exponents, no hexadecimal.
 
 import { InvalidArgumentError } from 'commander';
+import type { Placement } from '../index.js';
+
+const PROCESSORS_MOST = 8192;
 
 /** A parser for commander: an integer from `lowest` to `highest`. */
 export function integer(lowest: number, highest: number): (text: string) => number {
@@ -9,4 +12,16 @@ export function integer(lowest: number, highest: number): (text: string) => numb
     if (value >= lowest && value <= highest) return value;
     throw new InvalidArgumentError(`It must be an integer from ${lowest} to ${highest}.`);
   };
+}
+
+/** The parser of `--placement`: a way by name, or processors, like `0,2-3`. */
+export function placement(text: string): Placement {
+  if (text === 'auto' || text === 'none' || text === 'follow') return text;
+  const cpus = text.split(',').flatMap((part) => {
+    const [, first = '', last = first] = /^(\d{1,4})(?:-(\d{1,4}))?$/.exec(part) ?? [];
+    const count = first === '' ? 0 : Number(last) - Number(first) + 1;
+    return count > 0 ? Array.from({ length: count }, (_, index) => Number(first) + index) : [Number.NaN];
+  });
+  if (cpus.every((cpu) => cpu < PROCESSORS_MOST)) return cpus;
+  throw new InvalidArgumentError("It must be 'auto', 'none', 'follow', or processors, like 0,2-3.");
 }

@@ -18,6 +18,7 @@ import { checkInteger, checkOneOf, wrongType } from '../arguments.js';
 import { UffdError, UnsupportedError } from '../errors.js';
 import type { Watch } from '../kernel.js';
 import { WAITS, type Wait } from '../loop.js';
+import { checkPlacement, type Placement } from '../placement.js';
 import type { Run } from './background.js';
 import { Connection } from './connection.js';
 import { HandOffError, parseRegions } from './handoff.js';
@@ -53,6 +54,8 @@ export interface ServeOptions {
   about?: Record<string, unknown>;
   /** How a session's thread waits for faults; default 'block'. */
   wait?: Wait;
+  /** Where a session's thread runs; default 'auto'. */
+  placement?: Placement;
   /** End when the first session has ended. */
   once?: boolean;
   /** Users whose monitors are served; default: all that may connect. */
@@ -347,7 +350,14 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
   /** Serves what was handed over. Takes the descriptor. */
   #begin(listener: Listener, monitor: Monitor, text: string, fd: number): void {
     const { vm, prefetch, identity } = listener;
-    const { window = 1, wait = 'block', eager = false, record, about = {} } = this.#options;
+    const {
+      window = 1,
+      wait = 'block',
+      placement = 'auto',
+      eager = false,
+      record,
+      about = {},
+    } = this.#options;
     let session: Session;
     let mapping: Mapping | undefined;
     try {
@@ -363,7 +373,7 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
       const id = this.#begun + 1;
       const file = record === undefined ? undefined : id === 1 ? record : `${record}.${id}`;
       session = new Session(this.#threads, {
-        ...{ id, fd, regions, window, wait, eager, prefetch, peer: monitor.peer, memory },
+        ...{ id, fd, regions, window, wait, placement, eager, prefetch, peer: monitor.peer, memory },
         record:
           file === undefined ? undefined : { file, about: { ...about, ...aboutSession(identity, regions) } },
       });
@@ -418,10 +428,11 @@ function deferred(): { promise: Promise<void>; resolve: () => void; reject: (err
 }
 
 function checkOptions(options: ServeOptions): void {
-  const { vms, window, wait, onError, handOffMs, acceptMs } = options;
+  const { vms, window, wait, placement, onError, handOffMs, acceptMs } = options;
   if (!Array.isArray(vms) || vms.length === 0) throw wrongType('vms', 'sockets with their memory', vms);
   if (window !== undefined) checkInteger(window, 'window', 1, 0x7fffffff);
   if (wait !== undefined) checkOneOf(wait, 'wait', WAITS);
+  if (placement !== undefined) checkPlacement(placement);
   if (onError !== undefined) checkOneOf(onError, 'onError', ['kill', 'leave']);
   if (handOffMs !== undefined) checkInteger(handOffMs, 'handOffMs', 1, 2 ** 31 - 1);
   if (acceptMs !== undefined) checkInteger(acceptMs, 'acceptMs', 1, 2 ** 31 - 1);

@@ -2,6 +2,7 @@
 
 import type { RecordableHistogram } from 'node:perf_hooks';
 import type { Wait } from '../loop.js';
+import type { Placement } from '../placement.js';
 import type { Run } from './background.js';
 import type { Region } from './handoff.js';
 import type { MappedFile } from './memory-file.js';
@@ -20,6 +21,7 @@ export interface SessionTask {
   readonly memory: MappedFile | ToldError;
   readonly window: number;
   readonly wait: Wait;
+  readonly placement: Placement;
   readonly prefetch: readonly Run[];
   readonly eager: boolean;
   readonly record: { readonly file: string; readonly about: Record<string, unknown> } | undefined;

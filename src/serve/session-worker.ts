@@ -67,7 +67,7 @@ class Serving {
   }
 
   async run(): Promise<'exited' | 'closed' | 'stopped'> {
-    const { id, memory, record, wait, stopped } = this.#task;
+    const { id, memory, record, wait, placement, stopped } = this.#task;
     if ('message' in memory) throw Object.assign(new Error(memory.message), memory);
     if (record) this.#record = TraceWriter.toFile(record.file, { about: record.about });
     const uffd = this.#watch();
@@ -82,7 +82,7 @@ class Serving {
       uffd.poll(answers);
       if (uffd.closed || background.step()) continue;
       report({ is: 'settled' });
-      uffd.start(answers, { wait });
+      uffd.start(answers, { wait, placement });
       // On the event loop `start` returns at once.
       if (uffd.waiting) await once(ends, `${id}`);
       break;

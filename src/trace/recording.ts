@@ -5,7 +5,14 @@
 //  - Nothing is changed on the way, but for the time: it is cut to whole microseconds, so that a replay sees the same.
 //  - Only the first userfaultfd that is attached is recorded; a child that forks off has a trace of its own or none.
 
-import { type Kernel, type KernelPort, type LinearMemory, Note, type Watch } from '../kernel.js';
+import {
+  type Kernel,
+  type KernelPort,
+  type LinearMemory,
+  Note,
+  type Processors,
+  type Watch,
+} from '../kernel.js';
 import { Kind, PAYLOAD_MOST } from './codec.js';
 import type { TraceWriter } from './writer.js';
 
@@ -32,6 +39,8 @@ export function recordingKernel(inner: Kernel, writer: TraceWriter, meta: Record
 }
 
 class RecordingPort implements KernelPort {
+  /** Where threads run is no part of a trace. */
+  readonly processors?: Processors;
   readonly #inner: KernelPort;
   readonly #memory: LinearMemory;
   readonly #writer: TraceWriter;
@@ -47,6 +56,7 @@ class RecordingPort implements KernelPort {
 
   constructor(inner: KernelPort, memory: LinearMemory, writer: TraceWriter) {
     this.#inner = inner;
+    if (inner.processors) this.processors = inner.processors;
     this.#memory = memory;
     this.#writer = writer;
     this.#begunUs = Math.floor(inner.now() * 1000);

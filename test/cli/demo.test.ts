@@ -29,6 +29,7 @@ const FIELDS: Record<keyof Report, string> = {
   threads: 'number',
   window: 'number',
   wait: 'string',
+  placement: 'string',
   kernel: 'string',
   trace: 'object',
   prefetched: 'object',

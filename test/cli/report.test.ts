@@ -13,7 +13,14 @@ import { suite } from '../harness.js';
 
 const test = suite('cli/report');
 
-const OPTIONS: DemoOptions = { file: 'a\u001bfile', threads: 2, window: 4, wait: 'block', seed: 9 };
+const OPTIONS: DemoOptions = {
+  file: 'a\u001bfile',
+  threads: 2,
+  window: 4,
+  wait: 'block',
+  placement: 'none',
+  seed: 9,
+};
 const PLAIN = { good: (text: string) => text, bad: (text: string) => text };
 const MARKED = { good: (text: string) => `+${text}`, bad: (text: string) => `!${text}` };
 

@@ -1,6 +1,6 @@
 // What the demo has found out: the object that --json prints, and the rows of the table.
 
-import type { Wait } from '../../index.js';
+import type { Placement, Wait } from '../../index.js';
 import type { Recorded } from '../../serve/index.js';
 import { byteSize, counted, grouped, printable, rounded } from '../text.js';
 
@@ -12,6 +12,7 @@ export interface DemoOptions {
   /** Pages installed for a fault. */
   window: number;
   wait: Wait;
+  placement: Placement;
   seed: number;
   /** Where to record to. */
   record?: string;
@@ -105,8 +106,9 @@ function runOf({ faults, touches, wrongCount, firstMs, ms, p50Us, p99Us }: Found
 }
 
 /** What a trace says of the run that it is of. */
-export function aboutOf({ file, threads, window, wait, seed }: DemoOptions): Record<string, unknown> {
-  return { command: 'demo', file, threads, window, wait, seed };
+export function aboutOf(options: DemoOptions): Record<string, unknown> {
+  const { file, threads, window, wait, placement, seed } = options;
+  return { command: 'demo', file, threads, window, wait, placement, seed };
 }
 
 export interface Colors {
@@ -123,6 +125,7 @@ export function reportRows(report: Report, colors: Colors): [string, string][] {
     ['pages', `${grouped(pages)} of ${grouped(pageSize)} bytes`],
     ['threads', `${report.threads} touching, 1 serving`],
     ['wait', report.wait],
+    ['placement', String(report.placement)],
     ['window', counted(report.window, 'page')],
     ['seed', `${report.seed}`],
     ...simulatedRow(report),

@@ -63,8 +63,15 @@ async function serveGuest(
   title: string,
   how: Partial<ServeOptions>,
 ): Promise<Served> {
-  const { file: memory, window, wait, threads, seed } = options;
-  await using server = await serve({ vms: [{ socket, memory }], window, wait, once: true, ...how });
+  const { file: memory, window, wait, placement, threads, seed } = options;
+  await using server = await serve({
+    vms: [{ socket, memory }],
+    window,
+    wait,
+    placement,
+    once: true,
+    ...how,
+  });
   const ended = endOf(server);
   const guest = new Guest({ socket, memory, handOver: false });
   progress.follow(server, title);

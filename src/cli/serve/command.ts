@@ -1,8 +1,9 @@
 // `uffd serve`: its options, its help, and how it ends.
 
 import { type Command, InvalidArgumentError, Option } from 'commander';
+import type { Placement } from '../../index.js';
 import { type ServeOptions, serve, type Vm } from '../../serve/index.js';
-import { integer } from '../arguments.js';
+import { integer, placement } from '../arguments.js';
 import { EXIT, Usage } from '../exit.js';
 import { onSignals } from '../signals.js';
 import { announce, announceStopping } from './announce.js';
@@ -25,6 +26,13 @@ How it works:
 
   --prefetch installs what a recorded run has touched right after the hand-off,
   --eager everything else behind it; whoever touches a page comes first always.
+
+Where the thread that serves a guest runs (the guest's never move):
+  auto    whichever of the next two brings more faults a second; tried for a
+          few hundred faults, and again when the pattern changes
+  none    where the scheduler puts it
+  follow  on the processor of the thread that faults
+  0,2-3   on these processors
 
 When it is ready:
   A line "ready: PATH" on stdout for each socket. --ready-fd writes the same to
@@ -59,6 +67,7 @@ interface Flags {
   vm?: Vm[];
   window: number;
   wait: (typeof WAITS)[number];
+  placement: Placement;
   eager?: boolean;
   prefetch?: string[];
   force?: boolean;
@@ -101,6 +110,9 @@ export function addServe(program: Command): void {
     .option('--force', 'prefetch from traces of other memory files, too')
     .option('-r, --record <TRACE>', 'record the session (the second to TRACE.2, …)')
     .addOption(new Option('--wait <how>', 'how to wait for faults').choices(WAITS).default('block'))
+    .addOption(
+      new Option('--placement <where>', 'where the serving thread runs').default('auto').argParser(placement),
+    )
     .option('--once', 'end when the first guest has ended')
     .addOption(
       new Option('--allow-uid <UID>', 'serve monitors of this user; may repeat').argParser(

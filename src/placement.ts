@@ -1,0 +1,153 @@
+// Where a loop's thread runs. A fault is two wake-ups, and what they cost depends on whether the thread that faults and
+// the one that answers share a processor, far more than on anything else. The loop's thread is moved, and no other.
+//
+// Rules:
+//  - It goes where it was allowed to when the loop began, nowhere else; and it is put back when the loop ends.
+//  - `auto` decides by what it measures, and forgets nothing of what it measured lately: see arrangements.ts.
+
+import { invalidValue, wrongType } from './arguments.js';
+import { Arrangements } from './arrangements.js';
+import { UffdError } from './errors.js';
+import type { Processors, ThreadSeen } from './kernel.js';
+
+export const PLACEMENTS = ['auto', 'none', 'follow'] as const;
+
+/**
+ * Where the thread of a loop runs. `none`: where the scheduler puts it. `follow`: on the processor of the thread that
+ * faults, and away again when several fault at once. `auto`: whichever of the two brings more faults a second. Numbers:
+ * on these processors.
+ */
+export type Placement = (typeof PLACEMENTS)[number] | readonly number[];
+
+/** Faults between two looks at where the thread that faults has gone. */
+const LOOK_FAULTS = 256;
+/** A thread that makes less than this share of the faults does not count. */
+const SHARE_LEAST = 1 / 10;
+const PROCESSOR_MOST = 8191;
+
+export function checkPlacement(placement: unknown, argument = 'placement'): asserts placement is Placement {
+  if (Array.isArray(placement)) {
+    if (placement.length === 0) throw invalidValue(`${argument} must name at least one processor`);
+    for (const cpu of placement) {
+      if (!Number.isInteger(cpu) || cpu < 0 || cpu > PROCESSOR_MOST)
+        throw invalidValue(`${argument} must hold numbers of processors; it holds ${String(cpu)}`);
+    }
+    return;
+  }
+  if (typeof placement !== 'string')
+    throw wrongType(argument, `one of ${PLACEMENTS.join(', ')}, or an array`, placement);
+  if (!(PLACEMENTS as readonly string[]).includes(placement))
+    throw invalidValue(
+      `${argument} must be one of ${PLACEMENTS.join(', ')}, or an array; it is '${placement}'`,
+    );
+}
+
+/** Places the calling thread while a loop runs in it. */
+export class Placer {
+  readonly #processors: Processors;
+  /** The process that faults; 0: this one. */
+  readonly #pid: number;
+  readonly #own: readonly number[];
+  readonly #arrangements: Arrangements | undefined;
+  readonly #follows: boolean;
+  /** Where it was put; −1: where the scheduler likes. */
+  #cpu = -1;
+  /** Faults since the last look, and when that was. */
+  #faults = 0;
+  #dueAt: number;
+  #since: number;
+  /** The thread that faulted last, if the kernel tells; and how often it was another than before. */
+  #tid = 0;
+  #turns = 0;
+  /** Faults of the threads at the last look at all of them. */
+  #counted = new Map<number, number>();
+  /** The only thread that faults, if it is known. */
+  #toucher = 0;
+
+  /** @throws UffdError EINVAL: none of the processors is one that this thread may run on */
+  constructor(processors: Processors, pid: number, placement: Exclude<Placement, 'none'>) {
+    this.#processors = processors;
+    this.#pid = pid;
+    this.#own = processors.allowed();
+    this.#follows = placement === 'follow';
+    this.#arrangements = placement === 'auto' && this.#own.length > 1 ? new Arrangements() : undefined;
+    this.#since = processors.now();
+    this.#dueAt = this.#arrangements?.faults ?? (this.#follows ? 1 : Number.POSITIVE_INFINITY);
+    if (typeof placement === 'object') {
+      const result = processors.place(placement);
+      if (result < 0) throw new UffdError(result, 'sched_setaffinity');
+    }
+  }
+
+  /** Faults were answered; the last of them was this thread's (0: not known). */
+  answered(faults: number, tid: number): void {
+    this.#faults += faults;
+    if (tid !== this.#tid) {
+      this.#tid = tid;
+      this.#turns++;
+    }
+    if (this.#faults >= this.#dueAt) this.#look();
+  }
+
+  /** The loop ends: the thread may run where it might before. */
+  leave(): void {
+    this.#processors.place(this.#own);
+  }
+
+  #look(): void {
+    const now = this.#processors.now();
+    if (this.#arrangements) {
+      const { arrangement: before } = this.#arrangements;
+      this.#arrangements.took((now - this.#since) / this.#faults);
+      const { arrangement, faults } = this.#arrangements;
+      if (arrangement !== before) this.#toucher = 0;
+      this.#dueAt = faults;
+      this.#arrange(arrangement === 'follow');
+    } else {
+      this.#dueAt = LOOK_FAULTS;
+      this.#arrange(true);
+    }
+    this.#faults = 0;
+    this.#turns = 0;
+    this.#since = this.#processors.now();
+  }
+
+  #arrange(follow: boolean): void {
+    const cpu = follow ? this.#processorOfToucher() : -1;
+    if (cpu === this.#cpu) return;
+    // It may be one that this thread must not run on, or that has been taken away: then it stays free.
+    const there = cpu >= 0 && this.#own.includes(cpu) && this.#processors.place([cpu]) === 0;
+    if (!there) this.#processors.place(this.#own);
+    this.#cpu = there ? cpu : -1;
+  }
+
+  /** Where whoever faults ran last; −1: nobody can be followed. */
+  #processorOfToucher(): number {
+    // One that faults alone goes on doing so, as far as anybody tells.
+    if (this.#tid !== 0) this.#toucher = this.#turns <= 1 ? this.#tid : 0;
+    if (this.#toucher !== 0) {
+      const thread = this.#processors.thread(this.#pid, this.#toucher);
+      if (thread) return thread.processor;
+      this.#toucher = 0;
+    }
+    return this.#busiest(this.#processors.threads(this.#pid));
+  }
+
+  #busiest(threads: readonly ThreadSeen[]): number {
+    const made = threads.map((thread) => ({
+      ...thread,
+      faults: thread.faults - (this.#counted.get(thread.tid) ?? 0),
+    }));
+    this.#counted = new Map(threads.map(({ tid, faults }) => [tid, faults]));
+    const all = made.reduce((sum, { faults }) => sum + faults, 0);
+    const touchers = made
+      .filter(({ faults }) => faults > all * SHARE_LEAST)
+      .sort((a, b) => b.faults - a.faults);
+    const [first] = touchers;
+    if (!first) return -1;
+    if (touchers.length === 1) this.#toucher = first.tid;
+    const apart = touchers.some(({ processor }) => processor !== first.processor);
+    // Several at once, on several processors: whoever only follows leaves them alone; who measures may try.
+    return apart && this.#follows ? -1 : first.processor;
+  }
+}
