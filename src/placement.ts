@@ -5,9 +5,8 @@
 //  - It goes where it was allowed to when the loop began, nowhere else; and it is put back when the loop ends.
 //  - `auto` decides by what it measures, and forgets nothing of what it measured lately: see arrangements.ts.
 
-import { invalidValue, wrongType } from './arguments.js';
+import { invalidValue, outOfRange, wrongType } from './arguments.js';
 import { Arrangements } from './arrangements.js';
-import { UffdError } from './errors.js';
 import type { Processors, ThreadSeen } from './kernel.js';
 
 export const PLACEMENTS = ['auto', 'none', 'follow'] as const;
@@ -42,6 +41,21 @@ export function checkPlacement(placement: unknown, argument = 'placement'): asse
     );
 }
 
+/**
+ * Those of some processors that a thread may run on.
+ *
+ * @throws RangeError there is none
+ */
+export function usable(placement: readonly number[], own: readonly number[]): number[] {
+  const possible = placement.filter((cpu) => own.includes(cpu));
+  if (possible.length > 0 || own.length === 0) return possible;
+  throw outOfRange(
+    'placement',
+    `some of the processors ${own.join(', ')}, which may be used here`,
+    placement,
+  );
+}
+
 /** Places the calling thread while a loop runs in it. */
 export class Placer {
   readonly #processors: Processors;
@@ -64,7 +78,7 @@ export class Placer {
   /** The only thread that faults, if it is known. */
   #toucher = 0;
 
-  /** @throws UffdError EINVAL: none of the processors is one that this thread may run on */
+  /** @throws RangeError none of the processors is one that this thread may run on */
   constructor(processors: Processors, pid: number, placement: Exclude<Placement, 'none'>) {
     this.#processors = processors;
     this.#pid = pid;
@@ -73,10 +87,7 @@ export class Placer {
     this.#arrangements = placement === 'auto' && this.#own.length > 1 ? new Arrangements() : undefined;
     this.#since = processors.now();
     this.#dueAt = this.#arrangements?.faults ?? (this.#follows ? 1 : Number.POSITIVE_INFINITY);
-    if (typeof placement === 'object') {
-      const result = processors.place(placement);
-      if (result < 0) throw new UffdError(result, 'sched_setaffinity');
-    }
+    if (typeof placement === 'object') processors.place(usable(placement, this.#own));
   }
 
   /** Faults were answered; the last of them was this thread's (0: not known). */

@@ -63,7 +63,14 @@ const LAYERS = [
   ],
   ['shim/linux.ts'],
   [
-    ...['src/options.ts', 'src/channel.ts', 'src/rounds.ts', 'src/mapping-plan.ts', 'src/trace/codec.ts'],
+    ...[
+      'src/placement.ts',
+      'src/options.ts',
+      'src/channel.ts',
+      'src/rounds.ts',
+      'src/mapping-plan.ts',
+      'src/trace/codec.ts',
+    ],
     ...['src/trace/origin.ts', 'src/sim/register.ts', 'src/sim/thread.ts', 'src/sim/files.ts'],
     ...['src/sim/versions.ts', 'src/sim/injection.ts'],
   ],
@@ -71,6 +78,7 @@ const LAYERS = [
     'src/features.ts',
     'shim/memory.ts',
     'shim/process.ts',
+    'shim/processors.ts',
     'shim/descriptors.ts',
     'shim/watch.ts',
     'shim/socket.ts',
@@ -91,7 +99,7 @@ const LAYERS = [
   ['src/reasons/calls.ts', 'src/reasons/ioctls.ts'],
   [
     ...['src/kernel.ts', 'src/core.ts', 'src/handler.ts', 'src/registry.ts', 'src/stopper.ts'],
-    ...['src/warning.ts', 'src/whole-pages.ts', 'src/names.ts'],
+    ...['src/arrangements.ts', 'src/warning.ts', 'src/whole-pages.ts', 'src/names.ts'],
     ...[
       'src/reasons/facts.ts',
       'src/wasm.d.ts',

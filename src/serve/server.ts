@@ -12,13 +12,14 @@ import { EventEmitter } from 'node:events';
 import { chmodSync, chownSync, unlinkSync } from 'node:fs';
 import { closeDescriptor, descriptorsLeft } from '../../shim/descriptors.js';
 import { openPidfd, SIGKILL, signalPidfd } from '../../shim/process.js';
+import { linuxProcessors } from '../../shim/processors.js';
 import { acceptUnix, listenUnix, type Peer, peerOf } from '../../shim/socket.js';
 import { watchReadable } from '../../shim/watch.js';
 import { checkInteger, checkOneOf, wrongType } from '../arguments.js';
 import { UffdError, UnsupportedError } from '../errors.js';
 import type { Watch } from '../kernel.js';
 import { WAITS, type Wait } from '../loop.js';
-import { checkPlacement, type Placement } from '../placement.js';
+import { checkPlacement, type Placement, usable } from '../placement.js';
 import type { Run } from './background.js';
 import { Connection } from './connection.js';
 import { HandOffError, parseRegions } from './handoff.js';
@@ -433,6 +434,8 @@ function checkOptions(options: ServeOptions): void {
   if (window !== undefined) checkInteger(window, 'window', 1, 0x7fffffff);
   if (wait !== undefined) checkOneOf(wait, 'wait', WAITS);
   if (placement !== undefined) checkPlacement(placement);
+  // A guest's thread would find that out too late.
+  if (typeof placement === 'object') usable(placement, linuxProcessors().allowed());
   if (onError !== undefined) checkOneOf(onError, 'onError', ['kill', 'leave']);
   if (handOffMs !== undefined) checkInteger(handOffMs, 'handOffMs', 1, 2 ** 31 - 1);
   if (acceptMs !== undefined) checkInteger(acceptMs, 'acceptMs', 1, 2 ** 31 - 1);

@@ -2,9 +2,11 @@
 // and tells what it saw. Pages come from `source`, page by page; without one they are zero. All ranges have pages
 // of one size.
 
+import { readlinkSync } from 'node:fs';
 import { parentPort, workerData } from 'node:worker_threads';
 import {
   type FaultHandler,
+  type Placement,
   type RegisteredRange,
   type UffdError,
   Userfaultfd,
@@ -17,6 +19,7 @@ export interface LooperOptions {
   features: Userfaultfd['features'];
   ranges: readonly RegisteredRange[];
   wait: Wait;
+  placement?: Placement;
   /** Where page 0's bytes are, and which page is page 0. */
   source?: bigint;
   base?: bigint;
@@ -33,7 +36,7 @@ export interface LooperOptions {
 }
 
 export type LooperMessage =
-  | { type: 'ready'; stopHandle: SharedArrayBuffer }
+  | { type: 'ready'; stopHandle: SharedArrayBuffer; tid: number }
   | { type: 'event'; call: string }
   | { type: 'stopped'; faults: number; error?: string }
   | { type: 'released'; fd: number; ranges: readonly RegisteredRange[] }
@@ -49,6 +52,7 @@ const uffd = Userfaultfd.wrap(options.fd, {
   ...(options.record === undefined ? {} : { record: TraceWriter.toFile(options.record) }),
 });
 const pageSize = options.ranges[0]?.pageSize ?? uffd.pageSize;
+const { placement = 'none' } = options;
 let faults = 0;
 let finished = false;
 
@@ -74,11 +78,12 @@ const handler: FaultHandler = {
   closed: (error?: UffdError) => tell({ type: 'closed', ...(error ? { error: error.message } : {}) }),
 };
 
-tell({ type: 'ready', stopHandle: uffd.stopHandle });
+const tid = Number(readlinkSync('/proc/thread-self').split('/').at(-1));
+tell({ type: 'ready', stopHandle: uffd.stopHandle, tid });
 if (options.collect) setInterval(() => (globalThis as { gc?: () => void }).gc?.(), 1).unref();
 if (options.wait === 'poll') {
   process.once('uncaughtException', (error) => finish(error));
-  uffd.start(handler);
+  uffd.start(handler, { placement });
   const timer = setInterval(() => {
     if (uffd.waiting) return;
     clearInterval(timer);
@@ -87,7 +92,7 @@ if (options.wait === 'poll') {
   }, 1);
 } else {
   try {
-    uffd.start(handler, { wait: options.wait });
+    uffd.start(handler, { wait: options.wait, placement });
     finish();
   } catch (error) {
     finish(error as Error);

@@ -1,0 +1,100 @@
+// Where a loop's thread runs, on the real kernel: it is moved and put back, and nobody else is.
+
+import { readFileSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
+import * as assert from 'uvu/assert';
+import { linuxProcessors } from '../../shim/processors.js';
+import { type Placement, Userfaultfd, type Wait } from '../../src/index.js';
+import { leaveOut, suite } from '../harness.js';
+import { endAll, looper, map, numberedSource, openWith, P, toucher, until } from './support.js';
+
+const test = suite('kernel/placement');
+const PAGES = 4000;
+
+function needTwo(): void {
+  if (availableParallelism() < 2) leaveOut('there is one processor');
+}
+
+/** Where a thread of this process may run, as the kernel tells it: '0-3'. */
+function mayRunOn(tid: number): string {
+  const status = readFileSync(`/proc/self/task/${tid}/status`, 'utf8');
+  return /^Cpus_allowed_list:\s*(\S+)/m.exec(status)?.[1] as string;
+}
+
+/** A loop that serves a thread which touches the pages, all of them right; what is told of its place meanwhile. */
+async function serve(
+  placement: Placement,
+  wait: Wait,
+  features: ('thread-id' | 'event-remove')[],
+): Promise<{ before: string; meanwhile: string; after: string; toucherOn: string }> {
+  const uffd = openWith(features);
+  const base = map(PAGES);
+  uffd.register(base, PAGES * P);
+  const source = numberedSource(PAGES);
+  const loop = await looper(uffd, { wait, placement, source, base, after: 'release' });
+  const { tid } = await loop.heard('ready');
+  const before = mayRunOn(process.pid);
+  const thread = await toucher();
+  assert.is(await thread.verify(base, PAGES, P, 7), 0);
+  const meanwhile = mayRunOn(tid);
+  const toucherOn = mayRunOn(await thread.tid());
+  await loop.stop();
+  const { fd, ranges } = await loop.heard('released');
+  const after = mayRunOn(tid);
+  Userfaultfd.wrap(fd, { ranges }).close();
+  return { before, meanwhile, after, toucherOn };
+}
+
+for (const wait of ['poll', 'block', 'spin', 'adaptive'] as const) {
+  test(`${wait}: follows the thread that faults, and is put back; that thread is never moved`, async () => {
+    needTwo();
+    for (const features of [['thread-id'], ['event-remove']] as const) {
+      const { before, meanwhile, after, toucherOn } = await serve('follow', wait, [...features]);
+      assert.match(meanwhile, /^\d+$/, `${features}: one processor`);
+      assert.is(after, before);
+      assert.is(toucherOn, before);
+    }
+    await endAll();
+  });
+}
+
+test('auto serves every page, and is put back', async () => {
+  const { before, after, toucherOn } = await serve('auto', 'block', ['thread-id']);
+  assert.equal([after, toucherOn], [before, before]);
+  await endAll();
+});
+
+test('processors by their numbers', async () => {
+  needTwo();
+  const [first = 0, ...others] = linuxProcessors().allowed();
+  const { meanwhile, after, before } = await serve([first], 'block', []);
+  assert.equal([meanwhile, after], [`${first}`, before]);
+  const uffd = openWith();
+  const none = Math.max(first, ...others) + 1;
+  assert.throws(
+    () => uffd.start({ pagefault() {} }, { placement: [none] }),
+    /placement must be some of the processors/,
+  );
+  assert.is(uffd.start({ pagefault() {} }, { placement: 'follow' }), true, 'it can be started yet');
+  uffd.close();
+  await endAll();
+});
+
+test('it is told who runs where, and how often threads faulted', async () => {
+  const { thread, threads } = linuxProcessors();
+  const other = await toucher();
+  const tid = await other.tid();
+  const seen = (): { processor: number; faults: number } => thread(0, tid) as never;
+  const before = seen().faults;
+  const base = map(200);
+  await other.verify(base, 200, P, 1);
+  await until(() => seen().faults >= before + 200);
+  assert.ok(linuxProcessors().allowed().includes(seen().processor));
+  assert.ok(threads(0).some((one) => one.tid === tid));
+  assert.ok(threads(process.pid).some(({ tid }) => tid === process.pid));
+  assert.is(thread(0, 2 ** 30), undefined);
+  assert.equal(threads(2 ** 30), []);
+  await endAll();
+});
+
+test.run();

@@ -1,0 +1,203 @@
+// Where a loop's thread runs: what brings more faults a second is found and kept, at little cost; whoever faults is
+// followed, one at a time, and only to where this thread may run.
+
+import * as assert from 'uvu/assert';
+import { type Arrangement, Arrangements } from '../src/arrangements.js';
+import type { Processors, ThreadSeen } from '../src/kernel.js';
+import { checkPlacement, Placer, usable } from '../src/placement.js';
+import { suite } from './harness.js';
+
+const test = suite('placement');
+
+/** Has so many faults answered, each taking what `msOf` says; the time that each arrangement had, and faults. */
+function run(
+  faults: number,
+  msOf: (arrangement: Arrangement, fault: number) => number,
+  arrangements = new Arrangements(),
+): { ms: number; faults: Record<Arrangement, number>; kept: Arrangement } {
+  const told = { scheduler: 0, follow: 0 };
+  let total = 0;
+  for (let done = 0; done < faults; ) {
+    const { arrangement, faults: some } = arrangements;
+    let ms = 0;
+    for (let fault = 0; fault < some; fault++) ms += msOf(arrangement, done + fault);
+    arrangements.took(ms / some);
+    told[arrangement] += some;
+    total += ms;
+    done += some;
+  }
+  return { ms: total, faults: told, kept: arrangements.arrangement };
+}
+
+test('the better arrangement is kept, and what is tried in vain costs less than a twentieth', () => {
+  for (const [scheduler, follow] of [
+    [0.05, 0.01],
+    [0.01, 0.05],
+    [0.01, 0.0102],
+    [0.0102, 0.01],
+  ] as const) {
+    const { ms, faults, kept } = run(500_000, (arrangement) =>
+      arrangement === 'follow' ? follow : scheduler,
+    );
+    assert.is(kept, follow < scheduler * 0.95 ? 'follow' : 'scheduler');
+    assert.ok(ms < 1.05 * 500_000 * scheduler, `${scheduler} ${follow}: ${ms} ms, ${JSON.stringify(faults)}`);
+    assert.ok(Math.min(...Object.values(faults)) < 500_000 / 50);
+  }
+});
+
+test('a busy stretch in the middle of a trial changes nothing', () => {
+  // Every seventh hundred of faults takes ten times as long.
+  const slow = (fault: number): number => (Math.floor(fault / 100) % 7 === 3 ? 10 : 1);
+  const { kept } = run(
+    20_000,
+    (arrangement, fault) => slow(fault) * (arrangement === 'follow' ? 0.01 : 0.05),
+  );
+  assert.is(kept, 'follow');
+});
+
+test('when the pattern changes, it looks again soon', () => {
+  const arrangements = new Arrangements();
+  const first = run(50_000, (arrangement) => (arrangement === 'follow' ? 0.01 : 0.05), arrangements);
+  assert.is(first.kept, 'follow');
+  // Several threads now: the scheduler spreads them.
+  const second = run(8_000, (arrangement) => (arrangement === 'follow' ? 0.03 : 0.01), arrangements);
+  assert.is(second.kept, 'scheduler');
+  const third = run(8_000, (arrangement) => (arrangement === 'follow' ? 0.01 : 0.05), arrangements);
+  assert.is(third.kept, 'follow');
+});
+
+/** Processors that are told who runs where; what was placed is written down. */
+class Board implements Processors {
+  seen: ThreadSeen[] = [];
+  readonly placed: string[] = [];
+  refuses = false;
+  time = 0;
+  own = [0, 1, 2, 3];
+  allowed = (): number[] => this.own;
+  place(cpus: readonly number[]): number {
+    if (this.refuses && cpus.length === 1) return -22;
+    if (this.placed.at(-1) !== cpus.join()) this.placed.push(cpus.join());
+    return 0;
+  }
+  thread = (_: number, tid: number): ThreadSeen | undefined => this.seen.find((one) => one.tid === tid);
+  threads = (): readonly ThreadSeen[] => this.seen;
+  now = (): number => this.time;
+}
+
+/** Faults one by one, each made by the thread that is told; 0: the kernel does not tell. */
+function fault(placer: Placer, count: number, tidOf: (index: number) => number): void {
+  for (let index = 0; index < count; index++) placer.answered(1, tidOf(index));
+}
+
+test('follow: goes where the thread is that faults, follows it, and is put back', () => {
+  const board = new Board();
+  board.seen = [{ tid: 7, processor: 2, faults: 10 }];
+  const placer = new Placer(board, 0, 'follow');
+  fault(placer, 300, () => 7);
+  assert.equal(board.placed, ['2']);
+  board.seen = [{ tid: 7, processor: 3, faults: 300 }];
+  fault(placer, 300, () => 7);
+  placer.leave();
+  assert.equal(board.placed, ['2', '3', '0,1,2,3']);
+});
+
+test('follow: finds the thread by its faults where the kernel does not tell who faults', () => {
+  const board = new Board();
+  board.seen = [
+    { tid: 7, processor: 1, faults: 9_000 },
+    { tid: 8, processor: 2, faults: 10 },
+  ];
+  const placer = new Placer(board, 0, 'follow');
+  fault(placer, 1, () => 0);
+  // Most of all faults so far were the other's; since the last look they are this one's.
+  board.seen = [
+    { tid: 7, processor: 1, faults: 9_001 },
+    { tid: 8, processor: 2, faults: 400 },
+  ];
+  board.placed.length = 0;
+  // It is looked at alone as long as it is there.
+  fault(placer, 256, () => 0);
+  board.seen = board.seen.slice(1);
+  fault(placer, 256, () => 0);
+  assert.is(board.placed.at(-1), '2');
+});
+
+test('follow: leaves several that fault at once on several processors alone, and follows those on one', () => {
+  const board = new Board();
+  board.seen = [
+    { tid: 7, processor: 1, faults: 100 },
+    { tid: 8, processor: 2, faults: 100 },
+  ];
+  const placer = new Placer(board, 0, 'follow');
+  fault(placer, 300, (index) => 7 + (index % 2));
+  assert.equal(board.placed, ['0,1,2,3']);
+  board.seen = [
+    { tid: 7, processor: 2, faults: 300 },
+    { tid: 8, processor: 2, faults: 300 },
+  ];
+  fault(placer, 300, (index) => 7 + (index % 2));
+  assert.is(board.placed.at(-1), '2');
+});
+
+test('follow: goes nowhere that it may not go, and goes on where that is refused', () => {
+  const board = new Board();
+  board.own = [0, 1];
+  board.seen = [{ tid: 7, processor: 3, faults: 10 }];
+  const placer = new Placer(board, 0, 'follow');
+  fault(placer, 600, () => 7);
+  assert.equal(board.placed, ['0,1']);
+  board.refuses = true;
+  board.seen = [{ tid: 7, processor: 1, faults: 10 }];
+  fault(placer, 600, () => 7);
+  assert.equal(board.placed, ['0,1']);
+  placer.leave();
+});
+
+test('a thread that is gone, and nobody who faults, is nobody to follow', () => {
+  const board = new Board();
+  const placer = new Placer(board, 0, 'follow');
+  fault(placer, 600, () => 7);
+  assert.equal(board.placed, []);
+});
+
+test('auto: follows where that pays, by the clock it is given', () => {
+  const board = new Board();
+  board.seen = [{ tid: 7, processor: 2, faults: 10 }];
+  const placer = new Placer(board, 0, 'auto');
+  for (let index = 0; index < 5_000; index++) {
+    board.time += board.placed.at(-1) === '2' ? 0.01 : 0.05;
+    placer.answered(1, 7);
+  }
+  assert.is(board.placed.at(-1), '2');
+  for (let index = 0; index < 10_000; index++) {
+    board.time += board.placed.at(-1) === '2' ? 0.05 : 0.01;
+    placer.answered(1, 7);
+  }
+  assert.is(board.placed.at(-1), '0,1,2,3');
+});
+
+test('on one processor there is nothing to choose', () => {
+  const board = new Board();
+  board.own = [1];
+  board.seen = [{ tid: 7, processor: 1, faults: 10 }];
+  const placer = new Placer(board, 0, 'auto');
+  fault(placer, 5_000, () => 7);
+  assert.equal(board.placed, []);
+});
+
+test('processors by their numbers: those that may be used, or an error', () => {
+  const board = new Board();
+  new Placer(board, 0, [1, 9]).leave();
+  assert.equal(board.placed, ['1', '0,1,2,3']);
+  assert.throws(() => usable([7, 9], [0, 1]), /placement must be some of the processors 0, 1/);
+  const wrong: [unknown, RegExp][] = [
+    ['near', /placement must be one of auto, none, follow, or an array; it is 'near'/],
+    [[], /at least one processor/],
+    [[-1], /numbers of processors; it holds -1/],
+    [[0.5], /it holds 0\.5/],
+    [3, /placement must be one of auto, none, follow, or an array; it is number/],
+  ];
+  for (const [placement, message] of wrong) assert.throws(() => checkPlacement(placement), message);
+});
+
+test.run();
