@@ -46,8 +46,8 @@ test('the better arrangement is kept, and what is tried in vain costs less than 
 });
 
 test('a busy stretch in the middle of a trial changes nothing', () => {
-  // Every seventh hundred of faults takes ten times as long.
-  const slow = (fault: number): number => (Math.floor(fault / 100) % 7 === 3 ? 10 : 1);
+  // While following is tried for the first time, another process is at work.
+  const slow = (fault: number): number => (fault > 128 && fault < 256 ? 10 : 1);
   const { kept } = run(
     20_000,
     (arrangement, fault) => slow(fault) * (arrangement === 'follow' ? 0.01 : 0.05),
@@ -130,7 +130,7 @@ test('follow: leaves several that fault at once on several processors alone, and
   ];
   const placer = new Placer(board, 0, 'follow');
   fault(placer, 300, (index) => 7 + (index % 2));
-  assert.equal(board.placed, ['0,1,2,3']);
+  assert.is(board.placed.at(-1), '0,1,2,3');
   board.seen = [
     { tid: 7, processor: 2, faults: 300 },
     { tid: 8, processor: 2, faults: 300 },
