@@ -13,6 +13,7 @@
 
 import { FRAME, poolForgive, poolGive, poolPromise, poolTakePromised, spanGive, spanTake } from './pool';
 import { rangeAdvance, rangeFind, rangeHere, rangeOverlaps, rangeSeek } from './ranges';
+import { ADAPTIVE, streamNext, streamWindow } from './streams';
 
 export const PAGE_MISSING: u32 = 0;
 export const PAGE_PRESENT: u32 = 1;
@@ -304,8 +305,8 @@ let windowShift: u32 = 0;
 /**
  * The pages to fill for a fault at `address`: the run of pages around it in its state (missing: from the
  * source; removed: zeros), inside its registered range and inside the aligned window of `size` pages, which are
- * the range's own (huge ones, say). A page that should be there comes alone: the kernel says it is not, and knows
- * better. 0: somebody fetches it.
+ * the range's own (huge ones, say). An adaptive window begins with the page itself, and grows with a run of faults.
+ * A page that should be there comes alone: the kernel says it is not, and knows better. 0: somebody fetches it.
  */
 export function pagesWindow(address: u64, size: u32): u32 {
   const range = rangeFind(address);
@@ -316,7 +317,10 @@ export function pagesWindow(address: u64, size: u32): u32 {
   const state = pageState(windowFirst);
   windowPages = state == PAGE_IN_FLIGHT ? 0 : 1;
   if (state == PAGE_IN_FLIGHT || state == PAGE_PRESENT) return windowPages;
-  const base = page - (page % size);
+  const adaptive = (size & ADAPTIVE) != 0;
+  // Its most is told in pages of 4 KiB: larger ones bring as much.
+  if (adaptive) size = streamWindow(windowFirst, max<u32>(1, ((size & ~ADAPTIVE) << 12) >> shift));
+  const base = adaptive ? page : page - (page % size);
   let first = page;
   let end = page + 1;
   if (range) {
@@ -327,6 +331,7 @@ export function pagesWindow(address: u64, size: u32): u32 {
   }
   windowFirst = first << shift;
   windowPages = <u32>(end - first);
+  if (adaptive) streamNext(end << shift);
   return windowPages;
 }
 

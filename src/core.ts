@@ -125,6 +125,9 @@ export type Op = (typeof Op)[keyof typeof Op];
 /** Options of a transfer (assembly/transfer.ts, OPTION_*). */
 export const Option = { dontWake: 1, writeProtect: 2, allowHoles: 4 } as const;
 
+/** A window's bit: what is left of it is the most that a run of faults may get (assembly/streams.ts). */
+export const ADAPTIVE = 2 ** 31;
+
 /** Which pages were written since what (assembly/pagemap.ts, PLANE_*). */
 export const Plane = { untold: 0, unsaved: 1, saving: 2 } as const;
 export type Plane = (typeof Plane)[keyof typeof Plane];

@@ -29,6 +29,7 @@ export type {
   RegisterOptions,
   SourceOptions,
   StartOptions,
+  Window,
   WrapOptions,
 } from './options.js';
 export type { Placement } from './placement.js';

@@ -1,7 +1,8 @@
 // What callers may choose. Names and defaults are part of the public interface.
 
+import { checkInteger } from './arguments.js';
 import type { PAGE_STATES } from './core.js';
-import { Option } from './core.js';
+import { ADAPTIVE, Option } from './core.js';
 import type { Feature, Operation } from './features.js';
 import type { RegisteredRange } from './handler.js';
 import type { Kernel } from './kernel.js';
@@ -47,9 +48,16 @@ export interface RegisterOptions {
   pageSize?: number;
 }
 
+/**
+ * How many pages a fault gets, itself included, at most: an integer from 1, for those around it, in an aligned block of so
+ * many. `adaptive`: the page alone, and twice as many as before where a fault goes on behind what the last one got, up to
+ * 256 KiB; so a run in ascending order gets ever more, and random access nothing in vain.
+ */
+export type Window = number | 'adaptive';
+
 export interface SourceOptions {
-  /** Pages to install for a fault, itself included: those around it that are missing, too. Default: 1. */
-  window?: number;
+  /** Pages to install for a fault: those around it that are missing, too. Default: 1. */
+  window?: Window;
 }
 
 export interface WrapOptions {
@@ -99,6 +107,18 @@ export interface StartOptions {
  * @useDeclaredType
  */
 export type PageState = (typeof PAGE_STATES)[number];
+
+/** Pages of 4 KiB that an adaptive window grows to. */
+const ADAPTIVE_MOST = 64;
+
+/** The core's word for a window. */
+export function windowBits(window: Window): number {
+  return window === 'adaptive' ? ADAPTIVE + ADAPTIVE_MOST : window;
+}
+
+export function checkWindow(window: unknown, argument: string): asserts window is Window {
+  if (window !== 'adaptive') checkInteger(window, argument, 1, 0x7fffffff);
+}
 
 /** The core's bits for a fill's options. */
 export function fillBits(options: CopyOptions): number {

@@ -34,6 +34,7 @@ import { Loop, WAITS } from './loop.js';
 import { handshake, openDescriptor, probe, type Way, waysToOpen } from './open.js';
 import {
   type CopyOptions,
+  checkWindow,
   type FillOptions,
   fillBits,
   type MoveOptions,
@@ -44,7 +45,9 @@ import {
   type RegisterOptions,
   type SourceOptions,
   type StartOptions,
+  type Window,
   type WrapOptions,
+  windowBits,
 } from './options.js';
 import { checkPlacement } from './placement.js';
 import { enroll, ownerOf, strike } from './registry.js';
@@ -467,13 +470,15 @@ export class Userfaultfd implements Disposable {
 
   /**
    * What to fill at once for a fault: the pages around it that are in its state (missing, or removed), inside
-   * its range and inside the aligned window of `pages` pages, huge ones where the range has them. A page that should be there comes alone: somebody
-   * else may have taken it away, and a fill of one that is there wakes. Length 0: `claim` has it.
+   * its range and inside the aligned window of `pages` pages, huge ones where the range has them; or, for `'adaptive'`,
+   * as many as the run of faults has come to that it goes on with: to be asked once for each fault, then. A page that
+   * should be there comes alone: somebody else may have taken it away, and a fill of one that is there wakes. Length 0:
+   * `claim` has it.
    */
-  window(page: bigint, pages: number): { start: bigint; length: number } {
+  window(page: bigint, pages: Window): { start: bigint; length: number } {
     checkAddress(page, 'page');
-    checkInteger(pages, 'pages', 1, 0x7fffffff);
-    const count = this.#channel.core.arguments(page).pageWindow(pages);
+    checkWindow(pages, 'pages');
+    const count = this.#channel.core.arguments(page).pageWindow(windowBits(pages));
     const start = BigInt.asUintN(64, this.#channel.core.exports.pagesWindowStart());
     return { start, length: count * this.#channel.core.exports.pagesWindowSize() };
   }
@@ -513,7 +518,7 @@ export class Userfaultfd implements Disposable {
   ): boolean {
     const { window = 1 } = options;
     checkRange(start, length, this.pageSize);
-    checkInteger(window, 'window', 1, 0x7fffffff);
+    checkWindow(window, 'window');
     const channel = this.#channel;
     if (typeof src === 'bigint') checkAddress(src, 'src');
     else {
@@ -524,7 +529,7 @@ export class Userfaultfd implements Disposable {
     this.#mustBeOpen('answerFrom');
     if (channel.port.note) return false;
     const data = typeof src === 'bigint' ? src : channel.port.addressOf(src);
-    if (!channel.core.arguments(start, length, data).sourcePut(window)) return false;
+    if (!channel.core.arguments(start, length, data).sourcePut(windowBits(window))) return false;
     if (typeof src !== 'bigint') this.#sources.add(src);
     channel.sourced = true;
     return true;

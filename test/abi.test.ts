@@ -10,7 +10,19 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { MESSAGE_BYTES, MODES, Next, Op, Option, PAGE_STATES, Plane, Read, Scan, Step } from '../src/core.js';
+import {
+  ADAPTIVE,
+  MESSAGE_BYTES,
+  MODES,
+  Next,
+  Op,
+  Option,
+  PAGE_STATES,
+  Plane,
+  Read,
+  Scan,
+  Step,
+} from '../src/core.js';
 import { Errno } from '../src/errors.js';
 import { FEATURES, modeBits, type Operation, operationBits } from '../src/features.js';
 import { skip, suite } from './harness.js';
@@ -172,7 +184,7 @@ test('features, operations and modes have the bits of the core', async () => {
 });
 
 test('the numbers that src/core.ts repeats are those of the core', async () => {
-  const core = await constantsOf('abi', 'inbox', 'transfer', 'pages', 'faults', 'pagemap');
+  const core = await constantsOf('abi', 'inbox', 'transfer', 'pages', 'faults', 'pagemap', 'streams');
   /** `{ camelCase: number }` against `PREFIX_SNAKE_CASE`, both ways. */
   const compare = (prefix: string, ours: Record<string, number>, other: Record<string, string> = {}) => {
     // PAGE_IS_* are the kernel's own.
@@ -195,6 +207,7 @@ test('the numbers that src/core.ts repeats are those of the core', async () => {
   compare('PAGE_', indexed(PAGE_STATES));
   compare('KIND_', indexed(MODES));
   assert.equal(core.get('SIZEOF_UFFD_MSG'), BigInt(MESSAGE_BYTES));
+  assert.equal(core.get('ADAPTIVE'), BigInt(ADAPTIVE));
 });
 
 test.run();

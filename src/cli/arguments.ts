@@ -1,7 +1,7 @@
 // Reads what users type. Only plain decimal digits are numbers: no signs, no exponents, no hexadecimal.
 
 import { InvalidArgumentError } from 'commander';
-import type { Placement } from '../index.js';
+import type { Placement, Window } from '../index.js';
 
 const PROCESSORS_MOST = 8192;
 
@@ -24,4 +24,15 @@ export function placement(text: string): Placement {
   });
   if (cpus.every((cpu) => cpu < PROCESSORS_MOST)) return cpus;
   throw new InvalidArgumentError("It must be 'auto', 'none', 'follow', or processors, like 0,2-3.");
+}
+
+/** Pages; 4 GiB of 4 KiB pages. */
+export const WINDOW_MOST = 2 ** 20;
+
+/** The parser of `--window`. */
+export function window(text: string): Window {
+  if (text === 'adaptive') return text;
+  const value = /^\d{1,7}$/.test(text) ? Number(text) : 0;
+  if (value >= 1 && value <= WINDOW_MOST) return value;
+  throw new InvalidArgumentError(`It must be an integer from 1 to ${WINDOW_MOST}, or 'adaptive'.`);
 }

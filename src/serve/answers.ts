@@ -9,6 +9,7 @@
 
 import type { UffdError } from '../errors.js';
 import type { FaultHandler, Pagefault } from '../handler.js';
+import type { Window } from '../options.js';
 import type { Userfaultfd } from '../userfaultfd.js';
 import { wholePages } from '../whole-pages.js';
 import { type Region, regionAt } from './handoff.js';
@@ -31,7 +32,7 @@ export interface AnswersOptions {
   readonly source: Source;
   readonly tally: Tally;
   /** Pages to install for a fault, itself included. */
-  readonly window: number;
+  readonly window: Window;
   /** Nanoseconds from the news of a fault until it was answered. */
   readonly latency: (ns: number) => void;
   /** A clock, in milliseconds. */

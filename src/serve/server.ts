@@ -19,6 +19,7 @@ import { checkInteger, checkOneOf, wrongType } from '../arguments.js';
 import { UffdError, UnsupportedError } from '../errors.js';
 import type { Watch } from '../kernel.js';
 import { WAITS, type Wait } from '../loop.js';
+import { checkWindow, type Window } from '../options.js';
 import { checkPlacement, type Placement, usable } from '../placement.js';
 import type { Run } from './background.js';
 import { Connection } from './connection.js';
@@ -42,7 +43,7 @@ export interface ServeOptions {
   /** What is served where. */
   vms: readonly Vm[];
   /** Pages to install for a fault; default 1. */
-  window?: number;
+  window?: Window;
   /** Install what nobody has asked for yet, too, in the background; default false. */
   eager?: boolean;
   /** Traces of sessions with the same memory file: what they touched is installed first. */
@@ -431,7 +432,7 @@ function deferred(): { promise: Promise<void>; resolve: () => void; reject: (err
 function checkOptions(options: ServeOptions): void {
   const { vms, window, wait, placement, onError, handOffMs, acceptMs } = options;
   if (!Array.isArray(vms) || vms.length === 0) throw wrongType('vms', 'sockets with their memory', vms);
-  if (window !== undefined) checkInteger(window, 'window', 1, 0x7fffffff);
+  if (window !== undefined) checkWindow(window, 'window');
   if (wait !== undefined) checkOneOf(wait, 'wait', WAITS);
   if (placement !== undefined) checkPlacement(placement);
   // A guest's thread would find that out too late.

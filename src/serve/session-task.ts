@@ -2,6 +2,7 @@
 
 import type { RecordableHistogram } from 'node:perf_hooks';
 import type { Wait } from '../loop.js';
+import type { Window } from '../options.js';
 import type { Placement } from '../placement.js';
 import type { Run } from './background.js';
 import type { Region } from './handoff.js';
@@ -19,7 +20,7 @@ export interface SessionTask {
   readonly regions: readonly Region[];
   /** The memory file, or why it cannot be had. */
   readonly memory: MappedFile | ToldError;
-  readonly window: number;
+  readonly window: Window;
   readonly wait: Wait;
   readonly placement: Placement;
   readonly prefetch: readonly Run[];

@@ -2,7 +2,7 @@
 // be asked. What is known of sources is always the same as a plain map of pages would say.
 
 import { strict as assert } from 'node:assert';
-import { type Core, Op, Step } from '../../src/core.js';
+import { ADAPTIVE, type Core, Op, Step } from '../../src/core.js';
 import { generator, seed, suite } from '../harness.js';
 import {
   answer,
@@ -247,6 +247,47 @@ test('there is room for 1,024; beyond that one is refused, and those that are th
   assert.deepEqual(answered(core, 0), [0, 1, DATA]);
   assert.deepEqual(answered(core, 2046), [2046, 1, DATA + 2046n * P]);
   assert.equal(name(core, 4, 1), 1);
+});
+
+const MOST = ADAPTIVE + 64;
+
+test('an adaptive window grows with a run of faults, up to its most, and is the page alone anywhere else', () => {
+  const core = world(4096);
+  name(core, 0, 4096, MOST);
+  const windows: number[] = [];
+  for (let next = 0; windows.length < 9; next += windows.at(-1) as number) {
+    const [first, pages] = answered(core, next) as [number, number, bigint];
+    assert.equal(first, next);
+    windows.push(pages);
+  }
+  assert.deepEqual(windows, [1, 2, 4, 8, 16, 32, 64, 64, 64]);
+  // Random access gets nothing in vain, and does not end the run.
+  for (const index of [3000, 2000, 3500]) assert.deepEqual(answered(core, index)?.slice(0, 2), [index, 1]);
+  assert.deepEqual(answered(core, 255)?.slice(0, 2), [255, 64]);
+  // Nor does a descending order grow.
+  for (const index of [2999, 2998]) assert.deepEqual(answered(core, index)?.slice(0, 2), [index, 1]);
+});
+
+test('as many runs grow at once as threads may have; the oldest gives way', () => {
+  const core = world(4096);
+  name(core, 0, 4096, MOST);
+  const runs = Array.from({ length: 65 }, (_, run) => run * 60);
+  for (const first of runs) assert.deepEqual(answered(core, first)?.slice(0, 2), [first, 1]);
+  for (const first of runs.slice(1)) assert.deepEqual(answered(core, first + 1)?.slice(0, 2), [first + 1, 2]);
+  assert.deepEqual(answered(core, 1)?.slice(0, 2), [1, 1], 'the oldest of 65 was forgotten');
+});
+
+test('an adaptive window ends where the run of missing pages, the range and the source do', () => {
+  const core = world(40);
+  name(core, 0, 30, MOST);
+  for (const index of [0, 1, 3, 7]) answered(core, index);
+  // 16 would follow; page 20 is there.
+  assert.deepEqual(answered(core, 20)?.slice(0, 2), [20, 1]);
+  assert.deepEqual(answered(core, 15)?.slice(0, 2), [15, 5]);
+  // It goes on behind what it got.
+  assert.deepEqual(answered(core, 21)?.slice(0, 2), [21, 2]);
+  assert.deepEqual(answered(core, 23)?.slice(0, 2), [23, 4]);
+  assert.deepEqual(answered(core, 27)?.slice(0, 2), [27, 3], 'the source ends at 30');
 });
 
 test.run();

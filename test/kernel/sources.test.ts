@@ -260,4 +260,25 @@ test('a source that was forgotten does not come back with the next one', async (
   });
 });
 
+test('an adaptive window: few faults in ascending order, one for each page at random, every page right', async () => {
+  const pages = 1024;
+  for (const [step, most] of [
+    [1, 40],
+    [401, pages],
+  ] as const) {
+    await withUffd([], async (uffd, thread) => {
+      const base = map(pages);
+      uffd.register(base, pages * P);
+      uffd.answerFrom(base, pages * P, numberedSource(pages), { window: 'adaptive' });
+      const { told, handler } = listening(never);
+      uffd.start(handler);
+      assert.is(await thread.verify(base, pages, P, step), 0);
+      uffd.stop();
+      assert.ok(told.length <= most && (step === 1 || told.length > pages * 0.9), `${told.length} faults`);
+      const installed = told.reduce((sum, [, , count]) => sum + count, 0);
+      assert.ok(installed >= pages);
+    });
+  }
+});
+
 test.run();

@@ -2,8 +2,8 @@
 
 import { randomInt } from 'node:crypto';
 import { type Command, Option } from 'commander';
-import { Userfaultfd } from '../../index.js';
-import { integer, placement } from '../arguments.js';
+import { Userfaultfd, type Window } from '../../index.js';
+import { integer, placement, WINDOW_MOST, window } from '../arguments.js';
 import { EXIT, EXIT_HELP } from '../exit.js';
 import { interruptible } from '../signals.js';
 import { lookOf, renderTable } from '../text.js';
@@ -13,8 +13,6 @@ import { runDemo } from './run.js';
 import { runSimulated } from './simulated.js';
 
 const THREADS_MOST = 256;
-/** Pages; 4 GiB of 4 KiB pages. */
-const WINDOW_MOST = 2 ** 20;
 const SEED_MOST = 2 ** 32 - 1;
 const WAITS = ['poll', 'block', 'spin', 'adaptive'] as const;
 
@@ -75,7 +73,7 @@ Examples:
 
 interface Flags {
   threads: number;
-  window: number;
+  window: Window;
   wait: DemoOptions['wait'];
   placement: DemoOptions['placement'];
   seed?: number;
@@ -95,9 +93,9 @@ export function addDemo(program: Command): void {
         .argParser(integer(1, THREADS_MOST)),
     )
     .addOption(
-      new Option('-w, --window <N>', `pages to install for each fault, 1 to ${WINDOW_MOST}`)
+      new Option('-w, --window <N>', `pages for each fault, 1 to ${WINDOW_MOST}, or 'adaptive'`)
         .default(1)
-        .argParser(integer(1, WINDOW_MOST)),
+        .argParser(window),
     )
     .addOption(
       new Option('--wait <how>', 'how the serving thread waits for faults').choices(WAITS).default('block'),

@@ -1,6 +1,6 @@
 // What the demo has found out: the object that --json prints, and the rows of the table.
 
-import type { Placement, Wait } from '../../index.js';
+import type { Placement, Wait, Window } from '../../index.js';
 import type { Recorded } from '../../serve/index.js';
 import { byteSize, counted, grouped, printable, rounded } from '../text.js';
 
@@ -10,7 +10,7 @@ export interface DemoOptions {
   /** Threads of the guest that touch pages. */
   threads: number;
   /** Pages installed for a fault. */
-  window: number;
+  window: Window;
   wait: Wait;
   placement: Placement;
   seed: number;
@@ -126,7 +126,7 @@ export function reportRows(report: Report, colors: Colors): [string, string][] {
     ['threads', `${report.threads} touching, 1 serving`],
     ['wait', report.wait],
     ['placement', String(report.placement)],
-    ['window', counted(report.window, 'page')],
+    ['window', report.window === 'adaptive' ? 'adaptive' : counted(report.window, 'page')],
     ['seed', `${report.seed}`],
     ...simulatedRow(report),
     ...runRows(report),

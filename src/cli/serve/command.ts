@@ -1,9 +1,9 @@
 // `uffd serve`: its options, its help, and how it ends.
 
 import { type Command, InvalidArgumentError, Option } from 'commander';
-import type { Placement } from '../../index.js';
+import type { Placement, Window } from '../../index.js';
 import { type ServeOptions, serve, type Vm } from '../../serve/index.js';
-import { integer, placement } from '../arguments.js';
+import { integer, placement, WINDOW_MOST, window } from '../arguments.js';
 import { EXIT, Usage } from '../exit.js';
 import { onSignals } from '../signals.js';
 import { announce, announceStopping } from './announce.js';
@@ -12,7 +12,6 @@ import { Ledger } from './ledger.js';
 import { serveMetrics } from './metrics.js';
 
 const WAITS = ['poll', 'block', 'spin', 'adaptive'] as const;
-const WINDOW_MOST = 2 ** 20;
 const MS_MOST = 2 ** 31 - 1;
 
 const HELP = `
@@ -65,7 +64,7 @@ interface Flags {
   socket?: string;
   memory?: string;
   vm?: Vm[];
-  window: number;
+  window: Window;
   wait: (typeof WAITS)[number];
   placement: Placement;
   eager?: boolean;
@@ -97,9 +96,9 @@ export function addServe(program: Command): void {
       ),
     )
     .addOption(
-      new Option('-w, --window <N>', `pages to install for each fault, 1 to ${WINDOW_MOST}`)
+      new Option('-w, --window <N>', `pages for each fault, 1 to ${WINDOW_MOST}, or 'adaptive'`)
         .default(1)
-        .argParser(integer(1, WINDOW_MOST)),
+        .argParser(window),
     )
     .option('--eager', 'install everything else in the background')
     .addOption(
