@@ -1,14 +1,21 @@
 // Answers faults without the handler: a missing page whose data lies in memory is copied from there, with the window
-// around it. Everything else is the handler's: what was removed or claimed, and what could not be copied. In the same way
-// pages are installed that nobody has asked for yet.
+// around it, and with neighbours that others wait for: one call for all of them. Everything else is the handler's: what was
+// removed or claimed, and what could not be copied. In the same way pages are installed that nobody has asked for yet.
 
-import { current, Fault, KIND_MISSING } from './faults';
+import { current, Fault, faultFilled, faultWaits, KIND_MISSING } from './faults';
 import { pageSizeAt } from './inbox';
 import { PAGE_MISSING, pageState, pagesWindow, pagesWindowSize, pagesWindowStart } from './pages';
+import { rangeFind } from './ranges';
 import { argument } from './request';
 import { sourceOf } from './sources';
 import { STEP_ASK, transferCopy, transferCursor } from './transfer';
 
+/** Neighbours that are copied because somebody waits for them, at most. */
+const NEIGHBOURS: u32 = 32;
+
+/** Where the next fault may be that the last answer has answered as well, and bytes of a page there. */
+let answered: u64 = 0;
+let pageBytes: u64 = 0;
 /** Bytes in front of what `aheadBegin` begins with. */
 let passed: u64 = 0;
 
@@ -23,10 +30,38 @@ export function answerBegin(): i32 {
   const size = <u64>pagesWindowSize();
   const first = pagesWindowStart();
   // A source may begin or end in the middle of a huge page.
-  const start = max(first, (source.start + size - 1) & ~(size - 1));
-  const end = min(first + pages * size, source.end & ~(size - 1));
+  const least = (source.start + size - 1) & ~(size - 1);
+  const most = source.end & ~(size - 1);
+  let start = max(first, least);
+  let end = min(first + pages * size, most);
   if (start > page || end <= page) return STEP_ASK;
+  const range = rangeFind(page);
+  if (range) {
+    let left = NEIGHBOURS;
+    for (; left > 0 && end < min(most, range.end) && isWanted(end); left--) end += size;
+    for (; left > 0 && start > max(least, range.start) && isWanted(start - size); left--) start -= size;
+  }
+  answered = start;
+  pageBytes = size;
   return transferCopy(start, end, source.data + (start - source.start));
+}
+
+/** Somebody waits for a page that is missing. */
+function isWanted(page: u64): bool {
+  return faultWaits(page) && pageState(page) == PAGE_MISSING;
+}
+
+/**
+ * The next fault that waited for a page which the last answer has installed: 1 a read, 2 a write; 0: no more. It waits no
+ * longer.
+ */
+export function answerNext(): u32 {
+  while (answered < transferCursor()) {
+    const fault = faultFilled(answered);
+    answered += pageBytes;
+    if (fault) return fault;
+  }
+  return 0;
 }
 
 /** Whether its page is installed. */

@@ -216,6 +216,22 @@ export function faultDrop(start: u64, end: u64): void {
   }
 }
 
+/** Whether a fault of this page waits, that is missing. */
+export function faultWaits(page: u64): bool {
+  return waiting > 0 && search(bucket(page, KIND_MISSING), page, KIND_MISSING) != NONE;
+}
+
+/** Forgets the fault of a missing page that was filled, its sleepers woken: 0 where there is none, 1 a read, 2 a write. */
+export function faultFilled(page: u64): u32 {
+  if (waiting == 0) return 0;
+  const index = search(bucket(page, KIND_MISSING), page, KIND_MISSING);
+  if (index == NONE) return 0;
+  unlink(index);
+  entry(index).state = DROPPED;
+  waiting--;
+  return entry(index).write ? 2 : 1;
+}
+
 /** Milliseconds until a fault is due: 0 at once, −1 never. */
 export function faultDelay(now: f64): f64 {
   if (waiting == 0) return -1;

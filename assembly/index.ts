@@ -15,7 +15,7 @@ import {
 import { Range, rangeFind, rangeHere, rangeInsert, rangeOverlaps, rangeRemove, rangeSeek } from './ranges';
 import { argument } from './request';
 
-export { aheadBegin, aheadPassed, answerBegin, answerDone } from './answers';
+export { aheadBegin, aheadPassed, answerBegin, answerDone, answerNext } from './answers';
 export {
   delivery,
   inboxAnswer,

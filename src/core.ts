@@ -63,6 +63,8 @@ export interface Exports extends Record<string, unknown> {
   aheadPassed(): number;
   answerBegin(): number;
   answerDone(): number;
+  /** The next fault that the answer has answered as well: 1 a read, 2 a write; 0: no more. */
+  answerNext(): number;
   transferBegin(operation: number, options: number): number;
   transferCode(): number;
   transferResult(result: number): number;

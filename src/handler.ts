@@ -33,7 +33,7 @@ export interface FaultHandler {
    * A fault was answered from a source (`answerFrom`), and `pagefault` was not asked.
    *
    * @param done the page is there; false: a mapping change came first, the fault comes again
-   * @param bytes installed, its window included
+   * @param bytes installed, its window included; 0 where the answer to a neighbour has brought it
    * @param ms since it was read
    */
   answered?(access: 'read' | 'write', done: boolean, bytes: number, ms: number): void;

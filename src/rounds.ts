@@ -170,7 +170,11 @@ export class Rounds {
     if (done === undefined) return false;
     const now = port.now();
     if (core.exports.inboxAnswer(done ? 1 : 0)) core.exports.inboxDefer(now);
-    this.handler.answered?.(access, done, core.exports.transferDone(), now - this.#begun);
+    const took = now - this.#begun;
+    this.handler.answered?.(access, done, core.exports.transferDone(), took);
+    for (let next = core.exports.answerNext(); next !== 0; next = core.exports.answerNext()) {
+      this.handler.answered?.(next === 2 ? 'write' : 'read', true, 0, took);
+    }
     return true;
   }
 

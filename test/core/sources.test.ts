@@ -2,7 +2,7 @@
 // be asked. What is known of sources is always the same as a plain map of pages would say.
 
 import { strict as assert } from 'node:assert';
-import { ADAPTIVE, type Core, Op, Step } from '../../src/core.js';
+import { ADAPTIVE, type Core, Next, Op, Step } from '../../src/core.js';
 import { generator, seed, suite } from '../harness.js';
 import {
   answer,
@@ -32,6 +32,7 @@ import { EEXIST, ENOENT } from './transfers.js';
 
 const test = suite('sources');
 const DATA = 0x55aa_0000_0000n;
+const EAGAIN = -11;
 const EFAULT = -14;
 
 /** Names a source for `count` pages from page `first` on; its data lies as far behind DATA. */
@@ -288,6 +289,86 @@ test('an adaptive window ends where the run of missing pages, the range and the 
   assert.deepEqual(answered(core, 21)?.slice(0, 2), [21, 2]);
   assert.deepEqual(answered(core, 23)?.slice(0, 2), [23, 4]);
   assert.deepEqual(answered(core, 27)?.slice(0, 2), [27, 3], 'the source ends at 30');
+});
+
+/** Pages fault, all read together; each is a write where that is said. */
+function together(core: Core, ...indexes: [number, ...number[]]): void {
+  feed(core, ...indexes.map((index) => fault(page(index))));
+  drain(core);
+}
+
+/** What is told of faults that the last answer has answered as well. */
+function answeredToo(core: Core): number[] {
+  const told: number[] = [];
+  for (let next = core.exports.answerNext(); next !== 0; next = core.exports.answerNext()) told.push(next);
+  return told;
+}
+
+/** The next fault; the copy that begins for it, first page and pages, done by the kernel up to `done` pages. */
+function begin(core: Core, index: number, done?: number): [number, number] {
+  assert.deepEqual(pagesOf([hear(core)]), [index]);
+  assert.equal(core.exports.answerBegin(), Step.call);
+  const [start = 0n, , length = 0n] = core.words.subarray(core.request >>> 3) as unknown as bigint[];
+  if (done === undefined) assert.equal(core.exports.transferResult(0), Step.done);
+  return [Number((start - BASE) / P), Number(length / P)];
+}
+
+test('neighbours that others wait for are copied in the same call, and wait no longer', () => {
+  const core = world();
+  name(core, 0, 100);
+  together(core, 5, 7, 6, 3, 40, 4, 41);
+  assert.deepEqual(begin(core, 5), [3, 5]);
+  assert.equal(core.exports.inboxAnswer(1), 0);
+  assert.deepEqual(answeredToo(core), [1, 1, 1, 1]);
+  assert.equal(core.exports.inboxWaiting(), 2);
+  assert.deepEqual(begin(core, 40), [40, 2]);
+  assert.deepEqual(answeredToo(core), [1]);
+  assert.equal(core.exports.inboxWaiting(), 0);
+  assert.equal(core.exports.inboxNext(0), Next.none);
+  // A fault of such a page that is read later is a new question.
+  together(core, 6);
+  assert.deepEqual(pagesOf([hear(core)]), [6]);
+});
+
+test('a neighbour is taken only inside the range and the source, missing, and missing pages of 32 at most', () => {
+  const core = makeCore();
+  put(core, 0, 50);
+  put(core, 50, 50, { operations: 0n });
+  name(core, 2, 90);
+  together(core, 49, 50, 48, 1, 2);
+  assert.deepEqual(begin(core, 49), [48, 2], 'the range ends at 50');
+  answer(core, true);
+  answeredToo(core);
+  assert.deepEqual(pagesOf([hear(core)]), [50]);
+  answer(core, true);
+  assert.deepEqual(pagesOf([hear(core)]), [1]);
+  assert.equal(core.exports.answerBegin(), Step.ask, 'the source begins at 2');
+  answer(core, true);
+  assert.deepEqual(begin(core, 2), [2, 1]);
+
+  const many = world();
+  name(many, 0, 100);
+  together(many, ...(Array.from({ length: 60 }, (_, index) => index + 10) as [number, ...number[]]));
+  assert.deepEqual(begin(many, 10), [10, 33]);
+});
+
+test('of an answer that is cut short those wait no longer whose pages are there', () => {
+  const core = world();
+  name(core, 0, 100);
+  together(core, 10, 11, 12, 13);
+  assert.deepEqual(begin(core, 10, 2), [10, 4]);
+  // The kernel does two pages, and then says that a change is going on.
+  core.words[(core.request >>> 3) + 4] = BigInt(2 * PAGE);
+  assert.equal(core.exports.transferResult(EAGAIN), Step.call);
+  core.words[(core.request >>> 3) + 4] = 0n;
+  assert.equal(core.exports.transferResult(EAGAIN), Step.read);
+  feed(core, remove(page(12), page(14)));
+  drain(core);
+  assert.equal(core.exports.transferResume(), Step.short);
+  assert.equal(core.exports.answerDone(), 1);
+  answer(core, true);
+  assert.deepEqual(answeredToo(core), [1]);
+  assert.equal(core.exports.inboxWaiting(), 3, 'the change, and the faults of two pages');
 });
 
 test.run();
