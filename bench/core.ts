@@ -20,9 +20,16 @@ const PAGEFAULT = 0x12n;
 /** Messages of one read: all that the core's buffer holds. */
 const READ_MESSAGES = 128;
 const SAMPLE_MS = 200;
+const RANGES = 100_000;
+const PAGES = 8192;
+/** A prime: its multiples, modulo any count here, are all of it in no order. */
+const SCATTER = 48_611;
+
+/** Does something for a moment: how long that took, and how many things it did. */
+type Sample = () => { ms: number; done: number };
 
 /** Runs `sample` (which answers the milliseconds and the things it did) for a while; things a second. */
-function rate(sample: () => { ms: number; done: number }): number {
+function rate(sample: Sample): number {
   let ms = 0;
   let done = 0;
   const until = performance.now() + SAMPLE_MS;
@@ -73,10 +80,9 @@ function empty(core: Core): number {
   return taken;
 }
 
-function decoding(): () => { ms: number; done: number } {
-  const pages = 8192;
-  const core = coreWith(pages, false);
-  const reads = rawReads(pages);
+function decoding(): Sample {
+  const core = coreWith(PAGES, false);
+  const reads = rawReads(PAGES);
   const buffer = core.messageBytes(0, READ_MESSAGES * MESSAGE_BYTES);
   let turn = 0;
   return () => {
@@ -89,10 +95,9 @@ function decoding(): () => { ms: number; done: number } {
   };
 }
 
-function cycle(): () => { ms: number; done: number } {
-  const pages = 8192;
-  const core = coreWith(pages, false);
-  const reads = rawReads(pages);
+function cycle(): Sample {
+  const core = coreWith(PAGES, false);
+  const reads = rawReads(PAGES);
   const buffer = core.messageBytes(0, READ_MESSAGES * MESSAGE_BYTES);
   let turn = 0;
   return () => {
@@ -110,12 +115,11 @@ function counted(taken: number): number {
   return taken;
 }
 
-function lookup(): () => { ms: number; done: number } {
-  const ranges = 100_000;
+function lookup(ranges: number): Sample {
   const core = coreWith(ranges, true);
   const addresses = Array.from(
     { length: 4096 },
-    (_, i) => BASE + BigInt(((i * 48_611) % ranges) * 2 * PAGE + 8),
+    (_, i) => BASE + BigInt(((i * SCATTER) % ranges) * 2 * PAGE + 8),
   );
   return () => {
     let found = 0;
@@ -127,10 +131,10 @@ function lookup(): () => { ms: number; done: number } {
   };
 }
 
-function transfer(): () => { ms: number; done: number } {
-  const pages = 8192;
+function transfer(pages: number): Sample {
   const core = coreWith(pages, false);
-  const destinations = Array.from({ length: pages }, (_, i) => BASE + BigInt(i * PAGE));
+  const count = Math.min(pages, 8192);
+  const destinations = Array.from({ length: count }, (_, i) => BASE + BigInt(((i * SCATTER) % pages) * PAGE));
   return () => {
     let bytes = 0;
     const begin = performance.now();
@@ -142,8 +146,8 @@ function transfer(): () => { ms: number; done: number } {
       bytes += exports.transferDone();
     }
     const ms = performance.now() - begin;
-    if (bytes !== pages * PAGE) throw new Error(`the core counted ${bytes} of ${pages * PAGE} bytes`);
-    return { ms, done: pages };
+    if (bytes !== count * PAGE) throw new Error(`the core counted ${bytes} of ${count * PAGE} bytes`);
+    return { ms, done: count };
   };
 }
 
@@ -171,14 +175,14 @@ const MEASURES = [
   {
     name: 'range lookup',
     unit: 'ns',
-    make: lookup,
+    make: () => lookup(RANGES),
     convert: nanoseconds,
     covers: 'core.arguments and rangeAt from TypeScript, scattered addresses, 100,000 ranges of one page',
   },
   {
     name: 'transfer',
     unit: 'ns',
-    make: transfer,
+    make: () => transfer(PAGES),
     convert: nanoseconds,
     covers:
       'one page COPY with the ioctl left out: core.arguments, transferBegin, transferCode, ' +
@@ -194,4 +198,19 @@ export function benchCore(rounds: number): CoreFigure[] {
     const values = Array.from({ length: rounds }, () => convert(rate(sample)));
     return { name, unit, value: spread(values), covers };
   });
+}
+
+function nanosecondsOf(sample: Sample, rounds: number): Spread {
+  rate(sample);
+  return spread(Array.from({ length: rounds }, () => nanoseconds(rate(sample))));
+}
+
+/** Nanoseconds of a lookup among so many ranges. */
+export function lookupNs(ranges: number, rounds: number): Spread {
+  return nanosecondsOf(lookup(ranges), rounds);
+}
+
+/** Nanoseconds of a transfer without its ioctl, somewhere in a range of so many pages. */
+export function transferNs(pages: number, rounds: number): Spread {
+  return nanosecondsOf(transfer(pages), rounds);
 }

@@ -1,58 +1,30 @@
-// `npm run bench`: page faults answered by C and by us, in the same places, and the core alone. Figures are
+// `npm run bench`: page faults answered by us and by others, in the same places, and the core alone. Figures are
 // printed whatever they are; the exit code is 1 only where an answer was wrong.
 
-import { writeFileSync } from 'node:fs';
-import { Command, InvalidArgumentError, Option } from 'commander';
+import { mkdirSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { Userfaultfd } from '../src/index.js';
 import { benchCore } from './core.js';
-import { FaultBench, HANDLERS, type HandlerName, PLACEMENTS, placements, WrongAnswer } from './faults.js';
+import { FaultBench, HANDLERS, placements, WrongAnswer } from './faults.js';
 import { loadWarning, machine, OtherWork } from './machine.js';
 import { compile } from './native.js';
-import { aimTable, figureTable, markdownReport, placementTable, serveTable } from './report.js';
+import { cellsOf, type Options, parse } from './options.js';
+import { draw } from './plots/draw.js';
+import { scaling } from './plots/scaling.js';
+import {
+  aimTable,
+  cellTable,
+  figureTable,
+  markdownReport,
+  placementTable,
+  ratioTable,
+  workingSetText,
+} from './report.js';
 import { type PlacementResult, type Results, verdicts } from './results.js';
-import { ServeBench } from './serve.js';
+import { ServeBench, type ServeResults } from './serve.js';
 import { benchRecording, benchTraces } from './traces.js';
 
-interface Options {
-  rounds: number;
-  pages: number;
-  placement?: string[];
-  handler?: string[];
-  core: boolean;
-  traces: boolean;
-  serve: boolean;
-  faults: boolean;
-  quick?: boolean;
-  json?: string | true;
-  markdown?: boolean;
-}
-
-function upTo(most: number): (text: string) => number {
-  return (text) => {
-    const value = Number(text);
-    if (Number.isInteger(value) && value >= 1 && value <= most) return value;
-    throw new InvalidArgumentError(`It must be an integer from 1 to ${most}.`);
-  };
-}
-
-function parse(): Options {
-  const program = new Command('npm run bench --')
-    .description('Page faults of one thread, answered by C and by userfaultfd in turn; then the core alone.')
-    .option('--rounds <n>', 'pairs of rounds per handler and placement', upTo(1000), 7)
-    .option('--pages <n>', 'faults a round', upTo(2 ** 18), 16_384)
-    .addOption(new Option('--placement <names...>', 'only these placements').choices(PLACEMENTS))
-    .addOption(new Option('--handler <names...>', 'only these beside C').choices(HANDLERS))
-    .option('--no-core', 'leave out the core alone')
-    .option('--no-traces', 'leave out traces and the simulated kernel')
-    .option('--no-serve', 'leave out guests that are served')
-    .option('--no-faults', 'leave out the faults of one thread in this process')
-    .option('--quick', '3 rounds of 4,096 pages')
-    .option('--json [file]', 'every round as JSON, into a file or instead of the tables')
-    .option('--markdown', 'the tables of docs/benchmarks.md instead of those for a terminal')
-    .showHelpAfterError();
-  const options = program.parse().opts<Options>();
-  return options.quick ? { ...options, rounds: 3, pages: 4096 } : options;
-}
+type Say = (text: string) => void;
 
 /** Why this machine cannot serve faults, or the library to do it with. */
 function prepare(): { library: string } | { reason: string } {
@@ -65,12 +37,7 @@ function prepare(): { library: string } | { reason: string } {
   return compile();
 }
 
-async function benchFaults(
-  library: string,
-  options: Options,
-  results: Results,
-  say: (text: string) => void,
-): Promise<void> {
+async function benchFaults(library: string, options: Options, results: Results, say: Say): Promise<void> {
   const bench = new FaultBench(library, options.pages);
   const { possible, leftOut } = placements(bench.native);
   results.leftOut.push(...leftOut);
@@ -80,12 +47,68 @@ async function benchFaults(
     if (options.placement && !options.placement.includes(placement.name)) continue;
     const result: PlacementResult = { name: placement.name, title: placement.title, contests: [] };
     for (const handler of HANDLERS) {
-      if (options.handler && !options.handler.includes(handler)) continue;
-      result.contests.push(await bench.contest(placement, handler as HandlerName, options.rounds));
+      if (!options.handler.includes(handler)) continue;
+      result.contests.push(await bench.contest(placement, handler, options.rounds));
     }
     results.placements.push(result);
     if (result.contests.length > 0) say(placementTable(result));
     if (options.traces) results.traces.push(...(await benchRecording(bench, placement, options.rounds)));
+  }
+}
+
+async function benchServe(library: string, options: Options, results: Results, say: Say): Promise<void> {
+  const { pages, rounds, server, quick } = options;
+  const bench = new ServeBench(library, pages);
+  const serve: ServeResults = { pages, cells: [] };
+  for await (const cell of bench.run(cellsOf(options), server, rounds, say)) {
+    serve.cells.push(cell);
+    say(cellTable(cell));
+  }
+  say(ratioTable(serve));
+  if (!quick) {
+    serve.workingSet = await bench.workingSet(rounds);
+    say(workingSetText(serve));
+  }
+  results.serve = serve;
+  results.leftOut.push(...bench.leftOut);
+}
+
+async function plot(
+  folder: string,
+  library: string,
+  options: Options,
+  results: Results,
+  say: Say,
+): Promise<void> {
+  const { rounds, pages, server: wanted, quick = false } = options;
+  const { leftOut } = results;
+  results.scaling = [];
+  mkdirSync(folder, { recursive: true });
+  for await (const one of scaling({ library, rounds, pages, wanted, quick, leftOut, say })) {
+    const file = join(folder, `${one.name}.svg`);
+    writeFileSync(file, `${draw(one)}\n`);
+    say(`${file}: ${one.title}`);
+    results.scaling.push(one);
+  }
+}
+
+async function measure(options: Options, results: Results, say: Say): Promise<void> {
+  const { rounds, plots } = options;
+  const prepared = prepare();
+  if ('reason' in prepared) results.leftOut.push(`all page faults: ${prepared.reason}`);
+  else if (plots !== undefined) await plot(plots, prepared.library, options, results, say);
+  else {
+    if (options.faults) await benchFaults(prepared.library, options, results, say);
+    if (options.serve) await benchServe(prepared.library, options, results, say);
+  }
+  if (plots !== undefined) return;
+  if (options.core) {
+    results.core = benchCore(rounds);
+    say(figureTable('the core alone', results.core));
+  }
+  if (options.traces) {
+    results.traces.push(...(await benchTraces(rounds)));
+    say(figureTable('traces and the simulated kernel', results.traces));
   }
 }
 
@@ -111,7 +134,7 @@ async function main(): Promise<void> {
     traces: [],
   };
   const quiet = options.markdown || options.json === true;
-  const say = (text: string): void => {
+  const say: Say = (text) => {
     if (!quiet) console.log(text);
   };
   const warn = (text: string | undefined): void => {
@@ -122,25 +145,14 @@ async function main(): Promise<void> {
   say(results.machine);
   warn(loadWarning());
   const others = new OtherWork();
-  const prepared = prepare();
-  if ('reason' in prepared) results.leftOut.push(`all page faults: ${prepared.reason}`);
-  else if (options.faults) await benchFaults(prepared.library, options, results, say);
-  if (options.serve && 'library' in prepared) {
-    results.serve = await new ServeBench(pages).run(rounds, say);
-    say(serveTable(results.serve));
-  }
-  if (options.core) {
-    results.core = benchCore(rounds);
-    say(figureTable('the core alone', results.core));
-  }
-  if (options.traces) {
-    results.traces.push(...(await benchTraces(rounds)));
-    say(figureTable('traces and the simulated kernel', results.traces));
-  }
+  await measure(options, results, say);
   warn(others.warning());
   for (const what of results.leftOut) console.error(`left out: ${what}`);
   finish(options, results);
 }
+
+// What was set aside is given back, whoever ends this.
+for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => process.exit(1));
 
 main().catch((error) => {
   console.error(error instanceof WrongAnswer ? `wrong: ${error.message}` : error);

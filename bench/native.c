@@ -50,6 +50,15 @@ int pin(int cpu) {
   return sched_setaffinity(0, sizeof set, &set) ? -errno : 0;
 }
 
+// Nanoseconds of processor time that another process has had, with the threads of it that have ended.
+int64_t cpu_ns(int pid) {
+  clockid_t clock;
+  struct timespec time;
+  int error = clock_getcpuclockid(pid, &clock);
+  if (error) return -error;
+  return clock_gettime(clock, &time) ? -errno : time.tv_sec * 1000000000ll + time.tv_nsec;
+}
+
 // Has the host back `bytes` of this machine's memory: gets it, touches it, gives it back. Nanoseconds.
 int64_t warm(size_t bytes) {
   uint64_t begin = now();

@@ -22,6 +22,7 @@ export type CWait = (typeof CWait)[keyof typeof CWait];
 export interface Native {
   processor(index: number): number;
   pin(cpu: number): number;
+  cpuNs(pid: number): number;
   warm(bytes: number): number;
   touch(
     region: bigint,
@@ -61,6 +62,7 @@ export function load(library: string): Native {
   return {
     processor: c.func('processor', 'int', ['int']),
     pin: c.func('pin', 'int', ['int']),
+    cpuNs: c.func('cpu_ns', 'int64_t', ['int']),
     warm: c.func('warm', 'int64_t', ['size_t']),
     touch: c.func('touch', 'int', [
       'uintptr_t',

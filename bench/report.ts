@@ -1,18 +1,20 @@
 // Results as tables: for a terminal, or as the Markdown that docs/benchmarks.md holds.
 
+import { whereOf } from './cells.js';
 import type { CoreFigure } from './core.js';
-import { type PlacementResult, type Results, rowsOf, type Verdict, verdicts, whereOf } from './results.js';
-import type { ServeResults } from './serve.js';
+import { type PlacementResult, type Results, rowsOf, type Verdict, verdicts } from './results.js';
+import { figure, ratio, type ServeCell, type ServedRound, type ServeResults } from './serve.js';
 import { type Cells, markdown, terminal, text } from './tables.js';
 
-const PLACEMENT_HEAD = ['handler', 'faults/s', 'p50 µs', 'p99 µs', 'faults/s ÷ C', 'p99 ÷ C'];
+const PLACEMENT_HEAD = ['handler', 'faults/s', 'p50 µs', 'p99 µs', 'p99.9 µs', 'faults/s ÷ C', 'p99 ÷ C'];
 
 function placementCells(result: PlacementResult): Cells {
-  return rowsOf(result).map(({ handler, perSecond, p50Us, p99Us, speed, p99 }) => [
+  return rowsOf(result).map(({ handler, perSecond, p50Us, p99Us, p999Us, speed, p99 }) => [
     handler,
     text(perSecond, 0),
     text(p50Us, 1),
     text(p99Us, 1),
+    text(p999Us, 1),
     speed ? text(speed, 2) : '1',
     p99 ? text(p99, 2) : '1',
   ]);
@@ -32,33 +34,43 @@ function folded(words: string, width: number): string {
   return words.replace(new RegExp(`(.{1,${width}})( |$)`, 'g'), '$1\n').trimEnd();
 }
 
-const SERVE_HEAD = [
-  'where',
-  'pages/s',
-  'p50 µs',
-  'p99 µs',
-  'C: pages/s',
-  'p50 µs',
-  'p99 µs',
-  'pages/s ÷ C',
-  'p99 ÷ C',
+const CELL_HEAD = [
+  ...['handler', 'pages/s', 'p50 µs', 'p99 µs', 'p99.9 µs', 'processor µs', 'peak MiB'],
+  ...['pages/s ÷ C', 'p99 ÷ C', 'processor ÷ C'],
 ];
 
-function serveCells({ cells }: ServeResults): Cells {
-  return cells.map((cell) => [
+function cellCells(cell: ServeCell): Cells {
+  return cell.entrants.map((entrant, index) => {
+    const median = (of: keyof ServedRound): string => figure(entrant, of).median.toFixed(1);
+    return [
+      entrant.name,
+      text(figure(entrant, 'perSecond'), 0),
+      ...[median('p50Us'), median('p99Us'), median('p999Us'), median('cpuUs')],
+      entrant.peakMiB.toFixed(0),
+      ...RATIOS.map((of) => (index === 0 ? '1' : text(ratio(cell, entrant, of), 2))),
+    ];
+  });
+}
+
+const RATIOS = ['perSecond', 'p99Us', 'cpuUs'] as const;
+
+/** Medians of the ratios to C in short: pages/s, p99, processor time. */
+function ratioCells({ cells }: ServeResults): { head: string[]; rows: Cells } {
+  const names = [...new Set(cells.flatMap(({ entrants }) => entrants.slice(1).map(({ name }) => name)))];
+  const rows = cells.map((cell) => [
     whereOf(cell),
-    ...[cell.ours, cell.c].flatMap(({ perSecond, p50Us, p99Us }) => [
-      text(perSecond, 0),
-      p50Us.median.toFixed(1),
-      p99Us.median.toFixed(1),
-    ]),
-    text(cell.speed, 2),
-    text(cell.p99, 2),
+    ...names.map((name) => {
+      const entrant = cell.entrants.find((one) => one.name === name);
+      if (!entrant) return '';
+      return RATIOS.map((of) => ratio(cell, entrant, of).median.toFixed(2)).join(' · ');
+    }),
   ]);
+  return { head: ['where', ...names], rows };
 }
 
 /** What a recorded working set is worth, in a sentence. */
-function workingSetText({ workingSet, pages }: ServeResults): string {
+export function workingSetText({ workingSet, pages }: ServeResults): string {
+  if (!workingSet) return '';
   const { without, with: prefetched, ratio } = workingSet;
   const count = workingSet.pages.toLocaleString('en');
   return (
@@ -83,9 +95,15 @@ export function figureTable(title: string, figures: CoreFigure[]): string {
   return `\n${title}\n${terminal(CORE_HEAD, coreCells(figures, 60))}`;
 }
 
-/** Guests that were served, for a terminal. */
-export function serveTable(results: ServeResults): string {
-  return `\na guest that is served\n${terminal(SERVE_HEAD, serveCells(results))}\n${workingSetText(results)}`;
+/** Guests that were served in one cell, for a terminal. */
+export function cellTable(cell: ServeCell): string {
+  return `\n${whereOf(cell)}\n${terminal(CELL_HEAD, cellCells(cell))}`;
+}
+
+/** All cells as ratios to C, for a terminal. */
+export function ratioTable(results: ServeResults): string {
+  const { head, rows } = ratioCells(results);
+  return `\nto C: pages/s · p99 · processor time a page\n${terminal(head, rows)}`;
 }
 
 /** The aims, for a terminal. */
@@ -96,7 +114,7 @@ export function aimTable(results: Results): string {
 /** All of it as docs/benchmarks.md holds it. */
 export function markdownReport(results: Results): string {
   const { machine, rounds, pages, placements, core, traces, serve, leftOut, warnings } = results;
-  const size = `${rounds} pairs of rounds of ${pages.toLocaleString('en')} faults`;
+  const size = `${rounds} rounds of each handler, of ${pages.toLocaleString('en')} pages`;
   const parts = [`${machine}. ${size}; medians, with the least and the most in brackets.`];
   for (const note of [
     ...leftOut.map((what) => `Left out: ${what}.`),
@@ -112,7 +130,17 @@ export function markdownReport(results: Results): string {
     parts.push('### Traces and the simulated kernel', markdown(CORE_HEAD, coreCells(traces, 1000)));
   }
   if (serve) {
-    parts.push('### A guest that is served', markdown(SERVE_HEAD, serveCells(serve)), workingSetText(serve));
+    const { head, rows } = ratioCells(serve);
+    parts.push(
+      '### A guest that is served',
+      'Ratios to C: pages/s · p99 · processor time a page; medians.',
+      markdown(head, rows),
+      ...serve.cells.flatMap((cell) => [
+        `#### ${capital(whereOf(cell))}`,
+        markdown(CELL_HEAD, cellCells(cell)),
+      ]),
+      workingSetText(serve),
+    );
   }
   parts.push('### Aims', markdown(AIM_HEAD, aimCells(verdicts(results))));
   return parts.join('\n\n');

@@ -1,8 +1,10 @@
 // The results of one run: what --json writes, what the tables show, and how it compares with the aims.
 
+import { whereOf } from './cells.js';
 import type { CoreFigure } from './core.js';
 import type { Contest, Round } from './faults.js';
-import type { ServeCell, ServeResults } from './serve.js';
+import type { Scaling } from './plots/scaling.js';
+import { ratio, type ServeResults } from './serve.js';
 import { type Spread, spread } from './statistics.js';
 
 export interface PlacementResult {
@@ -23,6 +25,8 @@ export interface Results {
   traces: CoreFigure[];
   /** Guests that are served. */
   serve?: ServeResults;
+  /** What the plots show. */
+  scaling?: Scaling[];
 }
 
 /** A row of a placement's table. */
@@ -31,13 +35,14 @@ export interface Row {
   perSecond: Spread;
   p50Us: Spread;
   p99Us: Spread;
+  p999Us: Spread;
   /** To the C round before it; C itself has none. */
   speed?: Spread;
   p99?: Spread;
 }
 
 /** C on poll(2), over all of its rounds, and then whoever was compared with it. */
-export function rowsOf({ contests }: PlacementResult): Row[] {
+export function rowsOf({ contests }: Pick<PlacementResult, 'contests'>): Row[] {
   const reference = figures(
     'C',
     contests.flatMap(({ pairs }) => pairs.map(({ c }) => c)),
@@ -59,6 +64,7 @@ function figures(handler: string, rounds: Round[]): Row {
     perSecond: spread(rounds.map((round) => round.perSecond)),
     p50Us: spread(rounds.map((round) => round.p50Us)),
     p99Us: spread(rounds.map((round) => round.p99Us)),
+    p999Us: spread(rounds.map((round) => round.p999Us)),
   };
 }
 
@@ -79,12 +85,6 @@ const BYTES_A_FAULT = 12;
 const REPLAYED = 1;
 const SERVED = 0.9;
 const PREFETCHED = 0.2;
-
-/** A cell in words. */
-export function whereOf({ placement, threads, order, window, balloon }: ServeCell): string {
-  const count = `${threads} thread${threads === 1 ? '' : 's'}`;
-  return `${placement}, ${count}, ${order}, window ${window}${balloon ? ', balloon' : ''}`;
-}
 
 /** The aims that this run has figures for. They are there to be seen, and fail nothing. */
 export function verdicts({ placements, core, traces, serve }: Results): Verdict[] {
@@ -121,9 +121,16 @@ export function verdicts({ placements, core, traces, serve }: Results): Verdict[
     }
   }
   for (const cell of serve?.cells ?? []) {
-    atLeast(`a guest's pages/s at least ${SERVED} of C`, whereOf(cell), cell.speed, SERVED);
+    const ours = cell.entrants.find(({ name }) => name === 'uffd serve');
+    if (ours)
+      atLeast(
+        `a guest's pages/s at least ${SERVED} of C`,
+        whereOf(cell),
+        ratio(cell, ours, 'perSecond'),
+        SERVED,
+      );
   }
-  if (serve) {
+  if (serve?.workingSet) {
     const { ratio } = serve.workingSet;
     const aim = 'time until the working set is touched: with prefetch at most a fifth of without';
     all.push({ aim, where: 'one thread, random', value: ratio, met: ratio.median <= PREFETCHED });

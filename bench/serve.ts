@@ -1,259 +1,276 @@
-// A guest that is served: by `uffd serve`, and by a handler in C with the same policy. The guest is a process of its own
-// (bench/serve/guest.c) that knows nothing of who serves it; each of its rounds is a hand-off and every page touched.
+// Guests that are served: by `uffd serve`, and by handlers in other languages with the same policy, in turn. What is
+// measured in a cell is a round of each, again and again.
 //
-// Rule: a round in which the guest found a wrong page does not count, it throws.
+// Rules:
+//  - A ratio is of two rounds that belong together: a handler's, and C's of the same turn. Turns begin with another
+//    handler each time, so that none always follows the same one.
+//  - Memory is warm, and one round of each does not count.
 
-import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
-import { once } from 'node:events';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { freemem, tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
-import { WrongAnswer } from './faults.js';
-import { compileC } from './native.js';
+import { BASE, type Cell, groupOf, HUGE_PAGE, SMALL_PAGE } from './cells.js';
+import { type Placement, placements } from './faults.js';
+import { Guest, type GuestOptions, keepBusy, pagesOf, reserveHugePages, writeMemory } from './guest.js';
+import { checked, load, type Native } from './native.js';
+import { type Server, type ServerName, servers, YARDSTICK } from './peers.js';
+import { ServedBy } from './served-by.js';
 import { type Spread, spread } from './statistics.js';
 
-const PAGE = 4096;
-/** Pages that another thread of the guest gives back at once, where there is a balloon. */
-const BALLOON = 16;
-/** Threads; each with pages in ascending order, and at random. */
-const THREADS = [1, 8] as const;
-const WINDOWS = [1, 16] as const;
-/** Guests that a handler serves before it is measured: it is compiled as it runs. */
-const WARM_ROUNDS = 6;
+/** What a handler has served before it is measured, since some are compiled as they run: guests, touches of each. */
+const WARM_FAULTS = 16_384;
+const WARM_ROUNDS = { least: 6, most: 64 };
+const WARM_TOUCHES = 4096;
 /** A part of the memory: what a guest needs after it was restored. */
 const WORKING_SET = 1 / 4;
-const SEED = 7;
 
-const UFFD = fileURLToPath(new URL('../src/cli/main.js', import.meta.url));
-const SOURCES = fileURLToPath(new URL('../../bench/serve/', import.meta.url));
+export interface ServedRound {
+  /** Different pages that were touched, a second. */
+  perSecond: number;
+  /** Of single touches. */
+  p50Us: number;
+  p99Us: number;
+  p999Us: number;
+  /** Processor time of the handler, for each of those pages. */
+  cpuUs: number;
+}
 
-export interface ServeCell {
-  placement: 'left to the scheduler' | 'on the guest’s processor';
-  threads: number;
-  order: 'ascending' | 'random';
-  window: number;
-  balloon: boolean;
-  /** Pages a second, and microseconds of a touch. */
-  ours: { perSecond: Spread; p50Us: Spread; p99Us: Spread };
-  c: { perSecond: Spread; p50Us: Spread; p99Us: Spread };
-  /** Ours by that of the C round before it. */
-  speed: Spread;
-  p99: Spread;
+export interface Entrant {
+  name: ServerName;
+  rounds: ServedRound[];
+  peakMiB: number;
+}
+
+/** One cell, and how each handler did: C first. */
+export interface ServeCell extends Cell {
+  entrants: Entrant[];
 }
 
 export interface ServeResults {
   pages: number;
   cells: ServeCell[];
   /** Milliseconds until a guest has touched its working set, without and with prefetch, and their ratio. */
-  workingSet: { pages: number; without: Spread; with: Spread; ratio: Spread };
+  workingSet?: WorkingSet;
 }
 
-/** What a guest tells of a round. */
-interface Told {
+export interface WorkingSet {
   pages: number;
-  wrong: number;
-  ns: number;
-  p50Ns: number;
-  p99Ns: number;
+  without: Spread;
+  with: Spread;
+  ratio: Spread;
 }
 
-interface Round {
-  perSecond: number;
-  p50Us: number;
-  p99Us: number;
-}
-
-/** Who serves, and where. */
-interface Handler {
-  readonly child: ChildProcess;
-  readonly socket: string;
+interface Running {
+  readonly name: ServerName;
+  readonly by: ServedBy;
 }
 
 export class ServeBench {
-  readonly #directory = mkdtempSync(join(tmpdir(), 'uffd-bench-serve-'));
-  readonly #memory = join(this.#directory, 'memory');
+  readonly #folder = mkdtempSync(join(tmpdir(), 'uffd-bench-serve-'));
   readonly #pages: number;
-  readonly #children: ChildProcess[] = [];
-  #handlers = 0;
+  readonly #native: Native;
+  readonly #placements: Placement[];
+  readonly #guest = new Guest(this.#folder);
+  readonly #memories = new Map<number, string>();
+  #sockets = 0;
+  readonly leftOut: string[] = [];
 
-  constructor(pages: number) {
+  constructor(library: string, pages: number) {
+    process.once('exit', () => rmSync(this.#folder, { recursive: true, force: true }));
     this.#pages = pages;
-    process.once('exit', () => {
-      for (const child of this.#children) child.kill('SIGKILL');
-      rmSync(this.#directory, { recursive: true, force: true });
-    });
-    writeFileSync(this.#memory, memoryOf(pages));
-    for (const name of ['guest', 'handler']) this.#compile(name);
+    this.#native = load(library);
+    const { possible, leftOut } = placements(this.#native);
+    this.#placements = possible;
+    this.leftOut.push(...leftOut.map((what) => `of guests, ${what}`));
+    const bytes = Math.min(pages * SMALL_PAGE * 4, Math.floor(freemem() / 2 / SMALL_PAGE) * SMALL_PAGE);
+    checked('mmap', this.#native.warm(bytes));
   }
 
-  async run(rounds: number, say: (text: string) => void): Promise<ServeResults> {
-    const cells: ServeCell[] = [];
-    for (const cpu of [-1, 0]) {
-      for (const window of WINDOWS) {
-        const ours = await this.#ours(cpu, ['--window', `${window}`]);
-        const c = await this.#start([join(this.#directory, 'handler')], (socket) => [
-          socket,
-          this.#memory,
-          `${window}`,
-          `${cpu}`,
-        ]);
-        try {
-          const first = { cpu, threads: 1, order: 'random', balloon: false };
-          for (let round = 0; round < WARM_ROUNDS; round++) this.#guest(ours, first);
-          for (const threads of THREADS) {
-            for (const [order, balloon] of [
-              ['ascending', false],
-              ['random', false],
-              ['random', true],
-            ] as const) {
-              const cell = this.#contest(ours, c, rounds, { cpu, threads, order, window, balloon });
-              cells.push(cell);
-              say(told(cell));
-            }
-          }
-        } finally {
-          await stop(ours);
-          await stop(c);
+  /** Every handler in every cell. */
+  async *run(
+    cells: readonly Cell[],
+    wanted: readonly string[],
+    rounds: number,
+    say: (text: string) => void,
+  ): AsyncGenerator<ServeCell> {
+    const { servers: contestants, leftOut } = servers(wanted, say);
+    this.leftOut.push(...leftOut);
+    let group: { key: string; running: Running[] } = { key: '', running: [] };
+    for (const cell of this.#possible(cells)) {
+      if (group.key !== groupOf(cell)) {
+        await stop(group.running);
+        group = { key: groupOf(cell), running: await this.#begin(contestants, cell) };
+      }
+      yield await this.#contest(group.running, cell, rounds);
+    }
+    await stop(group.running);
+  }
+
+  #possible(cells: readonly Cell[]): Cell[] {
+    const placed = cells.filter(({ placement }) => this.#placements.some(({ name }) => name === placement));
+    if (placed.every(({ pageSize }) => pageSize !== HUGE_PAGE)) return placed;
+    const reason = reserveHugePages(pagesOf(this.#pages, HUGE_PAGE));
+    if (reason === undefined) return placed;
+    this.leftOut.push(`guests with pages of 2 MiB: ${reason}`);
+    return placed.filter(({ pageSize }) => pageSize !== HUGE_PAGE);
+  }
+
+  async #begin(contestants: readonly Server[], cell: Cell): Promise<Running[]> {
+    const running: Running[] = [];
+    for (const { name, command } of contestants) running.push({ name, by: await this.#start(command, cell) });
+    return running;
+  }
+
+  /** A handler that has served some guests. */
+  async #start(command: readonly string[], cell: Cell, options: readonly string[] = []): Promise<ServedBy> {
+    const { pageSize, window } = cell;
+    const memory = this.#memory(pageSize);
+    const words = ['--memory', memory, '--window', `${window}`, ...options];
+    const by = await ServedBy.start(this.#native, command, this.#placed(cell).handler, this.#socket(), words);
+    const { pages, ...first } = this.#options(cell);
+    const touches = Math.min(pages, WARM_TOUCHES);
+    const enough = Math.ceil((WARM_FAULTS * window) / touches);
+    const rounds = Math.min(Math.max(enough, WARM_ROUNDS.least), WARM_ROUNDS.most);
+    for (let round = 0; round < rounds; round++) {
+      this.#guest.run(by.socket, { ...first, pages, touches });
+      await by.settled();
+    }
+    return by;
+  }
+
+  async #contest(running: readonly Running[], cell: Cell, rounds: number): Promise<ServeCell> {
+    const options = this.#options(cell);
+    const busy = cell.busy ? keepBusy() : undefined;
+    const entrants: Entrant[] = running.map(({ name, by }) => {
+      by.resetPeak();
+      return { name, rounds: [], peakMiB: 0 };
+    });
+    try {
+      for (const { by } of running) await this.#round(by, options);
+      for (let round = 0; round < rounds; round++) {
+        for (let turn = 0; turn < running.length; turn++) {
+          const index = (turn + round) % running.length;
+          const { by } = running[index] as Running;
+          entrants[index]?.rounds.push(await this.#round(by, options));
         }
       }
+    } finally {
+      busy?.kill('SIGKILL');
     }
-    return { pages: this.#pages, cells, workingSet: await this.#workingSet(rounds) };
+    for (const [index, { by }] of running.entries()) (entrants[index] as Entrant).peakMiB = by.peakMiB();
+    return { ...cell, entrants };
   }
 
-  #contest(
-    ours: Handler,
-    c: Handler,
-    rounds: number,
-    how: { cpu: number; threads: number; order: ServeCell['order']; window: number; balloon: boolean },
-  ): ServeCell {
-    const guest = (handler: Handler): Round => roundOf(this.#guest(handler, how));
-    // What is slow at first does not count.
-    guest(ours);
-    guest(c);
-    const pairs = Array.from({ length: rounds }, () => ({ c: guest(c), ours: guest(ours) }));
-    const figures = (who: 'c' | 'ours') => ({
-      perSecond: spread(pairs.map((pair) => pair[who].perSecond)),
-      p50Us: spread(pairs.map((pair) => pair[who].p50Us)),
-      p99Us: spread(pairs.map((pair) => pair[who].p99Us)),
-    });
-    const { cpu, ...rest } = how;
+  async #round(by: ServedBy, options: GuestOptions): Promise<ServedRound> {
+    const before = by.cpuNs();
+    const { pages, ns, p50Ns, p99Ns, p999Ns } = this.#guest.run(by.socket, options);
+    const cpuNs = by.cpuNs() - before;
+    await by.settled();
     return {
-      ...rest,
-      placement: cpu < 0 ? 'left to the scheduler' : 'on the guest’s processor',
-      ours: figures('ours'),
-      c: figures('c'),
-      speed: spread(pairs.map((pair) => pair.ours.perSecond / pair.c.perSecond)),
-      p99: spread(pairs.map((pair) => pair.ours.p99Us / pair.c.p99Us)),
+      perSecond: (pages / ns) * 1e9,
+      p50Us: p50Ns / 1000,
+      p99Us: p99Ns / 1000,
+      p999Us: p999Ns / 1000,
+      cpuUs: cpuNs / 1000 / pages,
     };
   }
 
-  async #workingSet(rounds: number): Promise<ServeResults['workingSet']> {
-    const pages = Math.round(this.#pages * WORKING_SET);
-    const how = { cpu: -1, threads: 1, order: 'random', balloon: false, touched: pages } as const;
-    const trace = join(this.#directory, 'trace');
-    const recording = await this.#ours(-1, ['--record', trace]);
-    this.#guest(recording, how);
-    await stop(recording);
-    const [plain, prefetching] = [await this.#ours(-1, []), await this.#ours(-1, ['--prefetch', trace])];
+  /** What a working set that was recorded is worth. */
+  async workingSet(rounds: number): Promise<WorkingSet> {
+    const command = servers(['uffd serve']).servers.find(({ name }) => name === 'uffd serve')?.command ?? [];
+    const touches = Math.round(this.#pages * WORKING_SET);
+    const options = { ...this.#options(BASE), touches };
+    const trace = join(this.#folder, 'trace');
+    const memory = ['--memory', this.#memory(SMALL_PAGE)];
+    const recording = await ServedBy.start(this.#native, command, -1, this.#socket(), [
+      ...memory,
+      '--record',
+      trace,
+    ]);
+    this.#guest.run(recording.socket, options);
+    await recording.stop();
+    const plain = await this.#start(command, BASE);
+    const prefetching = await this.#start(command, BASE, ['--prefetch', trace]);
     try {
-      const ms = (handler: Handler): number => this.#guest(handler, how).ns / 1e6;
-      for (let round = 0; round < WARM_ROUNDS; round++) {
-        ms(plain);
-        ms(prefetching);
-      }
+      const ms = ({ socket }: ServedBy): number => this.#guest.run(socket, options).ns / 1e6;
       const pairs = Array.from({ length: rounds }, () => [ms(plain), ms(prefetching)] as const);
       return {
-        pages,
+        pages: touches,
         without: spread(pairs.map(([without]) => without)),
         with: spread(pairs.map(([, prefetched]) => prefetched)),
         ratio: spread(pairs.map(([without, prefetched]) => prefetched / without)),
       };
     } finally {
-      await stop(plain);
-      await stop(prefetching);
+      await plain.stop();
+      await prefetching.stop();
     }
   }
 
-  #ours(cpu: number, options: readonly string[]): Promise<Handler> {
-    const pinned = cpu < 0 ? [] : ['taskset', '-c', `${cpu}`];
-    return this.#start([...pinned, process.execPath, UFFD, 'serve'], (socket) => [
-      ...['--socket', socket, '--memory', this.#memory],
-      ...options,
-    ]);
+  /** As many guests at once, for each a userfaultfd; in one process, or in one for each. Pages a second of all. */
+  async together(
+    command: readonly string[],
+    guests: number,
+    inOne: boolean,
+    rounds: number,
+  ): Promise<Spread> {
+    const by: ServedBy[] = [];
+    while (by.length < (inOne ? 1 : guests)) by.push(await this.#start(command, BASE));
+    const options = this.#options(BASE);
+    const round = async (touches: number): Promise<number> => {
+      const begin = performance.now();
+      const all = Array.from({ length: guests }, (_, i) =>
+        this.#guest.runBeside((by[i % by.length] as ServedBy).socket, { ...options, touches }),
+      );
+      await Promise.all(all);
+      return (guests * touches * 1000) / (performance.now() - begin);
+    };
+    try {
+      // For each guest at once there is a thread, which has to become warm.
+      for (let warm = 0; warm < WARM_ROUNDS.least; warm++) await round(Math.min(options.pages, WARM_TOUCHES));
+      const values: number[] = [];
+      while (values.length < rounds) values.push(await round(options.pages));
+      return spread(values);
+    } finally {
+      for (const one of by) await one.stop();
+    }
   }
 
-  async #start(
-    [program, ...first]: readonly string[],
-    args: (socket: string) => readonly string[],
-  ): Promise<Handler> {
-    const socket = join(this.#directory, `socket-${++this.#handlers}`);
-    const child = spawn(program as string, [...first, ...args(socket)], {
-      stdio: ['ignore', 'pipe', 'ignore'],
-    });
-    this.#children.push(child);
-    await Promise.race([once(child.stdout as NodeJS.ReadableStream, 'data'), failure(child)]);
-    return { child, socket };
+  #options({ pageSize, threads, order, balloon, ...cell }: Cell): GuestOptions {
+    const cpu = this.#placed({ pageSize, threads, order, balloon, ...cell }).toucher;
+    return { pages: pagesOf(this.#pages, pageSize), pageSize, threads, order, balloon, cpu };
   }
 
-  #guest(
-    { socket }: Handler,
-    how: { cpu: number; threads: number; order: string; balloon: boolean; touched?: number },
-  ): Told {
-    const { cpu, threads, order, balloon, touched = this.#pages } = how;
-    const numbers = [
-      this.#pages,
-      threads,
-      order === 'random' ? 1 : 0,
-      SEED,
-      cpu,
-      balloon ? BALLOON : 0,
-      touched,
-    ];
-    const { stdout, stderr, status } = spawnSync(
-      join(this.#directory, 'guest'),
-      [socket, ...numbers.map(String)],
-      { encoding: 'utf8' },
-    );
-    if (status !== 0)
-      throw new WrongAnswer(`a guest that was served ended with ${status}: ${stderr}${stdout}`);
-    return JSON.parse(stdout);
+  #placed({ placement }: Cell): Placement {
+    const found = this.#placements.find(({ name }) => name === placement);
+    if (!found) throw new Error(`this machine has no placement '${placement}'`);
+    return found;
   }
 
-  #compile(name: string): void {
-    const source = join(SOURCES, `${name}.c`);
-    const reason = compileC(source, join(this.#directory, name), ['-O2', '-pthread']);
-    if (reason !== undefined) throw new Error(reason);
+  #memory(pageSize: number): string {
+    const known = this.#memories.get(pageSize);
+    if (known !== undefined) return known;
+    const file = join(this.#folder, `memory-${pageSize}`);
+    writeMemory(file, pagesOf(this.#pages, pageSize) * pageSize);
+    this.#memories.set(pageSize, file);
+    return file;
+  }
+
+  #socket(): string {
+    return join(this.#folder, `socket-${++this.#sockets}`);
   }
 }
 
-/** Every page ends with its number, as guest.c expects it. */
-function memoryOf(pages: number): Buffer {
-  const bytes = Buffer.alloc(pages * PAGE);
-  for (let page = 0; page < pages; page++) {
-    bytes.fill(page % 251, page * PAGE, (page + 1) * PAGE);
-    bytes.writeUInt32LE(page + 1, (page + 1) * PAGE - 4);
-  }
-  return bytes;
+async function stop(running: readonly Running[]): Promise<void> {
+  for (const { by } of running) await by.stop();
 }
 
-function roundOf({ pages, ns, p50Ns, p99Ns }: Told): Round {
-  return { perSecond: (pages / ns) * 1e9, p50Us: p50Ns / 1000, p99Us: p99Ns / 1000 };
+/** A figure of an entrant to that of C in the same turn. */
+export function ratio({ entrants }: ServeCell, entrant: Entrant, figure: keyof ServedRound): Spread {
+  const c = entrants.find(({ name }) => name === YARDSTICK);
+  return spread(entrant.rounds.map((round, i) => round[figure] / (c?.rounds[i]?.[figure] ?? Number.NaN)));
 }
 
-async function failure(child: ChildProcess): Promise<never> {
-  const [code] = await once(child, 'exit');
-  throw new Error(`a handler ended with ${code} before it was ready`);
-}
-
-async function stop({ child }: Handler): Promise<void> {
-  const ended = once(child, 'exit');
-  child.kill('SIGTERM');
-  await ended;
-}
-
-function told({ placement, threads, order, window, balloon, ours, c, speed }: ServeCell): string {
-  const where = `${placement}, ${threads} threads, ${order}, window ${window}${balloon ? ', balloon' : ''}`;
-  const [mine, its] = [ours, c].map(({ perSecond }) => Math.round(perSecond.median).toLocaleString('en'));
-  return `${where}: ${mine} pages/s, C ${its}: ${speed.median.toFixed(2)}`;
+/** A figure of all rounds. */
+export function figure({ rounds }: Entrant, of: keyof ServedRound): Spread {
+  return spread(rounds.map((round) => round[of]));
 }

@@ -1,15 +1,18 @@
 // The guest of the benchmark: hands memory over to a page-fault handler as a monitor does, has threads touch it, and
 // tells how long that took, one line of JSON. Whoever serves it has no part in what is measured.
 //
-//   guest SOCKET PAGES THREADS ORDER SEED CPU BALLOON TOUCHED
+//   guest --socket PATH --pages N [--threads N] [--order ascending|random|zipf] [--touches N] [--page-size BYTES]
+//         [--cpu N] [--balloon N] [--seed N]
 //
-// ORDER: 0 in ascending order, each thread its share; 1 at random, each page once. CPU: where all threads run; -1:
-// anywhere. BALLOON: pages that another thread gives back meanwhile, again and again; 0: none. TOUCHED: how many pages
-// are touched.
+// Order: ascending and random touch each page once, each thread its share; zipf draws pages, the k-th most frequent 1/k
+// times as often as the first, again and again. Touches: all pages, unless told. Page size: 4096, or 2 MiB in hugetlb
+// pages. Cpu: where all threads run; else anywhere. Balloon: pages that another thread gives back meanwhile, again and
+// again.
 
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <getopt.h>
 #include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <sched.h>
@@ -26,11 +29,13 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, LIMIT_SECONDS = 120 };
+enum { SMALL = 4096, LIMIT_SECONDS = 120 };
 
+static const char *path, *order = "ascending";
 static unsigned char *memory;
-static uint32_t pages, touched, threads, *places, *latencies;
-static int cpu, balloon;
+static size_t page_size = SMALL;
+static uint32_t pages, touches, threads = 1, seed = 7, *places, *latencies;
+static int cpu = -1, balloon;
 static atomic_int ready, over;
 static atomic_uint_least64_t begun;
 
@@ -62,22 +67,22 @@ static uint64_t await_begin(void) {
   return at;
 }
 
-// What the file has in a page: see main.ts.
+// What the file has in each 4 KiB: their number, from 1 on, at their end.
 static int is_wrong(uint32_t page) {
   uint32_t word;
-  memcpy(&word, memory + (size_t)page * PAGE + PAGE - 4, 4);
-  return word != page + 1 && !(balloon && word == 0);
+  memcpy(&word, memory + (page + 1) * page_size - 4, 4);
+  return word != (page + 1) * (page_size / SMALL) && !(balloon && word == 0);
 }
 
 static void *touch(void *argument) {
   uint32_t thread = (uintptr_t)argument;
-  uint32_t from = (uint64_t)touched * thread / threads, to = (uint64_t)touched * (thread + 1) / threads;
+  uint32_t from = (uint64_t)touches * thread / threads, to = (uint64_t)touches * (thread + 1) / threads;
   await_begin();
   uintptr_t wrong = 0;
   for (uint32_t at = from; at < to; at++) {
     uint32_t page = places[at];
     uint64_t before = now();
-    (void)*(volatile unsigned char *)(memory + (size_t)page * PAGE);
+    (void)*(volatile unsigned char *)(memory + page * page_size);
     latencies[at] = now() - before;
     wrong += is_wrong(page);
   }
@@ -91,7 +96,7 @@ static void *give_back(void *unused) {
   while (!atomic_load(&over)) {
     state ^= state << 13, state ^= state >> 17, state ^= state << 5;
     uint32_t first = state % pages, count = balloon < (int)(pages - first) ? balloon : (int)(pages - first);
-    madvise(memory + (size_t)first * PAGE, (size_t)count * PAGE, MADV_DONTNEED);
+    madvise(memory + first * page_size, count * page_size, MADV_DONTNEED);
     usleep(1000);
   }
   return NULL;
@@ -103,19 +108,19 @@ static int watch(void) {
   struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_EVENT_REMOVE};
   check(ioctl(uffd, UFFDIO_API, &api) == 0, "UFFDIO_API");
   struct uffdio_register range = {
-      .range = {.start = (uintptr_t)memory, .len = (uint64_t)pages * PAGE}, .mode = UFFDIO_REGISTER_MODE_MISSING};
+      .range = {.start = (uintptr_t)memory, .len = pages * page_size}, .mode = UFFDIO_REGISTER_MODE_MISSING};
   check(ioctl(uffd, UFFDIO_REGISTER, &range) == 0, "UFFDIO_REGISTER");
   return uffd;
 }
 
-static void hand_over(const char *path, int uffd) {
+static void hand_over(int uffd) {
   struct sockaddr_un address = {.sun_family = AF_UNIX};
   strncpy(address.sun_path, path, sizeof address.sun_path - 1);
   int fd = socket(AF_UNIX, SOCK_STREAM, 0);
   check(connect(fd, (struct sockaddr *)&address, sizeof address) == 0, "connect");
   char text[256];
-  int length = snprintf(text, sizeof text, "[{\"base_host_virt_addr\":%llu,\"size\":%llu,\"offset\":0,\"page_size\":%d}]",
-                        (unsigned long long)(uintptr_t)memory, (unsigned long long)pages * PAGE, PAGE);
+  int length = snprintf(text, sizeof text, "[{\"base_host_virt_addr\":%llu,\"size\":%llu,\"offset\":0,\"page_size\":%zu}]",
+                        (unsigned long long)(uintptr_t)memory, (unsigned long long)pages * page_size, page_size);
   char control[CMSG_SPACE(sizeof uffd)] = {0};
   struct iovec vector = {text, length};
   struct msghdr message = {.msg_iov = &vector, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
@@ -132,32 +137,90 @@ static int ascending(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
-int main(int count, char **words) {
-  if (count != 9) return fprintf(stderr, "usage: guest SOCKET PAGES THREADS ORDER SEED CPU BALLOON TOUCHED\n"), 2;
-  pages = atoi(words[2]), threads = atoi(words[3]), cpu = atoi(words[6]), balloon = atoi(words[7]);
-  touched = atoi(words[8]);
-  int random = atoi(words[4]);
-  uint32_t state = atoi(words[5]) * 2654435761u | 1;
-  alarm(LIMIT_SECONDS);
-  places = malloc(pages * sizeof *places), latencies = malloc(pages * sizeof *latencies);
-  // So that no touch below waits for this.
-  memset(latencies, 0, pages * sizeof *latencies);
-  for (uint32_t i = 0; i < pages; i++) places[i] = i;
-  for (uint32_t i = pages - 1; random && i > 0; i--) {
-    state ^= state << 13, state ^= state >> 17, state ^= state << 5;
-    uint32_t other = state % (i + 1), place = places[i];
-    places[i] = places[other], places[other] = place;
+static uint32_t next(uint32_t *state) {
+  return *state ^= *state << 13, *state ^= *state >> 17, *state ^= *state << 5;
+}
+
+// Which page each touch is for.
+static void draw(void) {
+  uint32_t state = seed * 2654435761u | 1, *shuffled = malloc(pages * sizeof *shuffled);
+  for (uint32_t i = 0; i < pages; i++) shuffled[i] = i;
+  for (uint32_t i = pages - 1; *order != 'a' && i > 0; i--) {
+    uint32_t other = next(&state) % (i + 1), place = shuffled[i];
+    shuffled[i] = shuffled[other], shuffled[other] = place;
   }
-  memory = mmap(NULL, (size_t)pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  double *sums = malloc(pages * sizeof *sums), sum = 0;
+  for (uint32_t i = 0; i < pages; i++) sums[i] = sum += 1.0 / (i + 1);
+  for (uint32_t i = 0; i < touches; i++) {
+    uint32_t low = i % pages, high = pages - 1;
+    if (*order == 'z') {
+      double at = next(&state) / 4294967296.0 * sum;
+      for (low = 0; low < high;) {
+        uint32_t middle = (low + high) / 2;
+        if (sums[middle] <= at) low = middle + 1;
+        else high = middle;
+      }
+    }
+    places[i] = shuffled[low];
+  }
+  free(sums), free(shuffled);
+}
+
+static uint32_t distinct(void) {
+  unsigned char *seen = calloc(pages, 1);
+  uint32_t count = 0;
+  for (uint32_t i = 0; i < touches; i++) count += !seen[places[i]], seen[places[i]] = 1;
+  free(seen);
+  return count;
+}
+
+static void prepare(void) {
+  places = malloc(touches * sizeof *places), latencies = malloc(touches * sizeof *latencies);
+  check(places && latencies, "malloc");
+  // So that no touch below waits for this.
+  memset(latencies, 0, touches * sizeof *latencies);
+  draw();
+  int huge = page_size > SMALL ? MAP_HUGETLB : 0;
+  memory = mmap(NULL, pages * page_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | huge, -1, 0);
   check(memory != MAP_FAILED, "mmap");
-  madvise(memory, (size_t)pages * PAGE, MADV_NOHUGEPAGE);
+  if (!huge) madvise(memory, pages * page_size, MADV_NOHUGEPAGE);
+}
+
+static void parse(int count, char **words) {
+  static const struct option options[] = {{"socket", 1, NULL, 's'},  {"pages", 1, NULL, 'p'},   {"threads", 1, NULL, 't'},
+                                          {"order", 1, NULL, 'o'},   {"touches", 1, NULL, 'n'}, {"page-size", 1, NULL, 'z'},
+                                          {"balloon", 1, NULL, 'b'}, {"seed", 1, NULL, 'e'},    {"cpu", 1, NULL, 'c'},
+                                          {0}};
+  for (int option; (option = getopt_long(count, words, "", options, NULL)) != -1;) {
+    if (option == 's') path = optarg;
+    if (option == 'p') pages = atoi(optarg);
+    if (option == 't') threads = atoi(optarg);
+    if (option == 'o') order = optarg;
+    if (option == 'n') touches = atoi(optarg);
+    if (option == 'z') page_size = atoi(optarg);
+    if (option == 'b') balloon = atoi(optarg);
+    if (option == 'e') seed = atoi(optarg);
+    if (option == 'c') cpu = atoi(optarg);
+    if (option == '?') exit(2);
+  }
+  if (!touches) touches = pages;
+  if (path && pages && threads) return;
+  fprintf(stderr, "usage: guest --socket PATH --pages N [options]\n");
+  exit(2);
+}
+
+static uint32_t percentile(double percent) { return latencies[(uint32_t)((touches - 1) * percent / 100)]; }
+
+int main(int count, char **words) {
+  parse(count, words);
+  alarm(LIMIT_SECONDS);
+  prepare();
   int uffd = watch();
   pthread_t ids[threads], balloon_id;
   for (uintptr_t i = 0; i < threads; i++) check(pthread_create(&ids[i], NULL, touch, (void *)i) == 0, "pthread_create");
   if (balloon) check(pthread_create(&balloon_id, NULL, give_back, NULL) == 0, "pthread_create");
   while (atomic_load(&ready) < (int)threads + (balloon > 0)) usleep(100);
-  uint64_t handed = now();
-  hand_over(words[1], uffd);
+  hand_over(uffd);
   uint64_t begin = now();
   atomic_store(&begun, begin);
   uint64_t wrong = 0;
@@ -169,10 +232,9 @@ int main(int count, char **words) {
   uint64_t end = now();
   atomic_store(&over, 1);
   if (balloon) pthread_join(balloon_id, NULL);
-  uint64_t first = latencies[0];
-  qsort(latencies, touched, sizeof *latencies, ascending);
-  printf("{\"pages\":%u,\"wrong\":%llu,\"ns\":%llu,\"firstNs\":%llu,\"p50Ns\":%u,\"p99Ns\":%u,\"handOverNs\":%llu}\n", touched,
-         (unsigned long long)wrong, (unsigned long long)(end - begin), (unsigned long long)first, latencies[touched / 2],
-         latencies[touched / 100 * 99], (unsigned long long)(begin - handed));
+  qsort(latencies, touches, sizeof *latencies, ascending);
+  printf("{\"touches\":%u,\"pages\":%u,\"wrong\":%llu,\"ns\":%llu,\"p50Ns\":%u,\"p99Ns\":%u,\"p999Ns\":%u}\n", touches,
+         distinct(), (unsigned long long)wrong, (unsigned long long)(end - begin), percentile(50), percentile(99),
+         percentile(99.9));
   return wrong > 0;
 }
