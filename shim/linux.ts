@@ -40,6 +40,8 @@ class LinuxPort implements KernelPort {
   readonly #memory: LinearMemory;
   #buffer: ArrayBuffer | undefined;
   #base = 0;
+  /** Addresses by offset. Numbers of their size are objects to V8: made once, they are no garbage of each call. */
+  readonly #addresses = new Map<number, number>();
 
   constructor(c: Libc, memory: LinearMemory) {
     this.#c = c;
@@ -52,8 +54,14 @@ class LinuxPort implements KernelPort {
     if (buffer !== this.#buffer) {
       this.#buffer = buffer;
       this.#base = Number(this.#c.koffi.address(new Uint8Array(buffer)));
+      this.#addresses.clear();
     }
-    return this.#base + at;
+    let address = this.#addresses.get(at);
+    if (address === undefined) {
+      address = this.#base + at;
+      this.#addresses.set(at, address);
+    }
+    return address;
   }
 
   userfaultfd(flags: number): number {

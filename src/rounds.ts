@@ -58,25 +58,31 @@ export class Rounds {
     // What was put off needs the time, and nothing that this round puts off is due in it; and so does what is timed.
     const begun = channel.sourced || exports.inboxPutOff() ? channel.port.now() : 0;
     this.#begun = begun;
-    return this.#within(() => {
-      let handled = 0;
-      exports.inboxOpen();
-      while (this.#served.isOpen() && !this.#exited()) {
-        const next = exports.inboxNext(begun);
-        if (next === Next.none) break;
-        if (next === Next.read) {
-          if (!channel.drain()) this.#served.end();
-          if (!channel.starved) continue;
-          this.#warnStarved();
-          break;
-        }
-        this.#tell(next);
-        handled++;
-        if (!this.#goesOn()) break;
-      }
-      return handled;
-    });
+    return this.#within(this.#deliver);
   }
+
+  /** Made once: what a round makes anew is garbage a million times. */
+  readonly #deliver = (): number => {
+    const { channel } = this.#served;
+    const { exports } = channel.core;
+    const begun = this.#begun;
+    let handled = 0;
+    exports.inboxOpen();
+    while (this.#served.isOpen() && !this.#exited()) {
+      const next = exports.inboxNext(begun);
+      if (next === Next.none) break;
+      if (next === Next.read) {
+        if (!channel.drain()) this.#served.end();
+        if (!channel.starved) continue;
+        this.#warnStarved();
+        break;
+      }
+      this.#tell(next);
+      handled++;
+      if (!this.#goesOn()) break;
+    }
+    return handled;
+  };
 
   /** Tells the handler of mapping changes that were read, and of nothing else. */
   tellChanges(): void {

@@ -10,6 +10,7 @@
 //   UFFD_CORE=release|debug           one core only
 //   UFFD_REQUIRE_KERNEL=1             a test that skips has failed
 //   UFFD_SEED=N                       the seed of random tests
+//   UFFD_PLACEMENT=none|auto|follow   where the threads run that serve guests
 
 import { spawn } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';

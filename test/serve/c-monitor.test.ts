@@ -61,7 +61,7 @@ const isHole = (page: number): boolean => page % 7 === 3 || page % 101 > 60;
 const HOLES = Array.from({ length: PAGES }, (_, page) => page).filter(isHole).length;
 
 for (const threads of [1, 4]) {
-  for (const window of [1, 16]) {
+  for (const window of [1, 16, 'adaptive'] as const) {
     for (const holes of [0, HOLES]) {
       const name =
         `${threads === 1 ? 'one thread' : `${threads} threads`}, window ${window}, ` +

@@ -9,7 +9,7 @@ import { P, serving, until } from './support.js';
 
 const test = suite('serve/many');
 
-for (const window of [1, 16]) {
+for (const window of [1, 16, 'adaptive'] as const) {
   test(`8 guests at once with 8 threads and a balloon each, window ${window}: no wrong page`, async () => {
     const pages = 512;
     await serving({ pages, window }, async ({ guest, server, ends }) => {

@@ -1,7 +1,7 @@
 // The answers of `uffd serve` in simulated worlds: a source that tests can hold up and fail, and threads that wait for each
 // other.
 
-import type { FaultHandler } from '../../src/index.js';
+import type { FaultHandler, Window } from '../../src/index.js';
 import { Answers, type Region, Tally } from '../../src/serve/index.js';
 import { type Action, advise, type Program, read } from '../../src/sim/index.js';
 import { type SimulateOptions, simulate, type World } from '../../src/testing/index.js';
@@ -13,7 +13,7 @@ const DONTNEED = 4;
 const NOWHERE = 0x1000_0000_0000n;
 
 export interface Served {
-  window?: number;
+  window?: Window;
   /** Pages of the world that are holes of the file. */
   hole?: (index: number) => boolean;
   /** Called once the bytes of some pages were fetched, and before they are copied. True: they cannot be read. */

@@ -6,7 +6,7 @@
 // that nobody can stop. Here a source gives bytes, and whatever happens until they are copied happens by choice.
 
 import { strict as assert } from 'node:assert';
-import type { FaultHandler, Feature, UffdError } from '../../src/index.js';
+import type { FaultHandler, Feature, UffdError, Window } from '../../src/index.js';
 import { Tally } from '../../src/serve/index.js';
 import {
   type Action,
@@ -47,7 +47,11 @@ for (const pageSize of [4096, 65536]) {
       for (let seed = 1; seed <= SEEDS; seed++) {
         const random = new Random(seed ^ 0xa115);
         const pick = <T>(list: readonly T[]): T => list[random.below(list.length)] as T;
-        const [window, slow, mapped] = [pick([1, 2, 16]), random.chance(0.5), random.chance(0.5)];
+        const [window, slow, mapped] = [
+          pick([1, 2, 16, 'adaptive'] as Window[]),
+          random.chance(0.5),
+          random.chance(0.5),
+        ];
         const hole = pick([() => false, (index: number) => index % 4 > 1]);
         await simulate({
           ...{ seed, pageSize, features, inject: PASSING, wait: pick(WAITS) },

@@ -4,6 +4,7 @@ import { readdirSync, readlinkSync } from 'node:fs';
 import { join } from 'node:path';
 import { Guest } from '../../src/cli/guest/guest.js';
 import type { GuestOptions } from '../../src/cli/guest/protocol.js';
+import type { Placement } from '../../src/index.js';
 import {
   type ServeOptions,
   type Server,
@@ -18,6 +19,11 @@ import { P, writeMemory } from './process.js';
 
 export { until } from '../kernel/support.js';
 export { P };
+
+/** Where the threads of guests run, if that is forced: UFFD_PLACEMENT=none, follow or auto. */
+const FORCED: Partial<ServeOptions> = process.env.UFFD_PLACEMENT
+  ? { placement: process.env.UFFD_PLACEMENT as Exclude<Placement, readonly number[]> }
+  : {};
 
 /** A memory file of random pages, the same each time. */
 export function memoryFile(directory: string, pages: number, pageSize = P, name = 'memory'): string {
@@ -53,7 +59,7 @@ export async function serving(
   await inDirectory(async (directory) => {
     const memory = make?.(directory) ?? memoryFile(directory, pages, pageSize);
     const socket = join(directory, 'socket');
-    const server = await serve({ vms: [{ socket, memory }], ...rest });
+    const server = await serve({ vms: [{ socket, memory }], ...FORCED, ...rest });
     const scene: Scene = {
       ...{ server, socket, memory, directory, ends: [], refusals: [] },
       async guest(guestOptions = {}) {
