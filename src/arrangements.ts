@@ -40,6 +40,18 @@ export class Arrangements {
   #again = AGAIN_FIRST;
   #last: Arrangement | undefined;
 
+  /** @param before what was found out about faults like those that come now: it is kept until they are seen to differ */
+  constructor(before?: Arrangements) {
+    if (before === undefined || before.#last === undefined) return;
+    this.#last = before.#last;
+    this.#expected = before.#best[before.#last];
+    this.#best = before.#best;
+    this.#again = before.#again;
+    this.arrangement = before.#last;
+    this.#trial = -1;
+    this.faults = KEPT;
+  }
+
   /** Milliseconds that each of the last `faults` took. */
   took(ms: number): void {
     if (this.#trial >= 0) this.#tried(ms);

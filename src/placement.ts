@@ -56,6 +56,9 @@ export function usable(placement: readonly number[], own: readonly number[]): nu
   );
 }
 
+/** What the last loop of this thread has found out: a server's thread serves guests that are alike. */
+let found: Arrangements | undefined;
+
 /** Places the calling thread while a loop runs in it. */
 export class Placer {
   readonly #processors: Processors;
@@ -84,9 +87,11 @@ export class Placer {
     this.#pid = pid;
     this.#own = processors.allowed();
     this.#follows = placement === 'follow';
-    this.#arrangements = placement === 'auto' && this.#own.length > 1 ? new Arrangements() : undefined;
+    this.#arrangements = placement === 'auto' && this.#own.length > 1 ? new Arrangements(found) : undefined;
     this.#since = processors.now();
-    this.#dueAt = this.#arrangements?.faults ?? (this.#follows ? 1 : Number.POSITIVE_INFINITY);
+    const follows = this.#follows || this.#arrangements?.arrangement === 'follow';
+    // Whoever is followed has to fault first.
+    this.#dueAt = follows ? 1 : (this.#arrangements?.faults ?? Number.POSITIVE_INFINITY);
     if (typeof placement === 'object') processors.place(usable(placement, this.#own));
   }
 
@@ -103,21 +108,23 @@ export class Placer {
   /** The loop ends: the thread may run where it might before. */
   leave(): void {
     this.#processors.place(this.#own);
+    found = this.#arrangements ?? found;
   }
 
   #look(): void {
     const now = this.#processors.now();
+    let follow = true;
     if (this.#arrangements) {
       const { arrangement: before } = this.#arrangements;
-      this.#arrangements.took((now - this.#since) / this.#faults);
-      const { arrangement, faults } = this.#arrangements;
+      // The first look is there to follow whoever faults, and has measured nothing.
+      if (this.#faults >= this.#arrangements.faults)
+        this.#arrangements.took((now - this.#since) / this.#faults);
+      const { arrangement } = this.#arrangements;
       if (arrangement !== before) this.#toucher = 0;
-      this.#dueAt = faults;
-      this.#arrange(arrangement === 'follow');
-    } else {
-      this.#dueAt = LOOK_FAULTS;
-      this.#arrange(true);
+      follow = arrangement === 'follow';
     }
+    this.#dueAt = this.#arrangements?.faults ?? LOOK_FAULTS;
+    this.#arrange(follow);
     this.#faults = 0;
     this.#turns = 0;
     this.#since = this.#processors.now();

@@ -66,6 +66,22 @@ test('when the pattern changes, it looks again soon', () => {
   assert.is(third.kept, 'follow');
 });
 
+test('what was found out is kept for faults like them, and found out anew where they are not', () => {
+  const before = new Arrangements();
+  const fast = (arrangement: Arrangement): number => (arrangement === 'follow' ? 0.01 : 0.05);
+  assert.is(run(5_000, fast, before).kept, 'follow');
+  const alike = run(20_000, fast, new Arrangements(before));
+  assert.equal(alike.faults.scheduler, 0);
+  const other = run(
+    20_000,
+    (arrangement) => (arrangement === 'follow' ? 0.03 : 0.02),
+    new Arrangements(before),
+  );
+  assert.is(other.kept, 'scheduler');
+  // One that was in the middle of a trial knows nothing yet.
+  assert.is(new Arrangements(new Arrangements()).arrangement, 'scheduler');
+});
+
 /** Processors that are told who runs where; what was placed is written down. */
 class Board implements Processors {
   seen: ThreadSeen[] = [];

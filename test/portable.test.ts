@@ -41,6 +41,12 @@ function runWithout(koffi: 'koffi' | 'nothing', script: string, packages: readon
 const OPEN = `
   import { Userfaultfd, Mapping } from 'userfaultfd';
   import { instantiate } from 'userfaultfd/core';
+  import 'userfaultfd/dirty';
+  import 'userfaultfd/embed';
+  import 'userfaultfd/serve';
+  import 'userfaultfd/sim';
+  import 'userfaultfd/testing';
+  import 'userfaultfd/trace';
   console.log(Userfaultfd.isSupported());
   for (const act of [() => Userfaultfd.open(), () => Userfaultfd.wrap(3), () => Mapping.anonymous(4096)]) {
     try { act(); console.log('opened'); } catch (error) { console.log(error.code, error.message); }
@@ -87,7 +93,7 @@ for (const [what, change, message] of [
   ['another machine', "'arch', { value: 'mips' }", /system call number on mips is not known/],
 ] as const) {
   test(`on ${what} everything imports, and open says so`, () => {
-    const script = `Object.defineProperty(process, ${change});\n${OPEN.replaceAll(/import (.*?) from '(.*?)';/g, "const $1 = await import('$2');")}`;
+    const script = `Object.defineProperty(process, ${change});\n${OPEN.replaceAll(/import (.*?) from '(.*?)';/g, "const $1 = await import('$2');").replaceAll(/import ('.*?');/g, 'await import($1);')}`;
     const lines = runWithout('nothing', script).split('\n');
     assert.is(lines[0], 'false');
     assert.match(lines[1] as string, /^ERR_UFFD_UNSUPPORTED/);

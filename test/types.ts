@@ -11,6 +11,7 @@ import {
   type Operation,
   type Pagefault,
   type PageState,
+  type Placement,
   type Probe,
   type RegisteredRange,
   type SharedMapping,
@@ -18,9 +19,11 @@ import {
   type UnsupportedError,
   Userfaultfd,
   type Wait,
+  type Window,
 } from 'userfaultfd';
 import { type Core, decodeMessages, instantiate, type Message } from 'userfaultfd/core';
 import { type Checkpoint, type DirtyRun, DirtyTracker } from 'userfaultfd/dirty';
+import { embed, koffiFile, startProcess, startThread } from 'userfaultfd/embed';
 import { handOver, type Server, type Session, type SessionEnd, serve, type Vm } from 'userfaultfd/serve';
 import * as sim from 'userfaultfd/sim';
 import {
@@ -33,6 +36,7 @@ import {
   type World,
 } from 'userfaultfd/testing';
 import {
+  perfettoJson,
   type ReplayResult,
   replay,
   summarize,
@@ -207,3 +211,24 @@ Userfaultfd.open({ record: new TraceWriter({ write() {}, close() {} }, { content
 replay(TraceWriter.toFile('run.trace'));
 // @ts-expect-error All contents, their hashes, or nothing.
 TraceWriter.toFile('run.trace', { contents: 'some' });
+expectTypeOf(perfettoJson).returns.toEqualTypeOf<Generator<string, void, void>>();
+
+// ---- userfaultfd/embed -------------------------------------------------------------------------------------
+
+expectTypeOf(embed).returns.toEqualTypeOf<boolean>();
+expectTypeOf(koffiFile).returns.toEqualTypeOf<string>();
+embed({ entry: new URL('tool.mjs', import.meta.url), koffi: new Uint8Array(1), parts: { count: () => 1 } });
+embed({ entry: { code: '0' } });
+startThread('count', { workerData: 1 }).postMessage(2);
+startProcess('guest', ['an argument'], { stdio: 'ignore' }).kill();
+// @ts-expect-error A program does not know what its bundle is called.
+embed({ koffi: 'koffi.node' });
+
+// ---- where loops run, and what a fault brings --------------------------------------------------------------
+
+expectTypeOf<Placement>().toEqualTypeOf<'auto' | 'none' | 'follow' | readonly number[]>();
+expectTypeOf<Window>().toEqualTypeOf<number | 'adaptive'>();
+uffd.start({ pagefault() {} }, { wait: 'block', placement: [0, 1] });
+uffd.answerFrom(0n, 4096, 0n, { window: 'adaptive' });
+// @ts-expect-error There is no such way.
+uffd.start({ pagefault() {} }, { placement: 'near' });

@@ -70,6 +70,13 @@ const MANAGERS: Record<string, { packages: string[]; command(bin: string, tarbal
       ...[join(bin, 'yarn'), 'add', '--no-progress', '--cache-folder', '../cache', `file:${tarball}`],
     ],
   },
+  'yarn without install scripts': {
+    packages: ['yarn@1'],
+    command: (bin, tarball) => [
+      ...[join(bin, 'yarn'), 'add', '--ignore-scripts', '--no-progress', '--cache-folder', '../cache'],
+      `file:${tarball}`,
+    ],
+  },
 };
 
 const IMPORT_ALL = `
