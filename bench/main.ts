@@ -4,6 +4,7 @@
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Userfaultfd } from '../src/index.js';
+import { verdicts } from './aims.js';
 import { benchCore } from './core.js';
 import { FaultBench, HANDLERS, placements, WrongAnswer } from './faults.js';
 import { loadWarning, machine, OtherWork } from './machine.js';
@@ -20,8 +21,9 @@ import {
   ratioTable,
   workingSetText,
 } from './report.js';
-import { type PlacementResult, type Results, verdicts } from './results.js';
+import type { PlacementResult, Results } from './results.js';
 import { ServeBench, type ServeResults } from './serve.js';
+import { benchSteady } from './steady.js';
 import { benchRecording, benchTraces } from './traces.js';
 
 type Say = (text: string) => void;
@@ -110,6 +112,10 @@ async function measure(options: Options, results: Results, say: Say): Promise<vo
     results.traces.push(...(await benchTraces(rounds)));
     say(figureTable('traces and the simulated kernel', results.traces));
   }
+  if (options.steady && !('reason' in prepared)) {
+    results.steady = await benchSteady(rounds);
+    say(figureTable('a loop over a million faults, and installing ahead', results.steady));
+  }
 }
 
 function finish(options: Options, results: Results): void {
@@ -132,6 +138,7 @@ async function main(): Promise<void> {
     placements: [],
     core: [],
     traces: [],
+    steady: [],
   };
   const quiet = options.markdown || options.json === true;
   const say: Say = (text) => {

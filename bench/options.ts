@@ -25,6 +25,7 @@ export interface Options extends Chosen {
   server: readonly string[];
   core: boolean;
   traces: boolean;
+  steady: boolean;
   serve: boolean;
   faults: boolean;
   allCells?: boolean;
@@ -83,6 +84,7 @@ export function parse(): Options {
     .option('--all-cells', 'guests: every combination of all of these that is not named')
     .option('--no-core', 'leave out the core alone')
     .option('--no-traces', 'leave out traces and the simulated kernel')
+    .option('--no-steady', 'leave out a loop over a million faults, and installing ahead')
     .option('--no-serve', 'leave out guests that are served')
     .option('--no-faults', 'leave out the faults of one thread in this process')
     .option('--quick', `${QUICK.rounds} rounds of ${QUICK.pages.toLocaleString('en')} pages, and few cells`)

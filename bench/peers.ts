@@ -13,7 +13,15 @@ import { compileC } from './native.js';
 /** The yardstick. */
 export const YARDSTICK = 'C';
 /** Who is measured beside it. */
-export const SERVERS = ['uffd serve', 'uffd serve, spin', 'C, spin', 'Rust', 'Go'] as const;
+export const SERVERS = [
+  'uffd serve',
+  'uffd serve, left to the scheduler',
+  'uffd serve, adaptive window',
+  'uffd serve, spin',
+  'C, spin',
+  'Rust',
+  'Go',
+] as const;
 export type ServerName = typeof YARDSTICK | (typeof SERVERS)[number];
 
 /** A program that takes `--socket`, `--memory` and `--window`, and writes a line when it is ready. */
@@ -39,6 +47,8 @@ export function servers(
     [YARDSTICK, () => [c]],
     ['C, spin', () => [c, '--wait', 'spin']],
     ['uffd serve', () => UFFD],
+    ['uffd serve, left to the scheduler', () => [...UFFD, '--placement', 'none']],
+    ['uffd serve, adaptive window', () => UFFD],
     ['uffd serve, spin', () => [...UFFD, '--wait', 'spin']],
     ['Rust', () => [rust(folder)]],
     ['Go', () => [go(folder)]],

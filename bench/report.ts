@@ -1,8 +1,9 @@
 // Results as tables: for a terminal, or as the Markdown that docs/benchmarks.md holds.
 
+import { type Verdict, verdicts } from './aims.js';
 import { whereOf } from './cells.js';
 import type { CoreFigure } from './core.js';
-import { type PlacementResult, type Results, rowsOf, type Verdict, verdicts } from './results.js';
+import { type PlacementResult, type Results, rowsOf } from './results.js';
 import { figure, ratio, type ServeCell, type ServedRound, type ServeResults } from './serve.js';
 import { type Cells, markdown, terminal, text } from './tables.js';
 
@@ -113,7 +114,7 @@ export function aimTable(results: Results): string {
 
 /** All of it as docs/benchmarks.md holds it. */
 export function markdownReport(results: Results): string {
-  const { machine, rounds, pages, placements, core, traces, serve, leftOut, warnings } = results;
+  const { machine, rounds, pages, placements, core, traces, steady, serve, leftOut, warnings } = results;
   const size = `${rounds} rounds of each handler, of ${pages.toLocaleString('en')} pages`;
   const parts = [`${machine}. ${size}; medians, with the least and the most in brackets.`];
   for (const note of [
@@ -128,6 +129,12 @@ export function markdownReport(results: Results): string {
   if (core.length > 0) parts.push('### The core alone', markdown(CORE_HEAD, coreCells(core, 1000)));
   if (traces.length > 0) {
     parts.push('### Traces and the simulated kernel', markdown(CORE_HEAD, coreCells(traces, 1000)));
+  }
+  if (steady.length > 0) {
+    parts.push(
+      '### A loop over a million faults, and installing ahead',
+      markdown(CORE_HEAD, coreCells(steady, 1000)),
+    );
   }
   if (serve) {
     const { head, rows } = ratioCells(serve);

@@ -117,7 +117,13 @@ export class ServeBench {
 
   async #begin(contestants: readonly Server[], cell: Cell): Promise<Running[]> {
     const running: Running[] = [];
-    for (const { name, command } of contestants) running.push({ name, by: await this.#start(command, cell) });
+    for (const { name, command } of contestants) {
+      const adaptive = name === 'uffd serve, adaptive window';
+      // It has no other window.
+      if (adaptive && cell.window !== 1) continue;
+      const options = adaptive ? ['--window', 'adaptive'] : [];
+      running.push({ name, by: await this.#start(command, cell, options) });
+    }
     return running;
   }
 

@@ -1,0 +1,156 @@
+// What is aimed at, and how a run compares with it. Aims are there to be seen, and fail nothing.
+
+import { type Cell, SMALL_PAGE, whereOf } from './cells.js';
+import type { CoreFigure } from './core.js';
+import { YARDSTICK } from './peers.js';
+import { type Results, rowsOf } from './results.js';
+import type { ServeCell, ServedRound } from './serve.js';
+import { type Spread, spread } from './statistics.js';
+
+/** An aim, a figure that belongs to it, and whether the figure's median is there. */
+export interface Verdict {
+  aim: string;
+  where: string;
+  value: Spread;
+  met: boolean;
+}
+
+type Add = (aim: string, where: string, value: Spread | undefined, limit: number, atMost?: true) => void;
+
+/** Figures of the core, of traces and of the loop: at least so many, or at most. */
+const FIGURES: readonly [name: RegExp, aim: string, limit: number, atMost?: true][] = [
+  [/^decode$/, '50 million messages/s decoded', 50],
+  [/^range lookup$/, 'a range found among 100,000 in at most 50 ns', 50, true],
+  [/^transfer$/, 'a step of a transfer in at most 20 ns', 20, true],
+  [/^recorded/, 'recording leaves 97 % of the faults/s', 97],
+  [/^replay$/, '5 million calls/s replayed', 5],
+  [/^trace,/, 'at most 12 bytes of trace a fault', 12, true],
+  [/^collections of garbage$/, 'no collection of garbage in a million faults', 0, true],
+  [/^growth of the heap$/, 'the heap grows by less than 64 KiB in a million faults', 64, true],
+  [
+    /^installed ahead, by a plain copy$/,
+    'a working set is resident in at most 1.3 times a plain copy',
+    1.3,
+    true,
+  ],
+];
+
+const OURS = 'uffd serve';
+
+/** Guests: what `uffd serve` comes to in a cell, to another handler in the same turn. */
+const SERVED: readonly {
+  in: (cell: Cell) => boolean;
+  to: string;
+  who?: string;
+  figure?: keyof ServedRound;
+  aim: string;
+  limit: number;
+  atMost?: true;
+}[] = [
+  { in: isBase(1), to: YARDSTICK, aim: 'one thread, as it comes: at least 4 times C', limit: 4 },
+  { in: isBase(2), to: YARDSTICK, aim: 'two threads, as it comes: at least 2 times C', limit: 2 },
+  { in: isBase(8, 64), to: YARDSTICK, aim: '8 and 64 threads, as it comes: at least C', limit: 1 },
+  {
+    in: (cell) => isDefault(cell) && cell.busy,
+    to: YARDSTICK,
+    aim: 'a busy machine, as it comes: at least C',
+    limit: 1,
+  },
+  { in: isDefault, to: 'Rust', aim: 'as it comes: at least 1.1 times Rust', limit: 1.1 },
+  { in: isDefault, to: 'Go', aim: 'as it comes: at least 1.1 times Go', limit: 1.1 },
+  {
+    in: (cell) => cell.window === 1 && cell.order === 'ascending',
+    who: 'uffd serve, adaptive window',
+    to: OURS,
+    aim: 'an adaptive window, ascending: at least 3 times window 1',
+    limit: 3,
+  },
+  {
+    in: (cell) => cell.window === 1 && cell.order === 'random' && cell.pageSize === SMALL_PAGE,
+    who: 'uffd serve, adaptive window',
+    to: OURS,
+    aim: 'an adaptive window, random: at least 0.97 of window 1',
+    limit: 0.97,
+  },
+  {
+    in: (cell) => cell.placement === 'same',
+    to: YARDSTICK,
+    aim: 'everything on one processor: at least 0.9 of C',
+    limit: 0.9,
+  },
+  {
+    in: () => true,
+    to: YARDSTICK,
+    figure: 'cpuUs',
+    aim: 'at most 1.3 times the processor time of C',
+    limit: 1.3,
+    atMost: true,
+  },
+];
+
+/** Where every handler is as it comes, and the machine has nothing else to do than it is told. */
+function isDefault({ placement }: Cell): boolean {
+  return placement === 'free';
+}
+
+/** The base, but for the threads. */
+function isBase(...counts: readonly number[]): (cell: Cell) => boolean {
+  return (cell) =>
+    isDefault(cell) &&
+    counts.includes(cell.threads) &&
+    cell.order === 'random' &&
+    cell.window === 1 &&
+    cell.pageSize === SMALL_PAGE &&
+    !cell.balloon &&
+    !cell.busy;
+}
+
+/** The aims that this run has figures for. */
+export function verdicts({ placements, core, traces, steady, serve }: Results): Verdict[] {
+  const all: Verdict[] = [];
+  const add: Add = (aim, where, value, limit, atMost) => {
+    if (value === undefined) return;
+    all.push({ aim, where, value, met: atMost ? value.median <= limit : value.median >= limit });
+  };
+  addLoops(add, placements);
+  for (const figure of [...core, ...traces, ...steady]) addFigure(add, figure);
+  for (const cell of serve?.cells ?? []) addServed(add, cell);
+  const { workingSet } = serve ?? {};
+  const prefetched = 'time until the working set is touched: with prefetch at most a fifth of without';
+  add(prefetched, 'one thread, random', workingSet?.ratio, 0.2, true);
+  return all.sort((a, b) => a.aim.localeCompare(b.aim));
+}
+
+function addLoops(add: Add, placements: Results['placements']): void {
+  for (const placement of placements) {
+    for (const { handler, speed, p99 } of rowsOf(placement)) {
+      if (!speed || !p99 || handler.startsWith('C')) continue;
+      const where = `${handler}, ${placement.title}`;
+      if (handler === 'block') add('faults/s of block at least 0.9 of C', where, speed, 0.9);
+      if (handler === 'spin' && placement.name === 'free')
+        add('faults/s of spin at least twice those of C', where, speed, 2);
+      add('p99 at most 1.2 times C', where, p99, 1.2, true);
+    }
+  }
+}
+
+function addFigure(add: Add, { name, value }: CoreFigure): void {
+  for (const [pattern, aim, limit, atMost] of FIGURES) {
+    if (pattern.test(name)) add(aim, name, value, limit, atMost);
+  }
+}
+
+function addServed(add: Add, cell: ServeCell): void {
+  for (const { in: applies, who = OURS, to, figure = 'perSecond', aim, limit, atMost } of SERVED) {
+    if (applies(cell)) add(aim, whereOf(cell), between(cell, who, to, figure), limit, atMost);
+  }
+}
+
+/** One handler's figure by another's of the same turn; undefined where one of them did not take part. */
+function between(cell: ServeCell, who: string, to: string, figure: keyof ServedRound): Spread | undefined {
+  const [one, other] = [who, to].map((wanted) => cell.entrants.find(({ name }) => name === wanted));
+  if (!one || !other || one.rounds.length === 0) return undefined;
+  return spread(
+    one.rounds.map((round, turn) => round[figure] / (other.rounds[turn]?.[figure] ?? Number.NaN)),
+  );
+}
