@@ -83,7 +83,8 @@ function load(): Libc {
     // As a bare system call: C libraries have it since 2022 only.
     pidfd_open: c.func('syscall', 'long', ['long', 'int', 'uint']),
     open: c.func('open', 'int', ['str', 'int']),
-    ioctl: c.func('ioctl', 'int', ['int', 'ulong', 'uintptr_t']),
+    // The kernel takes 32 bits of the request; and a number with the sign bit set is small to V8, one without is not.
+    ioctl: c.func('ioctl', 'int', ['int', 'int', 'uintptr_t']),
     fcntl: c.func('fcntl', 'int', ['int', 'int', 'long']),
     read: c.func('read', 'intptr_t', ['int', 'uintptr_t', 'size_t']),
     pread: c.func('pread', 'intptr_t', ['int', 'void *', 'size_t', 'int64_t']),

@@ -90,12 +90,12 @@ class LinuxPort implements KernelPort {
   }
 
   ioctl(fd: number, request: number, at: number): number {
-    const result = this.#c.ioctl(fd, request, this.#address(at));
+    const result = this.#c.ioctl(fd, request | 0, this.#address(at));
     return result < 0 ? -this.#c.errno() : result;
   }
 
   ioctlValue(fd: number, request: number, value: number): number {
-    const result = this.#c.ioctl(fd, request, value);
+    const result = this.#c.ioctl(fd, request | 0, value);
     return result < 0 ? -this.#c.errno() : result;
   }
 

@@ -34,9 +34,9 @@ export interface FaultHandler {
    *
    * @param done the page is there; false: a mapping change came first, the fault comes again
    * @param bytes installed, its window included; 0 where the answer to a neighbour has brought it
-   * @param ms since it was read
+   * @param ns since it was read, a whole number; two seconds at most
    */
-  answered?(access: 'read' | 'write', done: boolean, bytes: number, ms: number): void;
+  answered?(access: 'read' | 'write', done: boolean, bytes: number, ns: number): void;
   /** MADV_DONTNEED and the like took the pages of [start, end) away: they are zero from now on. ('event-remove') */
   removed?(start: bigint, end: bigint): void;
   /** [start, end) was unmapped, unregistered parts included. ('event-unmap') */

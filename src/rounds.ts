@@ -16,6 +16,11 @@ import type { Stopper } from './stopper.js';
 import type { Userfaultfd } from './userfaultfd.js';
 import { warn } from './warning.js';
 
+/** A whole number as V8 keeps it without an object, which would be garbage of each fault: two seconds at most, or 2 GiB. */
+function small(value: number): number {
+  return Math.min(value, 2 ** 31 - 1) | 0;
+}
+
 /** What a round needs of the object it serves. */
 export interface Served {
   readonly channel: Channel;
@@ -42,8 +47,8 @@ export class Rounds {
   /** Whether to go on after a callback. */
   readonly #goesOn: () => boolean;
   #warned = false;
-  /** When this round began, where that matters. */
-  #begun = 0;
+  /** When this round began, where that matters: in an array, since numbers with fractions are objects elsewhere. */
+  readonly #begun = new Float64Array(1);
 
   constructor(served: Served, handler: FaultHandler, goesOn: () => boolean) {
     this.#served = served;
@@ -57,7 +62,7 @@ export class Rounds {
     const { exports } = channel.core;
     // What was put off needs the time, and nothing that this round puts off is due in it; and so does what is timed.
     const begun = channel.sourced || exports.inboxPutOff() ? channel.port.now() : 0;
-    this.#begun = begun;
+    this.#begun[0] = begun;
     return this.#within(this.#deliver);
   }
 
@@ -65,7 +70,7 @@ export class Rounds {
   readonly #deliver = (): number => {
     const { channel } = this.#served;
     const { exports } = channel.core;
-    const begun = this.#begun;
+    const begun = this.#begun[0] as number;
     let handled = 0;
     exports.inboxOpen();
     while (this.#served.isOpen() && !this.#exited()) {
@@ -171,15 +176,15 @@ export class Rounds {
     const { core, port } = channel;
     const access = core.deliveredFault(1) ? 'write' : 'read';
     // The handler may have named the first source in this very round.
-    this.#begun ||= port.now();
+    if (this.#begun[0] === 0) this.#begun[0] = port.now();
     const done = channel.answer();
     if (done === undefined) return false;
     const now = port.now();
     if (core.exports.inboxAnswer(done ? 1 : 0)) core.exports.inboxDefer(now);
-    const took = now - this.#begun;
-    this.handler.answered?.(access, done, core.exports.transferDone(), took);
+    const ns = small((now - (this.#begun[0] as number)) * 1e6);
+    this.handler.answered?.(access, done, small(core.exports.transferDone()), ns);
     for (let next = core.exports.answerNext(); next !== 0; next = core.exports.answerNext()) {
-      this.handler.answered?.(next === 2 ? 'write' : 'read', true, 0, took);
+      this.handler.answered?.(next === 2 ? 'write' : 'read', true, 0, ns);
     }
     return true;
   }

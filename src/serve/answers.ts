@@ -85,14 +85,14 @@ export class Answers implements FaultHandler {
       tally.add('deferred');
       return false;
     }
-    this.#answered(access, now() - begun);
+    this.#answered(access, (now() - begun) * 1e6);
     return true;
   }
 
-  answered(access: 'read' | 'write', done: boolean, bytes: number, ms: number): void {
+  answered(access: 'read' | 'write', done: boolean, bytes: number, ns: number): void {
     const { tally } = this.#options;
     tally.add('copied', bytes);
-    if (done) this.#answered(access, ms);
+    if (done) this.#answered(access, ns);
     else tally.add('deferred');
   }
 
@@ -135,11 +135,11 @@ export class Answers implements FaultHandler {
     return done;
   }
 
-  #answered(access: 'read' | 'write', ms: number): void {
+  #answered(access: 'read' | 'write', ns: number): void {
     const { tally, latency } = this.#options;
     tally.add('faults');
     if (access === 'write') tally.add('writes');
-    latency(ms * 1e6);
+    latency(ns);
   }
 
   /** Installs the window around a page. False: not now. */

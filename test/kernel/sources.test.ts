@@ -41,8 +41,8 @@ function unreadable(pages: number): bigint {
 function listening(answer: Parameters<typeof recorder>[0]) {
   const { calls, handler } = recorder(answer);
   const told: [access: string, done: boolean, pages: number][] = [];
-  handler.answered = (access, done, bytes, ms) => {
-    assert.ok(ms >= 0);
+  handler.answered = (access, done, bytes, ns) => {
+    assert.ok(Number.isInteger(ns) && ns >= 0);
     told.push([access, done, bytes / P]);
   };
   return { calls, told, handler };
