@@ -87,6 +87,9 @@ export function setTimeout(delayMs: number): Promise<void> {
 export const [readFileSync, openSync, closeSync, readSync, writeSync, readdirSync, readlinkSync] = Array(
   7,
 ).fill(needs('files'));
+export const [existsSync, mkdtempSync, rmSync, writeFileSync, tmpdir, dirname, join] = Array(7).fill(
+  needs('files'),
+);
 export const [execFileSync, spawn, once] = Array(3).fill(needs('other processes'));
 export const createRequire = needs('native code');
 export const constants = {};
