@@ -4,6 +4,7 @@
 
 import { readlinkSync } from 'node:fs';
 import { parentPort, workerData } from 'node:worker_threads';
+import { linuxProcessors } from '../../shim/processors.js';
 import {
   type FaultHandler,
   type Placement,
@@ -38,7 +39,7 @@ export interface LooperOptions {
 export type LooperMessage =
   | { type: 'ready'; stopHandle: SharedArrayBuffer; tid: number }
   | { type: 'event'; call: string }
-  | { type: 'stopped'; faults: number; error?: string }
+  | { type: 'stopped'; faults: number; cpus: number[]; error?: string }
   | { type: 'released'; fd: number; ranges: readonly RegisteredRange[] }
   | { type: 'closed'; error?: string };
 
@@ -102,7 +103,12 @@ if (options.wait === 'poll') {
 function finish(error?: Error): void {
   if (finished) return;
   finished = true;
-  tell({ type: 'stopped', faults, ...(error ? { error: error.message } : {}) });
+  tell({
+    type: 'stopped',
+    faults,
+    cpus: linuxProcessors().allowed(),
+    ...(error ? { error: error.message } : {}),
+  });
   if (options.after === 'release') {
     const { ranges } = uffd;
     tell({ type: 'released', fd: uffd.release(), ranges });
