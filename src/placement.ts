@@ -15,6 +15,8 @@ export const PLACEMENTS = ['auto', 'none', 'follow'] as const;
  * Where the thread of a loop runs. `none`: where the scheduler puts it. `follow`: on the processor of the thread that
  * faults, and away again when several fault at once. `auto`: whichever of the two brings more faults a second. Numbers:
  * on these processors.
+ *
+ * @useDeclaredType
  */
 export type Placement = (typeof PLACEMENTS)[number] | readonly number[];
 
