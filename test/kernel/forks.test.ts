@@ -290,7 +290,7 @@ for (const way of ['poll', 'block', 'spin', 'adaptive', 'by hand'] as const) {
   for (const then of ['free', 'close'] as const) {
     test(`no descriptor is left for children, ${way}, then ${then}: nobody is left asleep`, () => {
       skipWithout('event-fork');
-      const args = [...process.execArgv, STARVED, way, then];
+      const args = [...process.execArgv, STARVED, way, then, compileLibrary('fork.c')];
       const { stdout, stderr, status } = spawnSync(process.execPath, args, {
         encoding: 'utf8',
         timeout: 40_000,

@@ -2,13 +2,13 @@
 // the children when the loop reads that. After ten reads in vain there is one (`free`), or the loop is stopped and the
 // userfaultfd closed (`close`). Says what came of it, as JSON.
 //
-//   starved.js WAY free|close      WAY: a wait strategy, or 'by hand'
+//   starved.js WAY free|close LIBRARY      WAY: a wait strategy, or 'by hand'; fork.c, compiled
 
 import { closeSync, openSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { libc } from '../../shim/libc.js';
 import { Userfaultfd, type Wait } from '../../src/index.js';
-import { compileLibrary, endAll, holdings, kernelWith, map, never, P, touchers, until } from './support.js';
+import { endAll, holdings, kernelWith, map, never, P, touchers, until } from './support.js';
 
 export interface Starved {
   /** The wait statuses of the forked children. */
@@ -27,11 +27,10 @@ const EMFILE = 24;
 /** Above all that Node and the test have open. */
 const LIMIT = 300;
 
-const [way, then] = process.argv.slice(2) as [Wait | 'by hand', 'free' | 'close'];
+const [way, then, library] = process.argv.slice(2) as [Wait | 'by hand', 'free' | 'close', string];
 const told: Starved = { statuses: [], calls: [], warnings: [], vain: 0, elapsedMs: 0, left: 0 };
 process.on('warning', ({ message }) => void told.warnings.push(message));
 
-const library = compileLibrary('fork.c');
 const threads = await touchers(2);
 for (const thread of threads) await thread.fork(library);
 const before = holdings().descriptors;

@@ -2,7 +2,7 @@
 
 import { strict as assert } from 'node:assert';
 import { spawnSync } from 'node:child_process';
-import { existsSync, lstatSync, mkdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs';
+import { existsSync, lstatSync, mkdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -93,7 +93,7 @@ test('a path that somebody else has taken meanwhile is not removed', async () =>
     const memory = memoryFile(directory, 1);
     const socket = join(directory, 'socket');
     const server = await serve({ vms: [{ socket, memory }] });
-    spawnSync('rm', [socket]);
+    rmSync(socket);
     const other = createServer().listen(socket);
     await until(() => existsSync(socket));
     await server.close();
