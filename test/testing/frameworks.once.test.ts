@@ -43,7 +43,7 @@ const FRAMEWORKS: Record<string, { begin: string; end?: string; run: string[]; f
   'node:test': { begin: "import { test } from 'node:test';", run: ['--test'], file: 'kit.test.mjs' },
   vitest: {
     begin: "import { test } from 'vitest';",
-    run: ['node_modules/vitest/vitest.mjs', 'run', '--no-cache', '--root'],
+    run: ['node_modules/vitest/vitest.mjs', 'run', '--no-cache', '--testTimeout=60000', '--root'],
     file: 'kit.test.mjs',
   },
 };
