@@ -80,8 +80,9 @@ export class Placer {
   #turns = 0;
   /** Faults of the threads at the last look at all of them. */
   #counted = new Map<number, number>();
-  /** The only thread that faults, if it is known. */
+  /** The only thread that faults, if it is known, and how often it had at the last look. */
   #toucher = 0;
+  #toucherFaults = 0;
 
   /** @throws RangeError none of the processors is one that this thread may run on */
   constructor(processors: Processors, pid: number, placement: Exclude<Placement, 'none'>) {
@@ -94,6 +95,8 @@ export class Placer {
     const follows = this.#follows || this.#arrangements?.arrangement === 'follow';
     // Whoever is followed has to fault first.
     this.#dueAt = follows ? 1 : (this.#arrangements?.faults ?? Number.POSITIVE_INFINITY);
+    // What threads have faulted before is none of this loop's.
+    if (typeof placement === 'string') this.#countFaults(processors.threads(pid));
     if (typeof placement === 'object') processors.place(usable(placement, this.#own));
   }
 
@@ -143,11 +146,13 @@ export class Placer {
 
   /** Where whoever faults ran last; −1: nobody can be followed. */
   #processorOfToucher(): number {
-    // One that faults alone goes on doing so, as far as anybody tells.
     if (this.#tid !== 0) this.#toucher = this.#turns <= 1 ? this.#tid : 0;
     if (this.#toucher !== 0) {
       const thread = this.#processors.thread(this.#pid, this.#toucher);
-      if (thread) return thread.processor;
+      // Where the kernel does not tell who faults, its count has to: it may be another thread by now.
+      const made = (thread?.faults ?? 0) - this.#toucherFaults;
+      this.#toucherFaults = thread?.faults ?? 0;
+      if (thread && (this.#tid !== 0 || made > this.#faults * SHARE_LEAST)) return thread.processor;
       this.#toucher = 0;
     }
     return this.#busiest(this.#processors.threads(this.#pid));
@@ -158,16 +163,23 @@ export class Placer {
       ...thread,
       faults: thread.faults - (this.#counted.get(thread.tid) ?? 0),
     }));
-    this.#counted = new Map(threads.map(({ tid, faults }) => [tid, faults]));
+    this.#countFaults(threads);
     const all = made.reduce((sum, { faults }) => sum + faults, 0);
     const touchers = made
       .filter(({ faults }) => faults > all * SHARE_LEAST)
       .sort((a, b) => b.faults - a.faults);
     const [first] = touchers;
     if (!first) return -1;
-    if (touchers.length === 1) this.#toucher = first.tid;
+    if (touchers.length === 1) {
+      this.#toucher = first.tid;
+      this.#toucherFaults = this.#counted.get(first.tid) ?? 0;
+    }
     const apart = touchers.some(({ processor }) => processor !== first.processor);
     // Several at once, on several processors: whoever only follows leaves them alone; who measures may try.
     return apart && this.#follows ? -1 : first.processor;
+  }
+
+  #countFaults(threads: readonly ThreadSeen[]): void {
+    this.#counted = new Map(threads.map(({ tid, faults }) => [tid, faults]));
   }
 }

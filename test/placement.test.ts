@@ -130,12 +130,15 @@ test('follow: finds the thread by its faults where the kernel does not tell who 
     { tid: 7, processor: 1, faults: 9_001 },
     { tid: 8, processor: 2, faults: 400 },
   ];
-  board.placed.length = 0;
-  // It is looked at alone as long as it is there.
-  fault(placer, 256, () => 0);
-  board.seen = board.seen.slice(1);
   fault(placer, 256, () => 0);
   assert.is(board.placed.at(-1), '2');
+  // Another thread faults from then on.
+  board.seen = [
+    { tid: 7, processor: 1, faults: 9_300 },
+    { tid: 8, processor: 2, faults: 400 },
+  ];
+  fault(placer, 256, () => 0);
+  assert.is(board.placed.at(-1), '1');
 });
 
 test('follow: leaves several that fault at once on several processors alone, and follows those on one', () => {

@@ -56,7 +56,7 @@ export interface ServeOptions {
   about?: Record<string, unknown>;
   /** How a session's thread waits for faults; default 'block'. */
   wait?: Wait;
-  /** Where a session's thread runs; default 'auto'. */
+  /** Where a session's thread runs; default 'none'. */
   placement?: Placement;
   /** End when the first session has ended. */
   once?: boolean;
@@ -355,7 +355,7 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
     const {
       window = 1,
       wait = 'block',
-      placement = 'auto',
+      placement = 'none',
       eager = false,
       record,
       about = {},

@@ -101,7 +101,7 @@ export function addDemo(program: Command): void {
       new Option('--wait <how>', 'how the serving thread waits for faults').choices(WAITS).default('block'),
     )
     .addOption(
-      new Option('--placement <where>', 'where the serving thread runs').default('auto').argParser(placement),
+      new Option('--placement <where>', 'where the serving thread runs').default('none').argParser(placement),
     )
     .addOption(
       new Option(

@@ -110,7 +110,7 @@ export function addServe(program: Command): void {
     .option('-r, --record <TRACE>', 'record the session (the second to TRACE.2, …)')
     .addOption(new Option('--wait <how>', 'how to wait for faults').choices(WAITS).default('block'))
     .addOption(
-      new Option('--placement <where>', 'where the serving thread runs').default('auto').argParser(placement),
+      new Option('--placement <where>', 'where the serving thread runs').default('none').argParser(placement),
     )
     .option('--once', 'end when the first guest has ended')
     .addOption(
