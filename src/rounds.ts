@@ -47,6 +47,8 @@ export class Rounds {
   /** Whether to go on after a callback. */
   readonly #goesOn: () => boolean;
   #warned = false;
+  /** Messages of this round that were handled, those among them that a neighbour's answer has answered. */
+  #handled = 0;
   /** When this round began, where that matters: in an array, since numbers with fractions are objects elsewhere. */
   readonly #begun = new Float64Array(1);
 
@@ -68,10 +70,10 @@ export class Rounds {
 
   /** Made once: what a round makes anew is garbage a million times. */
   readonly #deliver = (): number => {
+    this.#handled = 0;
     const { channel } = this.#served;
     const { exports } = channel.core;
     const begun = this.#begun[0] as number;
-    let handled = 0;
     exports.inboxOpen();
     while (this.#served.isOpen() && !this.#exited()) {
       const next = exports.inboxNext(begun);
@@ -83,10 +85,10 @@ export class Rounds {
         break;
       }
       this.#tell(next);
-      handled++;
+      this.#handled++;
       if (!this.#goesOn()) break;
     }
-    return handled;
+    return this.#handled;
   };
 
   /** Tells the handler of mapping changes that were read, and of nothing else. */
@@ -184,6 +186,7 @@ export class Rounds {
     const ns = small((now - (this.#begun[0] as number)) * 1e6);
     this.handler.answered?.(access, done, small(core.exports.transferDone()), ns);
     for (let next = core.exports.answerNext(); next !== 0; next = core.exports.answerNext()) {
+      this.#handled++;
       this.handler.answered?.(next === 2 ? 'write' : 'read', true, 0, ns);
     }
     return true;

@@ -281,4 +281,27 @@ test('an adaptive window: few faults in ascending order, one for each page at ra
   }
 });
 
+test('neighbours that several threads wait for come in one call, and each is counted and told', async () => {
+  await withUffd([], async (uffd, thread) => {
+    const others = [await toucher(), await toucher()];
+    const base = map(8);
+    uffd.register(base, 8 * P);
+    uffd.answerFrom(base, 8 * P, numberedSource(8));
+    const touchers = [thread, ...others];
+    const reads = touchers.map((one, index) => one.read(at(base, 3 + index)));
+    await Promise.all(touchers.map((one) => one.asleep()));
+    const { told, handler } = listening(never);
+    assert.is(uffd.poll(handler), 3);
+    assert.equal(await Promise.all(reads), [[4], [5], [6]]);
+    assert.equal(
+      told.map(([, done, pages]) => [done, pages]),
+      [
+        [true, 3],
+        [true, 0],
+        [true, 0],
+      ],
+    );
+  });
+});
+
 test.run();
