@@ -35,7 +35,7 @@ export function trySyscall(flags: number): number {
 }
 
 class LinuxPort implements KernelPort {
-  readonly processors = linuxProcessors();
+  readonly processors = linuxProcessors;
   readonly #c: Libc;
   readonly #memory: LinearMemory;
   #buffer: ArrayBuffer | undefined;

@@ -11,37 +11,37 @@ const MINOR_FAULTS = 10 - 3;
 const MAJOR_FAULTS = 12 - 3;
 const PROCESSOR = 39 - 3;
 
-export function linuxProcessors(): Processors {
-  const c = libc();
-  const mask = new Uint8Array(MASK_BYTES);
-  return {
-    allowed() {
-      mask.fill(0);
-      if (c.sched_getaffinity(0, MASK_BYTES, mask) < 0) return [];
-      return Array.from({ length: MASK_BYTES * 8 }, (_, cpu) => cpu).filter(
-        (cpu) => (mask[cpu >> 3] as number) & (1 << (cpu & 7)),
-      );
-    },
-    place(cpus) {
-      mask.fill(0);
-      for (const cpu of cpus) {
-        if (cpu < MASK_BYTES * 8) mask[cpu >> 3] = (mask[cpu >> 3] as number) | (1 << (cpu & 7));
-      }
-      return c.sched_setaffinity(0, MASK_BYTES, mask) < 0 ? -c.errno() : 0;
-    },
-    thread: (pid, tid) => seen(pid || process.pid, tid),
-    threads(pid) {
-      try {
-        return readdirSync(`/proc/${pid || process.pid}/task`).flatMap((tid) => {
-          return seen(pid || process.pid, Number(tid)) ?? [];
-        });
-      } catch {
-        return [];
-      }
-    },
-    now: () => performance.now(),
-  };
-}
+/** Written for each call, so one serves all. */
+const mask = new Uint8Array(MASK_BYTES);
+
+export const linuxProcessors: Processors = {
+  allowed() {
+    mask.fill(0);
+    if (libc().sched_getaffinity(0, MASK_BYTES, mask) < 0) return [];
+    return Array.from({ length: MASK_BYTES * 8 }, (_, cpu) => cpu).filter(
+      (cpu) => (mask[cpu >> 3] as number) & (1 << (cpu & 7)),
+    );
+  },
+  place(cpus) {
+    const c = libc();
+    mask.fill(0);
+    for (const cpu of cpus) {
+      if (cpu < MASK_BYTES * 8) mask[cpu >> 3] = (mask[cpu >> 3] as number) | (1 << (cpu & 7));
+    }
+    return c.sched_setaffinity(0, MASK_BYTES, mask) < 0 ? -c.errno() : 0;
+  },
+  thread: (pid, tid) => seen(pid || process.pid, tid),
+  threads(pid) {
+    try {
+      return readdirSync(`/proc/${pid || process.pid}/task`).flatMap((tid) => {
+        return seen(pid || process.pid, Number(tid)) ?? [];
+      });
+    } catch {
+      return [];
+    }
+  },
+  now: () => performance.now(),
+};
 
 /** Undefined: it has ended, or cannot be seen. */
 function seen(pid: number, tid: number): ThreadSeen | undefined {

@@ -436,7 +436,7 @@ function checkOptions(options: ServeOptions): void {
   if (wait !== undefined) checkOneOf(wait, 'wait', WAITS);
   if (placement !== undefined) checkPlacement(placement);
   // A guest's thread would find that out too late.
-  if (typeof placement === 'object') usable(placement, linuxProcessors().allowed());
+  if (typeof placement === 'object') usable(placement, linuxProcessors.allowed());
   if (onError !== undefined) checkOneOf(onError, 'onError', ['kill', 'leave']);
   if (handOffMs !== undefined) checkInteger(handOffMs, 'handOffMs', 1, 2 ** 31 - 1);
   if (acceptMs !== undefined) checkInteger(acceptMs, 'acceptMs', 1, 2 ** 31 - 1);

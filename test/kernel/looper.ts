@@ -106,7 +106,7 @@ function finish(error?: Error): void {
   tell({
     type: 'stopped',
     faults,
-    cpus: linuxProcessors().allowed(),
+    cpus: linuxProcessors.allowed(),
     ...(error ? { error: error.message } : {}),
   });
   if (options.after === 'release') {

@@ -50,7 +50,7 @@ for (const wait of ['poll', 'block', 'spin', 'adaptive'] as const) {
     for (const features of [['thread-id'], ['event-remove']] as const) {
       const { before, meanwhile, after, toucherOn } = await serve('follow', wait, [...features]);
       assert.match(meanwhile, /^\d+$/, `${features}: one processor`);
-      assert.equal(after, linuxProcessors().allowed());
+      assert.equal(after, linuxProcessors.allowed());
       assert.is(toucherOn, before);
     }
     await endAll();
@@ -59,13 +59,13 @@ for (const wait of ['poll', 'block', 'spin', 'adaptive'] as const) {
 
 test('auto serves every page, and is put back', async () => {
   const { before, after, toucherOn } = await serve('auto', 'block', ['thread-id']);
-  assert.equal([after, toucherOn], [linuxProcessors().allowed(), before]);
+  assert.equal([after, toucherOn], [linuxProcessors.allowed(), before]);
   await endAll();
 });
 
 test('processors by their numbers', async () => {
   needTwo();
-  const [first = 0, ...others] = linuxProcessors().allowed();
+  const [first = 0, ...others] = linuxProcessors.allowed();
   const { meanwhile, after } = await serve([first], 'block', []);
   assert.equal([meanwhile, after], [`${first}`, [first, ...others]]);
   const uffd = openWith();
@@ -80,7 +80,7 @@ test('processors by their numbers', async () => {
 });
 
 test('it is told who runs where, and how often threads faulted', async () => {
-  const { thread, threads } = linuxProcessors();
+  const { thread, threads } = linuxProcessors;
   const other = await toucher();
   const tid = await other.tid();
   const seen = (): { processor: number; faults: number } => thread(0, tid) as never;
@@ -88,7 +88,7 @@ test('it is told who runs where, and how often threads faulted', async () => {
   const base = map(200);
   await other.verify(base, 200, P, 1);
   await until(() => seen().faults >= before + 200);
-  assert.ok(linuxProcessors().allowed().includes(seen().processor));
+  assert.ok(linuxProcessors.allowed().includes(seen().processor));
   assert.ok(threads(0).some((one) => one.tid === tid));
   assert.ok(threads(process.pid).some(({ tid }) => tid === process.pid));
   assert.is(thread(0, 2 ** 30), undefined);
