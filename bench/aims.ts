@@ -4,8 +4,8 @@ import { type Cell, SMALL_PAGE, whereOf } from './cells.js';
 import type { CoreFigure } from './core.js';
 import { YARDSTICK } from './peers.js';
 import { type Results, rowsOf } from './results.js';
-import type { ServeCell, ServedRound } from './serve.js';
-import { type Spread, spread } from './statistics.js';
+import { ratio, type ServeCell, type ServedRound } from './serve.js';
+import type { Spread } from './statistics.js';
 
 /** An aim, a figure that belongs to it, and whether the figure's median is there. */
 export interface Verdict {
@@ -142,15 +142,10 @@ function addFigure(add: Add, { name, value }: CoreFigure): void {
 
 function addServed(add: Add, cell: ServeCell): void {
   for (const { in: applies, who = OURS, to, figure = 'perSecond', aim, limit, atMost } of SERVED) {
-    if (applies(cell)) add(aim, whereOf(cell), between(cell, who, to, figure), limit, atMost);
+    if (!applies(cell)) continue;
+    const entrant = cell.entrants.find(({ name }) => name === who);
+    // Both have to have taken part.
+    if (!entrant || !cell.entrants.some(({ name }) => name === to)) continue;
+    add(aim, whereOf(cell), ratio(cell, entrant, figure, to), limit, atMost);
   }
-}
-
-/** One handler's figure by another's of the same turn; undefined where one of them did not take part. */
-function between(cell: ServeCell, who: string, to: string, figure: keyof ServedRound): Spread | undefined {
-  const [one, other] = [who, to].map((wanted) => cell.entrants.find(({ name }) => name === wanted));
-  if (!one || !other || one.rounds.length === 0) return undefined;
-  return spread(
-    one.rounds.map((round, turn) => round[figure] / (other.rounds[turn]?.[figure] ?? Number.NaN)),
-  );
 }

@@ -270,10 +270,17 @@ async function stop(running: readonly Running[]): Promise<void> {
   for (const { by } of running) await by.stop();
 }
 
-/** A figure of an entrant to that of C in the same turn. */
-export function ratio({ entrants }: ServeCell, entrant: Entrant, figure: keyof ServedRound): Spread {
-  const c = entrants.find(({ name }) => name === YARDSTICK);
-  return spread(entrant.rounds.map((round, i) => round[figure] / (c?.rounds[i]?.[figure] ?? Number.NaN)));
+/** A figure of an entrant to that of another, C if none is named, in the same turn. */
+export function ratio(
+  { entrants }: ServeCell,
+  entrant: Entrant,
+  figure: keyof ServedRound,
+  to: string = YARDSTICK,
+): Spread {
+  const other = entrants.find(({ name }) => name === to);
+  return spread(
+    entrant.rounds.map((round, turn) => round[figure] / (other?.rounds[turn]?.[figure] ?? Number.NaN)),
+  );
 }
 
 /** A figure of all rounds. */

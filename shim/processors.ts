@@ -4,7 +4,7 @@ import { readdirSync, readFileSync } from 'node:fs';
 import type { Processors, ThreadSeen } from '../src/kernel.js';
 import { libc } from './libc.js';
 
-/** Processors that a mask has room for: 1,024 is what the C library's `cpu_set_t` has. */
+/** Of a mask: room for 8,192 processors, as many as Linux can be built for. */
 const MASK_BYTES = 8192 / 8;
 /** Fields of /proc/PID/task/TID/stat behind the name, counted from the state, which is field 3. */
 const MINOR_FAULTS = 10 - 3;
