@@ -51,7 +51,7 @@ test('its doctor makes every trial, and knows the version of koffi', async () =>
   });
 });
 
-test('it serves a snapshot until it is told to end', async () => {
+test('as a server it listens, and says that no monitor came', async () => {
   needKernel();
   await withBundle(['uffd.mjs', 'koffi.node'], (_, folder) => {
     const args = ['uffd.mjs', 'serve', '--socket', 'vm.sock', '--memory', 'file', '--accept-timeout', '200'];

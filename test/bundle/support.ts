@@ -39,7 +39,9 @@ export function install(folder: string, [program, ...args]: readonly string[]): 
   const { status, stdout, stderr, error } = start(program as string, args, folder, process.env, 240_000);
   if (status === 0) return;
   const why = `${error?.message ?? ''}${stdout}${stderr}`;
-  if (/ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ETIMEDOUT|ENETUNREACH|ENOENT/.test(why)) {
+  // No program, or no network; a package that lacks a file says ENOENT too, and has failed.
+  const missing = (error as NodeJS.ErrnoException | undefined)?.code === 'ENOENT';
+  if (missing || /ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ETIMEDOUT|ENETUNREACH/.test(why)) {
     skip(`${[program, ...args].join(' ')}: ${why.trim().split('\n').at(-1)}`);
   }
   throw new Error(`${[program, ...args].join(' ')}: ${why}`);
