@@ -1,5 +1,6 @@
 // How a recorded object came to be, as its trace's description says it: in JSON, for `open` and `wrap` to do it again.
 
+import { MODES } from '../core.js';
 import type { Feature, Mode, Operation } from '../features.js';
 import type { RegisteredRange } from '../handler.js';
 
@@ -33,4 +34,47 @@ export function toldRange({ start, length, modes, operations, pageSize }: Regist
 export function rangeTold(range: ToldRange): RegisteredRange {
   const { start, modes, operations } = range;
   return { ...range, start: BigInt(start), modes: new Set(modes), operations: new Set(operations) };
+}
+
+/** The origin that a description tells; null where it cannot be understood. Names of features are left to who opens. */
+export function originTold(told: unknown): Origin | undefined | null {
+  if (told === undefined) return undefined;
+  const { how, fd, options, features, optional = [], ranges = [] } = fieldsOf(told);
+  const understood =
+    (how === 'open' || (how === 'wrap' && isWhole(fd))) &&
+    isFields(options) &&
+    areTexts(features) &&
+    areTexts(optional) &&
+    Array.isArray(ranges) &&
+    ranges.every(isToldRange);
+  return understood ? (told as Origin) : null;
+}
+
+function isToldRange(told: unknown): boolean {
+  const { start, length, modes, operations, pageSize } = fieldsOf(told);
+  return (
+    typeof start === 'string' &&
+    /^[0-9]{1,20}$/.test(start) &&
+    isWhole(length) &&
+    areTexts(modes) &&
+    modes.every((mode) => (MODES as readonly string[]).includes(mode)) &&
+    areTexts(operations) &&
+    isWhole(pageSize)
+  );
+}
+
+function isFields(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
+}
+
+function fieldsOf(value: unknown): Record<string, unknown> {
+  return isFields(value) ? value : {};
+}
+
+function areTexts(value: unknown): value is string[] {
+  return Array.isArray(value) && value.every((text) => typeof text === 'string');
+}
+
+function isWhole(value: unknown): boolean {
+  return Number.isSafeInteger(value) && (value as number) >= 0;
 }

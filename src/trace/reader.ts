@@ -3,6 +3,7 @@
 
 import { BAD, BLOCK_MOST, Codec, END, HEADER_BYTES, Kind } from './codec.js';
 import { nodeFiles } from './files.js';
+import { type Origin, originTold } from './origin.js';
 import { type Call, callOf } from './records.js';
 import { SIGNATURE } from './writer.js';
 
@@ -30,6 +31,8 @@ export interface TraceMeta {
 
 export class TraceReader {
   readonly meta: TraceMeta;
+  /** @internal */
+  readonly origin: Origin | undefined;
   /** Why the trace ended before its time; undefined while it is whole. */
   damage: string | undefined;
   /** Records, blocks and bytes that were read. */
@@ -50,7 +53,7 @@ export class TraceReader {
     this.#source = source;
     try {
       this.#checkSignature();
-      this.meta = this.#readMeta();
+      ({ meta: this.meta, origin: this.origin } = this.#readDescription());
     } catch (error) {
       this.close();
       throw error;
@@ -131,25 +134,27 @@ export class TraceReader {
     throw new TraceError('this is no trace: it does not begin like one');
   }
 
-  #readMeta(): TraceMeta {
+  #readDescription(): { meta: TraceMeta; origin: Origin | undefined } {
     if (!this.next() || this.codec.kind !== Kind.META) {
       throw new TraceError(`this trace has no description: ${this.damage ?? 'it is empty'}`);
     }
-    let meta: unknown;
+    let meta: Partial<TraceMeta> | null = null;
     try {
       meta = JSON.parse(new TextDecoder().decode(this.codec.payloadRead));
     } catch {
-      meta = undefined;
+      // Told below.
     }
-    const pageSize = (meta as TraceMeta | undefined)?.pageSize;
+    const { pageSize, about = {}, contents = '' } = meta ?? {};
+    const origin = originTold(meta?.origin);
     if (
-      typeof pageSize !== 'number' ||
-      !(pageSize >= 1024 && pageSize <= PAGE_SIZE_MOST) ||
-      !Number.isInteger(Math.log2(pageSize))
+      !isPageSize(pageSize) ||
+      typeof about !== 'object' ||
+      typeof contents !== 'string' ||
+      origin === null
     ) {
       throw new TraceError('the description of this trace cannot be understood');
     }
-    return meta as TraceMeta;
+    return { meta: meta as TraceMeta, origin };
   }
 
   /** Reads the next block, if there is a whole one. */
@@ -185,4 +190,13 @@ export class TraceReader {
     this.bytesRead += done;
     return done;
   }
+}
+
+function isPageSize(value: unknown): boolean {
+  return (
+    typeof value === 'number' &&
+    value >= 1024 &&
+    value <= PAGE_SIZE_MOST &&
+    Number.isInteger(Math.log2(value))
+  );
 }

@@ -7,7 +7,6 @@ import { Answer, Note } from '../kernel.js';
 import { type Message, MessageDecoder } from '../messages.js';
 import { Kind } from './codec.js';
 import { Histogram } from './histogram.js';
-import type { Origin } from './origin.js';
 import { HugePages, PageSet, type Pages } from './pages.js';
 import type { TraceReader } from './reader.js';
 import { nameOf } from './records.js';
@@ -133,8 +132,7 @@ export class TraceSummarizer {
     this.#reader = reader;
     this.#observer = observer;
     this.#pages = new PageSet(reader.meta.pageSize);
-    const origin = reader.meta.origin as Origin | undefined;
-    for (const { start, length, modes, pageSize } of origin?.ranges ?? []) {
+    for (const { start, length, modes, pageSize } of reader.origin?.ranges ?? []) {
       this.#range(BigInt(start), length, [...modes]);
       this.#pagesAre(pageSize);
     }
@@ -273,8 +271,7 @@ export class TraceSummarizer {
 
   /** What was found so far. */
   summary(): TraceSummary {
-    const { meta, bytesRead, blocks, records, damage } = this.#reader;
-    const origin = meta.origin as Origin | undefined;
+    const { meta, origin, bytesRead, blocks, records, damage } = this.#reader;
     const calls: Record<string, number> = {};
     for (const [kind, count] of this.#counts.entries()) {
       if (count > 0) calls[nameOf(kind)] = (calls[nameOf(kind)] ?? 0) + count;
@@ -284,7 +281,7 @@ export class TraceSummarizer {
       features: [...(origin?.features ?? []), ...(origin?.optional ?? [])],
       pageSize: meta.pageSize,
       about: (meta.about as Record<string, unknown> | undefined) ?? {},
-      contents: String(meta.contents ?? 'none'),
+      contents: (meta.contents as string | undefined) ?? 'none',
       durationMs: this.#lastUs / 1000,
       bytes: bytesRead,
       blocks,

@@ -10,6 +10,12 @@ import { inMemory, record, textOf } from './support.js';
 
 const test = suite('trace/damage');
 
+const NOT_UNDERSTOOD = {
+  name: 'TraceError',
+  code: 'ERR_UFFD_TRACE',
+  message: /description.*cannot be understood/,
+};
+
 function small(): Uint8Array {
   return record(new SimulatedKernel({ seed: 5 }), { touches: 8, threads: 2, pages: 8 });
 }
@@ -76,25 +82,44 @@ test('what is no trace, or of another version, is refused by name', () => {
 });
 
 test('a description that makes no sense is refused', async () => {
-  for (const meta of [{}, { pageSize: 0 }, { pageSize: 4097 }, { pageSize: 'x' }, { pageSize: 2 ** 60 }]) {
+  const described = (meta: Record<string, unknown>): TraceReader => {
     const { writer, bytes } = inMemory();
     writer.start(meta);
-    writer.close();
-    assert.throws(() => TraceReader.of(bytes()), /description.*cannot be understood/, JSON.stringify(meta));
-  }
-  for (const origin of [
-    undefined,
-    { how: 'guess' },
-    { how: 'open', options: {}, features: ['no-such'] },
-    { how: 'wrap', fd: -1, options: {}, features: [] },
-    { how: 'wrap', fd: 3, options: {}, features: [], ranges: [{ start: 'x', length: 1 }] },
-  ]) {
-    const { writer, bytes } = inMemory();
-    writer.start({ pageSize: 4096, ...(origin ? { origin } : {}) });
     writer.begin(13, 0);
     writer.end(0);
     writer.close();
-    await assert.rejects(replay(TraceReader.of(bytes())), { name: 'TraceError' }, JSON.stringify(origin));
+    return TraceReader.of(bytes());
+  };
+  for (const pageSize of [undefined, 0, 4097, 'x', 2 ** 60]) {
+    assert.throws(() => described({ pageSize }), NOT_UNDERSTOOD, `pageSize: ${pageSize}`);
+  }
+  const range = { start: '4096', length: 4096, modes: ['missing'], operations: [], pageSize: 4096 };
+  const wrapped = { how: 'wrap', fd: 3, options: {}, features: [], ranges: [range] };
+  described({ pageSize: 4096, origin: wrapped });
+  for (const origin of [
+    null,
+    7,
+    { ...wrapped, how: 'guess' },
+    { ...wrapped, fd: -1 },
+    { ...wrapped, options: 'x' },
+    { ...wrapped, features: 8 },
+    { ...wrapped, features: [8] },
+    { ...wrapped, optional: {} },
+    { ...wrapped, ranges: {} },
+    ...[
+      { start: 'x' },
+      { start: 7 },
+      { length: -1 },
+      { modes: ['missin'] },
+      { operations: 1 },
+      { pageSize: '1' },
+    ].map((change) => ({ ...wrapped, ranges: [{ ...range, ...change }] })),
+  ]) {
+    assert.throws(() => described({ pageSize: 4096, origin }), NOT_UNDERSTOOD, JSON.stringify(origin));
+  }
+  for (const origin of [undefined, { how: 'open', options: {}, features: ['no-such'] }]) {
+    const reader = described({ pageSize: 4096, origin });
+    await assert.rejects(replay(reader), { name: 'TraceError' }, JSON.stringify(origin));
   }
 });
 
@@ -112,17 +137,20 @@ test('replays of damaged traces end, with what they found', async () => {
   }
 }, 120_000);
 
+/** Damage that once was more than a clear error: features in the description that are no list. */
+const FOUND_BEFORE = [2040626517];
+
 test('random changes, with checksums that are right again: no crash, no hang, no memory', () => {
   const first = seed();
   const samples = [
     small(),
     record(new SimulatedKernel({ seed: 9 }), { wait: 'spin', touches: 20, threads: 3 }),
   ];
-  for (let i = 0; i < 4000; i++) {
+  for (const seed of [...FOUND_BEFORE, ...Array.from({ length: 4000 }, (_, index) => first + index)]) {
     try {
-      fuzzDecoder(samples, first + i);
+      fuzzDecoder(samples, seed);
     } catch (error) {
-      throw new Error(`UFFD_SEED=${first + i}`, { cause: error });
+      throw new Error(`UFFD_SEED=${seed}: ${(error as Error).stack}`);
     }
   }
 }, 120_000);
