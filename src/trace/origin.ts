@@ -36,18 +36,22 @@ export function rangeTold(range: ToldRange): RegisteredRange {
   return { ...range, start: BigInt(start), modes: new Set(modes), operations: new Set(operations) };
 }
 
-/** The origin that a description tells; null where it cannot be understood. Names of features are left to who opens. */
-export function originTold(told: unknown): Origin | undefined | null {
-  if (told === undefined) return undefined;
+/** The origin that a trace's description tells; its reader has seen that it is one. Undefined: it tells of none. */
+export function originOf(meta: Readonly<Record<string, unknown>>): Origin | undefined {
+  return meta.origin as Origin | undefined;
+}
+
+/** Whether this can be understood as an origin. Names of features are left to who opens. */
+export function isOrigin(told: unknown): boolean {
   const { how, fd, options, features, optional = [], ranges = [] } = fieldsOf(told);
-  const understood =
+  return (
     (how === 'open' || (how === 'wrap' && isWhole(fd))) &&
     isFields(options) &&
     areTexts(features) &&
     areTexts(optional) &&
     Array.isArray(ranges) &&
-    ranges.every(isToldRange);
-  return understood ? (told as Origin) : null;
+    ranges.every(isToldRange)
+  );
 }
 
 function isToldRange(told: unknown): boolean {

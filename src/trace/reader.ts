@@ -3,7 +3,7 @@
 
 import { BAD, BLOCK_MOST, Codec, END, HEADER_BYTES, Kind } from './codec.js';
 import { nodeFiles } from './files.js';
-import { type Origin, originTold } from './origin.js';
+import { isOrigin } from './origin.js';
 import { type Call, callOf } from './records.js';
 import { SIGNATURE } from './writer.js';
 
@@ -31,8 +31,6 @@ export interface TraceMeta {
 
 export class TraceReader {
   readonly meta: TraceMeta;
-  /** @internal */
-  readonly origin: Origin | undefined;
   /** Why the trace ended before its time; undefined while it is whole. */
   damage: string | undefined;
   /** Records, blocks and bytes that were read. */
@@ -53,7 +51,7 @@ export class TraceReader {
     this.#source = source;
     try {
       this.#checkSignature();
-      ({ meta: this.meta, origin: this.origin } = this.#readDescription());
+      this.meta = this.#readMeta();
     } catch (error) {
       this.close();
       throw error;
@@ -134,7 +132,7 @@ export class TraceReader {
     throw new TraceError('this is no trace: it does not begin like one');
   }
 
-  #readDescription(): { meta: TraceMeta; origin: Origin | undefined } {
+  #readMeta(): TraceMeta {
     if (!this.next() || this.codec.kind !== Kind.META) {
       throw new TraceError(`this trace has no description: ${this.damage ?? 'it is empty'}`);
     }
@@ -144,17 +142,14 @@ export class TraceReader {
     } catch {
       // Told below.
     }
-    const { pageSize, about = {}, contents = '' } = meta ?? {};
-    const origin = originTold(meta?.origin);
-    if (
-      !isPageSize(pageSize) ||
-      typeof about !== 'object' ||
-      typeof contents !== 'string' ||
-      origin === null
-    ) {
-      throw new TraceError('the description of this trace cannot be understood');
-    }
-    return { meta: meta as TraceMeta, origin };
+    const { pageSize, about = {}, contents = '', origin } = meta ?? {};
+    const understood =
+      isPageSize(pageSize) &&
+      typeof about === 'object' &&
+      typeof contents === 'string' &&
+      (origin === undefined || isOrigin(origin));
+    if (!understood) throw new TraceError('the description of this trace cannot be understood');
+    return meta as TraceMeta;
   }
 
   /** Reads the next block, if there is a whole one. */

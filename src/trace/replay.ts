@@ -14,7 +14,7 @@ import { WAITS } from '../loop.js';
 import { fillOptions } from '../options.js';
 import { Userfaultfd } from '../userfaultfd.js';
 import { Kind } from './codec.js';
-import { rangeTold } from './origin.js';
+import { originOf, rangeTold } from './origin.js';
 import { TraceError, type TraceMeta, type TraceReader } from './reader.js';
 import { type Difference, Playback, SOURCE_FIELD } from './replaying.js';
 
@@ -65,7 +65,7 @@ export async function replay(
   options: ReplayOptions = {},
 ): Promise<ReplayResult> {
   const playback = new Playback(reader);
-  const run = new Run(playback, reader, factory, options.patienceMs ?? PATIENCE_MS);
+  const run = new Run(playback, reader.meta, factory, options.patienceMs ?? PATIENCE_MS);
   try {
     await run.go();
   } finally {
@@ -92,7 +92,7 @@ class Run {
   /** The fault that is with the handler. */
   fault: Pagefault | undefined;
   readonly #playback: Playback;
-  readonly #reader: TraceReader;
+  readonly #meta: TraceMeta;
   readonly #factory: HandlerFactory | undefined;
   readonly #patienceMs: number;
   #patienceLeftMs: number;
@@ -101,14 +101,9 @@ class Run {
   /** Bytes to copy in place of those that were copied; their contents do not matter. */
   #bytes = new Uint8Array();
 
-  constructor(
-    playback: Playback,
-    reader: TraceReader,
-    factory: HandlerFactory | undefined,
-    patienceMs: number,
-  ) {
+  constructor(playback: Playback, meta: TraceMeta, factory: HandlerFactory | undefined, patienceMs: number) {
     this.#playback = playback;
-    this.#reader = reader;
+    this.#meta = meta;
     this.#factory = factory;
     this.#patienceMs = patienceMs;
     this.#patienceLeftMs = patienceMs;
@@ -124,7 +119,7 @@ class Run {
       if (playback.peek() < 0 || playback.difference) return;
       throw new TraceError(`the description of this trace cannot be replayed: ${(error as Error).message}`);
     }
-    this.#handler = this.#watched(this.#factory?.(this.#uffd, this.#reader.meta) ?? this.#recorded());
+    this.#handler = this.#watched(this.#factory?.(this.#uffd, this.#meta) ?? this.#recorded());
     while (!playback.difference) {
       const kind = playback.peek();
       if (kind < 0 || playback.over) return;
@@ -141,7 +136,7 @@ class Run {
   }
 
   #origin(): Userfaultfd {
-    const { origin } = this.#reader;
+    const origin = originOf(this.#meta);
     if (!origin) throw new TypeError('it does not say how the userfaultfd came to be');
     const kernel = this.#playback.kernel();
     const { options, features } = origin;

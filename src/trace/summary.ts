@@ -7,6 +7,7 @@ import { Answer, Note } from '../kernel.js';
 import { type Message, MessageDecoder } from '../messages.js';
 import { Kind } from './codec.js';
 import { Histogram } from './histogram.js';
+import { originOf } from './origin.js';
 import { HugePages, PageSet, type Pages } from './pages.js';
 import type { TraceReader } from './reader.js';
 import { nameOf } from './records.js';
@@ -132,7 +133,7 @@ export class TraceSummarizer {
     this.#reader = reader;
     this.#observer = observer;
     this.#pages = new PageSet(reader.meta.pageSize);
-    for (const { start, length, modes, pageSize } of reader.origin?.ranges ?? []) {
+    for (const { start, length, modes, pageSize } of originOf(reader.meta)?.ranges ?? []) {
       this.#range(BigInt(start), length, [...modes]);
       this.#pagesAre(pageSize);
     }
@@ -271,7 +272,8 @@ export class TraceSummarizer {
 
   /** What was found so far. */
   summary(): TraceSummary {
-    const { meta, origin, bytesRead, blocks, records, damage } = this.#reader;
+    const { meta, bytesRead, blocks, records, damage } = this.#reader;
+    const origin = originOf(meta);
     const calls: Record<string, number> = {};
     for (const [kind, count] of this.#counts.entries()) {
       if (count > 0) calls[nameOf(kind)] = (calls[nameOf(kind)] ?? 0) + count;
