@@ -10,7 +10,7 @@
 //   UFFD_CORE=release|debug           one core only
 //   UFFD_REQUIRE_KERNEL=1             a test that skips has failed
 //   UFFD_SEED=N                       the seed of random tests
-//   UFFD_PLACEMENT=none|auto|follow   where the threads run that serve guests
+//   UFFD_PLACEMENT=none|follow|awake  where the threads run that serve guests
 
 import { spawn } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';
@@ -23,6 +23,8 @@ import type { Report } from './harness.js';
 const here = dirname(fileURLToPath(import.meta.url));
 const CORES = { release: [], debug: ['--conditions=uffd-debug'] } as const;
 type CoreName = keyof typeof CORES;
+/** Until the next test of a file begins, or its process ends, in milliseconds. */
+const BETWEEN_MS = 60_000;
 
 const totals = { passed: 0, failed: 0, skipped: 0 };
 
@@ -75,20 +77,22 @@ async function runFile(file: string, core: CoreName): Promise<void> {
   }
   let current: string | undefined;
   let timer: NodeJS.Timeout | undefined;
+  const limit = (what: string, ms: number): void => {
+    clearTimeout(timer);
+    timer = setTimeout(() => {
+      notes.push(`${what} after ${ms} ms`, ...threads(child.pid as number));
+      process.kill(-(child.pid as number), 'SIGKILL');
+    }, ms);
+  };
   createInterface({ input: child.stdio[3] as Readable }).on('line', (line) => {
     const report = JSON.parse(line) as Report;
-    clearTimeout(timer);
     if (report.event === 'begin') {
       current = report.name;
-      timer = setTimeout(() => {
-        notes.push(
-          `${report.name}: still running after ${report.limitMs} ms`,
-          ...threads(child.pid as number),
-        );
-        process.kill(-(child.pid as number), 'SIGKILL');
-      }, report.limitMs);
+      limit(`${report.name}: still running`, report.limitMs);
       return;
     }
+    // What a test has left behind may keep the process alive for ever.
+    limit(`${report.name}: neither ended nor followed by another`, BETWEEN_MS);
     current = undefined;
     count[report.event]++;
     if (report.event === 'skipped') notes.push(`skipped: ${report.name}: ${report.reason}`);
