@@ -25,7 +25,7 @@ export function loadWarning(): string | undefined {
   return `the load average is ${load.toFixed(2)}: this machine is busy, and the figures will show it`;
 }
 
-/** What the processors did besides this process, between two looks. */
+/** What the processors did besides this process and those that it has started, between two looks. */
 export class OtherWork {
   readonly #begin = look();
 
@@ -34,8 +34,7 @@ export class OtherWork {
     const begin = this.#begin;
     const end = look();
     if (!begin || !end || end.total === begin.total) return undefined;
-    const own = (end.ownMs - begin.ownMs) / 10;
-    return Math.max(end.busy - begin.busy - own, 0) / (end.total - begin.total);
+    return Math.max(end.busy - begin.busy - (end.own - begin.own), 0) / (end.total - begin.total);
   }
 
   warning(): string | undefined {
@@ -46,15 +45,26 @@ export class OtherWork {
 }
 
 /** The processors' time in hundredths of a second, as the kernel counts it for user space. */
-function look(): { total: number; busy: number; ownMs: number } | undefined {
+function look(): { total: number; busy: number; own: number } | undefined {
   const [, ...fields] = (text('/proc/stat').split('\n')[0] ?? '').split(/\s+/);
   const [user = 0, nice = 0, system = 0, idle = 0, iowait = 0, irq = 0, softirq = 0, steal = 0] =
     fields.map(Number);
   const busy = user + nice + system + irq + softirq + steal;
   const total = busy + idle + iowait;
   if (!total) return undefined;
-  const own = process.cpuUsage();
-  return { total, busy, ownMs: (own.user + own.system) / 1000 };
+  return { total, busy, own: timeOf(process.pid) };
+}
+
+/** What a process, those that it has started and those that it has waited for have had. */
+function timeOf(pid: number): number {
+  const stat = text(`/proc/${pid}/stat`);
+  const [, user = 0, system = 0, waitedUser = 0, waitedSystem = 0] =
+    /^(?:\S+ ){11}(\d+) (\d+) (\d+) (\d+)/.exec(stat.slice(stat.lastIndexOf(')') + 2))?.map(Number) ?? [];
+  const children = text(`/proc/${pid}/task/${pid}/children`).split(' ').filter(Boolean);
+  return children.reduce(
+    (sum, child) => sum + timeOf(Number(child)),
+    user + system + waitedUser + waitedSystem,
+  );
 }
 
 function text(path: string): string {
