@@ -136,7 +136,6 @@ class LinuxPort implements KernelPort {
   }
 
   after(delayMs: number, due: () => void): Watch {
-    const timer = setTimeout(due, delayMs);
-    return { close: () => clearTimeout(timer) };
+    return linuxProcessors.after(delayMs, due);
   }
 }

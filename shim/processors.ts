@@ -1,7 +1,8 @@
-// Processors: where the calling thread may run, where others ran last and how often they faulted (proc(5)).
+// Processors: where the calling thread may run, where others ran last and how often they faulted (proc(5)), and how soon
+// idle ones have to be back (Linux's Documentation/power/pm_qos_interface.rst).
 
-import { readdirSync, readFileSync } from 'node:fs';
-import type { Processors, ThreadSeen } from '../src/kernel.js';
+import { closeSync, openSync, readdirSync, readFileSync, writeSync } from 'node:fs';
+import type { Processors, ThreadSeen, Watch } from '../src/kernel.js';
 import { libc } from './libc.js';
 
 /** Of a mask: room for 8,192 processors, as many as Linux can be built for. */
@@ -10,6 +11,9 @@ const MASK_BYTES = 8192 / 8;
 const MINOR_FAULTS = 10 - 3;
 const MAJOR_FAULTS = 12 - 3;
 const PROCESSOR = 39 - 3;
+
+/** As long as a number is written to it and it is open, no processor sleeps deeper than it takes so many µs to wake up. */
+const WAKE_LATENCY = '/dev/cpu_dma_latency';
 
 /** Written for each call, so one serves all. */
 const mask = new Uint8Array(MASK_BYTES);
@@ -40,8 +44,26 @@ export const linuxProcessors: Processors = {
       return [];
     }
   },
+  keepAwake,
   now: () => performance.now(),
+  after(delayMs, due) {
+    const timer = setTimeout(due, delayMs);
+    return { close: () => clearTimeout(timer) };
+  },
 };
+
+function keepAwake(): Watch | undefined {
+  let fd = -1;
+  try {
+    // By Node, which closes what a thread that is terminated has left open.
+    fd = openSync(WAKE_LATENCY, 'r+');
+    writeSync(fd, Int32Array.of(0));
+    return { close: () => closeSync(fd) };
+  } catch {
+    if (fd >= 0) closeSync(fd);
+    return undefined;
+  }
+}
 
 /** Undefined: it has ended, or cannot be seen. */
 function seen(pid: number, tid: number): ThreadSeen | undefined {

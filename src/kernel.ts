@@ -83,8 +83,11 @@ export interface Processors {
   place(cpus: readonly number[]): number;
   thread(pid: number, tid: number): ThreadSeen | undefined;
   threads(pid: number): readonly ThreadSeen[];
-  /** Monotonic milliseconds; not the port's, which is recorded. */
+  /** Keeps idle processors from sleeping, those of everybody, until it is closed; undefined: that is not allowed. */
+  keepAwake(): Watch | undefined;
+  /** Monotonic milliseconds; and what is due once, so many from now. Not the port's, which are recorded. */
   now(): number;
+  after(delayMs: number, due: () => void): Watch;
 }
 
 /** What stands behind a userfaultfd that is opened without a kernel of its own: the system of this process. */

@@ -11,6 +11,7 @@ import type { FaultHandler } from './handler.js';
 import type { Watch } from './kernel.js';
 import { type Placement, Placer } from './placement.js';
 import { Rounds, type Served } from './rounds.js';
+import { Spin } from './spin.js';
 
 export const WAITS = ['poll', 'block', 'spin', 'adaptive'] as const;
 
@@ -23,15 +24,14 @@ export const WAITS = ['poll', 'block', 'spin', 'adaptive'] as const;
  */
 export type Wait = (typeof WAITS)[number];
 
-/** Longest and first time that `adaptive` spins for the next message, in milliseconds. */
-const SPIN_MOST_MS = 0.2;
-const SPIN_FIRST_MS = 0.05;
-
 /**
  * Longest sleep in one call: a thread in a system call hears nothing of `process.exit` or `terminate`. Also how
  * often a quiet userfaultfd is asked whether its process has called exec, which no descriptor tells.
  */
 const SLEEP_MOST_MS = 200;
+
+/** Nothing for so long is a pause. */
+const PAUSE_MS = 20;
 
 /** Rounds of `spin` in a row that brought nothing, until it looks after the watched process. */
 const ROUNDS_A_LOOK = 1 << 15;
@@ -62,6 +62,11 @@ export class Loop {
   #timer: Watch | undefined;
   /** Where this thread runs, while the loop does; undefined: that is the scheduler's. */
   #placer: Placer | undefined;
+  /** The last sleep brought nothing. */
+  #paused = false;
+  /** Sees, on the event loop, whether something comes while processors are kept awake; and whether it did. */
+  #pause: Watch | undefined;
+  #came = false;
   /** The next look after the watched process. */
   #look: Watch | undefined;
 
@@ -115,6 +120,8 @@ export class Loop {
     for (const watch of this.#watches.splice(0)) watch.close();
     this.#timer?.close();
     this.#timer = undefined;
+    this.#pause?.close();
+    this.#pause = undefined;
     this.#look?.close();
     this.#look = undefined;
   }
@@ -202,8 +209,22 @@ export class Loop {
       // Whoever was answered may have run and faulted again: reading costs less than a turn of the event loop.
       for (let rounds = 0; rounds < ROUNDS_A_TURN && this.#goes; rounds++) {
         if (this.#round() === 0) break;
+        this.#came = true;
       }
+      this.#watchForPause();
       this.#schedule();
+    });
+  }
+
+  /** While processors are kept awake; not by the port, whose calls are recorded. */
+  #watchForPause(): void {
+    const placer = this.#placer;
+    if (!placer?.keepsAwake || this.#pause) return;
+    this.#came = false;
+    this.#pause = this.#served.channel.port.processors?.after(PAUSE_MS, () => {
+      this.#pause = undefined;
+      if (this.#came) this.#watchForPause();
+      else placer.pause();
     });
   }
 
@@ -284,23 +305,22 @@ export class Loop {
     let fruitless = 0;
     while (this.#goes) {
       fruitless = this.#round() > 0 ? 0 : fruitless + 1;
-      if (fruitless % ROUNDS_A_LOOK === ROUNDS_A_LOOK - 1) this.#lookAfterProcess();
+      if (fruitless % ROUNDS_A_LOOK !== ROUNDS_A_LOOK - 1) continue;
+      this.#placer?.pause();
+      this.#lookAfterProcess();
     }
   }
 
-  /** Spins as long as that keeps paying: the budget doubles when a message came in it, and halves when not. */
+  /** Spins for as long as that pays, and sleeps then. */
   #adapt(): void {
     const { port } = this.#served.channel;
-    let budget = SPIN_FIRST_MS;
-    let since = port.now();
+    const spin = new Spin();
     while (this.#goes) {
-      if (this.#round() > 0) {
-        const now = port.now();
-        if (now - since <= SPIN_MOST_MS) budget = Math.min(Math.max(budget * 2, SPIN_FIRST_MS), SPIN_MOST_MS);
-        since = now;
-      } else if (port.now() - since > budget) {
-        budget = budget < SPIN_FIRST_MS / 8 ? 0 : budget / 2;
-        if (this.#goes) this.#sleep();
+      spin.looks(port.now());
+      if (this.#round() > 0) spin.came();
+      else if (!spin.goesOn && this.#goes) {
+        this.#sleep();
+        spin.slept();
       }
     }
   }
@@ -309,7 +329,10 @@ export class Loop {
   #sleep(): void {
     const { channel } = this.#served;
     const delay = this.#delay();
-    const ready = this.#pollAll(delay < 0 ? SLEEP_MOST_MS : Math.min(Math.ceil(delay), SLEEP_MOST_MS));
+    const most = this.#paused ? SLEEP_MOST_MS : PAUSE_MS;
+    const ready = this.#pollAll(delay < 0 ? most : Math.min(Math.ceil(delay), most));
+    this.#paused = ready === 0 && delay < 0;
+    if (this.#paused) this.#placer?.pause();
     if (!channel.watched || (ready > 0 && !channel.core.exports.pollExited())) return;
     if (this.#gone()) this.#rounds.processGone();
   }

@@ -1,27 +1,36 @@
-// Where a loop's thread runs. A fault is two wake-ups, and what they cost depends on whether the thread that faults and
-// the one that answers share a processor, far more than on anything else. The loop's thread is moved, and no other.
+// Where a loop's thread runs, and how soon processors are awake. A fault is two wake-ups, and what they cost depends on
+// whether the thread that faults and the one that answers share a processor, and on how deep an idle one sleeps, far more
+// than on anything else. The loop's thread is moved, and no other.
 //
 // Rules:
 //  - It goes where it was allowed to when the loop began, nowhere else; and it is put back when the loop ends.
-//  - `auto` decides by what it measures, and forgets nothing of what it measured lately: see arrangements.ts.
+//  - Processors are kept awake only while faults come fast: that costs the whole machine.
+//  - `auto` decides by what it measures, and forgets nothing of what it measured lately: see arrangements.ts. Where many
+//    fault at once it leaves everything to the scheduler, and measures nothing.
 
 import { invalidValue, outOfRange, wrongType } from './arguments.js';
-import { Arrangements } from './arrangements.js';
-import type { Processors, ThreadSeen } from './kernel.js';
+import { type Arrangement, Arrangements } from './arrangements.js';
+import type { Processors, ThreadSeen, Watch } from './kernel.js';
 
-export const PLACEMENTS = ['auto', 'none', 'follow'] as const;
+export const PLACEMENTS = ['auto', 'none', 'follow', 'awake'] as const;
 
 /**
  * Where the thread of a loop runs. `none`: where the scheduler puts it. `follow`: on the processor of the thread that
- * faults, and away again when several fault at once. `auto`: whichever of the two brings more faults a second. Numbers:
- * on these processors.
+ * faults, and away again when several fault at once. `awake`: where the scheduler puts it, and while faults come fast no
+ * idle processor of the machine goes to sleep (which only a privileged process may ask for). `auto`: whichever of these
+ * brings most faults a second. Numbers: on these processors.
  *
  * @useDeclaredType
  */
 export type Placement = (typeof PLACEMENTS)[number] | readonly number[];
 
-/** Faults between two looks at where the thread that faults has gone. */
+/** Faults between two looks at where the thread that faults has gone, and how fast they come. */
 const LOOK_FAULTS = 256;
+/** Faults behind a pause, until it is seen how fast they come; and how many milliseconds they may be apart then. */
+const RETURN_FAULTS = 64;
+const APART_MOST_MS = 1;
+/** So many faults are answered in a round, on an average, and no processor sleeps that it would pay to wake. */
+const CROWD = 3;
 /** A thread that makes less than this share of the faults does not count. */
 const SHARE_LEAST = 1 / 10;
 const PROCESSOR_MOST = 8191;
@@ -68,11 +77,16 @@ export class Placer {
   readonly #pid: number;
   readonly #own: readonly number[];
   readonly #arrangements: Arrangements | undefined;
-  readonly #follows: boolean;
+  /** What is done where there is nothing to find out. */
+  readonly #fixed: Arrangement;
   /** Where it was put; −1: where the scheduler likes. */
   #cpu = -1;
-  /** Faults since the last look, and when that was. */
+  /** Keeps processors from sleeping. */
+  #awake: Watch | undefined;
+  #paused = false;
+  /** Faults since the last look, in how many rounds, and when that was. */
   #faults = 0;
+  #rounds = 0;
   #dueAt: number;
   #since: number;
   /** The thread that faulted last, if the kernel tells; and how often it was another than before. */
@@ -89,12 +103,10 @@ export class Placer {
     this.#processors = processors;
     this.#pid = pid;
     this.#own = processors.allowed();
-    this.#follows = placement === 'follow';
+    this.#fixed = placement === 'follow' || placement === 'awake' ? placement : 'scheduler';
     this.#arrangements = placement === 'auto' && this.#own.length > 1 ? new Arrangements(found) : undefined;
     this.#since = processors.now();
-    const follows = this.#follows || this.#arrangements?.arrangement === 'follow';
-    // Whoever is followed has to fault first.
-    this.#dueAt = follows ? 1 : (this.#arrangements?.faults ?? Number.POSITIVE_INFINITY);
+    this.#dueAt = this.#firstLook();
     // What threads have faulted before is none of this loop's.
     if (typeof placement === 'string') this.#countFaults(processors.threads(pid));
     if (typeof placement === 'object') processors.place(usable(placement, this.#own));
@@ -102,7 +114,12 @@ export class Placer {
 
   /** Faults were answered; the last of them was this thread's (0: not known). */
   answered(faults: number, tid: number): void {
+    if (this.#paused) {
+      this.#paused = false;
+      this.#begin(this.#firstLook());
+    }
     this.#faults += faults;
+    this.#rounds++;
     if (tid !== this.#tid) {
       this.#tid = tid;
       this.#turns++;
@@ -110,32 +127,63 @@ export class Placer {
     if (this.#faults >= this.#dueAt) this.#look();
   }
 
+  /** Whether processors are kept awake: `pause` is to be told soon then. */
+  get keepsAwake(): boolean {
+    return this.#awake !== undefined;
+  }
+
+  /** No fault has come for a while. */
+  pause(): void {
+    this.#paused = true;
+    this.#letSleep();
+  }
+
   /** The loop ends: the thread may run where it might before. */
   leave(): void {
+    this.#letSleep();
     this.#processors.place(this.#own);
     found = this.#arrangements ?? found;
   }
 
-  #look(): void {
-    const now = this.#processors.now();
-    let follow = true;
-    if (this.#arrangements) {
-      const { arrangement: before } = this.#arrangements;
-      // The first look is there to follow whoever faults, and has measured nothing.
-      if (this.#faults >= this.#arrangements.faults)
-        this.#arrangements.took((now - this.#since) / this.#faults);
-      const { arrangement } = this.#arrangements;
-      if (arrangement !== before) this.#toucher = 0;
-      follow = arrangement === 'follow';
-    }
-    this.#dueAt = this.#arrangements?.faults ?? LOOK_FAULTS;
-    this.#arrange(follow);
+  get #arrangement(): Arrangement {
+    return this.#arrangements?.arrangement ?? this.#fixed;
+  }
+
+  /** Faults until the first look, which measures nothing: whoever is followed has to fault first. */
+  #firstLook(): number {
+    if (this.#arrangement === 'follow') return 1;
+    if (this.#arrangement === 'awake') return RETURN_FAULTS;
+    return this.#arrangements?.faults ?? Number.POSITIVE_INFINITY;
+  }
+
+  #begin(faults: number): void {
+    this.#dueAt = faults;
     this.#faults = 0;
+    this.#rounds = 0;
     this.#turns = 0;
     this.#since = this.#processors.now();
   }
 
-  #arrange(follow: boolean): void {
+  #look(): void {
+    const ms = (this.#processors.now() - this.#since) / this.#faults;
+    const before = this.#arrangement;
+    const crowded = this.#arrangements !== undefined && this.#faults >= this.#rounds * CROWD;
+    if (this.#arrangements && !crowded && this.#faults >= this.#arrangements.faults)
+      this.#arrangements.took(ms);
+    const arrangement = crowded ? 'scheduler' : this.#arrangement;
+    if (arrangement !== before) this.#toucher = 0;
+    this.#place(arrangement === 'follow');
+    if (arrangement !== 'awake' || ms > APART_MOST_MS) this.#letSleep();
+    else this.#awake ??= this.#processors.keepAwake();
+    this.#begin(this.#arrangements?.faults ?? LOOK_FAULTS);
+  }
+
+  #letSleep(): void {
+    this.#awake?.close();
+    this.#awake = undefined;
+  }
+
+  #place(follow: boolean): void {
     const cpu = follow ? this.#processorOfToucher() : -1;
     if (cpu === this.#cpu) return;
     // It may be one that this thread must not run on, or that has been taken away: then it stays free.
@@ -175,8 +223,8 @@ export class Placer {
       this.#toucherFaults = this.#counted.get(first.tid) ?? 0;
     }
     const apart = touchers.some(({ processor }) => processor !== first.processor);
-    // Several at once, on several processors: whoever only follows leaves them alone; who measures may try.
-    return apart && this.#follows ? -1 : first.processor;
+    // Several at once, on several processors, are left alone.
+    return apart ? -1 : first.processor;
   }
 
   #countFaults(threads: readonly ThreadSeen[]): void {

@@ -99,7 +99,7 @@ const LAYERS = [
   ['src/reasons/calls.ts', 'src/reasons/ioctls.ts'],
   [
     ...['src/kernel.ts', 'src/core.ts', 'src/handler.ts', 'src/registry.ts', 'src/stopper.ts'],
-    ...['src/arrangements.ts', 'src/warning.ts', 'src/whole-pages.ts', 'src/names.ts'],
+    ...['src/arrangements.ts', 'src/spin.ts', 'src/warning.ts', 'src/whole-pages.ts', 'src/names.ts'],
     ...[
       'src/reasons/facts.ts',
       'src/wasm.d.ts',

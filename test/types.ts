@@ -226,7 +226,7 @@ embed({ koffi: 'koffi.node' });
 
 // ---- where loops run, and what a fault brings --------------------------------------------------------------
 
-expectTypeOf<Placement>().toEqualTypeOf<'auto' | 'none' | 'follow' | readonly number[]>();
+expectTypeOf<Placement>().toEqualTypeOf<'auto' | 'none' | 'follow' | 'awake' | readonly number[]>();
 expectTypeOf<Window>().toEqualTypeOf<number | 'adaptive'>();
 uffd.start({ pagefault() {} }, { wait: 'block', placement: [0, 1] });
 uffd.answerFrom(0n, 4096, 0n, { window: 'adaptive' });

@@ -14,16 +14,19 @@ export function integer(lowest: number, highest: number): (text: string) => numb
   };
 }
 
+const PLACEMENTS = ['auto', 'none', 'follow', 'awake'] as const;
+
 /** The parser of `--placement`: a way by name, or processors, like `0,2-3`. */
 export function placement(text: string): Placement {
-  if (text === 'auto' || text === 'none' || text === 'follow') return text;
+  const named = PLACEMENTS.find((name) => name === text);
+  if (named) return named;
   const cpus = text.split(',').flatMap((part) => {
     const [, first = '', last = first] = /^(\d{1,4})(?:-(\d{1,4}))?$/.exec(part) ?? [];
     const count = first === '' ? 0 : Number(last) - Number(first) + 1;
     return count > 0 ? Array.from({ length: count }, (_, index) => Number(first) + index) : [Number.NaN];
   });
   if (cpus.every((cpu) => cpu < PROCESSORS_MOST)) return cpus;
-  throw new InvalidArgumentError("It must be 'auto', 'none', 'follow', or processors, like 0,2-3.");
+  throw new InvalidArgumentError(`It must be ${PLACEMENTS.join(', ')}, or processors, like 0,2-3.`);
 }
 
 /** Pages; 4 GiB of 4 KiB pages. */

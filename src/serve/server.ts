@@ -54,9 +54,9 @@ export interface ServeOptions {
   record?: string;
   /** Something to find in those traces' descriptions, for whoever reads them. JSON. */
   about?: Record<string, unknown>;
-  /** How a session's thread waits for faults; default 'block'. */
+  /** How a session's thread waits for faults; default 'adaptive', and 'block' where it is recorded: a trace tells every look. */
   wait?: Wait;
-  /** Where a session's thread runs; default 'none'. */
+  /** Where a session's thread runs; default 'auto'. */
   placement?: Placement;
   /** End when the first session has ended. */
   once?: boolean;
@@ -354,10 +354,10 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
     const { vm, prefetch, identity } = listener;
     const {
       window = 1,
-      wait = 'block',
-      placement = 'none',
-      eager = false,
       record,
+      wait = record === undefined ? 'adaptive' : 'block',
+      placement = 'auto',
+      eager = false,
       about = {},
     } = this.#options;
     let session: Session;

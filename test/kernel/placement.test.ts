@@ -1,6 +1,6 @@
 // Where a loop's thread runs, on the real kernel: it is moved and put back, and nobody else is.
 
-import { readFileSync } from 'node:fs';
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import * as assert from 'uvu/assert';
 import { linuxProcessors } from '../../shim/processors.js';
@@ -57,11 +57,52 @@ for (const wait of ['poll', 'block', 'spin', 'adaptive'] as const) {
   });
 }
 
-test('auto serves every page, and is put back', async () => {
+test('auto serves every page, and leaves everything as it was', async () => {
   const { before, after, toucherOn } = await serve('auto', 'block', ['thread-id']);
   assert.equal([after, toucherOn], [linuxProcessors.allowed(), before]);
   await endAll();
 });
+
+/** Whether this process keeps processors awake. */
+function keepsAwake(): boolean {
+  return readdirSync('/proc/self/fd').some((fd) => {
+    try {
+      return readlinkSync(`/proc/self/fd/${fd}`) === '/dev/cpu_dma_latency';
+    } catch {
+      return false;
+    }
+  });
+}
+
+for (const wait of ['poll', 'block', 'spin', 'adaptive'] as const) {
+  test(`${wait}: processors are kept awake while faults come, and neither in a pause nor behind the end`, async () => {
+    const probe = linuxProcessors.keepAwake();
+    if (!probe) leaveOut('/dev/cpu_dma_latency may not be written here');
+    assert.ok(keepsAwake());
+    probe.close();
+    assert.not(keepsAwake());
+    const uffd = openWith(['thread-id']);
+    const base = map(PAGES);
+    uffd.register(base, PAGES * P);
+    const loop = await looper(uffd, { wait, placement: 'awake', source: numberedSource(PAGES), base });
+    await loop.heard('ready');
+    const thread = await toucher();
+    let seen = false;
+    const begun = performance.now();
+    const touched = thread.verify(base, PAGES, P, 7);
+    const look = setInterval(() => {
+      seen ||= keepsAwake();
+    }, 1);
+    assert.is(await touched, 0);
+    clearInterval(look);
+    // Not on a machine so slow that it would not be worth it.
+    assert.ok(seen || performance.now() - begun > PAGES / 2, 'kept awake');
+    await until(() => !keepsAwake());
+    await loop.stop();
+    assert.not(keepsAwake());
+    await endAll();
+  });
+}
 
 test('processors by their numbers', async () => {
   needTwo();

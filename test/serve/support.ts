@@ -20,7 +20,7 @@ import { P, writeMemory } from './process.js';
 export { until } from '../kernel/support.js';
 export { P };
 
-/** Where the threads of guests run, if that is forced: UFFD_PLACEMENT=none, follow or auto. */
+/** Where the threads of guests run, if that is forced: UFFD_PLACEMENT=none, follow or awake. */
 const FORCED: Partial<ServeOptions> = process.env.UFFD_PLACEMENT
   ? { placement: process.env.UFFD_PLACEMENT as Exclude<Placement, readonly number[]> }
   : {};

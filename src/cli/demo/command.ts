@@ -42,10 +42,12 @@ How the serving thread waits for faults:
   adaptive  spins while faults come fast, sleeps otherwise
 
 Where the serving thread runs (a guest's threads are never moved):
-  auto    whichever of the next two brings more faults a second; tried for a
+  auto    whichever of the next three brings most faults a second; tried for a
           few hundred faults, and again when the pattern changes
   none    where the scheduler puts it
   follow  on the processor of the thread that faults
+  awake   as none; and while faults come fast, no idle processor of this machine
+          goes to sleep (needs to write to /dev/cpu_dma_latency)
   0,2-3   on these processors
 
 Where there is no userfaultfd, or it is not allowed, the same answers are given
@@ -65,7 +67,7 @@ Fields of the JSON object (prefetched: the second run, or null):
 ${EXIT_HELP}
 Examples:
   uffd demo                              the Node binary as a guest's memory
-  uffd demo --threads 8 --wait adaptive  more load, and a loop that follows it
+  uffd demo --threads 8 --wait block     more load, and a loop that sleeps
   uffd demo --window 16 snapshot.mem     16 pages for each fault
   uffd demo --json --seed 1              a run to repeat, for programs to read
   uffd demo --record run.trace           a run to replay and to look at
@@ -74,7 +76,7 @@ Examples:
 interface Flags {
   threads: number;
   window: Window;
-  wait: DemoOptions['wait'];
+  wait?: DemoOptions['wait'];
   placement: DemoOptions['placement'];
   seed?: number;
   record?: string;
@@ -98,10 +100,13 @@ export function addDemo(program: Command): void {
         .argParser(window),
     )
     .addOption(
-      new Option('--wait <how>', 'how the serving thread waits for faults').choices(WAITS).default('block'),
+      new Option(
+        '--wait <how>',
+        'how the serving thread waits for faults (default: adaptive; with --record: block)',
+      ).choices(WAITS),
     )
     .addOption(
-      new Option('--placement <where>', 'where the serving thread runs').default('none').argParser(placement),
+      new Option('--placement <where>', 'where the serving thread runs').default('auto').argParser(placement),
     )
     .addOption(
       new Option(
@@ -117,11 +122,12 @@ export function addDemo(program: Command): void {
 
 async function demo(file: string, flags: Flags): Promise<void> {
   const { json = false, seed = randomInt(SEED_MOST + 1), ...rest } = flags;
+  const { wait = rest.record === undefined ? 'adaptive' : 'block' } = rest;
   const progress = createProgress(json);
   const lack = unavailable();
   if (lack) process.stderr.write(`uffd: no userfaultfd here, so the kernel is simulated: ${lack.message}\n`);
   const run = lack ? runSimulated : runDemo;
-  const report = await interruptible((signal) => run({ file, seed, ...rest }, progress, signal));
+  const report = await interruptible((signal) => run({ file, seed, ...rest, wait }, progress, signal));
   process.stdout.write(json ? `${JSON.stringify(report)}\n` : `${asTable(report)}\n`);
   if (!report.equal || report.trace?.failure) process.exitCode = EXIT.failed;
 }

@@ -27,10 +27,12 @@ How it works:
   --eager everything else behind it; whoever touches a page comes first always.
 
 Where the thread that serves a guest runs (the guest's never move):
-  auto    whichever of the next two brings more faults a second; tried for a
+  auto    whichever of the next three brings most faults a second; tried for a
           few hundred faults, and again when the pattern changes
   none    where the scheduler puts it
   follow  on the processor of the thread that faults
+  awake   as none; and while faults come fast, no idle processor of this machine
+          goes to sleep (needs to write to /dev/cpu_dma_latency)
   0,2-3   on these processors
 
 When it is ready:
@@ -65,7 +67,7 @@ interface Flags {
   memory?: string;
   vm?: Vm[];
   window: Window;
-  wait: (typeof WAITS)[number];
+  wait?: (typeof WAITS)[number];
   placement: Placement;
   eager?: boolean;
   prefetch?: string[];
@@ -108,9 +110,13 @@ export function addServe(program: Command): void {
     )
     .option('--force', 'prefetch from traces of other memory files, too')
     .option('-r, --record <TRACE>', 'record the session (the second to TRACE.2, …)')
-    .addOption(new Option('--wait <how>', 'how to wait for faults').choices(WAITS).default('block'))
     .addOption(
-      new Option('--placement <where>', 'where the serving thread runs').default('none').argParser(placement),
+      new Option('--wait <how>', 'how to wait for faults (default: adaptive; with --record: block)').choices(
+        WAITS,
+      ),
+    )
+    .addOption(
+      new Option('--placement <where>', 'where the serving thread runs').default('auto').argParser(placement),
     )
     .option('--once', 'end when the first guest has ended')
     .addOption(
