@@ -1,6 +1,6 @@
 // Reads what users type. Only plain decimal digits are numbers: no signs, no exponents, no hexadecimal.
 
-import { InvalidArgumentError } from 'commander';
+import { InvalidArgumentError, Option } from 'commander';
 import type { Placement, Window } from '../index.js';
 
 const PROCESSORS_MOST = 8192;
@@ -14,10 +14,29 @@ export function integer(lowest: number, highest: number): (text: string) => numb
   };
 }
 
+/** Ways of `--wait`. */
+export const WAITS = ['poll', 'block', 'spin', 'adaptive'] as const;
+
 const PLACEMENTS = ['auto', 'none', 'follow', 'awake'] as const;
 
+/** What `--placement` means, for a help text. */
+export const PLACEMENT_HELP = `\
+  auto    whichever of the next three brings most faults a second; tried for a
+          few hundred faults, and again when the pattern changes
+  none    where the scheduler puts it
+  follow  on the processor of the thread that faults
+  awake   as none; and while faults come fast, no idle processor of this machine
+          goes to sleep (needs to write to /dev/cpu_dma_latency)
+  0,2-3   on these processors`;
+
+export function placementOption(): Option {
+  return new Option('--placement <where>', 'where the serving thread runs')
+    .default('auto')
+    .argParser(placement);
+}
+
 /** The parser of `--placement`: a way by name, or processors, like `0,2-3`. */
-export function placement(text: string): Placement {
+function placement(text: string): Placement {
   const named = PLACEMENTS.find((name) => name === text);
   if (named) return named;
   const cpus = text.split(',').flatMap((part) => {

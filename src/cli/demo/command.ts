@@ -3,7 +3,7 @@
 import { randomInt } from 'node:crypto';
 import { type Command, Option } from 'commander';
 import { Userfaultfd, type Window } from '../../index.js';
-import { integer, placement, WINDOW_MOST, window } from '../arguments.js';
+import { integer, PLACEMENT_HELP, placementOption, WAITS, WINDOW_MOST, window } from '../arguments.js';
 import { EXIT, EXIT_HELP } from '../exit.js';
 import { interruptible } from '../signals.js';
 import { lookOf, renderTable } from '../text.js';
@@ -14,7 +14,6 @@ import { runSimulated } from './simulated.js';
 
 const THREADS_MOST = 256;
 const SEED_MOST = 2 ** 32 - 1;
-const WAITS = ['poll', 'block', 'spin', 'adaptive'] as const;
 
 const HELP = `
 How it works:
@@ -42,13 +41,7 @@ How the serving thread waits for faults:
   adaptive  spins while faults come fast, sleeps otherwise
 
 Where the serving thread runs (a guest's threads are never moved):
-  auto    whichever of the next three brings most faults a second; tried for a
-          few hundred faults, and again when the pattern changes
-  none    where the scheduler puts it
-  follow  on the processor of the thread that faults
-  awake   as none; and while faults come fast, no idle processor of this machine
-          goes to sleep (needs to write to /dev/cpu_dma_latency)
-  0,2-3   on these processors
+${PLACEMENT_HELP}
 
 Where there is no userfaultfd, or it is not allowed, the same answers are given
 on a simulated kernel, once, with virtual times, and that is said.
@@ -105,9 +98,7 @@ export function addDemo(program: Command): void {
         'how the serving thread waits for faults (default: adaptive; with --record: block)',
       ).choices(WAITS),
     )
-    .addOption(
-      new Option('--placement <where>', 'where the serving thread runs').default('auto').argParser(placement),
-    )
+    .addOption(placementOption())
     .addOption(
       new Option(
         '-s, --seed <N>',

@@ -3,7 +3,7 @@
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import type { Placement, Window } from '../../index.js';
 import { type ServeOptions, serve, type Vm } from '../../serve/index.js';
-import { integer, placement, WINDOW_MOST, window } from '../arguments.js';
+import { integer, PLACEMENT_HELP, placementOption, WAITS, WINDOW_MOST, window } from '../arguments.js';
 import { EXIT, Usage } from '../exit.js';
 import { onSignals } from '../signals.js';
 import { announce, announceStopping } from './announce.js';
@@ -11,7 +11,6 @@ import { createDisplay } from './display.js';
 import { Ledger } from './ledger.js';
 import { serveMetrics } from './metrics.js';
 
-const WAITS = ['poll', 'block', 'spin', 'adaptive'] as const;
 const MS_MOST = 2 ** 31 - 1;
 
 const HELP = `
@@ -27,13 +26,7 @@ How it works:
   --eager everything else behind it; whoever touches a page comes first always.
 
 Where the thread that serves a guest runs (the guest's never move):
-  auto    whichever of the next three brings most faults a second; tried for a
-          few hundred faults, and again when the pattern changes
-  none    where the scheduler puts it
-  follow  on the processor of the thread that faults
-  awake   as none; and while faults come fast, no idle processor of this machine
-          goes to sleep (needs to write to /dev/cpu_dma_latency)
-  0,2-3   on these processors
+${PLACEMENT_HELP}
 
 When it is ready:
   A line "ready: PATH" on stdout for each socket. --ready-fd writes the same to
@@ -115,9 +108,7 @@ export function addServe(program: Command): void {
         WAITS,
       ),
     )
-    .addOption(
-      new Option('--placement <where>', 'where the serving thread runs').default('auto').argParser(placement),
-    )
+    .addOption(placementOption())
     .option('--once', 'end when the first guest has ended')
     .addOption(
       new Option('--allow-uid <UID>', 'serve monitors of this user; may repeat').argParser(
