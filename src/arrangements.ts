@@ -67,7 +67,7 @@ export class Arrangements {
   constructor(before?: Arrangements) {
     if (before === undefined || before.#last === undefined) return;
     this.#last = before.#last;
-    this.#lately = before.#lately;
+    this.#lately = { ...before.#lately };
     this.#again = before.#again;
     this.#againChanged = before.#againChanged;
     this.#expected = before.#expected;
@@ -78,16 +78,15 @@ export class Arrangements {
 
   /** Milliseconds that each of the last `faults` took. */
   took(ms: number): void {
-    if (this.#trial < 0) this.#took(ms);
-    else if (this.#settled) this.#note(ms);
+    if (this.#trial < 0) this.#tookKept(ms);
+    else if (this.#settled) this.#tookTried(ms);
     else {
       this.#settled = true;
       this.faults = TIMED;
     }
   }
 
-  /** Of a trial. */
-  #note(ms: number): void {
+  #tookTried(ms: number): void {
     this.#tried[this.arrangement].push(ms);
     this.#trial++;
     this.#settled = false;
@@ -121,8 +120,7 @@ export class Arrangements {
     this.faults = KEPT;
   }
 
-  /** Of one that is kept. */
-  #took(ms: number): void {
+  #tookKept(ms: number): void {
     this.#kept += KEPT;
     const { arrangement } = this;
     const lately = this.#lately[arrangement] ?? ms;

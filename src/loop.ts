@@ -36,7 +36,7 @@ const PAUSE_MS = 20;
 /** Rounds of `spin` in a row that brought nothing, until it looks after the watched process. */
 const ROUNDS_A_LOOK = 1 << 15;
 
-/** Rounds in a row that followed another one at once and brought nothing, until `block` sleeps first; and for how many. */
+/** Rounds in a row that followed another one at once and brought nothing, until `block` sleeps first; and how often it does. */
 const AGAIN_MOST = 8;
 const SKIPS_MOST = 64;
 
@@ -316,7 +316,7 @@ export class Loop {
     const { port } = this.#served.channel;
     const spin = new Spin();
     while (this.#goes) {
-      spin.looks(port.now());
+      if (spin.ms > 0) spin.looks(port.now());
       if (this.#round() > 0) spin.came();
       else if (!spin.goesOn && this.#goes) {
         this.#sleep();
