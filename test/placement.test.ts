@@ -275,7 +275,7 @@ test('auto: leaves everything to the scheduler while many fault at once', () => 
   const board = new Board();
   board.seen = [{ tid: 7, processor: 2, faults: 10 }];
   const placer = new Placer(board, 0, 'auto');
-  for (let round = 0; round < 1_000; round++) {
+  for (let round = 0; round < 30_000; round++) {
     board.time += 0.5;
     placer.answered(10, 0);
   }
