@@ -166,6 +166,14 @@ export class Manager {
     await this.#run('sh', '-c', `kill -s ${name} ${pid}`);
   }
 
+  /** Stops a process, which none of its threads has left out when this returns: a signal takes its time. */
+  async halt(pid: number): Promise<void> {
+    await this.signal(pid, 'STOP');
+    await this.until('all threads to stop', () =>
+      this.#threads(pid).every((tid) => /^State:\s*T/m.test(this.proc(pid, `task/${tid}/status`))),
+    );
+  }
+
   /** A file in the folder of one of its processes; empty where that is gone. */
   proc(pid: number, name: string): string {
     try {

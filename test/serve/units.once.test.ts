@@ -109,7 +109,7 @@ async function untilServerEnds(manager: Manager): Promise<void> {
  */
 async function killServer(manager: Manager, monitor: number): Promise<string[]> {
   const server = await manager.mainPid(SERVER);
-  await manager.signal(server, 'STOP');
+  await manager.halt(server);
   await manager.until('two threads to sleep in a fault', () => manager.asleep(monitor).length >= 2);
   const asleep = manager.asleep(monitor);
   await manager.signal(server, 'KILL');
@@ -124,7 +124,7 @@ async function killServer(manager: Manager, monitor: number): Promise<string[]> 
 async function startStopped(manager: Manager): Promise<number> {
   await manager.systemctl('start', SERVER);
   const server = await manager.mainPid(SERVER);
-  await manager.signal(server, 'STOP');
+  await manager.halt(server);
   return startMonitor(manager, SOON, async (pid) => {
     await manager.until('a thread to sleep in a fault', () => manager.asleep(pid).length > 0);
     await manager.signal(pid, 'STOP');
