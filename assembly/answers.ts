@@ -13,14 +13,16 @@ import { STEP_ASK, transferCopy, transferCursor } from './transfer';
 /** Neighbours that are copied because somebody waits for them, at most. */
 const NEIGHBOURS: u32 = 32;
 
-/** Where the next fault may be that the last answer has answered as well, and bytes of a page there. */
-let answered: u64 = 0;
+/** Where the last answer begins, and bytes of a page there. */
+export let answerStart: u64 = 0;
 let pageBytes: u64 = 0;
+/** Where the next fault may be that it has answered as well. */
+let answered: u64 = 0;
 /** Bytes in front of what `aheadBegin` begins with. */
 let passed: u64 = 0;
 
-/** Begins to answer the fault that is out. */
-export function answerBegin(): i32 {
+/** Begins to answer the fault that is out; `chosen`: options of the copy. */
+export function answerBegin(chosen: u32): i32 {
   const fault = changetype<Fault>(current);
   const page = fault.page;
   if (fault.kind != KIND_MISSING || pageState(page) != PAGE_MISSING) return STEP_ASK;
@@ -41,9 +43,9 @@ export function answerBegin(): i32 {
     for (; left > 0 && end < min(most, range.end) && isWanted(end); left--) end += size;
     for (; left > 0 && start > max(least, range.start) && isWanted(start - size); left--) start -= size;
   }
-  answered = start;
+  answerStart = answered = start;
   pageBytes = size;
-  return transferCopy(start, end, source.data + (start - source.start));
+  return transferCopy(chosen, start, end, source.data + (start - source.start));
 }
 
 /** Somebody waits for a page that is missing. */
@@ -64,11 +66,6 @@ export function answerNext(): u32 {
   return 0;
 }
 
-/** Whether its page is installed. */
-export function answerDone(): bool {
-  return transferCursor() > changetype<Fault>(current).page;
-}
-
 /**
  * Arguments 0 (start), 1 (length): begins to install the first run of missing pages there. STEP_ASK: none is missing, or
  * the first of them has no source; `aheadPassed` says which.
@@ -87,7 +84,7 @@ export function aheadBegin(): i32 {
   const source = sourceOf(from);
   if (from >= end || !source) return STEP_ASK;
   to = min(to, source.end & ~(size - 1));
-  return to > from ? transferCopy(from, to, source.data + (from - source.start)) : STEP_ASK;
+  return to > from ? transferCopy(0, from, to, source.data + (from - source.start)) : STEP_ASK;
 }
 
 /** Bytes from the start on that are not missing; all of them: nothing is. */

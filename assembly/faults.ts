@@ -82,6 +82,11 @@ export function faultCount(): u32 {
   return waiting;
 }
 
+/** Whether there may be one that was not put off. */
+export function faultReady(): bool {
+  return head(0) != NONE;
+}
+
 /** Entries in the queues of deferred faults, those included that were dropped since. */
 export function faultPutOff(): u32 {
   return putOff;

@@ -262,11 +262,21 @@ export function inboxNextEvent(): i32 {
   return eventCount > 0 ? deliverEvent() : NEXT_NONE;
 }
 
+/** The queue was read to its end, and no mapping change waits. */
+export function inboxSettled(): bool {
+  return drained && eventCount == 0;
+}
+
 /** Hands out what the handler should hear next. */
 export function inboxNext(now: f64): i32 {
   if (eventCount > 0) return deliverEvent();
   if (!drained) return inboxRoom() > 0 ? NEXT_READ : NEXT_NO_MEMORY;
-  if (!faultTake(now)) return NEXT_NONE;
+  return inboxNextFault(now) ? NEXT_FAULT : NEXT_NONE;
+}
+
+/** The same, where the inbox is settled. False: there is none. */
+export function inboxNextFault(now: f64): bool {
+  if (!faultTake(now)) return false;
   const fault = changetype<Fault>(current);
   const it = changetype<Delivery>(delivery);
   it.a = fault.address;
@@ -274,20 +284,21 @@ export function inboxNext(now: f64): i32 {
   it.kind = fault.kind;
   it.write = fault.write;
   it.tid = fault.tid;
-  if (it.kind == KIND_MISSING) noticeRemoval(it.b);
   out = true;
   cutShort = false;
   gone = false;
-  return NEXT_FAULT;
+  return true;
 }
 
 /**
- * A page that was filled is missing again. The kernel takes pages away after the news of it was read, so one that was
- * filled in between, with zeros, is gone without another word: zeros are due again, and never the source's data. If it
- * is there after all, and this is a repeat, a fill finds it and wakes.
+ * The page of the fault that is out was filled, and is missing again. The kernel takes pages away after the news of it was
+ * read, so one that was filled in between, with zeros, is gone without another word: zeros are due again, and never the
+ * source's data. If it is there after all, and this is a repeat, a fill finds it and wakes.
  */
-function noticeRemoval(page: u64): void {
-  if (tellsRemove && pageState(page) == PAGE_PRESENT) pagesSet(page, page + pageSizeAt(page), PAGE_REMOVED);
+export function inboxNoticeRemoval(): void {
+  const it = changetype<Fault>(current);
+  if (!tellsRemove || it.kind != KIND_MISSING || pageState(it.page) != PAGE_PRESENT) return;
+  pagesSet(it.page, it.page + pageSizeAt(it.page), PAGE_REMOVED);
 }
 
 /**

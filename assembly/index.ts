@@ -15,14 +15,13 @@ import {
 import { Range, rangeFind, rangeHere, rangeInsert, rangeOverlaps, rangeRemove, rangeSeek } from './ranges';
 import { argument } from './request';
 
-export { aheadBegin, aheadPassed, answerBegin, answerDone, answerNext } from './answers';
+export { aheadBegin, aheadPassed } from './answers';
 export {
   delivery,
   inboxAnswer,
   inboxDefer,
   inboxDelay,
   inboxEvict,
-  inboxNext,
   inboxNextEvent,
   inboxOpen,
   inboxPutOff,
@@ -72,6 +71,7 @@ export {
   requestUnregister,
   requestWake,
 } from './request';
+export { roundNext, roundResult, roundResume, tally } from './round';
 export { sourcePut, sourcesClear } from './sources';
 export {
   transferBegin,

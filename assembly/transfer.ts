@@ -143,8 +143,8 @@ export function transferBegin(op: u32, chosen: u32): i32 {
 }
 
 /** Begins a COPY to [from, to). */
-export function transferCopy(from: u64, to: u64, src: u64): i32 {
-  return begin(OP_COPY, 0, from, to, src);
+export function transferCopy(chosen: u32, from: u64, to: u64, src: u64): i32 {
+  return begin(OP_COPY, chosen, from, to, src);
 }
 
 function begin(op: u32, chosen: u32, from: u64, to: u64, src: u64): i32 {
@@ -256,6 +256,12 @@ function advance(to: u64): i32 {
   source += to - cursor;
   cursor = min(to, end);
   return cursor == end ? STEP_DONE : fill();
+}
+
+/** Prepares a WAKE of [from, to), outside of any transfer. */
+export function transferWake(from: u64, to: u64): void {
+  cursor = from;
+  wake(to - from, PHASE_END);
 }
 
 /** Prepares the call for what is left. */

@@ -73,7 +73,7 @@ function empty(core: Core): number {
   const { exports } = core;
   let taken = 0;
   exports.inboxTake(-EAGAIN);
-  while (exports.inboxNext(0) === Next.fault) {
+  while (exports.roundNext(0) === Next.fault) {
     exports.inboxAnswer(1);
     taken++;
   }
@@ -170,7 +170,7 @@ const MEASURES = [
     unit: 'million messages/s',
     make: cycle,
     convert: perSecond,
-    covers: 'the same, and inboxNext and inboxAnswer for each message, called from TypeScript',
+    covers: 'the same, and roundNext and inboxAnswer for each message, called from TypeScript',
   },
   {
     name: 'range lookup',

@@ -11,7 +11,7 @@ import { spread } from './statistics.js';
 
 const PAGE = 4096;
 /** Faults of a loop until it is warm, and of one that is looked at, where there is the memory. */
-const WARM = 50_000;
+const WARM = 200_000;
 const FAULTS_MOST = 1_000_000;
 /** A working set, 64 MiB, in runs of 256 KiB. */
 const AHEAD_BYTES = 2 ** 26;
@@ -60,8 +60,10 @@ function serve(shared: SharedMapping): void {
   parentPort?.postMessage(uffd.stopHandle);
   const handler = {
     pagefault: () => false,
-    answered(): void {
-      if (++faults !== WARM) return;
+    answered(some: number): void {
+      const before = faults;
+      faults += some;
+      if (before >= WARM || faults < WARM) return;
       globalThis.gc?.();
       heapBytes = process.memoryUsage().heapUsed;
       observer.observe({ entryTypes: ['gc'] });

@@ -42,6 +42,7 @@ export interface Libc {
   getsockopt(fd: number, level: number, name: number, value: Word, length: Word): number;
   recvmsg(fd: number, message: Word, flags: number): number;
   sendmsg(fd: number, message: Word, flags: number): number;
+  clock_gettime(clock: number, timespec: Word): number;
   pidfd_send_signal(number: number, pidfd: number, signal: number, info: Word, flags: number): number;
 }
 
@@ -110,6 +111,7 @@ function load(): Libc {
     getsockopt: c.func('getsockopt', 'int', ['int', 'int', 'int', 'uintptr_t', 'uintptr_t']),
     recvmsg: c.func('recvmsg', 'intptr_t', ['int', 'uintptr_t', 'int']),
     sendmsg: c.func('sendmsg', 'intptr_t', ['int', 'uintptr_t', 'int']),
+    clock_gettime: c.func('clock_gettime', 'int', ['int', 'uintptr_t']),
     // As a bare system call, like pidfd_open.
     pidfd_send_signal: c.func('syscall', 'long', ['long', 'int', 'int', 'uintptr_t', 'uint']),
   };

@@ -1,9 +1,8 @@
 // The port on Linux. Every method is one call; a failure is −errno. The base of the core's memory is added
 // here, and read again after that memory grew.
 
-// The global one is looked up anew at each use.
-import { performance } from 'node:perf_hooks';
 import type { Kernel, KernelPort, LinearMemory, Watch } from '../src/kernel.js';
+import { now } from './clock.js';
 import { closeDescriptor } from './descriptors.js';
 import { type Libc, libc, userfaultfdNumber } from './libc.js';
 import { pageSize, pageSizeAt } from './memory.js';
@@ -124,7 +123,7 @@ class LinuxPort implements KernelPort {
   }
 
   now(): number {
-    return performance.now();
+    return now();
   }
 
   addressOf(view: ArrayBufferView): bigint {

@@ -3,6 +3,7 @@
 
 import { closeSync, openSync, readdirSync, readFileSync, writeSync } from 'node:fs';
 import type { Processors, ThreadSeen, Watch } from '../src/kernel.js';
+import { now } from './clock.js';
 import { libc } from './libc.js';
 
 /** Of a mask: room for 8,192 processors, as many as Linux can be built for. */
@@ -21,10 +22,13 @@ const mask = new Uint8Array(MASK_BYTES);
 export const linuxProcessors: Processors = {
   allowed() {
     mask.fill(0);
-    if (libc().sched_getaffinity(0, MASK_BYTES, mask) < 0) return [];
-    return Array.from({ length: MASK_BYTES * 8 }, (_, cpu) => cpu).filter(
-      (cpu) => (mask[cpu >> 3] as number) & (1 << (cpu & 7)),
-    );
+    const bytes = libc().sched_getaffinity(0, MASK_BYTES, mask) < 0 ? 0 : MASK_BYTES;
+    const cpus: number[] = [];
+    for (let at = 0; at < bytes; at++) {
+      for (let bits = mask[at] as number, bit = 0; bits > 0; bits >>= 1, bit++)
+        if (bits & 1) cpus.push(at * 8 + bit);
+    }
+    return cpus;
   },
   place(cpus) {
     const c = libc();
@@ -45,7 +49,7 @@ export const linuxProcessors: Processors = {
     }
   },
   keepAwake,
-  now: () => performance.now(),
+  now,
   after(delayMs, due) {
     const timer = setTimeout(due, delayMs);
     return { close: () => clearTimeout(timer) };

@@ -12,12 +12,16 @@
 
 export type Arrangement = 'scheduler' | 'follow' | 'awake';
 
-/** Faults of a trial that are not timed, since the threads are on their way; and that are. */
+/**
+ * Faults that are not timed: before the first trial, since what was before goes on for a while (code that is not compiled,
+ * processors that sleep lightly); and at the beginning of each, while the threads are on their way. And those that are.
+ */
+const SETTLE_FIRST = 256;
 const SETTLE = 32;
 const TIMED = 64;
 /** Faults between two looks at an arrangement that is kept. */
 const KEPT = 128;
-/** Processors that were kept awake sleep lightly for a while: that is tried last. */
+/** What keeps processors awake comes last, since it goes on for longer than a trial has to settle. */
 const TRIALS: readonly Arrangement[] = [
   'scheduler',
   'follow',
@@ -37,7 +41,7 @@ const ARRANGEMENTS = Object.keys(SHARE_MOST) as Arrangement[];
 const CHANGE = 1.5;
 const CHANGE_LOOKS = 2;
 /** Faults until it is tried again, whatever changes, and where nothing does: at first, and at most. */
-const CHANGED_FIRST = 2 ** 11;
+const CHANGED_FIRST = 2 ** 9;
 const CHANGED_MOST = 2 ** 16;
 const AGAIN_FIRST = 2 ** 13;
 const AGAIN_MOST = 2 ** 22;
@@ -47,7 +51,7 @@ const NEWEST = 1 / 8;
 export class Arrangements {
   /** What to do now, and for how many faults. */
   arrangement: Arrangement = TRIALS[0] as Arrangement;
-  faults = SETTLE;
+  faults = SETTLE_FIRST;
   /** Index of the trial; −1: one is kept. */
   #trial = 0;
   #settled = false;
@@ -136,7 +140,7 @@ export class Arrangements {
     this.#settled = false;
     this.#tried = nothingTried();
     this.arrangement = TRIALS[0] as Arrangement;
-    this.faults = SETTLE;
+    this.faults = SETTLE_FIRST;
   }
 }
 

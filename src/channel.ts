@@ -42,8 +42,6 @@ export class Channel {
   sourced = false;
 
   readonly #pageSize: number;
-  /** How often a transfer had to read first. */
-  #reads = 0;
 
   constructor(core: Core, port: KernelPort, fd: number, pageSize: number) {
     this.core = core;
@@ -166,19 +164,20 @@ export class Channel {
     throw this.#failure(Op.copy, 0, start + BigInt(length));
   }
 
-  /**
-   * Answers the fault that is out from a source, if the core knows one. Undefined: the handler is to be asked; else
-   * whether its page is there now.
-   */
-  answer(): boolean | undefined {
+  /** Gives the answers that the core has. How that ended: Next.answered, or Next.fault, which is the handler's. */
+  answer(): number {
     const { exports } = this.core;
-    const begun = exports.answerBegin();
-    if (begun === Step.ask) return undefined;
-    const reads = this.#reads;
-    const step = this.#carry(begun);
-    const done = exports.answerDone() !== 0;
-    // What was read on the way has to be told before any fault is offered: this one comes again.
-    return done || step !== Step.failed || this.#reads !== reads ? done : undefined;
+    let next: number = Next.call;
+    while (next === Next.call || next === Next.reread) {
+      if (next === Next.call) {
+        next = exports.roundResult(this.port.ioctl(this.fd, exports.transferCode() >>> 0, this.core.request));
+      } else {
+        this.drain();
+        next = exports.roundResume();
+      }
+    }
+    if (this.core.answered(3) !== 0) this.exited = true;
+    return next;
   }
 
   /** Carries a transfer from one step to its last. */
@@ -190,7 +189,6 @@ export class Channel {
         const result = this.port.ioctl(this.fd, exports.transferCode() >>> 0, this.core.request);
         step = exports.transferResult(result);
       } else {
-        this.#reads++;
         this.drain();
         step = exports.transferResume();
       }

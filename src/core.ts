@@ -16,6 +16,7 @@ export interface Exports extends Record<string, unknown> {
   request: MemoryPlace;
   polled: MemoryPlace;
   scan: MemoryPlace;
+  tally: MemoryPlace;
   /** Once, before anything else: log2 of the page size, and the features granted. */
   start(pageShift: number, features: bigint): void;
   openFlags(userModeOnly: number): number;
@@ -49,7 +50,6 @@ export interface Exports extends Record<string, unknown> {
   inboxRoom(): number;
   inboxTake(result: number): number;
   inboxUnknown(): number;
-  inboxNext(now: number): number;
   inboxNextEvent(): number;
   inboxAnswer(answered: number): number;
   inboxDefer(now: number): void;
@@ -61,10 +61,10 @@ export interface Exports extends Record<string, unknown> {
   sourcesClear(): void;
   aheadBegin(): number;
   aheadPassed(): number;
-  answerBegin(): number;
-  answerDone(): number;
-  /** The next fault that the answer has answered as well: 1 a read, 2 a write; 0: no more. */
-  answerNext(): number;
+  /** What is next in a round; the others, what behind a call or a read that this asked for. */
+  roundNext(now: number): number;
+  roundResult(result: number): number;
+  roundResume(): number;
   transferBegin(operation: number, options: number): number;
   transferCode(): number;
   transferResult(result: number): number;
@@ -96,7 +96,7 @@ export interface Exports extends Record<string, unknown> {
 /** What a read brought (assembly/inbox.ts, READ_*). */
 export const Read = { more: 0, drained: 1, ended: 2, failed: 3, ragged: 4, unknown: 5, starved: 6 } as const;
 
-/** What to tell the handler next (assembly/inbox.ts, NEXT_*). */
+/** What is next in a round (assembly/inbox.ts and assembly/round.ts, NEXT_*). */
 export const Next = {
   none: 0,
   fault: 1,
@@ -106,6 +106,9 @@ export const Next = {
   forked: 5,
   read: 6,
   noMemory: 7,
+  call: 8,
+  reread: 9,
+  answered: 10,
 } as const;
 
 /** What a transfer needs next (assembly/transfer.ts, STEP_*). */
@@ -225,6 +228,7 @@ export class Core {
   readonly #parameters: number;
   readonly #report: number;
   readonly #delivery: number;
+  readonly #tally: number;
   #words = new BigUint64Array();
   #halves = new Uint32Array();
 
@@ -238,6 +242,7 @@ export class Core {
     this.#parameters = exports.parameters.value >>> 3;
     this.#report = exports.report.value >>> 3;
     this.#delivery = exports.delivery.value >>> 3;
+    this.#tally = exports.tally.value >>> 2;
   }
 
   /** All of memory as u64; taken again after it grew. */
@@ -269,6 +274,19 @@ export class Core {
   deliveredFault(index: 0 | 1 | 2): number {
     if (this.#halves.length === 0) this.#views();
     return this.#halves[(this.#delivery + 3) * 2 + index] as number;
+  }
+
+  /** Of the faults that were answered: 0 how many, 1 how many of them writes, 2 how many were put off, 3 whether the process is gone. */
+  answered(index: 0 | 1 | 2 | 3): number {
+    if (this.#halves.length === 0) this.#views();
+    return this.#halves[this.#tally + index] as number;
+  }
+
+  /** Bytes that were installed for them. */
+  get answeredBytes(): number {
+    const low = this.#halves[this.#tally + 4] as number;
+    const high = this.#halves[this.#tally + 5] as number;
+    return high === 0 ? low : high * 2 ** 32 + low;
   }
 
   /** The range reported last. */

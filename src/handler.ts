@@ -30,13 +30,15 @@ export interface FaultHandler {
    */
   pagefault(fault: Pagefault, uffd: Userfaultfd): boolean | void | Promise<void>;
   /**
-   * A fault was answered from a source (`answerFrom`), and `pagefault` was not asked.
+   * Faults were answered from sources (`answerFrom`), and `pagefault` was not asked: all those that were read together.
    *
-   * @param done the page is there; false: a mapping change came first, the fault comes again
-   * @param bytes installed, its window included; 0 where the answer to a neighbour has brought it
-   * @param ns since it was read, a whole number; two seconds at most
+   * @param faults whose pages are there
+   * @param writes how many of them were writes
+   * @param putOff how many a mapping change came first to: they come again
+   * @param bytes installed, windows included
+   * @param ns from when they were read until all were awake, a whole number; two seconds at most
    */
-  answered?(access: 'read' | 'write', done: boolean, bytes: number, ns: number): void;
+  answered?(faults: number, writes: number, putOff: number, bytes: number, ns: number): void;
   /** MADV_DONTNEED and the like took the pages of [start, end) away: they are zero from now on. ('event-remove') */
   removed?(start: bigint, end: bigint): void;
   /** [start, end) was unmapped, unregistered parts included. ('event-unmap') */

@@ -313,10 +313,10 @@ export class Loop {
 
   /** Spins for as long as that pays, and sleeps then. */
   #adapt(): void {
-    const { port } = this.#served.channel;
     const spin = new Spin();
     while (this.#goes) {
-      if (spin.ms > 0) spin.looks(port.now());
+      const now = this.#rounds.begin();
+      if (spin.ms > 0) spin.looks(now);
       if (this.#round() > 0) spin.came();
       else if (!spin.goesOn && this.#goes) {
         this.#sleep();

@@ -92,8 +92,8 @@ export class Placer {
   /** The thread that faulted last, if the kernel tells; and how often it was another than before. */
   #tid = 0;
   #turns = 0;
-  /** Faults of the threads at the last look at all of them. */
-  #counted = new Map<number, number>();
+  /** Faults of the threads at the last look at all of them; undefined: there was none. */
+  #counted: Map<number, number> | undefined;
   /** The only thread that faults, if it is known, and how often it had at the last look. */
   #toucher = 0;
   #toucherFaults = 0;
@@ -107,9 +107,9 @@ export class Placer {
     this.#arrangements = placement === 'auto' && this.#own.length > 1 ? new Arrangements(found) : undefined;
     this.#since = processors.now();
     this.#dueAt = this.#firstLook();
-    // What threads have faulted before is none of this loop's.
-    if (typeof placement === 'string') this.#countFaults(processors.threads(pid));
     if (typeof placement === 'object') processors.place(usable(placement, this.#own));
+    // What threads have faulted before is none of this loop's.
+    else if (this.#arrangement === 'follow') this.#countFaults();
   }
 
   /** Faults were answered; the last of them was this thread's (0: not known). */
@@ -171,6 +171,8 @@ export class Placer {
     if (this.#arrangements && !crowded && this.#faults >= this.#arrangements.faults)
       this.#arrangements.took(ms);
     const arrangement = crowded ? 'scheduler' : this.#arrangement;
+    // In a crowd that takes long, and is for nothing.
+    if (this.#arrangements && !crowded && this.#tid === 0 && !this.#counted) this.#countFaults();
     if (arrangement !== before) this.#toucher = 0;
     this.#place(arrangement === 'follow');
     if (arrangement !== 'awake' || ms > APART_MOST_MS) this.#letSleep();
@@ -203,15 +205,15 @@ export class Placer {
       if (thread && (this.#tid !== 0 || made > this.#faults * SHARE_LEAST)) return thread.processor;
       this.#toucher = 0;
     }
-    return this.#busiest(this.#processors.threads(this.#pid));
+    return this.#busiest();
   }
 
-  #busiest(threads: readonly ThreadSeen[]): number {
-    const made = threads.map((thread) => ({
+  #busiest(): number {
+    const before = this.#counted;
+    const made = this.#countFaults().map((thread) => ({
       ...thread,
-      faults: thread.faults - (this.#counted.get(thread.tid) ?? 0),
+      faults: thread.faults - (before?.get(thread.tid) ?? 0),
     }));
-    this.#countFaults(threads);
     const all = made.reduce((sum, { faults }) => sum + faults, 0);
     const touchers = made
       .filter(({ faults }) => faults > all * SHARE_LEAST)
@@ -220,14 +222,16 @@ export class Placer {
     if (!first) return -1;
     if (touchers.length === 1) {
       this.#toucher = first.tid;
-      this.#toucherFaults = this.#counted.get(first.tid) ?? 0;
+      this.#toucherFaults = this.#counted?.get(first.tid) ?? 0;
     }
     const apart = touchers.some(({ processor }) => processor !== first.processor);
     // Several at once, on several processors, are left alone.
     return apart ? -1 : first.processor;
   }
 
-  #countFaults(threads: readonly ThreadSeen[]): void {
+  #countFaults(): readonly ThreadSeen[] {
+    const threads = this.#processors.threads(this.#pid);
     this.#counted = new Map(threads.map(({ tid, faults }) => [tid, faults]));
+    return threads;
   }
 }

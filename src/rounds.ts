@@ -10,15 +10,15 @@
 import type { Channel } from './channel.js';
 import { MODES, Next } from './core.js';
 import { Errno, UffdError } from './errors.js';
-import type { FaultHandler } from './handler.js';
+import type { FaultHandler, Pagefault } from './handler.js';
 import { Answer, Note } from './kernel.js';
 import type { Stopper } from './stopper.js';
 import type { Userfaultfd } from './userfaultfd.js';
 import { warn } from './warning.js';
 
-/** A whole number as V8 keeps it without an object, which would be garbage of each fault: two seconds at most, or 2 GiB. */
-function small(value: number): number {
-  return Math.min(value, 2 ** 31 - 1) | 0;
+/** Nanoseconds as a whole number that V8 keeps without an object, which would be garbage of each fault. */
+function small(ns: number): number {
+  return Math.min(ns, 2 ** 31 - 1) | 0;
 }
 
 /** What a round needs of the object it serves. */
@@ -47,10 +47,15 @@ export class Rounds {
   /** Whether to go on after a callback. */
   readonly #goesOn: () => boolean;
   #warned = false;
-  /** Messages of this round that were handled, those among them that a neighbour's answer has answered. */
+  /** Messages of this round that were handled. */
   #handled = 0;
-  /** When this round began, where that matters: in an array, since numbers with fractions are objects elsewhere. */
-  readonly #begun = new Float64Array(1);
+  /**
+   * When this round began, where that matters, and when its answers were given. In an array, since numbers with fractions
+   * are objects elsewhere, what a function returns that is too long to be inlined for one.
+   */
+  readonly #times = new Float64Array(2);
+  /** It was told. */
+  #timed = false;
 
   constructor(served: Served, handler: FaultHandler, goesOn: () => boolean) {
     this.#served = served;
@@ -58,13 +63,26 @@ export class Rounds {
     this.#goesOn = goesOn;
   }
 
+  /** A round begins now; for whoever needs to know when. */
+  begin(): number {
+    this.#timed = true;
+    this.#time(0);
+    return this.#times[0] as number;
+  }
+
+  #time(index: 0 | 1): void {
+    this.#times[index] = this.#served.channel.port.now();
+  }
+
   /** Reads everything, tells the handler. How many messages were handled. */
   round(): number {
     const { channel } = this.#served;
-    const { exports } = channel.core;
     // What was put off needs the time, and nothing that this round puts off is due in it; and so does what is timed.
-    const begun = channel.sourced || exports.inboxPutOff() ? channel.port.now() : 0;
-    this.#begun[0] = begun;
+    if (!this.#timed) {
+      if (channel.sourced || channel.core.exports.inboxPutOff()) this.#time(0);
+      else this.#times[0] = 0;
+    }
+    this.#timed = false;
     return this.#within(this.#deliver);
   }
 
@@ -73,10 +91,10 @@ export class Rounds {
     this.#handled = 0;
     const { channel } = this.#served;
     const { exports } = channel.core;
-    const begun = this.#begun[0] as number;
+    const begun = this.#times[0] as number;
     exports.inboxOpen();
     while (this.#served.isOpen() && !this.#exited()) {
-      const next = exports.inboxNext(begun);
+      const next = exports.roundNext(begun);
       if (next === Next.none) break;
       if (next === Next.read) {
         if (!channel.drain()) this.#served.end();
@@ -84,8 +102,8 @@ export class Rounds {
         this.#warnStarved();
         break;
       }
-      this.#tell(next);
-      this.#handled++;
+      if (next === Next.call) this.#answer();
+      else this.#tell(next);
       if (!this.#goesOn()) break;
     }
     return this.#handled;
@@ -141,9 +159,10 @@ export class Rounds {
 
   #tell(next: number): void {
     const { core } = this.#served.channel;
+    this.#handled++;
     switch (next) {
       case Next.fault:
-        if (!this.#served.channel.sourced || !this.#answer()) this.#offer();
+        this.#offer(this.#fault());
         break;
       case Next.removed:
         this.#call(() => this.handler.removed?.(core.delivered(0), core.delivered(1)));
@@ -172,35 +191,41 @@ export class Rounds {
     }
   }
 
-  /** Answers a fault from a source. False: the handler is to be asked. */
-  #answer(): boolean {
+  /** Answers faults from sources, and offers the one behind them that has none. */
+  #answer(): void {
     const { channel } = this.#served;
     const { core, port } = channel;
-    const access = core.deliveredFault(1) ? 'write' : 'read';
     // The handler may have named the first source in this very round.
-    if (this.#begun[0] === 0) this.#begun[0] = port.now();
-    const done = channel.answer();
-    if (done === undefined) return false;
-    const now = port.now();
-    if (core.exports.inboxAnswer(done ? 1 : 0)) core.exports.inboxDefer(now);
-    const ns = small((now - (this.#begun[0] as number)) * 1e6);
-    this.handler.answered?.(access, done, small(core.exports.transferDone()), ns);
-    for (let next = core.exports.answerNext(); next !== 0; next = core.exports.answerNext()) {
-      this.#handled++;
-      this.handler.answered?.(next === 2 ? 'write' : 'read', true, 0, ns);
+    if (this.#times[0] === 0) this.#time(0);
+    const fault = channel.answer() === Next.fault ? this.#fault() : undefined;
+    const faults = core.answered(0);
+    const putOff = core.answered(2);
+    if (faults + putOff > 0) {
+      this.#handled += faults + putOff;
+      this.#time(1);
+      const ns = small(((this.#times[1] as number) - (this.#times[0] as number)) * 1e6);
+      this.handler.answered?.(faults, core.answered(1), putOff, core.answeredBytes, ns);
     }
-    return true;
+    if (fault === undefined) return;
+    this.#handled++;
+    if (this.#goesOn()) this.#offer(fault);
+    else if (core.exports.inboxAnswer(0)) core.exports.inboxDefer(port.now());
   }
 
-  #offer(): void {
-    const { core, port } = this.#served.channel;
-    const fault = {
+  /** The fault that was delivered. */
+  #fault(): Pagefault {
+    const { core } = this.#served.channel;
+    return {
       address: core.delivered(0),
       page: core.delivered(1),
       access: core.deliveredFault(1) ? 'write' : 'read',
       kind: MODES[core.deliveredFault(0)] as (typeof MODES)[number],
       tid: core.deliveredFault(2),
-    } as const;
+    };
+  }
+
+  #offer(fault: Pagefault): void {
+    const { core, port } = this.#served.channel;
     let answered = false;
     let answer: bigint = Answer.threw;
     try {

@@ -184,7 +184,16 @@ test('features, operations and modes have the bits of the core', async () => {
 });
 
 test('the numbers that src/core.ts repeats are those of the core', async () => {
-  const core = await constantsOf('abi', 'inbox', 'transfer', 'pages', 'faults', 'pagemap', 'streams');
+  const core = await constantsOf(
+    'abi',
+    'inbox',
+    'round',
+    'transfer',
+    'pages',
+    'faults',
+    'pagemap',
+    'streams',
+  );
   /** `{ camelCase: number }` against `PREFIX_SNAKE_CASE`, both ways. */
   const compare = (prefix: string, ours: Record<string, number>, other: Record<string, string> = {}) => {
     // PAGE_IS_* are the kernel's own.

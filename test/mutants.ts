@@ -124,6 +124,20 @@ const MUTANTS: Mutant[] = [
     to: '!answered',
     test: 'core/',
   },
+  {
+    breaks: 'who was left asleep is woken',
+    file: 'round.ts',
+    from: 'transferWake(heldStart, heldEnd);',
+    to: 'transferWake(heldStart, heldStart + (heldEnd - heldStart) / 2);',
+    test: 'core/round',
+  },
+  {
+    breaks: 'who faults in what was installed for others is no question',
+    file: 'round.ts',
+    from: 'if (!isHeld()) return',
+    to: 'return',
+    test: 'core/round',
+  },
 ];
 
 /** The core as it is: were it not to pass, noticing a mutant would mean nothing. */

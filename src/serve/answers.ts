@@ -33,8 +33,8 @@ export interface AnswersOptions {
   readonly tally: Tally;
   /** Pages to install for a fault, itself included. */
   readonly window: Window;
-  /** Nanoseconds from the news of a fault until it was answered. */
-  readonly latency: (ns: number) => void;
+  /** Nanoseconds from the news of so many faults until they were answered. */
+  readonly latency: (ns: number, faults: number) => void;
   /** A clock, in milliseconds. */
   readonly now: () => number;
   /** Told once, when the watch ends. */
@@ -69,7 +69,7 @@ export class Answers implements FaultHandler {
   }
 
   pagefault({ page, access }: Pagefault, uffd: Userfaultfd): boolean {
-    const { tally, now } = this.#options;
+    const { tally, latency, now } = this.#options;
     const begun = now();
     const state = uffd.pageState(page);
     const region = regionAt(this.#options.regions, page);
@@ -85,15 +85,19 @@ export class Answers implements FaultHandler {
       tally.add('deferred');
       return false;
     }
-    this.#answered(access, (now() - begun) * 1e6);
+    tally.add('faults');
+    if (access === 'write') tally.add('writes');
+    latency((now() - begun) * 1e6, 1);
     return true;
   }
 
-  answered(access: 'read' | 'write', done: boolean, bytes: number, ns: number): void {
-    const { tally } = this.#options;
+  answered(faults: number, writes: number, putOff: number, bytes: number, ns: number): void {
+    const { tally, latency } = this.#options;
     tally.add('copied', bytes);
-    if (done) this.#answered(access, ns);
-    else tally.add('deferred');
+    tally.add('faults', faults);
+    if (writes > 0) tally.add('writes', writes);
+    if (putOff > 0) tally.add('deferred', putOff);
+    latency(ns, faults);
   }
 
   removed(start: bigint, end: bigint): void {
@@ -133,13 +137,6 @@ export class Answers implements FaultHandler {
     const done = data ? this.#copy(uffd, region, from, bytes) : this.#zero(uffd, region, from, bytes);
     tally.add(count, done);
     return done;
-  }
-
-  #answered(access: 'read' | 'write', ns: number): void {
-    const { tally, latency } = this.#options;
-    tally.add('faults');
-    if (access === 'write') tally.add('writes');
-    latency(ns);
   }
 
   /** Installs the window around a page. False: not now. */

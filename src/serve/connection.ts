@@ -10,8 +10,8 @@ import type { Watch } from '../kernel.js';
 import { type HandOff, HandOffError, HandOffReader } from './handoff.js';
 
 const EAGAIN = -11;
-/** Firecracker's text for some five hundred regions. */
-const ROOM = 65_536;
+/** For what is received, until it was looked at: Firecracker's text for some five hundred regions. */
+const room = new Uint8Array(65_536);
 /** A text that came without its descriptor is followed by it, or is not. */
 const LATE_FD_TRIES = 5;
 const LATE_FD_PAUSE_MS = 100;
@@ -80,7 +80,6 @@ export class Connection {
   }
 
   #receiveAll(): void {
-    const room = new Uint8Array(ROOM);
     while (!this.#closed) {
       const { result, fds, truncated } = receive(this.#fd, room);
       if (result === EAGAIN) return;

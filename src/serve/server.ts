@@ -93,6 +93,9 @@ export interface ServerEvents {
  * of its thread, if that begins with it: eight, and the files that it loads, dozens at a time.
  */
 const GUEST_DESCRIPTORS = 64;
+/** Where so many are left they are counted once a second: that takes a part of what a guest waits for its first page. */
+const DESCRIPTORS_PLENTY = 4096;
+const COUNTED_MS = 1000;
 /** No monitor can be taken for want of room: tried again after so long. */
 const STARVED_MS = 100;
 const EAGAIN = -11;
@@ -164,6 +167,9 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
   readonly #monitors = new Map<Session, Monitor>();
   readonly #conclude: (error?: Error) => void;
   #acceptLimit: NodeJS.Timeout | undefined;
+  /** Descriptors that were left, at some time, less what guests since then may need. */
+  #descriptors = 0;
+  #countedMs = 0;
   #begun = 0;
   #accepting = true;
 
@@ -284,7 +290,7 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
 
   /** Takes those from the queue that there is room for. */
   #accept(listener: Listener): void {
-    const left = descriptorsLeft();
+    const left = this.#descriptorsLeft();
     const needed = GUEST_DESCRIPTORS * (1 + this.#beginning);
     if (left < needed) this.#starve(listener, noRoom(left, needed));
     // Behind the last that there is room for there may be nobody: if there is, this is called again.
@@ -296,8 +302,18 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
         return;
       }
       listener.starved = undefined;
+      this.#descriptors -= GUEST_DESCRIPTORS;
       this.#welcome(listener, fd);
     }
+  }
+
+  #descriptorsLeft(): number {
+    const now = performance.now();
+    if (this.#descriptors < DESCRIPTORS_PLENTY || now - this.#countedMs > COUNTED_MS) {
+      this.#descriptors = descriptorsLeft();
+      this.#countedMs = now;
+    }
+    return this.#descriptors;
   }
 
   /** Guests that may not have all of their descriptors yet. */

@@ -129,9 +129,10 @@ class Serving {
       },
       tally,
       window,
-      latency(ns) {
-        latency.record(Math.max(1, Math.round(ns)));
-        tally.took(ns / 1e9);
+      latency(ns, faults) {
+        const whole = Math.max(1, Math.round(ns));
+        for (let fault = 0; fault < faults; fault++) latency.record(whole);
+        tally.took(ns / 1e9, faults);
       },
       now: () => performance.now(),
       closed: (error) => {

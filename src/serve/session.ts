@@ -54,8 +54,8 @@ export class Session {
   /** Bytes of the guest's memory. */
   readonly bytes: number;
   readonly tally = new Tally();
-  /** Nanoseconds from the news of a fault until it was answered. */
-  readonly latency: RecordableHistogram = createHistogram({ highest: LATENCY_MOST_NS });
+  /** Nanoseconds from the news of a fault until it was answered, to a hundredth. */
+  readonly latency: RecordableHistogram = createHistogram({ highest: LATENCY_MOST_NS, figures: 2 });
   /** By performance.now(). */
   readonly begunMs = performance.now();
   /** When nothing was left to install in the background; undefined: not yet. */

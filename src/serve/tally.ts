@@ -57,13 +57,13 @@ export class Tally {
     return this.#words[INDEX.get(count) as number] as number;
   }
 
-  /** A fault was answered after so long. */
-  took(seconds: number): void {
+  /** So many faults were answered after so long. */
+  took(seconds: number, faults: number): void {
     let bound = 0;
     while (bound < LATENCY_BOUNDS.length && seconds > (LATENCY_BOUNDS[bound] as number)) bound++;
     const at = LATENCY_AT + bound;
-    this.#words[at] = (this.#words[at] as number) + 1;
-    this.#words[SUM_AT] = (this.#words[SUM_AT] as number) + seconds;
+    this.#words[at] = (this.#words[at] as number) + faults;
+    this.#words[SUM_AT] = (this.#words[SUM_AT] as number) + seconds * faults;
   }
 
   /** Faults by latency: one number for each bound, and one for those that took longer; and the sum, in seconds. */

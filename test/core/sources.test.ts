@@ -9,15 +9,14 @@ import {
   apply,
   BASE,
   drain,
+  EAGAIN,
   FLAG_WP,
   fault,
   feed,
-  hear,
   makeCore,
   P,
   PAGE,
   page,
-  pagesOf,
   put,
   remap,
   remove,
@@ -28,11 +27,10 @@ import {
   transfer,
   unmap,
 } from './support.js';
-import { EEXIST, ENOENT } from './transfers.js';
+import { EEXIST, ENOENT, partly, requested, tallied } from './transfers.js';
 
 const test = suite('sources');
 const DATA = 0x55aa_0000_0000n;
-const EAGAIN = -11;
 const EFAULT = -14;
 
 /** Names a source for `count` pages from page `first` on; its data lies as far behind DATA. */
@@ -44,29 +42,23 @@ function name(core: Core, first: number, count: number, window = 1, data = DATA 
 function copied(core: Core, index: number, flags = 0n): [number, number, bigint] | undefined {
   feed(core, fault(page(index) + 8n, flags));
   drain(core);
-  assert.deepEqual(pagesOf([hear(core)]), [index]);
-  const step = still(core, 'answerBegin', () => core.exports.answerBegin());
-  if (step === Step.ask) {
+  const next = still(core, 'roundNext', () => core.exports.roundNext(0));
+  if (next === Next.fault) {
     answer(core, true);
     return undefined;
   }
-  assert.equal(step, Step.call);
-  assert.equal(core.exports.transferCode() >>> 0, 0xc028aa03);
-  const [start, source, length, mode] = core.words.subarray(
-    core.request >>> 3,
-    (core.request >>> 3) + 4,
-  ) as unknown as [bigint, bigint, bigint, bigint];
-  assert.equal(mode, 0n);
-  return [Number((start - BASE) / P), Number(length / P), source];
+  assert.equal(next, Next.call);
+  const call = requested(core);
+  assert.ok(call.is === 'copy' && call.mode === 0n);
+  return [call.start, call.pages, call.source];
 }
 
 /** The same, where the kernel does what it is asked for. */
 function answered(core: Core, index: number): [number, number, bigint] | undefined {
   const copy = copied(core, index);
   if (!copy) return undefined;
-  assert.equal(core.exports.transferResult(0), Step.done);
-  assert.equal(core.exports.answerDone(), 1);
-  assert.equal(core.exports.inboxAnswer(1), 0);
+  assert.equal(core.exports.roundResult(0), Next.answered);
+  assert.deepEqual(tallied(core), { faults: 1, writes: 0, putOff: 0, pages: copy[1] });
   return copy;
 }
 
@@ -105,47 +97,49 @@ test('the handler is asked without a source, for pages that are not missing, and
   assert.deepEqual(answered(core, 0), [0, 1, DATA]);
 });
 
-test('a copy that fails half-way says where, and from where; what came is there', () => {
+test('a copy that fails half-way leaves its fault to the handler; what came is there, and is told', () => {
   const core = world();
   name(core, 0, 8, 8);
   copied(core, 5);
-  core.words[(core.request >>> 3) + 4] = 2n * P;
-  assert.equal(core.exports.transferResult(-11), Step.call);
-  assert.equal(core.exports.transferResult(EFAULT), Step.failed);
-  assert.equal(core.exports.answerDone(), 0);
-  assert.equal(BigInt.asUintN(64, core.exports.transferCursor()), page(2));
-  assert.equal(BigInt.asUintN(64, core.exports.transferSource()), DATA + 2n * P);
+  partly(core, 2);
+  assert.equal(core.exports.roundResult(EAGAIN), Next.call);
+  assert.equal(core.exports.roundResult(EFAULT), Next.fault);
+  assert.deepEqual(tallied(core), { faults: 0, writes: 0, putOff: 0, pages: 2 });
+  assert.equal(core.delivered(1), page(5));
   assert.deepEqual([stateOf(core, 1), stateOf(core, 2)], [State.present, State.missing]);
+  assert.equal(core.exports.inboxAnswer(0), 1);
 });
 
 test('a removal that was read on the way puts the fault off; memory that is gone ends it', () => {
   const core = world();
   name(core, 0, 8, 8);
   copied(core, 5);
-  core.words[(core.request >>> 3) + 4] = 0n;
-  assert.equal(core.exports.transferResult(-11), Step.read);
+  partly(core, 0);
+  assert.equal(core.exports.roundResult(EAGAIN), Next.reread);
   feed(core, remove(page(5), page(6)));
   drain(core);
-  assert.equal(core.exports.transferResume(), Step.short);
-  assert.equal(core.exports.answerDone(), 0);
-  assert.equal(core.exports.inboxAnswer(0), 1);
+  assert.equal(core.exports.roundResume(), Next.answered);
+  assert.deepEqual(tallied(core), { faults: 0, writes: 0, putOff: 1, pages: 0 });
+  assert.equal(core.exports.inboxWaiting(), 2);
   const gone = world();
   name(gone, 0, 8, 8);
   copied(gone, 5);
-  gone.exports.transferResult(ENOENT);
-  assert.equal(gone.exports.transferResult(0), Step.unmapped);
-  assert.equal(gone.exports.inboxAnswer(0), 0);
+  assert.equal(gone.exports.roundResult(ENOENT), Next.call);
+  assert.equal(requested(gone).is, 'wake');
+  assert.equal(gone.exports.roundResult(0), Next.answered);
+  assert.deepEqual(tallied(gone), { faults: 0, writes: 0, putOff: 0, pages: 0 });
+  assert.equal(gone.exports.inboxWaiting(), 0);
 });
 
 test('a page of the window that is there is woken and stepped over', () => {
   const core = world();
   name(core, 0, 8, 8);
   copied(core, 5);
-  assert.equal(core.exports.transferResult(EEXIST), Step.call);
-  assert.equal(core.exports.transferCode() >>> 0, 0x8010aa02);
-  assert.equal(core.exports.transferResult(0), Step.call);
-  assert.equal(core.exports.transferResult(0), Step.done);
-  assert.equal(core.exports.answerDone(), 1);
+  assert.equal(core.exports.roundResult(EEXIST), Next.call);
+  assert.deepEqual(requested(core), { is: 'wake', start: 0, pages: 1 });
+  assert.equal(core.exports.roundResult(0), Next.call);
+  assert.equal(core.exports.roundResult(0), Next.answered);
+  assert.deepEqual(tallied(core), { faults: 1, writes: 0, putOff: 0, pages: 8 });
 });
 
 test('a source ends with the registration of its memory', () => {
@@ -233,8 +227,7 @@ test('whatever is named, unnamed and named again: each page has the source that 
     for (let index = 0; index < 300; index++) {
       const copy = copied(core, index);
       if (copy) {
-        core.exports.transferResult(0);
-        core.exports.inboxAnswer(1);
+        core.exports.roundResult(0);
       }
       assert.equal(copy?.[2], model.get(index)?.data, `page ${index}, run ${run}`);
     }
@@ -289,86 +282,6 @@ test('an adaptive window ends where the run of missing pages, the range and the 
   assert.deepEqual(answered(core, 21)?.slice(0, 2), [21, 2]);
   assert.deepEqual(answered(core, 23)?.slice(0, 2), [23, 4]);
   assert.deepEqual(answered(core, 27)?.slice(0, 2), [27, 3], 'the source ends at 30');
-});
-
-/** Pages fault, all read together; each is a write where that is said. */
-function together(core: Core, ...indexes: [number, ...number[]]): void {
-  feed(core, ...indexes.map((index) => fault(page(index))));
-  drain(core);
-}
-
-/** What is told of faults that the last answer has answered as well. */
-function answeredToo(core: Core): number[] {
-  const told: number[] = [];
-  for (let next = core.exports.answerNext(); next !== 0; next = core.exports.answerNext()) told.push(next);
-  return told;
-}
-
-/** The next fault; the copy that begins for it, first page and pages, done by the kernel up to `done` pages. */
-function begin(core: Core, index: number, done?: number): [number, number] {
-  assert.deepEqual(pagesOf([hear(core)]), [index]);
-  assert.equal(core.exports.answerBegin(), Step.call);
-  const [start = 0n, , length = 0n] = core.words.subarray(core.request >>> 3) as unknown as bigint[];
-  if (done === undefined) assert.equal(core.exports.transferResult(0), Step.done);
-  return [Number((start - BASE) / P), Number(length / P)];
-}
-
-test('neighbours that others wait for are copied in the same call, and wait no longer', () => {
-  const core = world();
-  name(core, 0, 100);
-  together(core, 5, 7, 6, 3, 40, 4, 41);
-  assert.deepEqual(begin(core, 5), [3, 5]);
-  assert.equal(core.exports.inboxAnswer(1), 0);
-  assert.deepEqual(answeredToo(core), [1, 1, 1, 1]);
-  assert.equal(core.exports.inboxWaiting(), 2);
-  assert.deepEqual(begin(core, 40), [40, 2]);
-  assert.deepEqual(answeredToo(core), [1]);
-  assert.equal(core.exports.inboxWaiting(), 0);
-  assert.equal(core.exports.inboxNext(0), Next.none);
-  // A fault of such a page that is read later is a new question.
-  together(core, 6);
-  assert.deepEqual(pagesOf([hear(core)]), [6]);
-});
-
-test('a neighbour is taken only inside the range and the source, missing, and missing pages of 32 at most', () => {
-  const core = makeCore();
-  put(core, 0, 50);
-  put(core, 50, 50, { operations: 0n });
-  name(core, 2, 90);
-  together(core, 49, 50, 48, 1, 2);
-  assert.deepEqual(begin(core, 49), [48, 2], 'the range ends at 50');
-  answer(core, true);
-  answeredToo(core);
-  assert.deepEqual(pagesOf([hear(core)]), [50]);
-  answer(core, true);
-  assert.deepEqual(pagesOf([hear(core)]), [1]);
-  assert.equal(core.exports.answerBegin(), Step.ask, 'the source begins at 2');
-  answer(core, true);
-  assert.deepEqual(begin(core, 2), [2, 1]);
-
-  const many = world();
-  name(many, 0, 100);
-  together(many, ...(Array.from({ length: 60 }, (_, index) => index + 10) as [number, ...number[]]));
-  assert.deepEqual(begin(many, 10), [10, 33]);
-});
-
-test('of an answer that is cut short those wait no longer whose pages are there', () => {
-  const core = world();
-  name(core, 0, 100);
-  together(core, 10, 11, 12, 13);
-  assert.deepEqual(begin(core, 10, 2), [10, 4]);
-  // The kernel does two pages, and then says that a change is going on.
-  core.words[(core.request >>> 3) + 4] = BigInt(2 * PAGE);
-  assert.equal(core.exports.transferResult(EAGAIN), Step.call);
-  core.words[(core.request >>> 3) + 4] = 0n;
-  assert.equal(core.exports.transferResult(EAGAIN), Step.read);
-  feed(core, remove(page(12), page(14)));
-  drain(core);
-  assert.equal(core.exports.transferResume(), Step.short);
-  assert.equal(core.exports.answerDone(), 1);
-  answer(core, true);
-  assert.deepEqual(answeredToo(core), [1]);
-  assert.equal(core.exports.inboxWaiting(), 3, 'the change, and the faults of two pages');
 });
 
 test.run();

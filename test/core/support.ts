@@ -166,7 +166,7 @@ export type Heard =
 /** What the handler would hear next. */
 export function hear(core: Core, now = 0): Heard {
   const before = core.memory.buffer.byteLength;
-  const heard = decode(core, core.exports.inboxNext(now));
+  const heard = decode(core, core.exports.roundNext(now));
   if (heard.is === 'fault') assert.equal(core.memory.buffer.byteLength, before, 'a fault made memory grow');
   return heard;
 }
@@ -221,7 +221,7 @@ function decode(core: Core, next: number): Heard {
     case Next.noMemory:
       return { is: 'noMemory' };
     default:
-      throw new Error(`inboxNext said ${next}`);
+      throw new Error(`roundNext said ${next}`);
   }
 }
 

@@ -138,3 +138,34 @@ export class Run {
     if (step === Step.failed) assert.equal(this.core.exports.transferErrno(), errno);
   }
 }
+
+// ---- the call that the core has prepared -------------------------------------------------------------------
+
+export type Requested =
+  | { is: 'copy'; start: number; pages: number; source: bigint; mode: bigint }
+  | { is: 'wake'; start: number; pages: number };
+
+/** What `request` asks of the kernel: a COPY, or a WAKE; in pages from BASE. */
+export function requested(core: Core): Requested {
+  const code = core.exports.transferCode() >>> 0;
+  const [start = 0n, second = 0n, third = 0n, mode = 0n] = core.words.subarray(core.request >>> 3);
+  const first = Number((start - BASE) / P);
+  if (code === WAKE) return { is: 'wake', start: first, pages: Number(second / P) };
+  assert.equal(code, 0xc028aa03);
+  return { is: 'copy', start: first, pages: Number(third / P), source: second, mode };
+}
+
+/** The kernel's result of a COPY that it did so many pages of. */
+export function partly(core: Core, pages: number): void {
+  core.words[(core.request >>> 3) + 4] = BigInt(pages * PAGE);
+}
+
+/** What was answered. */
+export function tallied(core: Core): { faults: number; writes: number; putOff: number; pages: number } {
+  return {
+    faults: core.answered(0),
+    writes: core.answered(1),
+    putOff: core.answered(2),
+    pages: core.answeredBytes / PAGE,
+  };
+}

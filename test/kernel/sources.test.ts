@@ -40,10 +40,10 @@ function unreadable(pages: number): bigint {
 /** A handler that writes down what it is told of answers, and answers the rest with `answer`. */
 function listening(answer: Parameters<typeof recorder>[0]) {
   const { calls, handler } = recorder(answer);
-  const told: [access: string, done: boolean, pages: number][] = [];
-  handler.answered = (access, done, bytes, ns) => {
+  const told: [faults: number, writes: number, putOff: number, pages: number][] = [];
+  handler.answered = (faults, writes, putOff, bytes, ns) => {
     assert.ok(Number.isInteger(ns) && ns >= 0);
-    told.push([access, done, bytes / P]);
+    told.push([faults, writes, putOff, bytes / P]);
   };
   return { calls, told, handler };
 }
@@ -72,8 +72,8 @@ for (const how of ['by a loop', 'round by round'] as const) {
       }
       await touches;
       assert.equal(told, [
-        ['read', true, 4],
-        ['write', true, 4],
+        [1, 0, 0, 4],
+        [1, 1, 0, 4],
       ]);
       assert.equal(calls, [
         ['removed', base, base + BigInt(P)],
@@ -96,7 +96,7 @@ test('where the source cannot be read the handler is asked, and another source m
     assert.equal(await thread.read(base), [9]);
     assert.equal(await thread.read(at(base, 1)), [2]);
     assert.equal(calls, [['pagefault', base, 'read']]);
-    assert.equal(told, [['read', true, 1]]);
+    assert.equal(told, [[1, 0, 0, 1]]);
     assert.throws(
       () => uffd.answerFrom(base, 2 * P, pageOf(1)),
       (error: { code?: string }) => error.code === 'ERR_OUT_OF_RANGE',
@@ -145,7 +145,7 @@ test('what was read on the way of a copy that fails is told before its fault is 
     const { calls, told, handler } = listening((fault) => void uffd.copy(fault.page, pageOf(8)));
     uffd.start(handler);
     assert.equal(await thread.read(base), [8]);
-    assert.equal(told, [['read', false, 0]]);
+    assert.equal(told, [[0, 0, 1, 0]]);
     assert.equal(calls, [
       ['removed', base + 2n * BigInt(P), base + 3n * BigInt(P)],
       ['pagefault', base, 'read'],
@@ -219,7 +219,7 @@ test('an answer is timed from when its fault was read, in the round that names t
         uffd.copy(page, pageOf(6));
         uffd.answerFrom(base, 2 * P, numberedSource(2));
       },
-      answered: (_access, _done, _bytes, ns) => void times.push(ns),
+      answered: (_faults, _writes, _putOff, _bytes, ns) => void times.push(ns),
     });
     await Promise.all(touches);
     assert.is(handled, 2);
@@ -256,7 +256,7 @@ test('a source that was forgotten does not come back with the next one', async (
     const { told, handler } = listening((fault) => void uffd.copy(fault.page, pageOf(3)));
     uffd.start(handler);
     assert.equal(await thread.read(base, at(base, 2)), [3, 2]);
-    assert.equal(told, [['read', true, 1]]);
+    assert.equal(told, [[1, 0, 0, 1]]);
   });
 });
 
@@ -275,7 +275,7 @@ test('an adaptive window: few faults in ascending order, one for each page at ra
       assert.is(await thread.verify(base, pages, P, step), 0);
       uffd.stop();
       assert.ok(told.length <= most && (step === 1 || told.length > pages * 0.9), `${told.length} faults`);
-      const installed = told.reduce((sum, [, , count]) => sum + count, 0);
+      const installed = told.reduce((sum, [, , , count]) => sum + count, 0);
       assert.ok(installed >= pages);
     });
   }
@@ -293,13 +293,25 @@ test('neighbours that several threads wait for come in one call, and each is cou
     const { told, handler } = listening(never);
     assert.is(uffd.poll(handler), 3);
     assert.equal(await Promise.all(reads), [[4], [5], [6]]);
-    assert.equal(
-      told.map(([, done, pages]) => [done, pages]),
-      [
-        [true, 3],
-        [true, 0],
-        [true, 0],
-      ],
+    assert.equal(told, [[3, 0, 0, 3]]);
+  });
+});
+
+test('several threads that wait far from each other are all woken, and so is who comes meanwhile', async () => {
+  await withUffd([], async (uffd, thread) => {
+    const others = [await toucher(), await toucher(), await toucher()];
+    const pages = 512;
+    const base = map(pages);
+    uffd.register(base, pages * P);
+    uffd.answerFrom(base, pages * P, numberedSource(pages));
+    const { told, handler } = listening(never);
+    uffd.start(handler);
+    const touchers = [thread, ...others];
+    const wrong = await Promise.all(touchers.map((one) => one.verify(base, pages, P, 101)));
+    assert.equal(wrong, [0, 0, 0, 0]);
+    assert.is(
+      told.reduce((sum, [, , , count]) => sum + count, 0),
+      pages,
     );
   });
 });

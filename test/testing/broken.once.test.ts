@@ -34,7 +34,7 @@ interface Exports {
   requestWake(): number;
   pageAt(): number;
   inboxTake(result: number): number;
-  inboxNext(now: number): number;
+  roundNext(now: number): number;
   inboxAnswer(answered: number): number;
   inboxDefer(now: number): void;
   inboxDelay(now: number): number;
@@ -258,10 +258,10 @@ function resultOf({ memory, request }: Exports): bigint {
 /** Tells nobody of some kind of message. */
 function losing(next: number): (exports: Exports) => void {
   return (exports) => {
-    const { inboxNext } = exports;
-    exports.inboxNext = (now) => {
-      let what = inboxNext(now);
-      while (what === next) what = inboxNext(now);
+    const { roundNext } = exports;
+    exports.roundNext = (now) => {
+      let what = roundNext(now);
+      while (what === next) what = roundNext(now);
       return what;
     };
   };
