@@ -5,7 +5,8 @@
 
 import type { PlacementName } from './faults.js';
 
-export const ORDERS = ['ascending', 'random', 'zipf'] as const;
+/** Neighbours: all threads side by side, each with every so-many-th page. */
+export const ORDERS = ['ascending', 'random', 'zipf', 'neighbours'] as const;
 export type Order = (typeof ORDERS)[number];
 
 export const SMALL_PAGE = 4096;
@@ -63,7 +64,8 @@ export function oneByOne(): Cell[] {
     );
     return [base, ...others];
   });
-  return sorted([...cells, { ...BASE, placement: 'other' }]);
+  const sideBySide = [8, 64].map((threads) => ({ ...BASE, threads, order: 'neighbours' as const }));
+  return sorted([...cells.filter(isPossible), ...sideBySide, { ...BASE, placement: 'other' }]);
 }
 
 /** What a minute has room for. */
@@ -86,9 +88,9 @@ export function combined(chosen: Chosen, everything: boolean): Cell[] {
   return sorted(cells.filter(isPossible));
 }
 
-/** A window of huge pages is larger than what it is for, and huge pages have no zero page. */
-function isPossible({ pageSize, window, balloon }: Cell): boolean {
-  return pageSize === SMALL_PAGE || (window === 1 && !balloon);
+/** A window of huge pages is larger than what it is for, huge pages have no zero page, and nobody is his own neighbour. */
+function isPossible({ pageSize, window, balloon, order, threads }: Cell): boolean {
+  return (pageSize === SMALL_PAGE || (window === 1 && !balloon)) && (order !== 'neighbours' || threads > 1);
 }
 
 /** Cells that the same handlers can serve, one after the other, are neighbours. */

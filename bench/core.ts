@@ -1,7 +1,7 @@
 // The core by itself: no kernel, no koffi, no other thread. What each figure covers is said beside it, in
 // `covers`; the clock's own cost (some 50 ns a sample) is in all of them.
 
-import { type Core, instantiate, MESSAGE_BYTES, Next, Op } from '../src/core.js';
+import { type Core, instantiate, MESSAGE_BYTES, Next, Op, Step } from '../src/core.js';
 import { type Spread, spread } from './statistics.js';
 
 export interface CoreFigure {
@@ -15,6 +15,8 @@ const PAGE_SHIFT = 12;
 const PAGE = 2 ** PAGE_SHIFT;
 const BASE = 0x7f00_0000_0000n;
 const EAGAIN = 11;
+const EEXIST = 17;
+const UFFDIO_COPY = 0xc028aa03;
 /** UFFD_EVENT_PAGEFAULT. */
 const PAGEFAULT = 0x12n;
 /** Messages of one read: all that the core's buffer holds. */
@@ -151,6 +153,25 @@ function transfer(pages: number): Sample {
   };
 }
 
+/** Steps of one long COPY whose pages are all there: EEXIST, a WAKE, and on to the next page. */
+function steps(): Sample {
+  const pages = 4096;
+  const core = coreWith(pages, false);
+  const { exports } = core;
+  return () => {
+    let done = 0;
+    const begin = performance.now();
+    core.arguments(BASE, pages * PAGE, BASE).transferBegin(Op.copy, 0);
+    for (let step: number = Step.call; step === Step.call; done++) {
+      const copies = exports.transferCode() >>> 0 === UFFDIO_COPY;
+      step = exports.transferResult(copies ? -EEXIST : 0);
+    }
+    const ms = performance.now() - begin;
+    if (done !== 2 * pages) throw new Error(`the core took ${done} steps, ${2 * pages} were expected`);
+    return { ms, done };
+  };
+}
+
 const perSecond = (value: number): number => value / 1e6;
 const nanoseconds = (value: number): number => 1e9 / value;
 
@@ -180,13 +201,21 @@ const MEASURES = [
     covers: 'core.arguments and rangeAt from TypeScript, scattered addresses, 100,000 ranges of one page',
   },
   {
-    name: 'transfer',
+    name: 'whole transfer',
     unit: 'ns',
     make: () => transfer(PAGES),
     convert: nanoseconds,
     covers:
       'one page COPY with the ioctl left out: core.arguments, transferBegin, transferCode, ' +
       'transferResult, transferDone',
+  },
+  {
+    name: 'transfer step',
+    unit: 'ns',
+    make: steps,
+    convert: nanoseconds,
+    covers:
+      'transferCode and transferResult, of a COPY over 4,096 pages that are all there: EEXIST and WAKE in turn',
   },
 ] as const;
 

@@ -33,6 +33,7 @@ export interface Libc {
   sysconf(name: number): number;
   sched_getaffinity(pid: number, length: number, mask: Uint8Array): number;
   sched_setaffinity(pid: number, length: number, mask: Uint8Array): number;
+  sched_yield(): number;
   lseek(fd: number, offset: number, whence: number): Word;
   socket(domain: number, type: number, protocol: number): number;
   bind(fd: number, address: Uint8Array, length: number): number;
@@ -101,6 +102,7 @@ function load(): Libc {
     ftruncate: c.func('ftruncate', 'int', ['int', 'int64_t']),
     sched_getaffinity: c.func('sched_getaffinity', 'int', ['int', 'size_t', 'void *']),
     sched_setaffinity: c.func('sched_setaffinity', 'int', ['int', 'size_t', 'void *']),
+    sched_yield: c.func('sched_yield', 'int', []),
     sysconf: c.func('sysconf', 'long', ['int']),
     lseek: c.func('lseek', 'int64_t', ['int', 'int64_t', 'int']),
     socket: c.func('socket', 'int', ['int', 'int', 'int']),

@@ -48,6 +48,7 @@ export const linuxProcessors: Processors = {
       return [];
     }
   },
+  yield: () => void libc().sched_yield(),
   keepAwake,
   now,
   after(delayMs, due) {

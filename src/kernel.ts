@@ -83,6 +83,8 @@ export interface Processors {
   place(cpus: readonly number[]): number;
   thread(pid: number, tid: number): ThreadSeen | undefined;
   threads(pid: number): readonly ThreadSeen[];
+  /** Lets others run who want the processor of the calling thread (sched_yield(2)). */
+  yield(): void;
   /** Keeps idle processors from sleeping, those of everybody, until it is closed; undefined: that is not allowed. */
   keepAwake(): Watch | undefined;
   /** Monotonic milliseconds; and what is due once, so many from now. Not the port's, which are recorded. */

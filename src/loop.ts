@@ -33,7 +33,8 @@ const SLEEP_MOST_MS = 200;
 /** Nothing for so long is a pause. */
 const PAUSE_MS = 20;
 
-/** Rounds of `spin` in a row that brought nothing, until it looks after the watched process. */
+/** Rounds of `spin` in a row that brought nothing, until it lets others run, and until it looks after the watched process. */
+const ROUNDS_A_YIELD = 1 << 5;
 const ROUNDS_A_LOOK = 1 << 15;
 
 /** Rounds in a row that followed another one at once and brought nothing, until `block` sleeps first; and how often it does. */
@@ -90,6 +91,7 @@ export class Loop {
     const { port, pid } = this.#served.channel;
     if (placement !== 'none' && port.processors) this.#placer = new Placer(port.processors, pid, placement);
     this.running = true;
+    this.#rounds.pause();
     this.#stopFd = stopFd;
     if (wait === 'poll') {
       this.#watch();
@@ -137,6 +139,7 @@ export class Loop {
   /** One round without a strategy. How many messages were handled. */
   once(): number {
     this.#single = !this.running;
+    this.#rounds.pause();
     try {
       const handled = this.#rounds.round();
       return handled > 0 ? handled : this.#lookAfterProcess();
@@ -206,6 +209,7 @@ export class Loop {
   /** One turn of the event loop. */
   #turn(): void {
     this.#guarded(() => {
+      this.#rounds.pause();
       // Whoever was answered may have run and faulted again: reading costs less than a turn of the event loop.
       for (let rounds = 0; rounds < ROUNDS_A_TURN && this.#goes; rounds++) {
         if (this.#round() === 0) break;
@@ -305,6 +309,8 @@ export class Loop {
     let fruitless = 0;
     while (this.#goes) {
       fruitless = this.#round() > 0 ? 0 : fruitless + 1;
+      // Whom it waits for may want this very processor.
+      if (fruitless % ROUNDS_A_YIELD === ROUNDS_A_YIELD - 1) this.#served.channel.port.processors?.yield();
       if (fruitless % ROUNDS_A_LOOK !== ROUNDS_A_LOOK - 1) continue;
       this.#placer?.pause();
       this.#lookAfterProcess();
@@ -328,6 +334,7 @@ export class Loop {
   /** Sleeps until there is a message, a stop, a round due, or the end of the watched process. */
   #sleep(): void {
     const { channel } = this.#served;
+    this.#rounds.pause();
     const delay = this.#delay();
     const most = this.#paused ? SLEEP_MOST_MS : PAUSE_MS;
     const ready = this.#pollAll(delay < 0 ? most : Math.min(Math.ceil(delay), most));

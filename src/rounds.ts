@@ -56,6 +56,8 @@ export class Rounds {
   readonly #times = new Float64Array(2);
   /** It was told. */
   #timed = false;
+  /** Answers were given just now: that time will do for the beginning of the next round. */
+  #just = false;
 
   constructor(served: Served, handler: FaultHandler, goesOn: () => boolean) {
     this.#served = served;
@@ -66,8 +68,15 @@ export class Rounds {
   /** A round begins now; for whoever needs to know when. */
   begin(): number {
     this.#timed = true;
-    this.#time(0);
+    if (this.#just) this.#times[0] = this.#times[1] as number;
+    else this.#time(0);
+    this.#just = false;
     return this.#times[0] as number;
+  }
+
+  /** Something else than a round comes now, and may take its time. */
+  pause(): void {
+    this.#just = false;
   }
 
   #time(index: 0 | 1): void {
@@ -79,7 +88,7 @@ export class Rounds {
     const { channel } = this.#served;
     // What was put off needs the time, and nothing that this round puts off is due in it; and so does what is timed.
     if (!this.#timed) {
-      if (channel.sourced || channel.core.exports.inboxPutOff()) this.#time(0);
+      if (channel.sourced || channel.core.exports.inboxPutOff()) this.begin();
       else this.#times[0] = 0;
     }
     this.#timed = false;
@@ -203,6 +212,7 @@ export class Rounds {
     if (faults + putOff > 0) {
       this.#handled += faults + putOff;
       this.#time(1);
+      this.#just = true;
       const ns = small(((this.#times[1] as number) - (this.#times[0] as number)) * 1e6);
       this.handler.answered?.(faults, core.answered(1), putOff, core.answeredBytes, ns);
     }

@@ -120,6 +120,8 @@ class Board implements Processors {
   awake = false;
   wakes = 0;
   sleepy = false;
+  yield(): void {}
+
   keepAwake(): Watch | undefined {
     if (this.sleepy) return undefined;
     assert.not(this.awake);

@@ -1,11 +1,12 @@
 // The guest of the benchmark: hands memory over to a page-fault handler as a monitor does, has threads touch it, and
 // tells how long that took, one line of JSON. Whoever serves it has no part in what is measured.
 //
-//   guest --socket PATH --pages N [--threads N] [--order ascending|random|zipf] [--touches N] [--page-size BYTES]
-//         [--cpu N] [--balloon N] [--seed N]
+//   guest --socket PATH --pages N [--threads N] [--order ascending|random|zipf|neighbours] [--touches N]
+//         [--page-size BYTES] [--cpu N] [--balloon N] [--seed N]
 //
 // Order: ascending and random touch each page once, each thread its share; zipf draws pages, the k-th most frequent 1/k
-// times as often as the first, again and again. Touches: all pages, unless told. Page size: 4096, or 2 MiB in hugetlb
+// times as often as the first, again and again; neighbours goes through the memory with all threads side by side, each
+// with every so-many-th page. Touches: all pages, unless told. Page size: 4096, or 2 MiB in hugetlb
 // pages. Cpu: where all threads run; else anywhere. Balloon: pages that another thread gives back meanwhile, again and
 // again.
 
@@ -145,7 +146,7 @@ static uint32_t next(uint32_t *state) {
 static void draw(void) {
   uint32_t state = seed * 2654435761u | 1, *shuffled = malloc(pages * sizeof *shuffled);
   for (uint32_t i = 0; i < pages; i++) shuffled[i] = i;
-  for (uint32_t i = pages - 1; *order != 'a' && i > 0; i--) {
+  for (uint32_t i = pages - 1; (*order == 'r' || *order == 'z') && i > 0; i--) {
     uint32_t other = next(&state) % (i + 1), place = shuffled[i];
     shuffled[i] = shuffled[other], shuffled[other] = place;
   }
@@ -162,6 +163,10 @@ static void draw(void) {
       }
     }
     places[i] = shuffled[low];
+  }
+  for (uint32_t i = 0, thread = 0, next = 0; *order == 'n' && i < touches; i++, next += threads) {
+    if (i == (uint64_t)touches * (thread + 1) / threads) next = ++thread;
+    places[i] = next % pages;
   }
   free(sums), free(shuffled);
 }

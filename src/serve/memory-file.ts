@@ -5,7 +5,15 @@
 
 import { closeSync, constants, fstatSync, openSync, type Stats, statSync } from 'node:fs';
 import { nextData, nextHole } from '../../shim/descriptors.js';
-import { MAP_NORESERVE, MAP_PRIVATE, mmap, munmap, PROT_READ } from '../../shim/memory.js';
+import {
+  MADV_WILLNEED,
+  MAP_NORESERVE,
+  MAP_PRIVATE,
+  madvise,
+  mmap,
+  munmap,
+  PROT_READ,
+} from '../../shim/memory.js';
 import { UffdError } from '../errors.js';
 import { wholePages } from '../whole-pages.js';
 import { SYSTEM_PAGE } from './handoff.js';
@@ -16,6 +24,9 @@ export interface Stretch {
   readonly to: number;
   readonly data: boolean;
 }
+
+/** Parts of the file that are read ahead in a turn of the event loop: the kernel only takes them down, but that takes time. */
+const ADVISED = 256;
 
 /** The memory file cannot be used. */
 export class MemoryFileError extends Error {
@@ -71,6 +82,11 @@ export class MemoryFile {
     return this.#current.hold();
   }
 
+  /** Has parts of it read from the disk before anybody waits for them. */
+  readAhead(parts: readonly { readonly offset: number; readonly length: number }[]): void {
+    this.#current.readAhead(parts);
+  }
+
   /** Nobody takes it any more. */
   close(): void {
     this.#current.release();
@@ -108,6 +124,14 @@ export class Mapping {
   hold(): this {
     this.#holders++;
     return this;
+  }
+
+  readAhead(parts: readonly { readonly offset: number; readonly length: number }[]): void {
+    if (this.#holders === 0) return;
+    const { address } = this.file;
+    for (const { offset, length } of parts.slice(0, ADVISED))
+      madvise(address + BigInt(offset), length, MADV_WILLNEED);
+    if (parts.length > ADVISED) setImmediate(() => this.readAhead(parts.slice(ADVISED)));
   }
 
   /** Nobody may copy from it any more where this was the last. */

@@ -252,6 +252,7 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
       if (socketOwner) chownSync(vm.socket, socketOwner.uid, socketOwner.gid);
       if (socketMode !== undefined) chmodSync(vm.socket, socketMode);
       const inode = inodeOf(vm.socket);
+      memory.readAhead(runs);
       return { vm, fd, identity, prefetch: runs, memory, watch: undefined, starved: undefined, inode };
     } catch (error) {
       memory.close();

@@ -6,7 +6,19 @@ import * as assert from 'uvu/assert';
 import { linuxProcessors } from '../../shim/processors.js';
 import { type Placement, Userfaultfd, type Wait } from '../../src/index.js';
 import { leaveOut, suite } from '../harness.js';
-import { endAll, looper, map, numberedSource, openWith, P, toucher, until } from './support.js';
+import {
+  endAll,
+  kernelWith,
+  looper,
+  map,
+  needKernel,
+  never,
+  numberedSource,
+  openWith,
+  P,
+  toucher,
+  until,
+} from './support.js';
 
 const test = suite('kernel/placement');
 const PAGES = 4000;
@@ -135,6 +147,25 @@ test('it is told who runs where, and how often threads faulted', async () => {
   assert.is(thread(0, 2 ** 30), undefined);
   assert.equal(threads(2 ** 30), []);
   await endAll();
+});
+
+test('spin lets others run while nothing comes', () => {
+  needKernel();
+  let yields = 0;
+  const kernel = kernelWith(() => ({
+    processors: {
+      ...linuxProcessors,
+      yield() {
+        linuxProcessors.yield();
+        // Were it never called, this would go on for ever.
+        if (++yields === 3) uffd.stop();
+      },
+    },
+  }));
+  const uffd = Userfaultfd.open({ kernel });
+  uffd.start({ pagefault: never }, { wait: 'spin' });
+  uffd.close();
+  assert.is(yields, 3);
 });
 
 test.run();

@@ -1,13 +1,14 @@
 // What a recorded run has touched is installed before it is asked for again.
 
 import { strict as assert } from 'node:assert';
+import { spawnSync } from 'node:child_process';
 import { copyFileSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { identify, serve } from '../../src/serve/index.js';
 import { workingSet } from '../../src/serve/working-set.js';
 import { replay, TraceReader, TraceWriter } from '../../src/trace/index.js';
 import { inDirectory } from '../cli/command.js';
-import { suite } from '../harness.js';
+import { leaveOut, suite } from '../harness.js';
 import { withHugePages } from '../kernel/huge-pages.js';
 import { memoryFile, P, type Scene, serving, until } from './support.js';
 
@@ -53,6 +54,42 @@ for (const [what, pageSize, pages, window] of [
     120_000,
   );
 }
+
+/** Pages of a file that are in the page cache. */
+function cachedPages(path: string): number {
+  const { stdout } = spawnSync('fincore', ['--noheadings', '--raw', '--output', 'PAGES', path], {
+    encoding: 'utf8',
+  });
+  return Number(stdout.trim() || Number.NaN);
+}
+
+test('what will be prefetched is read from the disk before the first guest comes, and nothing else is', async () => {
+  await inDirectory(async (directory) => {
+    const record = join(directory, 'trace');
+    const pages = 4096;
+    // A part of it, far from the pages that are looked at to know the file again, is what counts here.
+    await serving({ pages, record }, async (scene) => void (await run(scene, 1, 512)));
+    const memory = memoryFile(directory, pages);
+    const forget = (): void =>
+      void spawnSync('sh', ['-c', `sync ${memory}; dd if=${memory} iflag=nocache count=0`]);
+    forget();
+    if (cachedPages(memory) !== 0)
+      leaveOut('this file system does not forget a file, or nobody tells what is cached');
+    const socket = join(directory, 'socket');
+    const cachedBy = async (prefetch: string[], least: number): Promise<number> => {
+      forget();
+      const server = await serve({ vms: [{ socket, memory }], prefetch });
+      await until(() => cachedPages(memory) >= least);
+      const cached = cachedPages(memory);
+      await server.close();
+      return cached;
+    };
+    // The kernel reads on behind what it is asked for.
+    const known = await cachedBy([], 0);
+    assert.ok(known < pages / 2, `${known} pages are read to know the file`);
+    assert.ok((await cachedBy([record], known + 400)) >= known + 400);
+  });
+});
 
 test('demand comes first: whoever touches a page while others are prefetched gets the right one', async () => {
   await inDirectory(async (directory) => {
