@@ -67,10 +67,10 @@ export function answerNext(): u32 {
 }
 
 /**
- * Arguments 0 (start), 1 (length): begins to install the first run of missing pages there. STEP_ASK: none is missing, or
+ * Arguments 0 (start), 1 (length): begins to install the first run of missing pages there, with these options. STEP_ASK: none is missing, or
  * the first of them has no source; `aheadPassed` says which.
  */
-export function aheadBegin(): i32 {
+export function aheadBegin(chosen: u32): i32 {
   const start = argument(0);
   const end = start + argument(1);
   const size = pageSizeAt(start);
@@ -84,7 +84,7 @@ export function aheadBegin(): i32 {
   const source = sourceOf(from);
   if (from >= end || !source) return STEP_ASK;
   to = min(to, source.end & ~(size - 1));
-  return to > from ? transferCopy(0, from, to, source.data + (from - source.start)) : STEP_ASK;
+  return to > from ? transferCopy(chosen, from, to, source.data + (from - source.start)) : STEP_ASK;
 }
 
 /** Bytes from the start on that are not missing; all of them: nothing is. */

@@ -154,14 +154,14 @@ export class Channel {
    * Installs the first run of missing pages of a range from its source. Undefined: the first has none. Else the bytes
    * that were passed over, and those installed behind them.
    */
-  ahead(start: bigint, length: number): { passed: number; installed: number } | undefined {
+  ahead(start: bigint, length: number, options: number): { passed: number; installed: number } | undefined {
     const { exports } = this.core;
-    const begun = this.core.arguments(start, length).aheadBegin();
+    const begun = this.core.arguments(start, length).aheadBegin(options);
     const passed = exports.aheadPassed();
     if (begun === Step.ask) return passed < length ? undefined : { passed, installed: 0 };
     const step = this.#carry(begun);
     if (step !== Step.failed) return { passed, installed: exports.transferDone() };
-    throw this.#failure(Op.copy, 0, start + BigInt(length));
+    throw this.#failure(Op.copy, options, start + BigInt(length));
   }
 
   /** Gives the answers that the core has. How that ended: Next.answered, or Next.fault, which is the handler's. */

@@ -59,7 +59,7 @@ export interface Exports extends Record<string, unknown> {
   /** Arguments: start, length, where the data lies. */
   sourcePut(window: number): number;
   sourcesClear(): void;
-  aheadBegin(): number;
+  aheadBegin(options: number): number;
   aheadPassed(): number;
   /** What is next in a round; the others, what behind a call or a read that this asked for. */
   roundNext(now: number): number;

@@ -549,12 +549,16 @@ export class Userfaultfd implements Disposable {
    *   undefined: the first page that is missing has no source
    * @throws what `copy` throws
    */
-  fillAhead(start: bigint, length: number): { passed: number; installed: number } | undefined {
+  fillAhead(
+    start: bigint,
+    length: number,
+    options: FillOptions = {},
+  ): { passed: number; installed: number } | undefined {
     checkRange(start, length, this.pageSize);
     this.#mustBeOpen('UFFDIO_COPY');
     if (!this.#channel.sourced) return undefined;
     try {
-      return this.#channel.ahead(start, length);
+      return this.#channel.ahead(start, length, fillBits(options));
     } finally {
       this.#loop?.follow();
     }

@@ -53,6 +53,8 @@ const TROUBLES_MOST = 1024;
  */
 export const AHEAD_BYTES = 65_536;
 
+const ASLEEP = { dontWake: true };
+
 /** Memory in huge pages has no zero page: zeros are copied. */
 const HUGE = 4096;
 
@@ -118,12 +120,12 @@ export class Answers implements FaultHandler {
   }
 
   /**
-   * Installs missing pages from `page` on, in the background: a run of them that are alike, in the next `most` bytes. The
-   * bytes that were seen to, those that are not missing included; 0: it has to be tried again.
+   * Installs missing pages from `page` on, in the background: a run of them that are alike, in the next `most` bytes. Who
+   * waits for them may be left asleep. The bytes that were seen to, those that are not missing included; 0: it has to be tried again.
    */
   fillAhead(uffd: Userfaultfd, region: Region, page: bigint, most: number, count: Count): number {
     const { tally } = this.#options;
-    const ahead = uffd.fillAhead(page, most);
+    const ahead = uffd.fillAhead(page, most, ASLEEP);
     if (ahead) {
       tally.add(count, ahead.installed);
       return ahead.passed + ahead.installed;

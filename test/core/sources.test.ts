@@ -177,7 +177,7 @@ test('where huge pages are, a source that begins or ends inside of one leaves it
 test('ahead of faults, runs of missing pages come from their sources, and others are passed over', () => {
   const core = world();
   const ahead = (first: number, count: number): [step: number, passed: number] => {
-    const step = still(core, 'aheadBegin', () => core.arguments(page(first), count * PAGE).aheadBegin());
+    const step = still(core, 'aheadBegin', () => core.arguments(page(first), count * PAGE).aheadBegin(0));
     return [step, core.exports.aheadPassed() / PAGE];
   };
   assert.deepEqual(ahead(0, 8), [Step.ask, 0]);
