@@ -75,7 +75,6 @@ export { roundNext, roundResult, roundResume, tally } from './round';
 export { sourcePut, sourcesClear } from './sources';
 export {
   transferBegin,
-  transferCode,
   transferCursor,
   transferDone,
   transferErrno,

@@ -23,8 +23,14 @@ import {
 /** Four u64 arguments: of a transfer, a registration, a question. */
 export const parameters: usize = memory.data(32, 8);
 
-/** The struct of the next ioctl. */
+/** The struct of the next ioctl; and in the last four bytes, where it is a transfer's, the request's number. */
 export const request: usize = memory.data(64, 8);
+const CODE: usize = 60;
+
+/** Which ioctl it is. */
+export function requestIs(code: u32): void {
+  store<u32>(request + CODE, code);
+}
 
 /** Three pollfds: the userfaultfd, the eventfd that stops its loop, and the pidfd of the watched process. */
 export const polled: usize = memory.data(24, 8);

@@ -50,7 +50,7 @@ import {
 } from './abi';
 import { inboxCut, inboxOverlaps, inboxTaken, pageSizeAt } from './inbox';
 import { PAGE_MISSING, PAGE_PRESENT, pagesProtect, pagesSet } from './pages';
-import { argument, request } from './request';
+import { argument, request, requestIs } from './request';
 
 // Operations: the rows of the table below.
 export const OP_COPY: u32 = 0;
@@ -129,7 +129,6 @@ let start: u64 = 0;
 let end: u64 = 0;
 let phase: u32 = 0;
 let errno: i32 = 0;
-let code: u32 = 0;
 let fruitless: u32 = 0;
 let takenBefore: u32 = 0;
 
@@ -161,11 +160,6 @@ function begin(op: u32, chosen: u32, from: u64, to: u64, src: u64): i32 {
     (chosen & OPTION_WP ? row().writeProtect : 0) |
     (chosen & OPTION_HOLES ? row().holes : 0);
   return overtaken() ? cut(STEP_SHORT) : fill();
-}
-
-/** The request number of the call to issue. */
-export function transferCode(): u32 {
-  return code;
 }
 
 /** Bytes resolved. */
@@ -267,7 +261,7 @@ export function transferWake(from: u64, to: u64): void {
 /** Prepares the call for what is left. */
 function fill(): i32 {
   phase = PHASE_FILL;
-  code = row().request;
+  requestIs(row().request);
   if (row().hasSource) {
     const it = changetype<uffdio_copy>(request);
     it.dst = cursor;
@@ -287,7 +281,7 @@ function fill(): i32 {
 
 function wake(bytes: u64, next: u32): i32 {
   phase = next;
-  code = UFFDIO_WAKE;
+  requestIs(UFFDIO_WAKE);
   const it = changetype<uffdio_range>(request);
   it.start = cursor;
   it.len = bytes;

@@ -170,7 +170,7 @@ export class Channel {
     let next: number = Next.call;
     while (next === Next.call || next === Next.reread) {
       if (next === Next.call) {
-        next = exports.roundResult(this.port.ioctl(this.fd, exports.transferCode() >>> 0, this.core.request));
+        next = exports.roundResult(this.port.ioctl(this.fd, this.core.code >>> 0, this.core.request));
       } else {
         this.drain();
         next = exports.roundResume();
@@ -186,7 +186,7 @@ export class Channel {
     let step = begun;
     while (step === Step.call || step === Step.read) {
       if (step === Step.call) {
-        const result = this.port.ioctl(this.fd, exports.transferCode() >>> 0, this.core.request);
+        const result = this.port.ioctl(this.fd, this.core.code >>> 0, this.core.request);
         step = exports.transferResult(result);
       } else {
         this.drain();

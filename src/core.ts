@@ -66,7 +66,6 @@ export interface Exports extends Record<string, unknown> {
   roundResult(result: number): number;
   roundResume(): number;
   transferBegin(operation: number, options: number): number;
-  transferCode(): number;
   transferResult(result: number): number;
   transferResume(): number;
   transferDone(): number;
@@ -229,6 +228,7 @@ export class Core {
   readonly #report: number;
   readonly #delivery: number;
   readonly #tally: number;
+  readonly #code: number;
   #words = new BigUint64Array();
   #halves = new Uint32Array();
 
@@ -243,6 +243,7 @@ export class Core {
     this.#report = exports.report.value >>> 3;
     this.#delivery = exports.delivery.value >>> 3;
     this.#tally = exports.tally.value >>> 2;
+    this.#code = (this.request >>> 2) + 15;
   }
 
   /** All of memory as u64; taken again after it grew. */
@@ -274,6 +275,12 @@ export class Core {
   deliveredFault(index: 0 | 1 | 2): number {
     if (this.#halves.length === 0) this.#views();
     return this.#halves[(this.#delivery + 3) * 2 + index] as number;
+  }
+
+  /** The number of the ioctl whose struct a transfer has put into `request`, signed: V8 keeps that without an object. */
+  get code(): number {
+    if (this.#halves.length === 0) this.#views();
+    return (this.#halves[this.#code] as number) | 0;
   }
 
   /** Of the faults that were answered: 0 how many, 1 how many of them writes, 2 how many were put off, 3 whether the process is gone. */

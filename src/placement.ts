@@ -29,8 +29,12 @@ const LOOK_FAULTS = 256;
 /** Faults behind a pause, until it is seen how fast they come; and how many milliseconds they may be apart then. */
 const RETURN_FAULTS = 64;
 const APART_MOST_MS = 1;
-/** So many faults are answered in a round, on an average, and no processor sleeps that it would pay to wake. */
+/**
+ * So many faults are answered in a round, on an average, and no processor sleeps that it would pay to wake; and so few, that
+ * this is over. In between it stays as it is: to keep processors awake, and to let them sleep, takes a while.
+ */
 const CROWD = 3;
+const CROWD_LEAST = 2;
 /** A thread that makes less than this share of the faults does not count. */
 const SHARE_LEAST = 1 / 10;
 const PROCESSOR_MOST = 8191;
@@ -84,6 +88,7 @@ export class Placer {
   /** Keeps processors from sleeping. */
   #awake: Watch | undefined;
   #paused = false;
+  #crowded = false;
   /** Faults since the last look, in how many rounds, and when that was. */
   #faults = 0;
   #rounds = 0;
@@ -108,7 +113,7 @@ export class Placer {
     this.#since = processors.now();
     this.#dueAt = this.#firstLook();
     if (typeof placement === 'object') processors.place(usable(placement, this.#own));
-    // What threads have faulted before is none of this loop's.
+    // Not before it is needed: of many threads it takes long.
     else if (this.#arrangement === 'follow') this.#countFaults();
   }
 
@@ -167,12 +172,13 @@ export class Placer {
   #look(): void {
     const ms = (this.#processors.now() - this.#since) / this.#faults;
     const before = this.#arrangement;
-    const crowded = this.#arrangements !== undefined && this.#faults >= this.#rounds * CROWD;
+    const crowded =
+      this.#arrangements !== undefined &&
+      this.#faults >= this.#rounds * (this.#crowded ? CROWD_LEAST : CROWD);
+    this.#crowded = crowded;
     if (this.#arrangements && !crowded && this.#faults >= this.#arrangements.faults)
       this.#arrangements.took(ms);
     const arrangement = crowded ? 'scheduler' : this.#arrangement;
-    // In a crowd that takes long, and is for nothing.
-    if (this.#arrangements && !crowded && this.#tid === 0 && !this.#counted) this.#countFaults();
     if (arrangement !== before) this.#toucher = 0;
     this.#place(arrangement === 'follow');
     if (arrangement !== 'awake' || ms > APART_MOST_MS) this.#letSleep();
@@ -210,9 +216,12 @@ export class Placer {
 
   #busiest(): number {
     const before = this.#counted;
-    const made = this.#countFaults().map((thread) => ({
+    const threads = this.#countFaults();
+    // What they have faulted before is none of this loop's.
+    if (!before) return -1;
+    const made = threads.map((thread) => ({
       ...thread,
-      faults: thread.faults - (before?.get(thread.tid) ?? 0),
+      faults: thread.faults - (before.get(thread.tid) ?? 0),
     }));
     const all = made.reduce((sum, { faults }) => sum + faults, 0);
     const touchers = made

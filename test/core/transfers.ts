@@ -94,7 +94,7 @@ export class Run {
   isFill(first: number): this {
     const { row, count } = this;
     assert.equal(this.step, Step.call);
-    assert.equal(this.core.exports.transferCode() >>> 0, row.request);
+    assert.equal(this.core.code >>> 0, row.request);
     const length = BigInt(count - first) * P;
     const expected = row.source
       ? [page(first), SOURCE + BigInt(first) * P, length, this.mode, 0n]
@@ -108,7 +108,7 @@ export class Run {
   /** The call to make is a WAKE of `pages` pages from page `first` on. */
   isWake(first: number, pages: number): this {
     assert.equal(this.step, Step.call);
-    assert.equal(this.core.exports.transferCode() >>> 0, WAKE);
+    assert.equal(this.core.code >>> 0, WAKE);
     assert.deepEqual([...this.words.subarray(0, 2)], [page(first), BigInt(pages) * P]);
     return this;
   }
@@ -147,7 +147,7 @@ export type Requested =
 
 /** What `request` asks of the kernel: a COPY, or a WAKE; in pages from BASE. */
 export function requested(core: Core): Requested {
-  const code = core.exports.transferCode() >>> 0;
+  const code = core.code >>> 0;
   const [start = 0n, second = 0n, third = 0n, mode = 0n] = core.words.subarray(core.request >>> 3);
   const first = Number((start - BASE) / P);
   if (code === WAKE) return { is: 'wake', start: first, pages: Number(second / P) };

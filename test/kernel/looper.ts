@@ -24,6 +24,8 @@ export interface LooperOptions {
   /** Where page 0's bytes are, and which page is page 0. */
   source?: bigint;
   base?: bigint;
+  /** Who answers: the handler, or the core, which knows the source of all ranges. */
+  answers?: 'handler' | 'core';
   /** Install pages write-protected; whoever writes is let through. */
   protect?: boolean;
   /** Serve this many faults, then throw. */
@@ -78,6 +80,14 @@ const handler: FaultHandler = {
   },
   closed: (error?: UffdError) => tell({ type: 'closed', ...(error ? { error: error.message } : {}) }),
 };
+
+if (options.answers === 'core') {
+  const { source = 0n, base = 0n } = options;
+  handler.answered = (some) => {
+    faults += some;
+  };
+  for (const { start, length } of options.ranges) uffd.answerFrom(start, length, source + (start - base));
+}
 
 const tid = Number(readlinkSync('/proc/thread-self').split('/').at(-1));
 tell({ type: 'ready', stopHandle: uffd.stopHandle, tid });

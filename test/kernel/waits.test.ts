@@ -27,40 +27,42 @@ const WAITS: Wait[] = ['poll', 'block', 'spin', 'adaptive'];
 const PAGES = 500;
 
 for (const wait of WAITS) {
-  test(`${wait}: serves two threads, stops from another thread, goes on with the next owner`, async () => {
-    const uffd = openWith(['event-remove']);
-    const base = map(PAGES);
-    uffd.register(base, PAGES * P);
-    const source = numberedSource(PAGES);
-    const first = await looper(uffd, { wait, source, base, after: 'release' });
-    assert.is(uffd.closed, true, 'it was given away');
-    const threads = await touchers(2);
-    const half = PAGES / 2;
-    assert.equal(await Promise.all(threads.map((thread) => thread.verify(base, half, P, 7))), [0, 0]);
+  for (const answers of ['handler', 'core'] as const) {
+    test(`${wait}: serves two threads, stops from another thread, goes on with the next owner; the ${answers} answers`, async () => {
+      const uffd = openWith(['event-remove']);
+      const base = map(PAGES);
+      uffd.register(base, PAGES * P);
+      const source = numberedSource(PAGES);
+      const first = await looper(uffd, { wait, source, base, answers, after: 'release' });
+      assert.is(uffd.closed, true, 'it was given away');
+      const threads = await touchers(2);
+      const half = PAGES / 2;
+      assert.equal(await Promise.all(threads.map((thread) => thread.verify(base, half, P, 7))), [0, 0]);
 
-    const stopped = await first.stop();
-    assert.is(stopped.error, undefined);
-    assert.ok(stopped.faults >= half && stopped.faults <= 2 * half);
-    const { fd, ranges } = await first.heard('released');
-    assert.equal((await first.heard('closed')).error, undefined);
-    assert.is(ranges.length, 1);
+      const stopped = await first.stop();
+      assert.is(stopped.error, undefined);
+      assert.ok(stopped.faults >= half && stopped.faults <= 2 * half);
+      const { fd, ranges } = await first.heard('released');
+      assert.equal((await first.heard('closed')).error, undefined);
+      assert.is(ranges.length, 1);
 
-    // Nobody serves now: the thread sleeps until the next owner does.
-    const late = threads[0]?.verify(base, PAGES, P, 7) as Promise<number>;
-    await threads[0]?.asleep();
-    const next = Userfaultfd.wrap(fd, { features: ['event-remove'], ranges });
-    const second = await looper(next, { wait, source, base });
-    assert.is(await late, 0);
-    assert.is(await threads[1]?.madvise(base, P, MADV_DONTNEED), 0);
-    await second.end();
-    assert.equal(
-      second.told.filter((message) => message.type === 'event').map((message) => message.call),
-      [`removed ${base} ${at(base, 1)}`],
-    );
-    assert.is(second.told.filter((message) => message.type === 'closed').length, 1);
-    assert.is(second.told.at(-1)?.type, 'closed');
-    await endAll();
-  });
+      // Nobody serves now: the thread sleeps until the next owner does.
+      const late = threads[0]?.verify(base, PAGES, P, 7) as Promise<number>;
+      await threads[0]?.asleep();
+      const next = Userfaultfd.wrap(fd, { features: ['event-remove'], ranges });
+      const second = await looper(next, { wait, source, base, answers });
+      assert.is(await late, 0);
+      assert.is(await threads[1]?.madvise(base, P, MADV_DONTNEED), 0);
+      await second.end();
+      assert.equal(
+        second.told.filter((message) => message.type === 'event').map((message) => message.call),
+        [`removed ${base} ${at(base, 1)}`],
+      );
+      assert.is(second.told.filter((message) => message.type === 'closed').length, 1);
+      assert.is(second.told.at(-1)?.type, 'closed');
+      await endAll();
+    });
+  }
 
   test(`${wait}: a handler that throws stops the loop, and close lets every thread go`, async () => {
     const uffd = openWith();
