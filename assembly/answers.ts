@@ -67,8 +67,8 @@ export function answerNext(): u32 {
 }
 
 /**
- * Arguments 0 (start), 1 (length): begins to install the first run of missing pages there, with these options. STEP_ASK: none is missing, or
- * the first of them has no source; `aheadPassed` says which.
+ * Arguments 0 (start), 1 (length): begins to install the first run of missing pages there; `chosen`: options of the copy.
+ * STEP_ASK: none is missing, or the first of them has no source; `aheadPassed` says which.
  */
 export function aheadBegin(chosen: u32): i32 {
   const start = argument(0);

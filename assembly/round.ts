@@ -93,7 +93,10 @@ export function roundNext(now: f64): i32 {
   return begin() ? NEXT_CALL : NEXT_FAULT;
 }
 
-/** Takes the result of the call that `request` held: ≥ 0, or −errno. NEXT_FAULT: that was all, and the fault that is out is the handler's. */
+/**
+ * Takes the result of the call that `request` held: ≥ 0, or −errno. NEXT_FAULT: that was all, and the fault that is out is
+ * the handler's.
+ */
 export function roundResult(result: i32): i32 {
   if (phase != WAKE) return follow(transferResult(result));
   heldEnd = 0;

@@ -283,7 +283,7 @@ export class Core {
     return (this.#halves[this.#code] as number) | 0;
   }
 
-  /** Of the faults that were answered: 0 how many, 1 how many of them writes, 2 how many were put off, 3 whether the process is gone. */
+  /** Of what was answered: 0 how many faults, 1 how many of them writes, 2 how many were put off, 3 whether the process is gone. */
   answered(index: 0 | 1 | 2 | 3): number {
     if (this.#halves.length === 0) this.#views();
     return this.#halves[this.#tally + index] as number;

@@ -50,8 +50,8 @@ export class Rounds {
   /** Messages of this round that were handled. */
   #handled = 0;
   /**
-   * When this round began, where that matters, and when its answers were given. In an array, since numbers with fractions
-   * are objects elsewhere, what a function returns that is too long to be inlined for one.
+   * When this round began, where that matters, and when its answers were given. In an array: elsewhere a number with a
+   * fraction is an object, and so is one that a function returns which V8 does not inline.
    */
   readonly #times = new Float64Array(2);
   /** It was told. */
@@ -209,12 +209,13 @@ export class Rounds {
     const fault = channel.answer() === Next.fault ? this.#fault() : undefined;
     const faults = core.answered(0);
     const putOff = core.answered(2);
-    if (faults + putOff > 0) {
+    const bytes = core.answeredBytes;
+    if (faults + putOff + bytes > 0) {
       this.#handled += faults + putOff;
       this.#time(1);
       this.#just = true;
       const ns = small(((this.#times[1] as number) - (this.#times[0] as number)) * 1e6);
-      this.handler.answered?.(faults, core.answered(1), putOff, core.answeredBytes, ns);
+      this.handler.answered?.(faults, core.answered(1), putOff, bytes, ns);
     }
     if (fault === undefined) return;
     this.#handled++;

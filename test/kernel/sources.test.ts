@@ -316,4 +316,28 @@ test('several threads that wait far from each other are all woken, and so is who
   });
 });
 
+test('a stop in the news of an answer leaves the fault behind it to whoever starts next', async () => {
+  await withUffd([], async (uffd, thread) => {
+    const other = await toucher();
+    const base = map(2);
+    uffd.register(base, 2 * P);
+    uffd.answerFrom(base, P, numberedSource(1));
+    const reads = [thread.read(base), other.read(at(base, 1))];
+    await Promise.all([thread.asleep(), other.asleep()]);
+    const first = listening(never);
+    const { answered } = first.handler;
+    first.handler.answered = (...news) => {
+      answered?.(...news);
+      uffd.stop();
+    };
+    uffd.start(first.handler, { wait: 'block' });
+    assert.equal(first.told, [[1, 0, 0, 1]]);
+    assert.equal(first.calls, []);
+    const second = listening((fault) => void uffd.copy(fault.page, pageOf(5)));
+    uffd.start(second.handler);
+    assert.equal(await Promise.all(reads), [[1], [5]]);
+    assert.equal(second.calls, [['pagefault', at(base, 1), 'read']]);
+  });
+});
+
 test.run();
