@@ -80,12 +80,17 @@ async function watched(
 
 /** The line that says what is in view, once it is another than `before`. */
 export async function inView(page: Page, before?: string): Promise<string> {
-  const line = page.locator('#in-view');
-  await page.waitForFunction((old) => {
-    const text = document.querySelector('#in-view')?.textContent ?? '';
-    return text !== '' && text !== old;
+  return page.evaluate(async (old) => {
+    let text = '';
+    // A gesture goes on for some frames.
+    for (let same = 0; same < 5; ) {
+      await new Promise(requestAnimationFrame);
+      const now = document.querySelector('#in-view')?.textContent ?? '';
+      same = now !== '' && now !== old && now === text ? same + 1 : 0;
+      text = now;
+    }
+    return text;
   }, before);
-  return (await line.textContent()) ?? '';
 }
 
 /** How many faults that line tells. */
