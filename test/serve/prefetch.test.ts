@@ -63,7 +63,7 @@ function cachedPages(path: string): number {
   return Number(stdout.trim() || Number.NaN);
 }
 
-test('what will be prefetched is read from the disk before the first guest comes, and nothing else is', async () => {
+test('what will be prefetched is read from the disk before the first guest comes', async () => {
   await inDirectory(async (directory) => {
     const record = join(directory, 'trace');
     const pages = 4096;
