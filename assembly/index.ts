@@ -57,6 +57,7 @@ export { rangeCount } from './ranges';
 export {
   apiFeatures,
   apiOperations,
+  code,
   openFlags,
   openRequest,
   parameters,

@@ -23,13 +23,13 @@ import {
 /** Four u64 arguments: of a transfer, a registration, a question. */
 export const parameters: usize = memory.data(32, 8);
 
-/** The struct of the next ioctl; and in the last four bytes, where it is a transfer's, the request's number. */
+/** The struct of the next ioctl; and its number, where it is a transfer's. */
 export const request: usize = memory.data(64, 8);
-const CODE: usize = 60;
+export const code: usize = memory.data(4, 4);
 
 /** Which ioctl it is. */
-export function requestIs(code: u32): void {
-  store<u32>(request + CODE, code);
+export function requestIs(number: u32): void {
+  store<u32>(code, number);
 }
 
 /** Three pollfds: the userfaultfd, the eventfd that stops its loop, and the pidfd of the watched process. */

@@ -22,11 +22,10 @@ const mask = new Uint8Array(MASK_BYTES);
 export const linuxProcessors: Processors = {
   allowed() {
     mask.fill(0);
-    const bytes = libc().sched_getaffinity(0, MASK_BYTES, mask) < 0 ? 0 : MASK_BYTES;
     const cpus: number[] = [];
-    for (let at = 0; at < bytes; at++) {
-      for (let bits = mask[at] as number, bit = 0; bits > 0; bits >>= 1, bit++)
-        if (bits & 1) cpus.push(at * 8 + bit);
+    if (libc().sched_getaffinity(0, MASK_BYTES, mask) < 0) return cpus;
+    for (const [at, byte] of mask.entries()) {
+      for (let bit = 0; byte >> bit > 0; bit++) if ((byte >> bit) & 1) cpus.push(at * 8 + bit);
     }
     return cpus;
   },

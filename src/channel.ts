@@ -169,9 +169,8 @@ export class Channel {
     const { exports } = this.core;
     let next: number = Next.call;
     while (next === Next.call || next === Next.reread) {
-      if (next === Next.call) {
-        next = exports.roundResult(this.port.ioctl(this.fd, this.core.code >>> 0, this.core.request));
-      } else {
+      if (next === Next.call) next = exports.roundResult(this.#call());
+      else {
         this.drain();
         next = exports.roundResume();
       }
@@ -180,15 +179,18 @@ export class Channel {
     return next;
   }
 
+  /** Issues the call that a transfer has prepared; the core sees to EINTR. */
+  #call(): number {
+    return this.port.ioctl(this.fd, this.core.code >>> 0, this.core.request);
+  }
+
   /** Carries a transfer from one step to its last. */
   #carry(begun: number): number {
     const { exports } = this.core;
     let step = begun;
     while (step === Step.call || step === Step.read) {
-      if (step === Step.call) {
-        const result = this.port.ioctl(this.fd, this.core.code >>> 0, this.core.request);
-        step = exports.transferResult(result);
-      } else {
+      if (step === Step.call) step = exports.transferResult(this.#call());
+      else {
         this.drain();
         step = exports.transferResume();
       }

@@ -17,6 +17,7 @@ export interface Exports extends Record<string, unknown> {
   polled: MemoryPlace;
   scan: MemoryPlace;
   tally: MemoryPlace;
+  code: MemoryPlace;
   /** Once, before anything else: log2 of the page size, and the features granted. */
   start(pageShift: number, features: bigint): void;
   openFlags(userModeOnly: number): number;
@@ -243,7 +244,7 @@ export class Core {
     this.#report = exports.report.value >>> 3;
     this.#delivery = exports.delivery.value >>> 3;
     this.#tally = exports.tally.value >>> 2;
-    this.#code = (this.request >>> 2) + 15;
+    this.#code = exports.code.value >>> 2;
   }
 
   /** All of memory as u64; taken again after it grew. */
@@ -283,7 +284,10 @@ export class Core {
     return (this.#halves[this.#code] as number) | 0;
   }
 
-  /** Of what was answered: 0 how many faults, 1 how many of them writes, 2 how many were put off, 3 whether the process is gone. */
+  /**
+   * Of what was answered: 0 how many faults, 1 how many of them writes, 2 how many were put off, 3 whether the process is
+   * gone.
+   */
   answered(index: 0 | 1 | 2 | 3): number {
     if (this.#halves.length === 0) this.#views();
     return this.#halves[this.#tally + index] as number;

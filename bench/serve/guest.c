@@ -6,9 +6,8 @@
 //
 // Order: ascending and random touch each page once, each thread its share; zipf draws pages, the k-th most frequent 1/k
 // times as often as the first, again and again; neighbours goes through the memory with all threads side by side, each
-// with every so-many-th page. Touches: all pages, unless told. Page size: 4096, or 2 MiB in hugetlb
-// pages. Cpu: where all threads run; else anywhere. Balloon: pages that another thread gives back meanwhile, again and
-// again.
+// with every so-many-th page. Touches: all pages, unless told. Page size: 4096, or 2 MiB in hugetlb pages. Cpu: where all
+// threads run; else anywhere. Balloon: pages that another thread gives back meanwhile, again and again.
 
 #define _GNU_SOURCE
 #include <errno.h>

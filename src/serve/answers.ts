@@ -121,7 +121,8 @@ export class Answers implements FaultHandler {
 
   /**
    * Installs missing pages from `page` on, in the background: a run of them that are alike, in the next `most` bytes. Who
-   * waits for them may be left asleep. The bytes that were seen to, those that are not missing included; 0: it has to be tried again.
+   * waits for them may be left asleep. The bytes that were seen to, those that are not missing included; 0: it has to be
+   * tried again.
    */
   fillAhead(uffd: Userfaultfd, region: Region, page: bigint, most: number, count: Count): number {
     const { tally } = this.#options;

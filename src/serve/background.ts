@@ -10,17 +10,12 @@ import type { Userfaultfd } from '../userfaultfd.js';
 import { wholePages } from '../whole-pages.js';
 import { AHEAD_BYTES, type Answers } from './answers.js';
 import type { Region } from './handoff.js';
+import type { Run } from './memory-file.js';
 import type { Count } from './tally.js';
 
 /** Calls of a step, at most: pages that lie apart take one each. And bytes. */
 const STEP_CALLS = 32;
 const STEP_BYTES = 4 * AHEAD_BYTES;
-
-/** A stretch of the memory file. */
-export interface Run {
-  readonly offset: number;
-  readonly length: number;
-}
 
 export interface BackgroundOptions {
   readonly regions: readonly Region[];

@@ -25,7 +25,13 @@ export interface Stretch {
   readonly data: boolean;
 }
 
-/** Parts of the file that are read ahead in a turn of the event loop: the kernel only takes them down, but that takes time. */
+/** A part of the file that is wanted as a whole. */
+export interface Run {
+  readonly offset: number;
+  readonly length: number;
+}
+
+/** Parts that are read ahead in a turn of the event loop: the kernel only takes them down, but that takes time. */
 const ADVISED = 256;
 
 /** The memory file cannot be used. */
@@ -83,8 +89,8 @@ export class MemoryFile {
   }
 
   /** Has parts of it read from the disk before anybody waits for them. */
-  readAhead(parts: readonly { readonly offset: number; readonly length: number }[]): void {
-    this.#current.readAhead(parts);
+  readAhead(runs: readonly Run[]): void {
+    this.#current.readAhead(runs);
   }
 
   /** Nobody takes it any more. */
@@ -126,12 +132,12 @@ export class Mapping {
     return this;
   }
 
-  readAhead(parts: readonly { readonly offset: number; readonly length: number }[]): void {
+  readAhead(runs: readonly Run[]): void {
     if (this.#holders === 0) return;
     const { address } = this.file;
-    for (const { offset, length } of parts.slice(0, ADVISED))
+    for (const { offset, length } of runs.slice(0, ADVISED))
       madvise(address + BigInt(offset), length, MADV_WILLNEED);
-    if (parts.length > ADVISED) setImmediate(() => this.readAhead(parts.slice(ADVISED)));
+    if (runs.length > ADVISED) setImmediate(() => this.readAhead(runs.slice(ADVISED)));
   }
 
   /** Nobody may copy from it any more where this was the last. */

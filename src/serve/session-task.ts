@@ -4,9 +4,8 @@ import type { RecordableHistogram } from 'node:perf_hooks';
 import type { Wait } from '../loop.js';
 import type { Window } from '../options.js';
 import type { Placement } from '../placement.js';
-import type { Run } from './background.js';
 import type { Region } from './handoff.js';
-import type { MappedFile } from './memory-file.js';
+import type { MappedFile, Run } from './memory-file.js';
 
 /** An Error loses its code when it is posted. */
 export type ToldError = Pick<NodeJS.ErrnoException, 'message' | 'code' | 'stack'>;

@@ -9,8 +9,8 @@ import { Note } from '../kernel.js';
 import { Kind } from '../trace/codec.js';
 import { TraceReader } from '../trace/reader.js';
 import { wholePages } from '../whole-pages.js';
-import type { Run } from './background.js';
 import { type Region, regionAt, SYSTEM_PAGE } from './handoff.js';
+import type { Run } from './memory-file.js';
 
 /** What is told of a memory file: enough to know it again, wherever it lies and whoever has copied it. */
 export interface MemoryIdentity {

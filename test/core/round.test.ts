@@ -19,11 +19,19 @@ import {
   stateOf,
   still,
 } from './support.js';
-import { EEXIST, ENOENT, ESRCH, partly, type Requested, requested, tallied } from './transfers.js';
+import {
+  DATA,
+  EEXIST,
+  EFAULT,
+  ENOENT,
+  ESRCH,
+  partly,
+  type Requested,
+  requested,
+  tallied,
+} from './transfers.js';
 
 const test = suite('round');
-const DATA = 0x55aa_0000_0000n;
-const EFAULT = -14;
 const FLAG_WRITE = 1n;
 
 /** Registered pages from BASE on, all with a source. */

@@ -27,11 +27,9 @@ import {
   transfer,
   unmap,
 } from './support.js';
-import { EEXIST, ENOENT, partly, requested, tallied } from './transfers.js';
+import { DATA, EEXIST, EFAULT, ENOENT, partly, requested, tallied } from './transfers.js';
 
 const test = suite('sources');
-const DATA = 0x55aa_0000_0000n;
-const EFAULT = -14;
 
 /** Names a source for `count` pages from page `first` on; its data lies as far behind DATA. */
 function name(core: Core, first: number, count: number, window = 1, data = DATA + BigInt(first) * P): number {

@@ -8,6 +8,9 @@ export const EINTR = -4;
 export const EEXIST = -17;
 export const ENOENT = -2;
 export const ESRCH = -3;
+export const EFAULT = -14;
+/** Where sources lie: page by page as far behind it as behind BASE. */
+export const DATA = 0x55aa_0000_0000n;
 const WAKE = 0x8010aa02;
 export const SOURCE = 0x55aa_0000_1234n;
 const PATTERN = 0xeeee_eeee_eeee_eeeen;
