@@ -37,7 +37,8 @@ class LinuxPort implements KernelPort {
   readonly processors = linuxProcessors;
   readonly #c: Libc;
   readonly #memory: LinearMemory;
-  #buffer: ArrayBuffer | undefined;
+  /** All of it. Memory that has grown has another buffer, and whoever looks at the old one sees nothing. */
+  #bytes = new Uint8Array();
   #base = 0;
   /** Addresses by offset. Numbers of their size are objects to V8: made once, they are no garbage of each call. */
   readonly #addresses = new Map<number, number>();
@@ -49,10 +50,9 @@ class LinuxPort implements KernelPort {
 
   /** The address of an offset: below 2^48, so a number holds it. */
   #address(at: number): number {
-    const { buffer } = this.#memory;
-    if (buffer !== this.#buffer) {
-      this.#buffer = buffer;
-      this.#base = Number(this.#c.koffi.address(new Uint8Array(buffer)));
+    if (this.#bytes.length === 0) {
+      this.#bytes = new Uint8Array(this.#memory.buffer);
+      this.#base = Number(this.#c.koffi.address(this.#bytes));
       this.#addresses.clear();
     }
     let address = this.#addresses.get(at);

@@ -95,10 +95,7 @@ export class Answers implements FaultHandler {
 
   answered(faults: number, writes: number, putOff: number, bytes: number, ns: number): void {
     const { tally, latency } = this.#options;
-    tally.add('copied', bytes);
-    tally.add('faults', faults);
-    if (writes > 0) tally.add('writes', writes);
-    if (putOff > 0) tally.add('deferred', putOff);
+    tally.answered(faults, writes, putOff, bytes);
     latency(ns, faults);
   }
 

@@ -10,7 +10,7 @@ import type { Userfaultfd } from '../userfaultfd.js';
 import { wholePages } from '../whole-pages.js';
 import { AHEAD_BYTES, type Answers } from './answers.js';
 import type { Region } from './handoff.js';
-import type { Run } from './memory-file.js';
+import type { SharedRuns } from './memory-file.js';
 import type { Count } from './tally.js';
 
 /** Calls of a step, at most: pages that lie apart take one each. And bytes. */
@@ -20,75 +20,94 @@ const STEP_BYTES = 4 * AHEAD_BYTES;
 export interface BackgroundOptions {
   readonly regions: readonly Region[];
   /** In the order in which they are to be installed. */
-  readonly prefetch: readonly Run[];
+  readonly prefetch: SharedRuns;
   readonly eager: boolean;
 }
 
 export class Background {
   readonly #answers: Answers;
   readonly #uffd: Userfaultfd;
-  /** Where somebody may have been left asleep; the end is behind it. */
-  #start = 0n;
-  #end = 0n;
-  /** Tells the bytes that were installed. */
-  readonly #steps: Iterator<number, undefined>;
-  #done = false;
+  readonly #regions: readonly Region[];
+  /** Parts of the file: what is prefetched, and from some index on what comes behind that, each region as a whole. */
+  readonly #parts: Float64Array;
+  readonly #eager: number;
+  /** The part that comes next, and the region in which it is looked for. */
+  #part = 0;
+  #place = 0;
+  /** The region that is being filled, from and to which offset in the file. */
+  #region: Region | undefined;
+  #at = 0;
+  #to = 0;
+  /** Where somebody may have been left asleep, as numbers: addresses of pages fit in. */
+  #asleepFrom = Number.POSITIVE_INFINITY;
+  #asleepTo = 0;
 
-  constructor(answers: Answers, options: BackgroundOptions, uffd: Userfaultfd) {
+  constructor(answers: Answers, { regions, prefetch, eager }: BackgroundOptions, uffd: Userfaultfd) {
     this.#answers = answers;
     this.#uffd = uffd;
-    this.#steps = this.#walk(options);
+    this.#regions = regions;
+    const rest = eager ? regions.flatMap(({ offset, length }) => [offset, length]) : [];
+    this.#parts = new Float64Array(prefetch.length + rest.length);
+    this.#parts.set(prefetch);
+    this.#parts.set(rest, prefetch.length);
+    this.#eager = prefetch.length;
   }
 
   /** A little more. False: there is no more. */
   step(): boolean {
     try {
-      for (let bytes = 0, calls = 0; bytes < STEP_BYTES && calls < STEP_CALLS && !this.#done; calls++) {
-        const { done, value } = this.#steps.next();
-        this.#done = done === true;
-        bytes += value ?? 0;
+      for (let bytes = 0, calls = 0; bytes < STEP_BYTES && calls < STEP_CALLS; calls++) {
+        if (this.#uffd.closed || (this.#at >= this.#to && !this.#next())) return false;
+        bytes += this.#fill(this.#region as Region);
       }
     } finally {
       this.#wake();
     }
-    return !this.#done;
+    return true;
   }
 
   #wake(): void {
-    if (this.#end > this.#start && !this.#uffd.closed) {
-      this.#uffd.wake(this.#start, Number(this.#end - this.#start));
+    if (this.#asleepTo > this.#asleepFrom && !this.#uffd.closed) {
+      this.#uffd.wake(BigInt(this.#asleepFrom), this.#asleepTo - this.#asleepFrom);
     }
-    this.#end = 0n;
+    this.#asleepFrom = Number.POSITIVE_INFINITY;
+    this.#asleepTo = 0;
   }
 
-  *#walk({ regions, prefetch, eager }: BackgroundOptions): Generator<number, undefined> {
-    for (const { offset, length } of prefetch) {
-      for (const region of regions) yield* this.#fill(region, offset, offset + length, 'prefetched');
+  /** Goes to the next part of a region. False: that was all. */
+  #next(): boolean {
+    while (this.#part < this.#parts.length) {
+      const region = this.#regions[this.#place++];
+      if (region === undefined) {
+        this.#place = 0;
+        this.#part += 2;
+        continue;
+      }
+      const from = this.#parts[this.#part] as number;
+      const to = from + (this.#parts[this.#part + 1] as number);
+      const { offset, length, pageSize } = region;
+      const first = Math.max(from, offset);
+      this.#region = region;
+      this.#at = first - ((first - offset) % pageSize);
+      this.#to = Math.min(to, offset + length);
+      if (this.#at < this.#to) return true;
     }
-    if (!eager) return;
-    for (const region of regions) {
-      yield* this.#fill(region, region.offset, region.offset + region.length, 'eager');
-    }
+    return false;
   }
 
-  /** Installs what is missing of a part of the file, as far as the region has it. */
-  *#fill(region: Region, from: number, to: number, count: Count): Generator<number> {
-    const { start, length, offset, pageSize } = region;
-    const first = Math.max(from, offset);
-    const last = Math.min(to, offset + length);
-    for (let at = first - ((first - offset) % pageSize); at < last && !this.#uffd.closed; ) {
-      const most = wholePages(Math.min(AHEAD_BYTES, last - at), pageSize);
-      const page = start + BigInt(at - offset);
-      const some = this.#install(region, page, most, count);
-      const end = page + BigInt(some);
-      this.#start = this.#end === 0n || page < this.#start ? page : this.#start;
-      this.#end = end > this.#end ? end : this.#end;
-      at += some;
-      yield some;
-    }
+  /** Installs what comes next of a region. How many bytes were seen to. */
+  #fill(region: Region): number {
+    const { start, offset, pageSize } = region;
+    const most = wholePages(Math.min(AHEAD_BYTES, this.#to - this.#at), pageSize);
+    const page = start + BigInt(this.#at - offset);
+    const some = this.#install(region, page, most, this.#part < this.#eager ? 'prefetched' : 'eager');
+    const from = Number(page);
+    this.#asleepFrom = Math.min(this.#asleepFrom, from);
+    this.#asleepTo = Math.max(this.#asleepTo, from + some);
+    this.#at += some;
+    return some;
   }
 
-  /** How far to go on. */
   #install(region: Region, page: bigint, most: number, count: Count): number {
     try {
       return this.#answers.fillAhead(this.#uffd, region, page, most, count);

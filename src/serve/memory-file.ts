@@ -31,6 +31,18 @@ export interface Run {
   readonly length: number;
 }
 
+/**
+ * Parts as offset, length, offset, length. In memory that threads share: to copy thousands of them takes longer than a guest
+ * should wait for its first page.
+ */
+export type SharedRuns = Float64Array;
+
+export function shared(runs: readonly Run[]): SharedRuns {
+  const numbers = new Float64Array(new SharedArrayBuffer(runs.length * 2 * Float64Array.BYTES_PER_ELEMENT));
+  numbers.set(runs.flatMap(({ offset, length }) => [offset, length]));
+  return numbers;
+}
+
 /** Parts that are read ahead in a turn of the event loop: the kernel only takes them down, but that takes time. */
 const ADVISED = 256;
 

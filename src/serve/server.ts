@@ -23,7 +23,7 @@ import { checkWindow, type Window } from '../options.js';
 import { checkPlacement, type Placement, usable } from '../placement.js';
 import { Connection } from './connection.js';
 import { HandOffError, parseRegions } from './handoff.js';
-import { type Mapping, MemoryFile, type Run } from './memory-file.js';
+import { type Mapping, MemoryFile, type SharedRuns, shared } from './memory-file.js';
 import { Session, type SessionEnd } from './session.js';
 import { type SessionTask, toldError } from './session-task.js';
 import { inodeOf, makeRoom, SocketError } from './socket-path.js';
@@ -110,7 +110,7 @@ interface Listener {
   readonly vm: Vm;
   readonly fd: number;
   readonly identity: MemoryIdentity;
-  readonly prefetch: readonly Run[];
+  readonly prefetch: SharedRuns;
   readonly memory: MemoryFile;
   watch: Watch | undefined;
   /** Set where monitors wait: when it listens again. */
@@ -252,7 +252,8 @@ export class Server extends EventEmitter<ServerEvents> implements AsyncDisposabl
       if (socketMode !== undefined) chmodSync(vm.socket, socketMode);
       const inode = inodeOf(vm.socket);
       memory.readAhead(runs);
-      return { vm, fd, identity, prefetch: runs, memory, watch: undefined, starved: undefined, inode };
+      const prefetched = shared(runs);
+      return { vm, fd, identity, prefetch: prefetched, memory, watch: undefined, starved: undefined, inode };
     } catch (error) {
       memory.close();
       if (fd >= 0) {

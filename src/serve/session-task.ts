@@ -5,7 +5,7 @@ import type { Wait } from '../loop.js';
 import type { Window } from '../options.js';
 import type { Placement } from '../placement.js';
 import type { Region } from './handoff.js';
-import type { MappedFile, Run } from './memory-file.js';
+import type { MappedFile, SharedRuns } from './memory-file.js';
 
 /** An Error loses its code when it is posted. */
 export type ToldError = Pick<NodeJS.ErrnoException, 'message' | 'code' | 'stack'>;
@@ -22,7 +22,7 @@ export interface SessionTask {
   readonly window: Window;
   readonly wait: Wait;
   readonly placement: Placement;
-  readonly prefetch: readonly Run[];
+  readonly prefetch: SharedRuns;
   readonly eager: boolean;
   readonly record: { readonly file: string; readonly about: Record<string, unknown> } | undefined;
   readonly tally: SharedArrayBuffer;

@@ -37,6 +37,10 @@ const LATENCY_AT = COUNTS.length;
 const SUM_AT = LATENCY_AT + LATENCY_BOUNDS.length + 1;
 
 const INDEX: ReadonlyMap<Count, number> = new Map(COUNTS.map((name, index) => [name, index]));
+/** What every fault adds to. */
+const [FAULTS, WRITES, DEFERRED, COPIED] = (['faults', 'writes', 'deferred', 'copied'] as const).map(
+  (count) => INDEX.get(count),
+) as [number, number, number, number];
 
 export class Tally {
   /** To be posted to the other thread. */
@@ -55,6 +59,15 @@ export class Tally {
 
   get(count: Count): number {
     return this.#words[INDEX.get(count) as number] as number;
+  }
+
+  /** Faults that were answered from data, and bytes that were copied for them. */
+  answered(faults: number, writes: number, putOff: number, bytes: number): void {
+    const words = this.#words;
+    words[FAULTS] = (words[FAULTS] as number) + faults;
+    words[WRITES] = (words[WRITES] as number) + writes;
+    words[DEFERRED] = (words[DEFERRED] as number) + putOff;
+    words[COPIED] = (words[COPIED] as number) + bytes;
   }
 
   /** So many faults were answered after so long. */
