@@ -3,9 +3,10 @@
 import { type Cell, SMALL_PAGE, whereOf } from './cells.js';
 import type { CoreFigure } from './core.js';
 import { YARDSTICK } from './peers.js';
+import type { Scaling } from './plots/scaling.js';
 import { type Results, rowsOf } from './results.js';
 import { ratio, type ServeCell, type ServedRound } from './serve.js';
-import type { Spread } from './statistics.js';
+import { type Spread, spread } from './statistics.js';
 
 /** An aim, a figure that belongs to it, and whether the figure's median is there. */
 export interface Verdict {
@@ -36,6 +37,13 @@ const FIGURES: readonly [name: RegExp, aim: string, limit: number, atMost?: true
 ];
 
 const OURS = 'uffd serve';
+
+/** What a fault costs however much there is: by a rate that falls where it costs more, or by the cost itself. */
+const GROWTH: readonly { name: string; isRate: boolean }[] = [
+  { name: 'pages', isRate: true },
+  { name: 'ranges', isRate: true },
+  { name: 'userfaultfds-cost', isRate: false },
+];
 
 /** Guests: what `uffd serve` comes to in a cell, to another handler in the same turn. */
 const SERVED: readonly {
@@ -112,7 +120,7 @@ function isBase(...counts: readonly number[]): (cell: Cell) => boolean {
 }
 
 /** The aims that this run has figures for. */
-export function verdicts({ placements, core, traces, steady, serve }: Results): Verdict[] {
+export function verdicts({ placements, core, traces, steady, growth, serve }: Results): Verdict[] {
   const all: Verdict[] = [];
   const add: Add = (aim, where, value, limit, atMost) => {
     if (value === undefined) return;
@@ -121,6 +129,7 @@ export function verdicts({ placements, core, traces, steady, serve }: Results): 
   addLoops(add, placements);
   for (const figure of [...core, ...traces, ...steady]) addFigure(add, figure);
   for (const cell of serve?.cells ?? []) addServed(add, cell);
+  for (const one of growth) addGrowth(add, one);
   const { workingSet } = serve ?? {};
   const prefetched = 'time until the working set is touched: with prefetch at most a fifth of without';
   add(prefetched, 'one thread, random', workingSet?.ratio, 0.2, true);
@@ -143,6 +152,27 @@ function addLoops(add: Add, placements: Results['placements']): void {
 function addFigure(add: Add, { name, value }: CoreFigure): void {
   for (const [pattern, aim, limit, atMost] of FIGURES) {
     if (pattern.test(name)) add(aim, name, value, limit, atMost);
+  }
+}
+
+/** By how much the dearest of ours is dearer than the first, by medians. */
+function addGrowth(add: Add, { name, x, lines }: Scaling): void {
+  const growth = GROWTH.find((one) => one.name === name);
+  if (!growth) return;
+  for (const line of lines.filter(({ name }) => !name.startsWith(YARDSTICK))) {
+    const costs = line.points.map(({ value: { median } }) => (growth.isRate ? 1 / median : median));
+    const [first, ...others] = costs;
+    if (first === undefined || others.length === 0) continue;
+    const from = line.points[0]?.x.toLocaleString('en');
+    const to = line.points.at(-1)?.x.toLocaleString('en');
+    const dearer = spread(others.map((cost) => cost / first));
+    add(
+      'a fault costs the same within a tenth, however much there is',
+      `${line.name}: from ${from} to ${to} ${x}`,
+      { ...dearer, median: dearer.max },
+      1.1,
+      true,
+    );
   }
 }
 

@@ -94,7 +94,7 @@ export class FaultBench {
   /** Microseconds that a page of memory took to be provided, the first time and the last. */
   readonly warmth: { firstUs: number; lastUs: number };
 
-  constructor(library: string, pages: number) {
+  constructor(library: string, pages: number, otherRanges = 0) {
     const pageSize = memory.pageSize();
     this.native = load(library);
     this.#pages = pages;
@@ -104,7 +104,7 @@ export class FaultBench {
     source.bytes.forEach((_, i, bytes) => {
       bytes[i] = 1 + ((i * 31) % 255);
     });
-    this.#arena = { native: this.native, library, region, source, pageSize };
+    this.#arena = { native: this.native, library, region, source, pageSize, otherRanges };
     this.warmth = this.#warm();
   }
 

@@ -5,12 +5,13 @@
 
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { closeSync, openSync, readFileSync, writeFileSync, writeSync } from 'node:fs';
+import { closeSync, openSync, readFileSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { fileURLToPath } from 'node:url';
 import { type Cell, HUGE_PAGE, SMALL_PAGE } from './cells.js';
 import { WrongAnswer } from './faults.js';
+import { setUntilExit } from './machine.js';
 import { compileC } from './native.js';
 
 /** Pages that another thread of the guest gives back at once, where there is a balloon. */
@@ -100,9 +101,7 @@ export function writeMemory(file: string, bytes: number): void {
 export function reserveHugePages(guestPages: number): string | undefined {
   const count = guestPages + 1;
   try {
-    const before = Number(readFileSync(HUGE_PAGES, 'utf8'));
-    writeFileSync(HUGE_PAGES, `${before + count}`);
-    process.once('exit', () => writeFileSync(HUGE_PAGES, `${before}`));
+    const before = setUntilExit(HUGE_PAGES, (reserved) => reserved + count);
     const there = Number(readFileSync(HUGE_PAGES, 'utf8')) - before;
     return there >= count ? undefined : `${there} of ${count} huge pages could be had`;
   } catch (error) {

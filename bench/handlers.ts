@@ -14,6 +14,8 @@ export interface Arena {
   region: Mapping;
   source: Mapping;
   pageSize: number;
+  /** Registered ranges of ours besides the region, a page each. */
+  otherRanges: number;
 }
 
 export interface Handler {
@@ -43,13 +45,14 @@ export function cHandler(arena: Arena, name: string, wait: CWait): Handler {
 
 /** `record`: the file to record to. */
 export function ourHandler(arena: Arena, wait: Wait, record?: string): Handler {
-  const { library, region, source, pageSize } = arena;
+  const { library, region, source, pageSize, otherRanges } = arena;
   const workerData: ServerData = {
     library,
     wait,
     region: region.share(),
     source: source.share(),
     pageSize,
+    otherRanges,
     ...(record === undefined ? {} : { record }),
   };
   const worker = new Worker(new URL('server.js', import.meta.url), { workerData });

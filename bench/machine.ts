@@ -1,6 +1,6 @@
 // What the figures were taken on, and whether the machine was busy with something else meanwhile.
 
-import { readFileSync } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
 import { availableParallelism, cpus, loadavg, release } from 'node:os';
 
 /** Load averages from here on, and shares of other work, are worth a warning. */
@@ -65,6 +65,14 @@ function timeOf(pid: number): number {
     (sum, child) => sum + timeOf(Number(child)),
     user + system + waitedUser + waitedSystem,
   );
+}
+
+/** Gives a setting of the kernel's another value until this process ends. What it was. Throws where that is not allowed. */
+export function setUntilExit(path: string, next: (before: number) => number): number {
+  const before = Number(readFileSync(path, 'utf8'));
+  writeFileSync(path, `${next(before)}`);
+  process.once('exit', () => writeFileSync(path, `${before}`));
+  return before;
 }
 
 function text(path: string): string {

@@ -16,6 +16,7 @@ import {
   aimTable,
   cellTable,
   figureTable,
+  growthTable,
   markdownReport,
   placementTable,
   ratioTable,
@@ -75,35 +76,27 @@ async function benchServe(library: string, options: Options, results: Results, s
   results.leftOut.push(...bench.leftOut);
 }
 
-async function plot(
-  folder: string,
-  library: string,
-  options: Options,
-  results: Results,
-  say: Say,
-): Promise<void> {
-  const { rounds, pages, server: wanted, quick = false } = options;
-  const { leftOut } = results;
-  results.scaling = [];
-  mkdirSync(folder, { recursive: true });
+async function benchGrowth(library: string, options: Options, results: Results, say: Say): Promise<void> {
+  const { rounds, pages, server: wanted, quick = false, plots } = options;
+  const { leftOut, growth } = results;
+  if (plots !== undefined) mkdirSync(plots, { recursive: true });
   for await (const one of scaling({ library, rounds, pages, wanted, quick, leftOut, say })) {
-    const file = join(folder, `${one.name}.svg`);
-    writeFileSync(file, `${draw(one)}\n`);
-    say(`${file}: ${one.title}`);
-    results.scaling.push(one);
+    growth.push(one);
+    say(growthTable(one));
+    if (plots !== undefined) writeFileSync(join(plots, `${one.name}.svg`), `${draw(one)}\n`);
   }
 }
 
 async function measure(options: Options, results: Results, say: Say): Promise<void> {
-  const { rounds, plots } = options;
+  const { rounds, quick = false, plots } = options;
   const prepared = prepare();
   if ('reason' in prepared) results.leftOut.push(`all page faults: ${prepared.reason}`);
-  else if (plots !== undefined) await plot(plots, prepared.library, options, results, say);
   else {
     if (options.faults) await benchFaults(prepared.library, options, results, say);
     if (options.serve) await benchServe(prepared.library, options, results, say);
+    if (options.growth && (!quick || plots !== undefined))
+      await benchGrowth(prepared.library, options, results, say);
   }
-  if (plots !== undefined) return;
   if (options.core) {
     results.core = benchCore(rounds);
     say(figureTable('the core alone', results.core));
@@ -139,6 +132,7 @@ async function main(): Promise<void> {
     core: [],
     traces: [],
     steady: [],
+    growth: [],
   };
   const quiet = options.markdown || options.json === true;
   const say: Say = (text) => {

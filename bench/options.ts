@@ -28,6 +28,7 @@ export interface Options extends Chosen {
   steady: boolean;
   serve: boolean;
   faults: boolean;
+  growth: boolean;
   allCells?: boolean;
   withBalloon?: boolean;
   withBusy?: boolean;
@@ -87,11 +88,9 @@ export function parse(): Options {
     .option('--no-steady', 'leave out a loop over a million faults, and installing ahead')
     .option('--no-serve', 'leave out guests that are served')
     .option('--no-faults', 'leave out the faults of one thread in this process')
+    .option('--no-growth', 'leave out how figures grow with pages, ranges, threads and userfaultfds')
     .option('--quick', `${QUICK.rounds} rounds of ${QUICK.pages.toLocaleString('en')} pages, and few cells`)
-    .option(
-      '--plots <folder>',
-      'only what grows with pages, ranges, threads, userfaultfds: as SVG, into a folder',
-    )
+    .option('--plots <folder>', 'draw how figures grow: as SVG, into a folder')
     .option('--json [file]', 'every round as JSON, into a file or instead of the tables')
     .option('--markdown', 'the tables of docs/benchmarks.md instead of those for a terminal')
     .showHelpAfterError();

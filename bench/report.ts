@@ -3,6 +3,7 @@
 import { type Verdict, verdicts } from './aims.js';
 import { whereOf } from './cells.js';
 import type { CoreFigure } from './core.js';
+import type { Scaling } from './plots/scaling.js';
 import { type PlacementResult, type Results, rowsOf } from './results.js';
 import { figure, ratio, type ServeCell, type ServedRound, type ServeResults } from './serve.js';
 import { type Cells, markdown, terminal, text } from './tables.js';
@@ -80,6 +81,18 @@ export function workingSetText({ workingSet, pages }: ServeResults): string {
   );
 }
 
+function growthCells({ x, y, lines }: Scaling): { head: string[]; rows: Cells } {
+  const counts = [...new Set(lines.flatMap(({ points }) => points.map((point) => point.x)))];
+  const rows = counts.map((count) => [
+    count.toLocaleString('en'),
+    ...lines.map(({ points }) => {
+      const value = points.find((point) => point.x === count)?.value;
+      return value ? text(value, value.median < 1000 ? 1 : 0) : '';
+    }),
+  ]);
+  return { head: [x, ...lines.map(({ name }) => `${name}, ${y}`)], rows };
+}
+
 const AIM_HEAD = ['aim', 'where', 'median (least–most)', ''];
 
 function aimCells(all: Verdict[]): Cells {
@@ -107,6 +120,12 @@ export function ratioTable(results: ServeResults): string {
   return `\nto C: pages/s · p99 · processor time a page\n${terminal(head, rows)}`;
 }
 
+/** How a figure grows, for a terminal. */
+export function growthTable(one: Scaling): string {
+  const { head, rows } = growthCells(one);
+  return `\n${one.title}\n${terminal(head, rows)}`;
+}
+
 /** The aims, for a terminal. */
 export function aimTable(results: Results): string {
   return `\naims\n${terminal(AIM_HEAD, aimCells(verdicts(results)))}`;
@@ -114,7 +133,8 @@ export function aimTable(results: Results): string {
 
 /** All of it as docs/benchmarks.md holds it. */
 export function markdownReport(results: Results): string {
-  const { machine, rounds, pages, placements, core, traces, steady, serve, leftOut, warnings } = results;
+  const { machine, rounds, pages, placements, core, traces, steady, serve, growth, leftOut, warnings } =
+    results;
   const size = `${rounds} rounds of each handler, of ${pages.toLocaleString('en')} pages`;
   const parts = [`${machine}. ${size}; medians, with the least and the most in brackets.`];
   for (const note of [
@@ -148,6 +168,10 @@ export function markdownReport(results: Results): string {
       ]),
       workingSetText(serve),
     );
+  }
+  for (const one of growth) {
+    const { head, rows } = growthCells(one);
+    parts.push(`### ${one.title}`, markdown(head, rows));
   }
   parts.push('### Aims', markdown(AIM_HEAD, aimCells(verdicts(results))));
   return parts.join('\n\n');

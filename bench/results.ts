@@ -26,8 +26,8 @@ export interface Results {
   steady: CoreFigure[];
   /** Guests that are served. */
   serve?: ServeResults;
-  /** What the plots show. */
-  scaling?: Scaling[];
+  /** How figures grow with pages, ranges, threads and userfaultfds. */
+  growth: Scaling[];
 }
 
 /** A row of a placement's table. */

@@ -212,30 +212,40 @@ export class ServeBench {
     }
   }
 
-  /** As many guests at once, for each a userfaultfd; in one process, or in one for each. Pages a second of all. */
+  /**
+   * As many guests at once, for each a userfaultfd; in one process, or in one for each. Pages a second of all, and processor
+   * time of their handlers for each page, in microseconds.
+   */
   async together(
     command: readonly string[],
     guests: number,
     inOne: boolean,
     rounds: number,
-  ): Promise<Spread> {
+  ): Promise<{ perSecond: Spread; cpuUs: Spread }> {
     const by: ServedBy[] = [];
     while (by.length < (inOne ? 1 : guests)) by.push(await this.#start(command, BASE));
     const options = this.#options(BASE);
-    const round = async (touches: number): Promise<number> => {
+    const cpuNs = (): number => by.reduce((sum, one) => sum + one.cpuNs(), 0);
+    const round = async (touches: number): Promise<{ perSecond: number; cpuUs: number }> => {
+      const before = cpuNs();
       const begin = performance.now();
       const all = Array.from({ length: guests }, (_, i) =>
         this.#guest.runBeside((by[i % by.length] as ServedBy).socket, { ...options, touches }),
       );
       await Promise.all(all);
-      return (guests * touches * 1000) / (performance.now() - begin);
+      const seconds = (performance.now() - begin) / 1000;
+      const pages = guests * touches;
+      return { perSecond: pages / seconds, cpuUs: (cpuNs() - before) / 1000 / pages };
     };
     try {
       // For each guest at once there is a thread, which has to become warm.
       for (let warm = 0; warm < WARM_ROUNDS.least; warm++) await round(Math.min(options.pages, WARM_TOUCHES));
-      const values: number[] = [];
-      while (values.length < rounds) values.push(await round(options.pages));
-      return spread(values);
+      const all: { perSecond: number; cpuUs: number }[] = [];
+      while (all.length < rounds) all.push(await round(options.pages));
+      return {
+        perSecond: spread(all.map(({ perSecond }) => perSecond)),
+        cpuUs: spread(all.map(({ cpuUs }) => cpuUs)),
+      };
     } finally {
       for (const one of by) await one.stop();
     }

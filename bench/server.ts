@@ -13,6 +13,7 @@ export interface ServerData {
   region: SharedMapping;
   source: SharedMapping;
   pageSize: number;
+  otherRanges: number;
   /** Record to this file. */
   record?: string;
 }
@@ -23,10 +24,11 @@ export type ServerOrder = { begin: number } | 'end' | 'leave';
 /** It serves, and this stops it; or it has ended, after so many answers; or it failed. */
 export type ServerReport = { stopHandle: SharedArrayBuffer } | { answered: number } | { error: string };
 
-const { library, wait, region, source, pageSize, record }: ServerData = workerData;
+const { library, wait, region, source, pageSize, otherRanges, record }: ServerData = workerData;
 const native = load(library);
 const bytes = Mapping.attach(source).bytes;
 let uffd: Userfaultfd | undefined;
+let others: Mapping | undefined;
 let answered = 0;
 
 const handler: FaultHandler = {
@@ -38,10 +40,20 @@ const handler: FaultHandler = {
 function begin(cpu: number): void {
   checked('sched_setaffinity', native.pin(cpu));
   answered = 0;
-  uffd ??= Userfaultfd.open(record === undefined ? {} : { record: TraceWriter.toFile(record) });
+  uffd ??= open();
   uffd.register(region.address, region.length);
   report({ stopHandle: uffd.stopHandle });
   uffd.start(handler, { wait });
+}
+
+function open(): Userfaultfd {
+  const opened = Userfaultfd.open(record === undefined ? {} : { record: TraceWriter.toFile(record) });
+  if (otherRanges === 0) return opened;
+  // Every other page: neighbours would be one range.
+  others = Mapping.anonymous(2 * otherRanges * pageSize);
+  for (let at = 0; at < others.length; at += 2 * pageSize)
+    opened.register(others.address + BigInt(at), pageSize);
+  return opened;
 }
 
 function end(): void {
@@ -52,6 +64,7 @@ function end(): void {
 
 function leave(): void {
   uffd?.close();
+  others?.close();
   report({ answered });
 }
 

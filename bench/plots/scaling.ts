@@ -6,6 +6,7 @@ import { freemem } from 'node:os';
 import { BASE, SMALL_PAGE } from '../cells.js';
 import { lookupNs, transferNs } from '../core.js';
 import { FaultBench, placements } from '../faults.js';
+import { setUntilExit } from '../machine.js';
 import { servers, YARDSTICK } from '../peers.js';
 import { rowsOf } from '../results.js';
 import { figure, ServeBench } from '../serve.js';
@@ -44,6 +45,12 @@ const CORE_PAGES = [10, 12, 14, 16, 18, 20, 22].map((power) => 2 ** power);
 const RANGES = [1, 10, 100, 1000, 10_000, 100_000];
 const THREADS = [1, 2, 4, 8, 16, 32, 64];
 const USERFAULTFDS = [1, 2, 4, 8, 16];
+/** Beside C, for threads. */
+const COMPARED: readonly string[] = ['uffd serve', 'Rust', 'Go'];
+/** How many mappings a process may have: one range of ours takes two, and the process has others. */
+const MAPPINGS = '/proc/sys/vm/max_map_count';
+const MAPPINGS_BESIDES = 65_530;
+const MAPPINGS_USUAL = 32_768;
 /** Of pages that are faulted in, where it has to be quick. */
 const QUICK_PAGES = 2 ** 14;
 
@@ -51,58 +58,88 @@ const QUICK_PAGES = 2 ** 14;
 export async function* scaling(extent: Extent): AsyncGenerator<Scaling> {
   const { library, pages, rounds, leftOut } = extent;
   const bench = new ServeBench(library, pages);
-  yield core('ranges', 'A lookup in the core, among so many ranges', RANGES, (count) =>
+  yield core('core-ranges', 'A lookup in the core, among so many ranges', 'ranges', RANGES, (count) =>
     lookupNs(count, rounds),
   );
-  yield core('core-pages', 'A transfer in the core, of memory with so many pages', CORE_PAGES, (count) =>
-    transferNs(count, rounds),
+  yield core(
+    'core-pages',
+    'A transfer in the core, of memory with so many pages',
+    'pages',
+    CORE_PAGES,
+    (count) => transferNs(count, rounds),
   );
   yield await byPages(extent);
+  yield await byRanges(extent);
   yield await byThreads(bench, extent);
-  yield await byUserfaultfds(bench, extent);
+  yield* await byUserfaultfds(bench, extent);
   leftOut.push(...bench.leftOut);
 }
 
 function core(
   name: string,
   title: string,
+  x: string,
   counts: readonly number[],
   measure: (count: number) => Spread,
 ): Scaling {
-  const points = counts.map((x) => ({ x, value: measure(x) }));
-  return {
-    name,
-    title,
-    x: name === 'ranges' ? 'ranges' : 'pages',
-    y: 'ns',
-    lines: [{ name: 'the core alone', points }],
-  };
+  const points = counts.map((count) => ({ x: count, value: measure(count) }));
+  return { name, title, x, y: 'ns', lines: [{ name: 'the core alone', points }] };
 }
 
-/** Faults of one thread, answered in the same process on the same processor. */
-async function byPages({ library, rounds, quick }: Extent): Promise<Scaling> {
-  const lines: Line[] = [YARDSTICK, 'block'].map((name) => ({ name, points: [] }));
-  for (const pages of CORE_PAGES) {
-    if (pages * SMALL_PAGE > freemem() / 2 || (quick && pages > QUICK_PAGES)) break;
-    const bench = new FaultBench(library, pages);
-    const placement = placements(bench.native).possible.find(({ name }) => name === 'same');
-    if (!placement) break;
-    const contest = await bench.contest(placement, 'block', rounds);
-    bench.close();
-    const rows = rowsOf({ contests: [contest] });
-    for (const [index, { points }] of lines.entries()) {
-      const value = rows[index]?.perSecond;
-      if (value) points.push({ x: pages, value });
-    }
-  }
+/** Faults of one thread in memory of so many pages, answered in the same process on the same processor. */
+async function byPages(extent: Extent): Promise<Scaling> {
+  const counts = CORE_PAGES.filter(
+    (pages) => pages * SMALL_PAGE <= freemem() / 2 && (!extent.quick || pages <= QUICK_PAGES),
+  );
+  const lines = await faultsBy(counts, extent, (pages) => new FaultBench(extent.library, pages));
   const title = 'Faults of one thread, in memory of so many pages; both on one processor';
   return { name: 'pages', title, x: 'pages', y: 'faults/s', lines };
+}
+
+/** The same, of memory that is one of so many ranges. Those are mappings for C as well, in the same process. */
+async function byRanges(extent: Extent): Promise<Scaling> {
+  const { library, pages, leftOut } = extent;
+  const mappings = Math.max(...RANGES) * 2;
+  let most = Number.POSITIVE_INFINITY;
+  try {
+    setUntilExit(MAPPINGS, (before) => Math.max(before, mappings + MAPPINGS_BESIDES));
+  } catch (error) {
+    most = MAPPINGS_USUAL / 2;
+    leftOut.push(`more than ${most} ranges: ${(error as Error).message}`);
+  }
+  const counts = RANGES.filter((ranges) => ranges <= most);
+  const lines = await faultsBy(counts, extent, (ranges) => new FaultBench(library, pages, ranges - 1));
+  const title = 'Faults of one thread, in one of so many ranges; both on one processor';
+  return { name: 'ranges', title, x: 'ranges', y: 'faults/s', lines };
+}
+
+async function faultsBy(
+  counts: readonly number[],
+  { rounds, say }: Extent,
+  benchFor: (count: number) => FaultBench,
+): Promise<Line[]> {
+  const lines: Line[] = [YARDSTICK, 'block'].map((name) => ({ name, points: [] }));
+  for (const x of counts) {
+    const bench = benchFor(x);
+    const placement = placements(bench.native).possible.find(({ name }) => name === 'same');
+    const contest = placement && (await bench.contest(placement, 'block', rounds));
+    bench.close();
+    const rows = contest ? rowsOf({ contests: [contest] }) : [];
+    for (const [index, { name, points }] of lines.entries()) {
+      const value = rows[index]?.perSecond;
+      if (value === undefined) continue;
+      points.push({ x, value });
+      say(`${name}, ${x.toLocaleString('en')}: ${Math.round(value.median).toLocaleString('en')} faults/s`);
+    }
+  }
+  return lines;
 }
 
 async function byThreads(bench: ServeBench, { wanted, rounds, say }: Extent): Promise<Scaling> {
   const lines = new Map<string, Line>();
   const cells = THREADS.map((threads) => ({ ...BASE, threads }));
-  for await (const { threads, entrants } of bench.run(cells, wanted, rounds, say)) {
+  const compared = wanted.filter((name) => COMPARED.includes(name));
+  for await (const { threads, entrants } of bench.run(cells, compared, rounds, say)) {
     say(`threads: ${threads}`);
     for (const entrant of entrants) {
       const { name } = entrant;
@@ -116,18 +153,35 @@ async function byThreads(bench: ServeBench, { wanted, rounds, say }: Extent): Pr
 }
 
 /** Guests at once: one process of ours for all, and one of C's for each, since it serves one after the other. */
-async function byUserfaultfds(bench: ServeBench, { rounds, say }: Extent): Promise<Scaling> {
-  const lines: Line[] = [];
-  for (const { name, command } of servers(['uffd serve']).servers) {
-    const inOne = name !== YARDSTICK;
-    const line: Line = { name: inOne ? `${name}, one process` : `${name}, a process for each`, points: [] };
+async function byUserfaultfds(bench: ServeBench, { rounds, say }: Extent): Promise<Scaling[]> {
+  const speed: Line[] = [];
+  const cost: Line[] = [];
+  for (const { name: server, command } of servers(['uffd serve']).servers) {
+    const inOne = server !== YARDSTICK;
+    const name = inOne ? `${server}, one process` : `${server}, a process for each`;
+    speed.push({ name, points: [] });
+    cost.push({ name, points: [] });
     for (const x of USERFAULTFDS) {
-      const value = await bench.together(command, x, inOne, rounds);
-      line.points.push({ x, value });
-      say(`${line.name}, userfaultfds ${x}: ${Math.round(value.median).toLocaleString('en')} pages/s`);
+      const { perSecond, cpuUs } = await bench.together(command, x, inOne, rounds);
+      speed.at(-1)?.points.push({ x, value: perSecond });
+      cost.at(-1)?.points.push({ x, value: cpuUs });
+      say(`${name}, userfaultfds ${x}: ${Math.round(perSecond.median).toLocaleString('en')} pages/s`);
     }
-    lines.push(line);
   }
-  const title = 'Pages a second of all guests together, one thread each, at random';
-  return { name: 'userfaultfds', title, x: 'userfaultfds', y: 'pages/s', lines };
+  const common = { x: 'userfaultfds', y: 'pages/s' };
+  return [
+    {
+      ...common,
+      name: 'userfaultfds',
+      title: 'Pages a second of all guests together, one thread each, at random',
+      lines: speed,
+    },
+    {
+      ...common,
+      name: 'userfaultfds-cost',
+      title: 'Processor time of the handlers for a page, of so many guests at once',
+      y: 'µs',
+      lines: cost,
+    },
+  ];
 }

@@ -8,8 +8,13 @@ import type { Worker } from 'node:worker_threads';
 import { descriptorsLeft } from '../../shim/descriptors.js';
 import { startThread } from '../parts.js';
 
-/** Threads that are kept though nobody needs them. */
-const IDLE_MOST = 2;
+/**
+ * Threads that are kept though nobody needs them: many for a while, since guests that came at once may do so again, and to
+ * begin a thread costs more than to serve a thousand faults; then few.
+ */
+const IDLE_MOST = 16;
+const IDLE_FEW = 2;
+const IDLE_MS = 30_000;
 /** When the next is made, behind the one that was taken: a guest that was just handed over needs the processors. */
 const SPARE_AFTER_MS = 500;
 /** It is made only where so many descriptors are left: Node loses some where a thread cannot have its own. */
@@ -20,6 +25,7 @@ export class Threads {
   /** Those that have said so, or are gone. */
   readonly #ready = new WeakMap<Worker, Promise<void>>();
   #spare: NodeJS.Timeout | undefined;
+  #quiet: NodeJS.Timeout | undefined;
   #closing: Promise<void> | undefined;
   /** More than one may be needed. */
   readonly #more: boolean;
@@ -46,13 +52,24 @@ export class Threads {
   /** It has served, and may serve again. */
   giveBack(worker: Worker): void {
     worker.unref();
-    if (this.#closing || this.#idle.length >= IDLE_MOST) void this.#end(worker);
-    else this.#idle.push(worker);
+    if (this.#closing || this.#idle.length >= IDLE_MOST) {
+      void this.#end(worker);
+      return;
+    }
+    this.#idle.push(worker);
+    clearTimeout(this.#quiet);
+    this.#quiet = setTimeout(() => this.#thin(), IDLE_MS).unref();
+  }
+
+  /** No guest has ended for a while. */
+  #thin(): void {
+    for (const worker of this.#idle.splice(0, this.#idle.length - IDLE_FEW)) void this.#end(worker);
   }
 
   /** Lets go of those that nobody needs. Idempotent. */
   close(): Promise<void> {
     clearTimeout(this.#spare);
+    clearTimeout(this.#quiet);
     this.#closing ??= Promise.all(this.#idle.splice(0).map((worker) => this.#end(worker))).then(() => {});
     return this.#closing;
   }
