@@ -324,7 +324,10 @@ export class Loop {
       const now = this.#rounds.begin();
       if (spin.ms > 0) spin.looks(now);
       if (this.#round() > 0) spin.came();
-      else if (!spin.goesOn && this.#goes) {
+      else if (spin.goesOn) {
+        // Whoever wants this processor has it; that this took a while is seen at the next look.
+        this.#served.channel.port.processors?.yield();
+      } else if (this.#goes) {
         this.#sleep();
         spin.slept();
       }
