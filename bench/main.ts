@@ -155,7 +155,18 @@ async function main(): Promise<void> {
 // What was set aside is given back, whoever ends this.
 for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => process.exit(1));
 
-main().catch((error) => {
-  console.error(error instanceof WrongAnswer ? `wrong: ${error.message}` : error);
-  process.exit(1);
+// Whoever waits for what never comes ends without a word.
+process.exitCode = 1;
+process.once('exit', (code) => {
+  if (code !== 0) console.error('the benchmark ended before its end: there are no figures');
 });
+
+main().then(
+  () => {
+    process.exitCode = 0;
+  },
+  (error) => {
+    console.error(error instanceof WrongAnswer ? `wrong: ${error.message}` : error);
+    process.exit(1);
+  },
+);

@@ -35,11 +35,13 @@ async function look(faults: number): Promise<Looked> {
   const thread = (serves: boolean): Worker =>
     new Worker(new URL(import.meta.url), { workerData: { serves, memory: memory.share() } satisfies Task });
   const loop = thread(true);
+  // Asked for now: its last message and its end may come in one turn.
+  const ended = once(loop, 'exit');
   const [stop] = (await once(loop, 'message')) as [SharedArrayBuffer];
   await once(thread(false), 'exit');
   Userfaultfd.stop(stop);
   const [looked] = (await once(loop, 'message')) as [Looked];
-  await once(loop, 'exit');
+  await ended;
   memory.close();
   if (looked.faults !== faults) throw new WrongAnswer(`a loop was told of ${looked.faults} faults`);
   return looked;

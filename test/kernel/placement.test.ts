@@ -149,23 +149,25 @@ test('it is told who runs where, and how often threads faulted', async () => {
   await endAll();
 });
 
-test('spin lets others run while nothing comes', () => {
-  needKernel();
-  let yields = 0;
-  const kernel = kernelWith(() => ({
-    processors: {
-      ...linuxProcessors,
-      yield() {
-        linuxProcessors.yield();
-        // Were it never called, this would go on for ever.
-        if (++yields === 3) uffd.stop();
+for (const wait of ['spin', 'adaptive'] as const) {
+  test(`${wait} lets others run while nothing comes`, () => {
+    needKernel();
+    let yields = 0;
+    const kernel = kernelWith(() => ({
+      processors: {
+        ...linuxProcessors,
+        yield() {
+          linuxProcessors.yield();
+          // Were it never called, this would go on for ever.
+          if (++yields === 3) uffd.stop();
+        },
       },
-    },
-  }));
-  const uffd = Userfaultfd.open({ kernel });
-  uffd.start({ pagefault: never }, { wait: 'spin' });
-  uffd.close();
-  assert.is(yields, 3);
-});
+    }));
+    const uffd = Userfaultfd.open({ kernel });
+    uffd.start({ pagefault: never }, { wait });
+    uffd.close();
+    assert.is(yields, 3);
+  });
+}
 
 test.run();

@@ -2,7 +2,7 @@
 // pages away while they are being filled.
 
 import { strict as assert } from 'node:assert';
-import { closeSync, ftruncateSync, openSync, writeSync } from 'node:fs';
+import { closeSync, ftruncateSync, openSync, readdirSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { suite } from '../harness.js';
 import { P, serving, until } from './support.js';
@@ -43,6 +43,25 @@ for (const window of [1, 16, 'adaptive'] as const) {
     });
   }, 240_000);
 }
+
+test('guests that come at once again find the threads of those before them', async () => {
+  const threads = (): string[] => readdirSync('/proc/self/task');
+  await serving({ pages: 16 }, async ({ guest, server }) => {
+    const wave = async (): Promise<void> => {
+      const guests = await Promise.all(Array.from({ length: 6 }, () => guest()));
+      await until(() => server.sessions.size === 6);
+      await Promise.all(guests.map((one) => one.end()));
+      await until(() => server.sessions.size === 0);
+    };
+    await wave();
+    const before = new Set(threads());
+    await wave();
+    assert.deepEqual(
+      threads().filter((thread) => !before.has(thread)),
+      [],
+    );
+  });
+});
 
 test('holes of a sparse file are zeros, and are not read; data beside them is the file’s', async () => {
   const pages = 400;
