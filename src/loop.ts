@@ -326,7 +326,7 @@ export class Loop {
       if (this.#round() > 0) spin.came();
       else if (spin.goesOn) {
         // Whoever wants this processor has it; that this took a while is seen at the next look.
-        this.#served.channel.port.processors?.yield();
+        if (spin.isTry) this.#served.channel.port.processors?.yield();
       } else if (this.#goes) {
         this.#sleep();
         spin.slept();

@@ -46,6 +46,11 @@ export class Spin {
     return !this.#interrupted && this.#last - this.#since < this.ms;
   }
 
+  /** That it pays is not known yet. */
+  get isTry(): boolean {
+    return this.ms <= FIRST_MS;
+  }
+
   /** It has slept. */
   slept(): void {
     if (this.ms > 0) {
