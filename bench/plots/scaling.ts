@@ -168,20 +168,11 @@ async function byUserfaultfds(bench: ServeBench, { rounds, say }: Extent): Promi
       say(`${name}, userfaultfds ${x}: ${Math.round(perSecond.median).toLocaleString('en')} pages/s`);
     }
   }
-  const common = { x: 'userfaultfds', y: 'pages/s' };
+  const x = 'userfaultfds';
+  const together = 'Pages a second of all guests together, one thread each, at random';
+  const each = 'Processor time of the handlers for a page, of so many guests at once';
   return [
-    {
-      ...common,
-      name: 'userfaultfds',
-      title: 'Pages a second of all guests together, one thread each, at random',
-      lines: speed,
-    },
-    {
-      ...common,
-      name: 'userfaultfds-cost',
-      title: 'Processor time of the handlers for a page, of so many guests at once',
-      y: 'µs',
-      lines: cost,
-    },
+    { name: 'userfaultfds', title: together, x, y: 'pages/s', lines: speed },
+    { name: 'userfaultfds-cost', title: each, x, y: 'µs', lines: cost },
   ];
 }
