@@ -4,11 +4,12 @@ import '../linux.js';
 
 export type { Peer } from '../../shim/socket.js';
 export { Answers, type AnswersOptions, type Source } from './answers.js';
+export type { ServerEvents } from './events.js';
 export { type HandedOver, handOver } from './hand-over.js';
 export { HandOffError, parseRegions, type Region } from './handoff.js';
 export { MemoryFileError } from './memory-file.js';
 export { notifySystemd } from './notify.js';
-export { type ServeOptions, type Server, type ServerEvents, serve, type Vm } from './server.js';
+export { type ServeOptions, type Server, serve, type Vm } from './server.js';
 export { type Session, type SessionEnd, SessionError } from './session.js';
 export type { Recorded } from './session-task.js';
 export { SocketError } from './socket-path.js';

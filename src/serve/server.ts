@@ -8,7 +8,6 @@
 //    descriptor that finds no room is lost, and its guest hangs.
 //  - Nothing is left behind: sockets' paths, descriptors, threads.
 
-import { EventEmitter } from 'node:events';
 import { chmodSync, chownSync, unlinkSync } from 'node:fs';
 import { closeDescriptor, descriptorsLeft } from '../../shim/descriptors.js';
 import { openPidfd, SIGKILL, signalPidfd } from '../../shim/process.js';
@@ -22,6 +21,7 @@ import { WAITS, type Wait } from '../loop.js';
 import { checkWindow, type Window } from '../options.js';
 import { checkPlacement, type Placement, usable } from '../placement.js';
 import { Connection } from './connection.js';
+import { ServerEmitter } from './events.js';
 import { HandOffError, parseRegions } from './handoff.js';
 import { type Mapping, MemoryFile, type SharedRuns, shared } from './memory-file.js';
 import { Session, type SessionEnd } from './session.js';
@@ -70,21 +70,6 @@ export interface ServeOptions {
   /** Mode and owner of the sockets. */
   socketMode?: number;
   socketOwner?: { readonly uid: number; readonly gid: number };
-}
-
-/** What a server tells. */
-export interface ServerEvents {
-  /** A monitor has connected. */
-  connected: [peer: Peer, vm: Vm];
-  /** A monitor was turned away, or has sent what cannot be served. */
-  refused: [error: Error, peer: Peer | undefined, vm: Vm];
-  /** Monitors wait to be taken from the queue, and why. Told once, until the next is taken. */
-  starved: [reason: string, vm: Vm];
-  /** A guest is served from now on. */
-  begun: [session: Session, vm: Vm];
-  ended: [session: Session, end: SessionEnd, vm: Vm];
-  /** A monitor was killed, because its guest could not be served. */
-  killed: [session: Session];
 }
 
 /**
@@ -154,7 +139,7 @@ export async function serve(options: ServeOptions): Promise<Server> {
   return Server.listen(options);
 }
 
-export class Server extends EventEmitter<ServerEvents> implements AsyncDisposable {
+export class Server extends ServerEmitter implements AsyncDisposable {
   /** Guests that are served now. */
   readonly sessions = new Set<Session>();
   /** Resolves when it takes no hand-offs any more and all sessions have ended; rejects where nobody came in time. */

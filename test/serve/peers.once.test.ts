@@ -137,6 +137,32 @@ test('a user who is not allowed', async () => {
   });
 });
 
+test('a listener that throws, or whose promise is rejected: others hear the event, a warning says why, guests are served', async () => {
+  const warnings: string[] = [];
+  const warned = ({ message }: Error): number => warnings.push(message);
+  process.on('warning', warned);
+  try {
+    await serving({ pages: PAGES }, async (scene) => {
+      scene.server.prependListener('connected', () => {
+        throw new Error('thrown on purpose');
+      });
+      scene.server.prependListener('begun', async () => {
+        throw new Error('rejected on purpose');
+      });
+      let begun = 0;
+      scene.server.on('begun', () => begun++);
+      await assertServes(scene);
+      await assertServes(scene);
+      assert.equal(begun, 2);
+      await until(() => warnings.length >= 4);
+      assert.match(warnings.join(), /listener of the server's event 'connected' has failed: Error: thrown/);
+      assert.match(warnings.join(), /listener of the server's event 'begun' has failed: Error: rejected/);
+    });
+  } finally {
+    process.off('warning', warned);
+  }
+});
+
 // ---- tolerances --------------------------------------------------------------------------------------------
 
 /** Watched memory of this process, to hand over by hand. */
