@@ -140,7 +140,7 @@ export function addServe(program: Command): void {
     )
     .option('--stats-json <FILE>', 'write what was served to this file at the end')
     .addOption(
-      new Option('--metrics <[HOST:]PORT>', 'serve /metrics and /healthz over HTTP').argParser(addressOf),
+      new Option('--metrics <[HOST:]PORT>', 'serve /metrics, /healthz and /readyz over HTTP').argParser(addressOf),
     )
     .addHelpText('after', HELP)
     .action(run);
@@ -151,7 +151,7 @@ async function run(flags: Flags): Promise<void> {
   const ledger = new Ledger();
   const server = await serve(options);
   const display = createDisplay(server);
-  ledger.follow(server);
+  ledger.follow(server, flags.statsJson !== undefined);
   let leaving: number | undefined;
   const signals = onSignals((name, times) => {
     if (times === 1) {

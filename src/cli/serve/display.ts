@@ -28,7 +28,8 @@ class LogDisplay implements Display {
   // Written at once: the last line before an end is the one that matters.
   readonly #log = pino(
     { base: null, timestamp: pino.stdTimeFunctions.isoTime },
-    pino.destination({ fd: 2, sync: true }),
+    // If nobody reads the log any more, guests are served all the same.
+    pino.destination({ fd: 2, sync: true }).on('error', () => {}),
   );
 
   constructor(server: Server) {

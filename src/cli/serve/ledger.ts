@@ -38,6 +38,27 @@ interface SessionStats {
   latencyP99Us: number;
 }
 
+class Sum implements Totals {
+  readonly counts: Record<Count, number>;
+  readonly latencies: { counts: number[]; sum: number };
+
+  constructor(from?: Totals) {
+    this.counts = { ...from?.counts } as Record<Count, number>;
+    const counts = from?.latencies.counts ?? new Array<number>(LATENCY_BOUNDS.length + 1).fill(0);
+    this.latencies = { counts: [...counts], sum: from?.latencies.sum ?? 0 };
+  }
+
+  add(tally: Tally): void {
+    for (const [name, much] of Object.entries(tally.toJSON()) as [Count, number][]) {
+      this.counts[name] = (this.counts[name] ?? 0) + much;
+    }
+    for (const [index, much] of tally.latencies.counts.entries()) {
+      this.latencies.counts[index] = (this.latencies.counts[index] as number) + much;
+    }
+    this.latencies.sum += tally.latencies.sum;
+  }
+}
+
 export class Ledger {
   /** Sessions that failed, and hand-offs that were refused. */
   failures = 0;
@@ -46,10 +67,11 @@ export class Ledger {
   readonly #sessions: SessionStats[] = [];
   readonly #killed = new Set<number>();
   readonly #refusals: string[] = [];
-  /** Of those that have ended. */
-  readonly #past: Tally[] = [];
+  /** Of those that have ended. Added up, so that neither memory nor the time of a look grows with them. */
+  readonly #past = new Sum();
 
-  follow(server: Server): void {
+  /** `each`: what is known of each session that has ended is kept, for `write`. */
+  follow(server: Server, each: boolean): void {
     server.on('refused', (error) => {
       this.refused++;
       // The last ones will do: whoever sends nonsense can send much of it.
@@ -58,11 +80,12 @@ export class Ledger {
     });
     server.on('killed', ({ id }) => {
       this.killed++;
-      this.#killed.add(id);
+      if (each) this.#killed.add(id);
     });
     server.on('ended', (session, end, { socket, memory }) => {
       if (end.how === 'failed') this.failures++;
-      this.#past.push(session.tally);
+      this.#past.add(session.tally);
+      if (!each) return;
       this.#sessions.push({
         ...{ id: session.id, socket, memory, ...session.peer, bytes: session.bytes },
         regions: session.regions.length,
@@ -81,19 +104,9 @@ export class Ledger {
 
   /** Everything until now: those that have ended, and those that are served. */
   totals(living: Iterable<Session>): Totals {
-    const tallies = [...this.#past, ...[...living].map(({ tally }) => tally)];
-    const counts: Partial<Record<Count, number>> = {};
-    const latencies = { counts: new Array<number>(LATENCY_BOUNDS.length + 1).fill(0), sum: 0 };
-    for (const tally of tallies) {
-      for (const [name, much] of Object.entries(tally.toJSON()) as [Count, number][]) {
-        counts[name] = (counts[name] ?? 0) + much;
-      }
-      for (const [index, much] of tally.latencies.counts.entries()) {
-        latencies.counts[index] = (latencies.counts[index] as number) + much;
-      }
-      latencies.sum += tally.latencies.sum;
-    }
-    return { counts: counts as Record<Count, number>, latencies };
+    const sum = new Sum(this.#past);
+    for (const { tally } of living) sum.add(tally);
+    return sum;
   }
 
   /** Writes it as JSON. */

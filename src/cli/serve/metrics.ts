@@ -1,9 +1,9 @@
-// Metrics for Prometheus, and whether it is well, over HTTP.
+// Metrics for Prometheus, liveness and readiness, over HTTP.
 
-import { createServer } from 'node:http';
 import { Counter, Gauge, type MetricObjectWithValues, type MetricValue, Registry } from 'prom-client';
 import { type Count, LATENCY_BOUNDS, type Server } from '../../serve/index.js';
-import { Refusal } from '../exit.js';
+import { printable } from '../text.js';
+import { type Answer, serveHttp } from './http.js';
 import type { Ledger, Totals } from './ledger.js';
 
 /** Ways in which a fault was answered, by what is counted. */
@@ -16,36 +16,24 @@ const CLASSES: readonly Count[] = ['copied', 'hole', 'removed', 'prefetched', 'e
 
 /** Begins to answer. @throws Refusal where the address cannot be had */
 export async function serveMetrics(
-  { host, port }: { host: string; port: number },
+  address: { host: string; port: number },
   server: Server,
   ledger: Ledger,
 ): Promise<{ close(): void }> {
   const registry = createRegistry(server, ledger);
-  const http = createServer((request, response) => {
-    const path = new URL(request.url ?? '/', 'http://localhost').pathname;
-    if (request.method !== 'GET' && request.method !== 'HEAD') {
-      response.writeHead(405, { allow: 'GET, HEAD' }).end();
-    } else if (path === '/healthz') {
-      response.writeHead(200, { 'content-type': 'text/plain' }).end('ok\n');
-    } else if (path === '/metrics') {
-      registry.metrics().then(
-        (text) => response.writeHead(200, { 'content-type': registry.contentType }).end(text),
-        (error: Error) => response.writeHead(500).end(`${error.message}\n`),
-      );
-    } else {
-      response.writeHead(404).end('see /metrics and /healthz\n');
-    }
+  return serveHttp(address, {
+    '/metrics': async () => ({ status: 200, text: await registry.metrics(), type: registry.contentType }),
+    // Only whether the process answers: to end it because something is wrong would hang every guest that is well.
+    '/healthz': () => ({ status: 200, text: 'ok\n' }),
+    '/readyz': () => readiness(server.problems),
   });
-  await new Promise<void>((resolve, reject) => {
-    http.once('error', (error) => reject(new Refusal(`metrics cannot be served: ${error.message}`)));
-    http.listen(port, host, resolve);
-  });
-  return {
-    close() {
-      http.close();
-      http.closeAllConnections();
-    },
-  };
+}
+
+/** Problems, a line each; none: it is ready. */
+function readiness(problems: ReadonlyMap<string, string>): Answer {
+  if (problems.size === 0) return { status: 200, text: 'ok\n' };
+  const lines = [...problems].map(([key, reason]) => `${printable(key)}: ${printable(reason)}\n`);
+  return { status: 503, text: lines.join('') };
 }
 
 function createRegistry(server: Server, ledger: Ledger): Registry {
@@ -56,6 +44,12 @@ function createRegistry(server: Server, ledger: Ledger): Registry {
     ...{ name: 'uffd_guests', help: 'Guests that are served now', registers },
     collect() {
       this.set(server.sessions.size);
+    },
+  });
+  new Gauge({
+    ...{ name: 'uffd_problems', help: 'Problems now: /readyz has their reasons; 0: ready', registers },
+    collect() {
+      this.set(server.problems.size);
     },
   });
   counter('uffd_guests_total', 'Guests that were served', registers, () => server.served);
