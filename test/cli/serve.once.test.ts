@@ -1,81 +1,17 @@
 // `uffd serve` as an operator has it: how it says that it is ready, what it writes, and how it ends.
 
-import { type ChildProcess, spawn } from 'node:child_process';
-import { once } from 'node:events';
+import { spawn } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
-import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import * as assert from 'uvu/assert';
 import { Guest } from '../../src/cli/guest/guest.js';
 import { suite } from '../harness.js';
 import { memoryFile, P } from '../serve/support.js';
-import { commandLine, inDirectory, needKernel, uffd, uffdOnTerminal } from './command.js';
+import { inDirectory, needKernel, uffd, uffdOnTerminal } from './command.js';
+import { PAGES, served, touchAll } from './served.js';
 
 const test = suite('cli/serve');
-const PAGES = 64;
-
-interface Served {
-  child: ChildProcess;
-  socket: string;
-  memory: string;
-  directory: string;
-  stdout: () => string;
-  /** What it logged, a line of JSON each. */
-  log: () => Record<string, unknown>[];
-  /** The exit code, or the signal. */
-  ended: Promise<number | string>;
-}
-
-/** Starts the command with some more arguments, and waits until it says that it is ready. */
-async function served(
-  args: readonly string[],
-  body: (it: Served) => Promise<void>,
-  options: { env?: NodeJS.ProcessEnv; stdio?: 'pipe'[] } = {},
-): Promise<void> {
-  needKernel();
-  await inDirectory(async (directory) => {
-    const memory = memoryFile(directory, PAGES);
-    const socket = join(directory, 'socket');
-    const [program, ...rest] = commandLine(['serve', '--socket', socket, '--memory', memory, ...args]);
-    const child = spawn(program, rest, {
-      cwd: directory,
-      env: { ...process.env, ...options.env },
-      stdio: ['ignore', 'pipe', 'pipe', ...(options.stdio ?? [])],
-    });
-    const kill = (): void => void child.kill('SIGKILL');
-    process.once('exit', kill);
-    let [stdout, stderr] = ['', ''];
-    child.stdout?.setEncoding('utf8').on('data', (text: string) => {
-      stdout += text;
-    });
-    child.stderr?.setEncoding('utf8').on('data', (text: string) => {
-      stderr += text;
-    });
-    const ended = once(child, 'close').then(([code, signal]) => (code ?? signal) as number | string);
-    try {
-      while (!stdout.includes('ready: ') && child.exitCode === null) await sleep(2);
-      const log = (): Record<string, unknown>[] =>
-        stderr
-          .split('\n')
-          .filter(Boolean)
-          .map((line) => JSON.parse(line));
-      await body({ child, socket, memory, directory, stdout: () => stdout, log, ended });
-    } finally {
-      kill();
-      process.off('exit', kill);
-      await ended;
-    }
-  });
-}
-
-async function touchAll({ socket, memory }: Served): Promise<void> {
-  const guest = new Guest({ socket, memory });
-  await guest.handedOver;
-  const { wrongCount, touches } = await guest.touch({ threads: 2, order: 'random', seed: 1 });
-  assert.equal([wrongCount, touches], [0, PAGES]);
-  await guest.end();
-}
 
 test('one guest: ready, served, logged; statistics at the end; exit 0', () =>
   served(['--once', '--stats-json', 'stats', '--window', '4'], async (it) => {
@@ -170,39 +106,6 @@ for (const [onError, monitors] of [
       guest.kill();
       await guest.ended;
     }));
-}
-
-test('metrics and health over HTTP', async () => {
-  const port = await freePort();
-  await served(['--metrics', `${port}`], async (it) => {
-    const get = (path: string, init?: RequestInit): Promise<Response> =>
-      fetch(`http://127.0.0.1:${port}${path}`, init);
-    assert.is(await (await get('/healthz')).text(), 'ok\n');
-    assert.is((await get('/')).status, 404);
-    assert.is((await get('/metrics', { method: 'POST' })).status, 405);
-    await touchAll(it);
-    const text = await (await get('/metrics')).text();
-    const value = (name: string): number => {
-      const line = text.split('\n').find((one) => one.startsWith(`${name} `));
-      assert.ok(line, `${name} in\n${text}`);
-      return Number(line?.slice(name.length + 1));
-    };
-    assert.is(value('uffd_guests_total'), 1);
-    assert.is(value('uffd_faults_total{result="answered"}'), PAGES);
-    assert.is(value('uffd_installed_bytes_total{class="copied"}'), PAGES * P);
-    assert.is(value('uffd_fault_latency_seconds_count'), PAGES);
-    assert.is(value('uffd_fault_latency_seconds_bucket{le="+Inf"}'), PAGES);
-    assert.ok(value('uffd_fault_latency_seconds_sum') > 0);
-  });
-});
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address() as { port: number };
-  server.close();
-  await once(server, 'close');
-  return port;
 }
 
 test('several sockets with a memory each', () =>

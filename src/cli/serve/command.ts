@@ -32,6 +32,11 @@ When it is ready:
   A line "ready: PATH" on stdout for each socket. --ready-fd writes the same to
   a descriptor and closes it. Under systemd (Type=notify) READY=1 is sent.
 
+Over HTTP (--metrics):
+  /metrics for Prometheus. /healthz: 200 while the process answers; restart the
+  server only if that fails, since a restart hangs its guests. /readyz: 503 with
+  the reasons while something is wrong.
+
 How it ends:
   SIGTERM or Ctrl-C once: no new monitors; those that are served go on until
   they end; exit 0. Twice: at once, and the monitors are killed (with --on-error
@@ -140,7 +145,9 @@ export function addServe(program: Command): void {
     )
     .option('--stats-json <FILE>', 'write what was served to this file at the end')
     .addOption(
-      new Option('--metrics <[HOST:]PORT>', 'serve /metrics, /healthz and /readyz over HTTP').argParser(addressOf),
+      new Option('--metrics <[HOST:]PORT>', 'serve /metrics, /healthz and /readyz over HTTP').argParser(
+        addressOf,
+      ),
     )
     .addHelpText('after', HELP)
     .action(run);

@@ -84,8 +84,9 @@ async function respond(routes: Routes, request: IncomingMessage, response: Serve
   }
   const { status, text, type = 'text/plain' } = answer;
   const allow = status === 405 ? { allow: 'GET, HEAD' } : {};
+  const length = { 'content-length': Buffer.byteLength(text) };
   response.on('error', () => {});
-  response.writeHead(status, { 'content-type': type, connection: 'close', ...allow }).end(text);
+  response.writeHead(status, { 'content-type': type, connection: 'close', ...length, ...allow }).end(text);
 }
 
 async function answerTo(routes: Routes, { method, url = '/' }: IncomingMessage): Promise<Answer> {

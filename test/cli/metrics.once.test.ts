@@ -1,0 +1,235 @@
+// The port for metrics among clients that nobody trusts: whatever they send, and however many connect, monitors are served.
+
+import { spawnSync } from 'node:child_process';
+import { connect, type Socket } from 'node:net';
+import { setTimeout as sleep } from 'node:timers/promises';
+import * as assert from 'uvu/assert';
+import { Ledger } from '../../src/cli/serve/ledger.js';
+import { serveMetrics } from '../../src/cli/serve/metrics.js';
+import type { Server, Session } from '../../src/serve/index.js';
+import { generator, seed, skip, suite } from '../harness.js';
+import { P, until } from '../serve/support.js';
+import { freePort, PAGES, served, touchAll } from './served.js';
+
+const test = suite('cli/metrics');
+
+/** Sends bytes as they are; what is answered until the connection ends. */
+function ask(port: number, bytes: string | Uint8Array): Promise<string> {
+  return new Promise((resolve) => {
+    let heard = '';
+    const socket = connect(port, '127.0.0.1', () => socket.end(bytes));
+    socket.setEncoding('latin1').on('data', (text: string) => {
+      heard += text;
+    });
+    socket.on('error', () => {}).once('close', () => resolve(heard));
+  });
+}
+
+const request = (target: string, method = 'GET'): string => `${method} ${target} HTTP/1.1\r\nHost: x\r\n\r\n`;
+
+/** The port of a server whose problems and sessions are as they are given. */
+async function metricsOf(server: Partial<Server>, body: (port: number) => Promise<void>): Promise<void> {
+  const port = await freePort();
+  const { close } = await serveMetrics(
+    { host: '127.0.0.1', port },
+    { problems: new Map(), sessions: new Set<Session>(), served: 0, ...server } as Server,
+    new Ledger(),
+  );
+  try {
+    await body(port);
+  } finally {
+    close();
+  }
+}
+
+test('metrics and health over HTTP', async () => {
+  const port = await freePort();
+  await served(['--metrics', `${port}`], async (it) => {
+    const get = (path: string, init?: RequestInit): Promise<Response> =>
+      fetch(`http://127.0.0.1:${port}${path}`, init);
+    assert.is(await (await get('/healthz')).text(), 'ok\n');
+    assert.is(await (await get('/readyz')).text(), 'ok\n');
+    assert.is((await get('/')).status, 404);
+    assert.is((await get('/metrics', { method: 'POST' })).status, 405);
+    await touchAll(it);
+    const text = await (await get('/metrics')).text();
+    const value = (name: string): number => {
+      const line = text.split('\n').find((one) => one.startsWith(`${name} `));
+      assert.ok(line, `${name} in\n${text}`);
+      return Number(line?.slice(name.length + 1));
+    };
+    assert.is(value('uffd_guests_total'), 1);
+    assert.is(value('uffd_problems'), 0);
+    assert.is(value('uffd_faults_total{result="answered"}'), PAGES);
+    assert.is(value('uffd_installed_bytes_total{class="copied"}'), PAGES * P);
+    assert.is(value('uffd_fault_latency_seconds_count'), PAGES);
+    assert.is(value('uffd_fault_latency_seconds_bucket{le="+Inf"}'), PAGES);
+    assert.ok(value('uffd_fault_latency_seconds_sum') > 0);
+  });
+});
+
+test('targets that are no URL, and other forms of one', async () => {
+  await metricsOf({}, async (port) => {
+    const status = async (bytes: string): Promise<string> =>
+      (await ask(port, bytes)).split('\r\n', 1)[0]?.replace('HTTP/1.1 ', '') ?? '';
+    for (const target of [
+      '//',
+      '///',
+      '*',
+      'http://',
+      'http://[',
+      '/%',
+      '/__proto__',
+      '/constructor',
+      '//healthz',
+      'x:',
+    ])
+      assert.match(await status(request(target)), /^(404|400)/, target);
+    for (const target of [
+      '/healthz',
+      '/healthz?a=1',
+      '/healthz#b',
+      'http://host:1/healthz',
+      'http://[::1]/healthz?',
+    ])
+      assert.is(await status(request(target)), '200 OK', target);
+    assert.is(await status(request('/metrics', 'HEAD')), '200 OK');
+    for (const method of ['POST', 'DELETE', 'OPTIONS', 'TRACE'])
+      assert.match(await status(request('/metrics', method)), /^405/, method);
+    // The second of a connection is not answered.
+    const both = await ask(port, request('/healthz') + request('/healthz'));
+    assert.is(both.split('200 OK').length - 1, 1);
+  });
+});
+
+test('requests at random: each is answered or dropped, and the next is answered', async () => {
+  const below = generator(seed());
+  const pick = (from: readonly string[]): string => from[below(from.length)] as string;
+  const parts = [
+    'GET',
+    'POST',
+    'CONNECT',
+    'HEAD',
+    ' ',
+    '/',
+    '//',
+    '/metrics',
+    ' HTTP/1.1',
+    ' HTTP/9',
+    '\r\n',
+    '\n',
+    '\0',
+  ];
+  const headers = [
+    'Host: x',
+    'Upgrade: y',
+    'Connection: upgrade',
+    'Expect: 100-continue',
+    'Transfer-Encoding: chunked',
+  ];
+  const lengths = [
+    'Content-Length: -1',
+    'Content-Length: 999999999999',
+    `X: ${'y'.repeat(20_000)}`,
+    'Expect: pigs',
+    ':',
+  ];
+  await metricsOf({}, async (port) => {
+    for (let round = 0; round < 400; round++) {
+      let text =
+        below(3) === 0
+          ? ''
+          : `${pick(['GET', 'POST', 'CONNECT'])} ${pick(['//', '/', 'http://[/', '*'])} HTTP/1.1\r\n`;
+      for (let part = below(6); part > 0; part--) {
+        text += below(2) === 0 ? pick(parts) : `${pick([...headers, ...lengths])}\r\n`;
+      }
+      const noise = Uint8Array.from({ length: below(60) }, () => below(256));
+      await ask(port, below(5) === 0 ? noise : `${text}\r\n`);
+    }
+    assert.match(await ask(port, request('/healthz')), /200 OK/);
+  });
+});
+
+test('a metric that cannot be made is an error of its request alone', async () => {
+  const sessions = new Proxy(new Set<Session>(), {
+    get() {
+      throw new Error('thrown on purpose');
+    },
+  });
+  await metricsOf({ sessions }, async (port) => {
+    assert.match(await ask(port, request('/metrics')), /^HTTP\/1.1 500.*thrown on purpose/s);
+    assert.match(await ask(port, request('/healthz')), /200 OK/);
+  });
+});
+
+test('not ready while there are problems, with their reasons; alive all the while', async () => {
+  const problems = new Map([['vm 3', 'no 2 MiB page is free']]);
+  await metricsOf({ problems }, async (port) => {
+    assert.match(await ask(port, request('/readyz')), /^HTTP\/1.1 503.*\r\nvm 3: no 2 MiB page is free\n$/s);
+    assert.match(await ask(port, request('/healthz')), /200 OK/);
+    assert.match(await ask(port, request('/metrics')), /\nuffd_problems 1\n/);
+    problems.clear();
+    assert.match(await ask(port, request('/readyz')), /200 OK.*ok\n/s);
+  });
+});
+
+test('idle connections, and readers that do not read: the oldest give way, monitors and others are served', async () => {
+  const port = await freePort();
+  await served(['--metrics', `${port}`], async (it) => {
+    // So few that a monitor would wait.
+    const { status, stderr } = spawnSync('prlimit', ['--pid', `${it.child.pid}`, '--nofile=256:256']);
+    if (status !== 0) skip(`prlimit: ${stderr}`);
+    let closed = 0;
+    const sockets: Socket[] = Array.from({ length: 400 }, (_, index) => {
+      const socket = connect(port, '127.0.0.1', () => {
+        if (index % 2 === 0) socket.write(request('/metrics'));
+        // What is not read keeps the other half from being seen as closed.
+        if (index % 4 === 0) socket.pause();
+      });
+      return socket
+        .on('error', () => {})
+        .on('close', () => closed++)
+        .resume();
+    });
+    try {
+      await until(() => closed >= 250);
+      await touchAll(it);
+      assert.match(await ask(port, request('/healthz')), /200 OK/);
+      assert.not.ok(it.log().some(({ msg }) => msg === 'monitors wait'));
+    } finally {
+      for (const socket of sockets) socket.destroy();
+    }
+  });
+});
+
+test('no descriptor is left for a connection: the server lives on, and answers when there is one', async () => {
+  const port = await freePort();
+  await served(['--metrics', `${port}`], async (it) => {
+    const limit = (most: number): void => {
+      const { status, stderr } = spawnSync('prlimit', ['--pid', `${it.child.pid}`, `--nofile=${most}:4096`]);
+      if (status !== 0) skip(`prlimit: ${stderr}`);
+    };
+    // The thread that waits for the first guest has all that it needs.
+    await sleep(1500);
+    // Not even the one is left that libuv keeps to turn connections away with.
+    limit(1);
+    const asked = Array.from({ length: 5 }, () => ask(port, request('/healthz')));
+    await sleep(500);
+    limit(4096);
+    for (const answer of await Promise.all(asked)) assert.match(answer, /^$|200 OK/);
+    assert.match(await ask(port, request('/healthz')), /200 OK/);
+    await touchAll(it);
+  });
+});
+
+test('nobody reads the log any more: guests are served all the same', async () => {
+  await served([], async (it) => {
+    it.child.stderr?.destroy();
+    await touchAll(it);
+    await touchAll(it);
+    it.child.kill('SIGTERM');
+    assert.is(await it.ended, 0);
+  });
+});
+
+test.run();
