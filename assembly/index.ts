@@ -73,7 +73,7 @@ export {
   requestWake,
 } from './request';
 export { roundNext, roundResult, roundResume, tally } from './round';
-export { sourcePut, sourcesClear } from './sources';
+export { sourceEnded, sourcePut, sourcesClear } from './sources';
 export {
   transferBegin,
   transferCursor,

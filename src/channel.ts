@@ -6,6 +6,7 @@ import { Errno, UffdError } from './errors.js';
 import { modeNames, operationNames } from './features.js';
 import type { RegisteredRange } from './handler.js';
 import type { KernelPort } from './kernel.js';
+import { Sources } from './sources.js';
 
 /** The kernel's names of the operations, by row of the transfer table. */
 const OPERATIONS = [
@@ -40,11 +41,14 @@ export class Channel {
 
   /** Sources were named: the core may know the answer to a fault. */
   sourced = false;
+  /** What they keep. */
+  readonly sources: Sources;
 
   readonly #pageSize: number;
 
   constructor(core: Core, port: KernelPort, fd: number, pageSize: number) {
     this.core = core;
+    this.sources = new Sources(core);
     this.port = port;
     this.fd = fd;
     this.#pageSize = pageSize;
@@ -246,6 +250,7 @@ export class Channel {
       if (next === Next.forked) port.close(Number(core.delivered(0)));
       given++;
     }
+    this.sources.letGo();
     return given;
   }
 

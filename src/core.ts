@@ -57,8 +57,10 @@ export interface Exports extends Record<string, unknown> {
   inboxDelay(now: number): number;
   inboxWaiting(): number;
   inboxEvict(): number;
-  /** Arguments: start, length, where the data lies. */
-  sourcePut(window: number): number;
+  /** Arguments: start, length, where the data lies. `keeper`: a number for whoever keeps the data; 0: nobody has to. */
+  sourcePut(window: number, keeper: number): void;
+  /** A keeper whose source has ended since; 0: no more. */
+  sourceEnded(): number;
   sourcesClear(): void;
   aheadBegin(options: number): number;
   aheadPassed(): number;

@@ -180,6 +180,7 @@ export class Rounds {
         const start = core.delivered(0);
         const end = core.delivered(1);
         this.#served.channel.wake(start, Number(end - start));
+        this.#served.channel.sources.letGo();
         this.#call(() => this.handler.unmapped?.(start, end));
         break;
       }
@@ -188,6 +189,7 @@ export class Rounds {
         const to = core.delivered(1);
         const length = Number(core.delivered(2));
         this.#served.channel.wake(from, length);
+        this.#served.channel.sources.letGo();
         this.#call(() => this.handler.remapped?.(from, to, length));
         break;
       }

@@ -79,8 +79,6 @@ export class Userfaultfd implements Disposable {
   readonly #stopper = new Stopper();
   readonly #recorder: TraceWriter | undefined;
   readonly #served: Served;
-  /** Views that faults are answered from. */
-  readonly #sources = new Set<ArrayBufferView>();
   #stopFd = -1;
   #state: 'open' | 'released' | 'closed' = 'open';
   #loop: Loop | undefined;
@@ -350,6 +348,7 @@ export class Userfaultfd implements Disposable {
     }
     this.#channel.wake(start, length);
     if (!core.arguments(start, length).rangeTake()) throw noMemory();
+    this.#channel.sources.letGo();
   }
 
   /**
@@ -486,10 +485,12 @@ export class Userfaultfd implements Disposable {
   /**
    * Says where the data of missing pages lies: their faults are answered from there, with what is missing of the window
    * around them, and `handler.pagefault` is not asked (`handler.answered` is told). A shortcut, no promise. The handler
-   * is asked where the page was removed or claimed, where the copy fails, where too many sources are known, and, so
-   * that a trace shows each fault and its answer, while this is recorded. It has to answer in the same way.
+   * is asked where the page was removed or claimed, where the copy fails, where a source was forgotten (16,384 are
+   * known at a time: then a new one takes the place of another), and, so that a trace shows each fault and its answer,
+   * while this is recorded. It has to answer in the same way.
    *
-   * `src` must stay what it is until the memory is unregistered, or has another source. What a view holds is kept.
+   * `src` must stay what it is until the memory is unregistered, unmapped or moved, or has another source. A view is kept
+   * until then; an address keeps nothing.
    *
    * @example
    * ```ts
@@ -507,7 +508,7 @@ export class Userfaultfd implements Disposable {
    * @param start whole pages, registered
    * @param length in bytes
    * @param src where the data of the page at `start` lies
-   * @returns whether the shortcut is taken
+   * @returns whether the shortcut is taken; false while this is recorded
    * @throws RangeError, TypeError
    */
   answerFrom(
@@ -529,17 +530,16 @@ export class Userfaultfd implements Disposable {
     this.#mustBeOpen('answerFrom');
     if (channel.port.note) return false;
     const data = typeof src === 'bigint' ? src : channel.port.addressOf(src);
-    if (!channel.core.arguments(start, length, data).sourcePut(windowBits(window))) return false;
-    if (typeof src !== 'bigint') this.#sources.add(src);
+    const kept = typeof src === 'bigint' ? undefined : src;
+    channel.sources.put(start, length, data, windowBits(window), kept);
     channel.sourced = true;
     return true;
   }
 
   /** Forgets what `answerFrom` was told: the handler is asked for everything. */
   forgetSources(): void {
-    this.#channel.core.exports.sourcesClear();
+    this.#channel.sources.clear();
     this.#channel.sourced = false;
-    this.#sources.clear();
   }
 
   /**
@@ -722,6 +722,7 @@ export class Userfaultfd implements Disposable {
   /** The end of this object's watch. */
   #leave(error?: UffdError): void {
     strike(this);
+    this.#channel.sources.clear();
     this.#closeStopEventfd();
     if (!this.#loop) {
       this.#recorder?.close();

@@ -96,7 +96,7 @@ const LAYERS = [
     'src/trace/files.ts',
     'src/sim/memory.ts',
   ],
-  ['src/reasons.ts'],
+  ['src/reasons.ts', 'src/sources.ts'],
   ['src/reasons/calls.ts', 'src/reasons/ioctls.ts'],
   [
     ...['src/kernel.ts', 'src/core.ts', 'src/handler.ts', 'src/registry.ts', 'src/stopper.ts'],
@@ -372,14 +372,17 @@ test('nothing is left to be done', () => {
 
 const release = join(dirname(fileURLToPath(import.meta.url)), '../core/release.wasm');
 
-/** Exports that may grow the tables, and memory with them: a registration, a mapping change, room for a read. */
-const MAY_GROW = ['start', 'rangePut', 'rangeTake', 'inboxRoom', 'roundNext', 'inboxNextEvent', 'dirtyOpen'];
+/** Exports that may grow the tables, and memory with them: a registration, a mapping change, room for a read, a source. */
+const MAY_GROW = [
+  ...['start', 'rangePut', 'rangeTake', 'inboxRoom', 'roundNext', 'inboxNextEvent', 'dirtyOpen'],
+  'sourcePut',
+];
 
-test('the release modules import nothing, and are at most 16 KiB each', () => {
+test('the release modules import nothing, and are at most 18 KiB each', () => {
   for (const file of [release, join(dirname(release), 'trace.wasm')]) {
     const binary = readFileSync(file);
     assert.deepEqual(WebAssembly.Module.imports(new WebAssembly.Module(binary)), []);
-    assert.ok(binary.length <= 16 * 1024, `${relative(root, file)} is ${binary.length} bytes`);
+    assert.ok(binary.length <= 18 * 1024, `${relative(root, file)} is ${binary.length} bytes`);
   }
 });
 

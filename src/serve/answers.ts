@@ -63,7 +63,7 @@ export class Answers implements FaultHandler {
   readonly #zeros = new Map<number, Uint8Array>();
   /** Reads that failed, by page. */
   readonly #troubles = new Map<bigint, { tries: number; next: number }>();
-  /** Whether faults may be answered without a word here: not once a read has failed, nor where that was refused. */
+  /** Whether faults may be answered without a word here: not once a read has failed. */
   #shortcut = true;
 
   constructor(options: AnswersOptions) {
@@ -174,7 +174,8 @@ export class Answers implements FaultHandler {
     const first = Math.max(floor(from, pageSize), offset);
     const bytes = Math.min(wholePages(to, pageSize), offset + length) - first;
     const data = source.bytesAt(first, bytes);
-    this.#shortcut = uffd.answerFrom(start + BigInt(first - offset), bytes, data, { window });
+    // Where it is refused (a recording) each fault is asked for, and comes here again.
+    uffd.answerFrom(start + BigInt(first - offset), bytes, data, { window });
   }
 
   /** Notes that a page cannot be read, to try it again; throws where there is no more hope. */

@@ -38,7 +38,7 @@ const FLAG_WRITE = 1n;
 function world(pages = 1000, window = 1): Core {
   const core = makeCore();
   put(core, 0, pages);
-  core.arguments(BASE, pages * PAGE, DATA).sourcePut(window);
+  core.arguments(BASE, pages * PAGE, DATA).sourcePut(window, 0);
   return core;
 }
 
@@ -194,7 +194,7 @@ test('neighbours that others wait for come in one call, inside the range and the
   const edges = makeCore();
   put(edges, 0, 50);
   put(edges, 50, 50, { operations: 0n });
-  edges.arguments(page(2), 90 * PAGE, DATA + 2n * P).sourcePut(1);
+  edges.arguments(page(2), 90 * PAGE, DATA + 2n * P).sourcePut(1, 0);
   together(edges, 49, 50, 48, 2, 1);
   next = done(edges, edges.exports.roundNext(0), copyOf(48, 2));
   next = done(edges, next, copyOf(50));

@@ -32,8 +32,23 @@ import { DATA, EEXIST, EFAULT, ENOENT, partly, requested, tallied } from './tran
 const test = suite('sources');
 
 /** Names a source for `count` pages from page `first` on; its data lies as far behind DATA. */
-function name(core: Core, first: number, count: number, window = 1, data = DATA + BigInt(first) * P): number {
-  return still(core, 'sourcePut', () => core.arguments(page(first), count * PAGE, data).sourcePut(window));
+function name(
+  core: Core,
+  first: number,
+  count: number,
+  window = 1,
+  data = DATA + BigInt(first) * P,
+  keeper = 0,
+): void {
+  core.arguments(page(first), count * PAGE, data).sourcePut(window, keeper);
+}
+
+/** The keepers whose source has ended, in ascending order. */
+function ended(core: Core): number[] {
+  const keepers: number[] = [];
+  for (let keeper = core.exports.sourceEnded(); keeper !== 0; keeper = core.exports.sourceEnded())
+    keepers.push(keeper);
+  return keepers.sort((a, b) => a - b);
 }
 
 /** A page faults; the copy that the core begins for it: first page, pages, source. Undefined: it asks. */
@@ -68,7 +83,7 @@ function world(pages = 100): Core {
 
 test('a missing page is copied from its source, with what is missing of its window', () => {
   const core = world();
-  assert.equal(name(core, 10, 20, 8), 1);
+  name(core, 10, 20, 8);
   assert.deepEqual(answered(core, 17), [16, 8, DATA + 16n * P]);
   assert.equal(stateOf(core, 16), State.present);
   // Clipped to the source, and to what is missing.
@@ -196,7 +211,7 @@ test('ahead of faults, runs of missing pages come from their sources, and others
   assert.deepEqual(ahead(8, 90), [Step.ask, 4]);
 });
 
-test('whatever is named, unnamed and named again: each page has the source that it was given last', () => {
+test('whatever is named, unnamed and named again: each page has the source given last, each end is reported once', () => {
   const first = seed();
   for (let run = first; run < first + 60; run++) {
     const below = generator(run);
@@ -209,6 +224,7 @@ test('whatever is named, unnamed and named again: each page has the source that 
       }
     };
     for (let step = 0; step < 40; step++) {
+      const before = new Set([...model.values()].map(({ source }) => source));
       const from = below(280);
       const count = 1 + below(20);
       if (below(4) === 0) {
@@ -217,10 +233,13 @@ test('whatever is named, unnamed and named again: each page has the source that 
         cut(from, count);
       } else {
         const data = DATA + BigInt(below(1 << 20)) * P;
-        assert.equal(name(core, from, count, 1, data), 1);
+        still(core, 'sourcePut', () => name(core, from, count, 1, data, step + 1));
         cut(from, count);
         for (let i = 0; i < count; i++) model.set(from + i, { data: data + BigInt(i) * P, source: step });
       }
+      const left = new Set([...model.values()].map(({ source }) => source));
+      const gone = [...before].filter((source) => !left.has(source)).map((source) => source + 1);
+      assert.deepEqual(ended(core), gone.sort((a, b) => a - b), `step ${step}, run ${run}`);
     }
     for (let index = 0; index < 300; index++) {
       const copy = copied(core, index);
@@ -232,13 +251,40 @@ test('whatever is named, unnamed and named again: each page has the source that 
   }
 });
 
-test('there is room for 1,024; beyond that one is refused, and those that are there stay', () => {
-  const core = world(4000);
-  for (let index = 0; index < 1024; index++) assert.equal(name(core, index * 2, 1), 1);
-  assert.equal(name(core, 3000, 1), 0);
-  assert.deepEqual(answered(core, 0), [0, 1, DATA]);
-  assert.deepEqual(answered(core, 2046), [2046, 1, DATA + 2046n * P]);
-  assert.equal(name(core, 4, 1), 1);
+const ROOM = 16_384;
+
+test('there is room for 16,384; then one gives way for each that comes, and the latest stay', () => {
+  const core = world(4 * ROOM);
+  for (let index = 0; index < ROOM; index++) {
+    name(core, index * 2, 1, 1, DATA + BigInt(index * 2) * P, index + 1);
+    assert.deepEqual(ended(core), []);
+  }
+  for (const index of [0, 2 * 1024, 2 * (ROOM - 1)]) {
+    assert.deepEqual(answered(core, index), [index, 1, DATA + BigInt(index) * P]);
+  }
+  for (let more = ROOM; more < 2 * ROOM - 100; more++) {
+    still(core, 'sourcePut', () => name(core, more * 2, 1, 1, DATA, more + 1));
+    assert.deepEqual(ended(core), [more - ROOM + 1], 'the one that has been there longest');
+  }
+  assert.equal(copied(core, 4), undefined);
+  assert.deepEqual(answered(core, 2 * (2 * ROOM - 101)), [2 * (2 * ROOM - 101), 1, DATA]);
+  // In front of all of them: the round goes on behind, so it is not the next to give way.
+  name(core, 1, 1, 1, DATA, 7);
+  name(core, 4 * ROOM - 8, 1);
+  assert.deepEqual(answered(core, 1), [1, 1, DATA]);
+});
+
+test('a source that is cut keeps its keeper, one that is cleared reports nothing', () => {
+  const core = world();
+  name(core, 0, 16, 1, DATA, 5);
+  take(core, 4, 4);
+  assert.deepEqual(ended(core), []);
+  take(core, 0, 4);
+  assert.deepEqual(ended(core), [5]);
+  name(core, 20, 4, 1, DATA, 6);
+  apply(core, unmap(page(20), page(24)));
+  core.exports.sourcesClear();
+  assert.deepEqual(ended(core), []);
 });
 
 const MOST = ADAPTIVE + 64;
