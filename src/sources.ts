@@ -19,9 +19,9 @@ export class Sources {
 
   /** Names a source. `view`: what has to be kept for it. */
   put(start: bigint, length: number, data: bigint, window: number, view?: ArrayBufferView): void {
-    const keeper = view ? (this.#last = (this.#last % KEEPERS) + 1) : 0;
-    this.#core.arguments(start, length, data).sourcePut(window, keeper);
-    if (view) this.#views.set(keeper, view);
+    if (view) this.#last = (this.#last % KEEPERS) + 1;
+    this.#core.arguments(start, length, data).sourcePut(window, view ? this.#last : 0);
+    if (view) this.#views.set(this.#last, view);
     this.letGo();
   }
 

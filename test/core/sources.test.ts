@@ -239,7 +239,11 @@ test('whatever is named, unnamed and named again: each page has the source given
       }
       const left = new Set([...model.values()].map(({ source }) => source));
       const gone = [...before].filter((source) => !left.has(source)).map((source) => source + 1);
-      assert.deepEqual(ended(core), gone.sort((a, b) => a - b), `step ${step}, run ${run}`);
+      assert.deepEqual(
+        ended(core),
+        gone.sort((a, b) => a - b),
+        `step ${step}, run ${run}`,
+      );
     }
     for (let index = 0; index < 300; index++) {
       const copy = copied(core, index);

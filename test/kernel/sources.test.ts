@@ -2,7 +2,14 @@
 
 import { setTimeout as sleep } from 'node:timers/promises';
 import * as assert from 'uvu/assert';
-import { MADV_DONTNEED, MAP_ANONYMOUS, MAP_PRIVATE, mmap } from '../../shim/memory.js';
+import {
+  MADV_DONTNEED,
+  MAP_ANONYMOUS,
+  MAP_PRIVATE,
+  MREMAP_FIXED,
+  MREMAP_MAYMOVE,
+  mmap,
+} from '../../shim/memory.js';
 import { type UffdError, Userfaultfd } from '../../src/index.js';
 import { TraceWriter } from '../../src/trace/index.js';
 import { inDirectory } from '../cli/command.js';
@@ -18,11 +25,13 @@ import {
   pageOf,
   recorder,
   toucher,
+  until,
   withOpened,
   withUffd,
 } from './support.js';
 
 const test = suite('sources');
+const gc = (globalThis as unknown as { gc(): void }).gc;
 const PROT_NONE = 0;
 const UFFDIO_COPY = 0xc028aa03;
 const UFFD_EVENT_REMOVE = 0x15;
@@ -340,6 +349,60 @@ test('a stop in the news of an answer leaves the fault behind it to whoever star
     uffd.start(second.handler);
     assert.equal(await Promise.all(reads), [[1], [5]]);
     assert.equal(second.calls, [['pagefault', at(base, 1), 'read']]);
+  });
+});
+
+/** Names a view as the source of some memory; whether it is still kept. */
+function keeps(uffd: Userfaultfd, base: bigint, pages: number): () => boolean {
+  const view = new Uint8Array(pages * P);
+  uffd.answerFrom(base, pages * P, view);
+  const kept = new WeakRef(view.buffer);
+  return () => kept.deref() !== undefined;
+}
+
+test('a view is kept while its source is in use, and let go with the range, however that ends', async () => {
+  await withUffd(['event-unmap', 'event-remap'], async (uffd, thread) => {
+    const handler = recorder(never).handler;
+    const moved = map(4);
+    const ends: Record<string, (base: bigint) => unknown> = {
+      unregister: (base) => uffd.unregister(base, 4 * P),
+      'another source': (base) => uffd.answerFrom(base, 4 * P, base),
+      unmap: (base) => thread.munmap(base, 4 * P),
+      remap: (base) => thread.mremap(base, 4 * P, 4 * P, MREMAP_MAYMOVE | MREMAP_FIXED, moved),
+      forgetSources: () => uffd.forgetSources(),
+      close: () => uffd.close(),
+    };
+    uffd.start(handler);
+    for (const [how, end] of Object.entries(ends)) {
+      const base = map(4);
+      uffd.register(base, 4 * P);
+      const kept = keeps(uffd, base, 4);
+      for (let n = 0; n < 3; n++) {
+        gc();
+        await sleep(1);
+      }
+      assert.ok(kept(), `${how}: kept before`);
+      await end(base);
+      await until(() => {
+        gc();
+        return !kept();
+      }, `the view to be let go: ${how}`);
+    }
+  });
+});
+
+test('the 1,025th source, and the 3,000th, answer like the first', async () => {
+  await withUffd([], async (uffd, thread) => {
+    const base = map(6000);
+    uffd.register(base, 6000 * P);
+    const source = numberedSource(6000);
+    for (let page = 0; page < 6000; page += 2) {
+      assert.is(uffd.answerFrom(at(base, page), P, at(source, page)), true);
+    }
+    const { told, handler } = listening(never);
+    uffd.start(handler);
+    assert.is(await thread.verify(base, 6000, P, 2), 0);
+    assert.is(told.length, 3000);
   });
 });
 
