@@ -5,7 +5,7 @@ import type { Kernel, KernelPort, LinearMemory, Watch } from '../src/kernel.js';
 import { now } from './clock.js';
 import { closeDescriptor } from './descriptors.js';
 import { type Libc, libc, userfaultfdNumber } from './libc.js';
-import { pageSize, pageSizeAt } from './memory.js';
+import { pageSize, unfillableAt, watchedPageSizeAt } from './memory.js';
 import { openPidfd } from './process.js';
 import { linuxProcessors } from './processors.js';
 import { watchReadable } from './watch.js';
@@ -85,7 +85,11 @@ class LinuxPort implements KernelPort {
   }
 
   pageSizeAt(pid: number, address: bigint): number {
-    return pageSizeAt(pid, address);
+    return watchedPageSizeAt(pid, address);
+  }
+
+  unfillableAt(pid: number, address: bigint): string | undefined {
+    return unfillableAt(pid, address);
   }
 
   ioctl(fd: number, request: number, at: number): number {

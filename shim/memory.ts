@@ -1,6 +1,6 @@
 // Memory calls on Linux. Addresses are bigint; a failure is −errno, for mmap and mremap as a bigint.
 
-import { readFileSync } from 'node:fs';
+import { readFileSync, statfsSync } from 'node:fs';
 import { constants } from 'node:os';
 import { libc } from './libc.js';
 
@@ -92,20 +92,75 @@ export function duplicate(fd: number): number {
   return copy < 0 ? -c.errno() : copy;
 }
 
-/** KernelPageSize of the mapping that holds `address`, in bytes. `pid` 0: this process. */
-export function pageSizeAt(pid: number, address: bigint): number {
+/** A mapping of a process, as /proc/PID/smaps says it. */
+interface MappingSeen {
+  /** KernelPageSize, in bytes. */
+  readonly pageSize: number;
+  /** What is mapped: a path, a name of the kernel's, or nothing for anonymous memory. */
+  readonly name: string;
+  /** Whether a userfaultfd watches it. */
+  readonly watched: boolean;
+}
+
+/** Modes of a registration, among the VmFlags: missing, write-protect, minor. */
+const WATCHED = /^VmFlags:.* u[mwi]( |$)/m;
+
+/** The mapping of a process that holds `address`, or −errno. `pid` 0: this process. */
+function mappingAt(pid: number, address: bigint): MappingSeen | number {
   let text: string;
   try {
     text = readFileSync(`/proc/${pid || 'self'}/smaps`, 'latin1');
   } catch (error) {
     return (error as NodeJS.ErrnoException).errno ?? -constants.errno.EIO;
   }
-  for (const [, start, end, size] of text.matchAll(
-    /^([0-9a-f]+)-([0-9a-f]+) [\s\S]*?^KernelPageSize:\s*(\d+) kB$/gm,
+  for (const [, start, end, name = '', fields = ''] of text.matchAll(
+    /^([0-9a-f]+)-([0-9a-f]+) (?:\S+ +){3}\d+ *(.*)\n((?:[A-Z]\w+:.*\n)*)/gm,
   )) {
-    if (address >= BigInt(`0x${start}`) && address < BigInt(`0x${end}`)) return Number(size) * 1024;
+    if (address < BigInt(`0x${start}`) || address >= BigInt(`0x${end}`)) continue;
+    const [, size] = /^KernelPageSize:\s*(\d+) kB$/m.exec(fields) ?? [];
+    return { pageSize: Number(size) * 1024, name, watched: WATCHED.test(fields) };
   }
   return -constants.errno.ENOENT;
+}
+
+/** KernelPageSize of the mapping that holds `address`, in bytes, or −errno. `pid` 0: this process. */
+export function pageSizeAt(pid: number, address: bigint): number {
+  const mapping = mappingAt(pid, address);
+  return typeof mapping === 'number' ? mapping : mapping.pageSize;
+}
+
+/**
+ * The same of memory that was just registered. −ENOENT where the process has none there, or none that is watched: then
+ * it is not the process whose memory was registered.
+ */
+export function watchedPageSizeAt(pid: number, address: bigint): number {
+  const mapping = mappingAt(pid, address);
+  if (typeof mapping === 'number') return mapping;
+  return mapping.watched ? mapping.pageSize : -constants.errno.ENOENT;
+}
+
+/** Of shared memory: a memfd, shmget, /dev/zero, huge pages without a file. */
+const SHARED_MEMORY = /^\/(memfd:|SYSV|dev\/zero|anon_hugepage)/;
+const TMPFS_MAGIC = 0x01021994;
+const HUGETLBFS_MAGIC = 0x958458f6;
+
+/**
+ * What lies at an address that is watched, in words, if it is a kind of memory that can be watched for writes and not
+ * filled: a file, a device, secret memory. Undefined: any other, or it cannot be told.
+ */
+export function unfillableAt(pid: number, address: bigint): string | undefined {
+  const mapping = mappingAt(pid, address);
+  if (typeof mapping === 'number' || !mapping.watched) return undefined;
+  const { name } = mapping;
+  if (name === '' || SHARED_MEMORY.test(name) || /^\[(heap|stack|anon)/.test(name)) return undefined;
+  if (name.startsWith('/secretmem')) return 'secret memory (memfd_secret)';
+  if (!name.startsWith('/')) return `the kernel's own memory (${name})`;
+  try {
+    if ([TMPFS_MAGIC, HUGETLBFS_MAGIC].includes(statfsSync(name).type)) return undefined;
+  } catch {
+    // It was deleted, or is in another mount namespace: its name is what is known of it.
+  }
+  return `a mapping of the file ${name}`;
 }
 
 /** The bytes at an address. The buffer does not own them, and does not keep them mapped. */

@@ -3,7 +3,7 @@
 
 import { type Core, MESSAGE_BYTES, Next, Op, Option, type RangeReport, Read, Step } from './core.js';
 import { Errno, UffdError } from './errors.js';
-import { modeNames, operationNames } from './features.js';
+import { modeNames, type Operation, operationNames } from './features.js';
 import type { RegisteredRange } from './handler.js';
 import type { KernelPort } from './kernel.js';
 import { Sources } from './sources.js';
@@ -85,10 +85,19 @@ export class Channel {
     this.watched = true;
   }
 
-  /** Bytes of a page at an address of the watched process; the system's where that cannot be told. */
-  pageSizeAt(address: bigint): number {
+  /**
+   * Bytes of a page at an address that was just registered, of the range's operations.
+   *
+   * @throws UffdError where that cannot be told, and nothing is known of it from before
+   */
+  pageSizeAt(address: bigint, operations: ReadonlySet<Operation>): number {
+    // Only huge pages have no zero page: any other range has the system's page size.
+    if (operations.has('zero')) return this.#pageSize;
     const size = this.port.pageSizeAt(this.pid, address);
-    return size > 0 ? size : this.#pageSize;
+    if (size > 0) return size;
+    const known = this.rangeAt(address);
+    if (known && !known.operations.has('zero')) return known.pageSize;
+    throw new UffdError(size, '/proc/PID/smaps', { address });
   }
 
   /** The registered range that holds an address, as far as it is known here. */
@@ -144,7 +153,9 @@ export class Channel {
   #failure(operation: Op, options: number, end: bigint): UffdError {
     const { exports } = this.core;
     const address = BigInt.asUintN(64, exports.transferCursor());
-    return new UffdError(exports.transferErrno(), OPERATIONS[operation], {
+    const errno = exports.transferErrno();
+    return new UffdError(errno, OPERATIONS[operation], {
+      ...(errno === Errno.EINVAL && { unfillable: this.port.unfillableAt?.(this.pid, address) }),
       transferred: exports.transferDone(),
       address,
       length: Number(end - address),

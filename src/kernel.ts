@@ -48,8 +48,16 @@ export interface KernelPort {
   pidfd(pid: number): number;
   /** Opens /proc/PID/pagemap, close-on-exec. `pid` 0: this process. */
   openPagemap(pid: number): number;
-  /** Bytes of the pages of the mapping that holds `address` (KernelPageSize of /proc/PID/smaps). `pid` 0: this process. */
+  /**
+   * Bytes of the pages of the mapping that holds `address`, which was just registered (KernelPageSize of /proc/PID/smaps);
+   * −ENOENT where that process has nothing there that is watched. `pid` 0: this process.
+   */
   pageSizeAt(pid: number, address: bigint): number;
+  /**
+   * What is mapped at `address`, in words, if it can be watched and not filled: for the message of a fill that failed.
+   * Undefined: that is not it, or it cannot be told. Asked for no other reason, and not recorded.
+   */
+  unfillableAt?(pid: number, address: bigint): string | undefined;
   /** Monotonic milliseconds. */
   now(): number;
   /** Where the bytes of a view lie, for a kernel that reads them. */

@@ -44,7 +44,7 @@ export interface Probe {
 export type ProbeOptions = Pick<OpenOptions, 'via' | 'userModeOnly' | 'kernel'>;
 
 export interface RegisterOptions {
-  /** Bytes of a page there. Default: asked of the system, which may not know it of another process. */
+  /** Bytes of a page there. Default: as /proc/PID/smaps says, and an error where that cannot be read. */
   pageSize?: number;
 }
 

@@ -4,7 +4,8 @@
 // Rules:
 //  - A row is for one errno of one call, named as the error names it. Where the facts at hand tell causes of
 //    the same errno apart, there is a row for each, and the first that applies is taken; the last applies always.
-//  - Facts are what the caller knows already. Nothing is asked of the system to explain an error.
+//  - Facts are what the caller knows already. One is asked for: what is mapped where a fill was refused as invalid,
+//    because the kernel's answer is the same for an argument that is wrong and for memory that no fill can reach.
 //  - `{page}` and the like stand for a fact; one that is not known is shown as an ellipsis.
 
 import type { Mode } from './features.js';
@@ -31,6 +32,8 @@ export interface Facts {
   pageSize?: number;
   /** The process it is about. */
   pid?: number;
+  /** What is mapped at that address, where it is memory that can be watched and not filled. */
+  unfillable?: string | undefined;
 }
 
 /** One row: what is behind an errno, and what to do. */
@@ -69,6 +72,7 @@ const WORDS: Readonly<Record<string, (facts: Facts) => string | undefined>> = {
   bytes: ({ length }) => length?.toString(),
   pageSize: ({ range, pageSize }) => (range?.pageSize ?? pageSize)?.toString(),
   process: ({ pid }) => pid?.toString(),
+  unfillable: ({ unfillable }) => unfillable,
 };
 
 /** A cause or remedy with the facts in it. */

@@ -298,7 +298,8 @@ export class Userfaultfd implements Disposable {
    * registered each by itself.
    *
    * @returns the operations that the range allows (huge pages have no zero page, for one)
-   * @throws RangeError, TypeError; UffdError EINVAL, EBUSY, EPERM, ENOMEM
+   * @throws RangeError, TypeError; UffdError EINVAL, EBUSY, EPERM, ENOMEM; of huge pages whose size cannot be seen in
+   *   /proc/PID/smaps, that file's error: nothing is registered then, and `options.pageSize` is the way out
    */
   register(
     start: bigint,
@@ -320,12 +321,12 @@ export class Userfaultfd implements Disposable {
     }
     const bits = BigInt.asUintN(64, core.exports.registerOperations());
     const operations = operationNames(bits);
-    // Only huge pages have no zero page: any other range has the system's page size.
-    const pageSize =
-      options.pageSize ?? (operations.has('zero') ? this.pageSize : this.#channel.pageSizeAt(start));
-    if (!core.arguments(start, length, bits).rangePut(modes, Math.log2(pageSize))) {
+    try {
+      const pageSize = options.pageSize ?? this.#channel.pageSizeAt(start, operations);
+      if (!core.arguments(start, length, bits).rangePut(modes, Math.log2(pageSize))) throw noMemory();
+    } catch (error) {
       this.unregister(start, length);
-      throw noMemory();
+      throw error;
     }
     return operations;
   }

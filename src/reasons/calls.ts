@@ -25,6 +25,8 @@ const THREAD: Reason = {
   remedy: 'pass the id of its process (Tgid in /proc/PID/status)',
 };
 
+const PASS_SIZE = 'pass their size to register as the option pageSize';
+
 /** What every call that makes a descriptor may meet. */
 const DESCRIPTOR = { EMFILE, ENFILE, ENOMEM } satisfies Reasons;
 
@@ -357,6 +359,28 @@ export const CALLS: Readonly<Record<string, Reasons>> = {
     ESRCH: {
       cause: 'process {process} has no memory: it has exited, or is a thread of the kernel',
       remedy: 'pass the id of a process that runs',
+    },
+  },
+
+  '/proc/PID/smaps': {
+    EACCES: { cause: 'this user may not see which size the pages at {page} have', remedy: PASS_SIZE },
+    EIO: { cause: 'which size the pages at {page} have cannot be read', remedy: PASS_SIZE },
+    EMFILE: { cause: `${EMFILE.cause}, to see which size the pages at {page} have`, remedy: PASS_SIZE },
+    ENFILE: { cause: `${ENFILE.cause}, to see which size the pages at {page} have`, remedy: PASS_SIZE },
+    ENOENT: {
+      cause:
+        'which size the pages at {page} have cannot be seen: it is another process that has them, or /proc is ' +
+        'not mounted, or this kernel has no CONFIG_PROC_PAGE_MONITOR',
+      remedy: `${PASS_SIZE}, or say with the option pid of open or wrap whose memory it is`,
+    },
+    ENOMEM: { cause: `${ENOMEM.cause} to see which size the pages at {page} have`, remedy: PASS_SIZE },
+    EPERM: {
+      cause: 'a security module forbids to see which size the pages at {page} have',
+      remedy: PASS_SIZE,
+    },
+    ESRCH: {
+      cause: 'the process that has the pages at {page} has exited',
+      remedy: 'close the userfaultfd, or say with the option pid of open or wrap whose memory it is',
     },
   },
 

@@ -24,6 +24,19 @@ export function notForWriteProtect({ range, writeProtect }: Facts): boolean {
   return range != null && writeProtect === true && !range.modes.has('write-protect');
 }
 
+/** What is mapped there can be watched, and not filled. */
+export function notToBeFilled({ unfillable }: Facts): boolean {
+  return unfillable !== undefined;
+}
+
+/** No machine has addresses of processes up there. */
+const HIGHEST = 1n << 52n;
+
+/** The range lies where no memory of a process can be. */
+export function beyondAll({ address, length = 0 }: Facts): boolean {
+  return address !== undefined && address + BigInt(length) > HIGHEST;
+}
+
 /** A mode was asked for. */
 export function asks(mode: 'minor' | 'write-protect'): (facts: Facts) => boolean {
   return ({ modes }) => modes?.has(mode) ?? false;

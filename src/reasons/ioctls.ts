@@ -2,7 +2,16 @@
 // this library as an error; they have their rows for whoever meets them elsewhere, and say what it makes of them.
 
 import type { Reason, Reasons } from '../reasons.js';
-import { asks, hugeRange, lacks, notForWriteProtect, partOfHugePage, unregistered } from './facts.js';
+import {
+  asks,
+  beyondAll,
+  hugeRange,
+  lacks,
+  notForWriteProtect,
+  notToBeFilled,
+  partOfHugePage,
+  unregistered,
+} from './facts.js';
 
 const ARGUMENT: Reason = {
   cause: "the kernel cannot reach the call's own argument",
@@ -20,6 +29,26 @@ const BEYOND: Reason = {
   cause: 'the range reaches beyond the memory that a process can have',
   remedy: 'check the address, which is none that mmap gave',
 };
+
+const UNFILLABLE: Reason = {
+  when: notToBeFilled,
+  cause: 'page {page} is in {unfillable}, which can be watched for writes and not filled',
+  remedy: 'write to it; fill anonymous memory, shared memory (a memfd, tmpfs) or huge pages instead',
+};
+
+/** What is left where a fill is refused as invalid. */
+const INVALID: readonly Reason[] = [
+  UNFILLABLE,
+  { ...BEYOND, when: beyondAll },
+  {
+    cause:
+      'the memory at {page} is of a kind that can be watched and not filled (a file on disk, a device, secret ' +
+      'memory), or the range reaches beyond the memory that a process can have',
+    remedy:
+      'see in /proc/PID/maps what is mapped there; anonymous memory, shared memory (a memfd, tmpfs) and huge ' +
+      'pages can be filled',
+  },
+];
 
 const GONE: Reason = {
   cause: 'the process whose memory this is has exited or called exec',
@@ -163,7 +192,7 @@ export const IOCTLS: Readonly<Record<string, Reasons>> = {
         'end of its own file',
       remedy: 'check both; pages before it are installed',
     },
-    EINVAL: [NOT_FOR_WRITE_PROTECT, HUGE, BEYOND],
+    EINVAL: [NOT_FOR_WRITE_PROTECT, HUGE, ...INVALID],
     ENOMEM: [POOL_EMPTY, FULL],
   },
 
@@ -177,7 +206,7 @@ export const IOCTLS: Readonly<Record<string, Reasons>> = {
         cause: 'the memory is in huge pages of {pageSize} bytes, which have no zero page',
         remedy: 'copy zeros instead',
       },
-      BEYOND,
+      ...INVALID,
     ],
     ENOMEM: FULL,
   },
@@ -192,6 +221,7 @@ export const IOCTLS: Readonly<Record<string, Reasons>> = {
     EINVAL: [
       NOT_FOR_WRITE_PROTECT,
       HUGE,
+      UNFILLABLE,
       {
         cause:
           'page {page} is private memory, or lies behind the end of its file, or this kernel cannot ' +
@@ -217,7 +247,7 @@ export const IOCTLS: Readonly<Record<string, Reasons>> = {
         remedy: 'end the process that touches them, or unmap them, where their data cannot be had',
       },
       HUGE,
-      BEYOND,
+      ...INVALID,
     ],
     ENOMEM: FULL,
   },

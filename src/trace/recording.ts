@@ -224,6 +224,10 @@ class RecordingPort implements KernelPort {
     return result;
   }
 
+  unfillableAt(pid: number, address: bigint): string | undefined {
+    return this.#inner.unfillableAt?.(pid, address);
+  }
+
   now(): number {
     this.#record(Kind.NOW);
     return this.#timeUs / 1000;

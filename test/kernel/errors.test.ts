@@ -2,7 +2,9 @@
 // message names code, call, range, cause and way out. Rows that cannot be provoked here are listed with the reason.
 
 import { spawn } from 'node:child_process';
-import { closeSync, existsSync, openSync, readFileSync } from 'node:fs';
+import { closeSync, existsSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import * as assert from 'uvu/assert';
 import { libc } from '../../shim/libc.js';
 import { linuxKernel } from '../../shim/linux.js';
@@ -15,6 +17,7 @@ import {
   at,
   compileLibrary,
   endAll,
+  kernelWith,
   map,
   needKernel,
   never,
@@ -122,6 +125,23 @@ function shrunk(uffd: Userfaultfd): Mapping {
   uffd.register(mapping.address, 4 * P);
   assert.is(libc().ftruncate(mapping.fd, P), 0);
   return mapping;
+}
+
+/** A page of a file on disk, watched for writes: which nothing can be filled into. */
+function watchedFile(uffd: Userfaultfd): bigint {
+  const folder = mkdtempSync(join(tmpdir(), 'uffd-errors-'));
+  const path = join(folder, 'file');
+  writeFileSync(path, pageOf(1));
+  const mapping = keep(Mapping.file(path, { shared: true }));
+  keep({ close: () => rmSync(folder, { recursive: true }) });
+  uffd.register(mapping.address, P, 'write-protect');
+  return mapping.address;
+}
+
+/** A userfaultfd that cannot see what is mapped. */
+function blind(): Userfaultfd {
+  const kernel = kernelWith(() => ({ unfillableAt: () => undefined }));
+  return keep(Userfaultfd.open({ features: ['wp-async'], kernel }));
 }
 
 /** Pages with something in them, as a source. */
@@ -236,6 +256,16 @@ const CASES: Case[] = [
     uffd.register(base, HUGE);
     return { act: () => uffd.copy(base, pageOf(1)), range: [base, P, 0] };
   }],
+  ['UFFDIO_COPY', 'EINVAL', 'page {page} is in {unfillable}', () => {
+    const uffd = uffdWith('wp-async');
+    const base = watchedFile(uffd);
+    return { act: () => uffd.copy(base, pageOf(1)), range: [base, P, 0] };
+  }],
+  ['UFFDIO_COPY', 'EINVAL', 'the memory at {page} is of a kind', () => {
+    const uffd = blind();
+    const base = watchedFile(uffd);
+    return { act: () => uffd.copy(base, pageOf(1)), range: [base, P, 0] };
+  }],
   ['UFFDIO_COPY', 'EINVAL', 'the range reaches beyond', () => ({
     act: () => uffdWith().copy(BEYOND, pageOf(1)), range: [BEYOND, P, 0],
   })],
@@ -259,6 +289,16 @@ const CASES: Case[] = [
     const base = huge(HUGE);
     uffd.register(base, HUGE);
     return { act: () => uffd.zero(base, HUGE), range: [base, HUGE, 0] };
+  }],
+  ['UFFDIO_ZEROPAGE', 'EINVAL', 'page {page} is in {unfillable}', () => {
+    const uffd = uffdWith('wp-async');
+    const base = watchedFile(uffd);
+    return { act: () => uffd.zero(base, P), range: [base, P, 0] };
+  }],
+  ['UFFDIO_ZEROPAGE', 'EINVAL', 'the memory at {page} is of a kind', () => {
+    const uffd = blind();
+    const base = watchedFile(uffd);
+    return { act: () => uffd.zero(base, P), range: [base, P, 0] };
   }],
   ['UFFDIO_ZEROPAGE', 'EINVAL', 'the range reaches beyond', () => ({
     act: () => uffdWith().zero(BEYOND, P), range: [BEYOND, P, 0],
@@ -299,6 +339,11 @@ const CASES: Case[] = [
     const base = huge(HUGE);
     uffd.register(base, HUGE);
     return { act: () => uffd.poison(base, P), range: [base, P, 0] };
+  }],
+  ['UFFDIO_CONTINUE', 'EINVAL', 'page {page} is in {unfillable}', () => {
+    const uffd = uffdWith('wp-async');
+    const base = watchedFile(uffd);
+    return { act: () => uffd.continue(base, P), range: [base, P, 0] };
   }],
   ['UFFDIO_POISON', 'EINVAL', 'the range reaches beyond', () => ({
     act: () => uffdWith('poison').poison(BEYOND, P), range: [BEYOND, P, 0],
@@ -377,6 +422,11 @@ const CASES: Case[] = [
     act: () => withoutDescriptors(() => Userfaultfd.open({ via: 'syscall', pid: process.pid }), 1),
   })],
   ['pidfd_open', 'ESRCH', 'there is no process', () => ({ act: () => Userfaultfd.open({ pid: 0x7fffffff }) })],
+  ['/proc/PID/smaps', 'EMFILE', 'the process has no file descriptor', () => {
+    const uffd = uffdWith();
+    const base = huge(HUGE);
+    return { act: () => withoutDescriptors(() => uffd.register(base, HUGE)) };
+  }],
   ['eventfd', 'EMFILE', 'the process has no file descriptor', () => {
     const uffd = uffdWith();
     return { act: () => withoutDescriptors(() => uffd.start({ pagefault: never })) };
@@ -479,6 +529,9 @@ const UNPROVOKED: Record<string, Record<string, string>> = {
     accept4: 'EMFILE ENFILE ENOMEM',
     sendmsg: 'EAGAIN EPIPE',
   },
+  'page-size.test.ts provokes one that stands for all': {
+    '/proc/PID/smaps': 'EACCES EIO ENFILE ENOENT ENOMEM EPERM ESRCH',
+  },
   'open.test.ts provokes it': { 'any call': 'EBADF' },
 };
 
@@ -511,7 +564,7 @@ function patternOf(text: string): string {
   return text
     .split(/\{\w+\}/)
     .map((part) => part.replace(/[.*+?^${}()|[\]\\]/g, '\\$&'))
-    .join('(?:0x[0-9a-f]+|\\d+)');
+    .join('(?:0x[0-9a-f]+|\\d+|a mapping of the file \\S+)');
 }
 
 /** The one row that a case is about. */
