@@ -6,6 +6,7 @@ import { Errno, UffdError } from './errors.js';
 import { modeNames, type Operation, operationNames } from './features.js';
 import type { RegisteredRange } from './handler.js';
 import type { KernelPort } from './kernel.js';
+import { PastRanges } from './past-ranges.js';
 import { Sources } from './sources.js';
 
 /** The kernel's names of the operations, by row of the transfer table. */
@@ -43,6 +44,10 @@ export class Channel {
   sourced = false;
   /** What they keep. */
   readonly sources: Sources;
+  /** What was registered here once. */
+  readonly past = new PastRanges();
+  /** A fault came from memory that this object does not know: so it cannot say what it watches. */
+  strange = false;
 
   readonly #pageSize: number;
 
@@ -145,15 +150,27 @@ export class Channel {
   transfer(operation: Op, options: number, start: bigint, length: number, source = 0n): number {
     const exports = this.core.arguments(start, length, source);
     const step = this.#carry(exports.transferBegin(operation, options));
-    if (step === Step.failed) throw this.#failure(operation, options, start + BigInt(length));
+    if (step === Step.failed)
+      throw this.#failure(operation, options, start + BigInt(length), exports.transferErrno());
+    if (step === Step.unmapped && !this.#isTold(BigInt.asUintN(64, exports.transferCursor())))
+      throw this.#failure(operation, options, start + BigInt(length), Errno.ENOENT as number);
     return exports.transferDone();
   }
 
+  /** A fault is offered: notes whether its memory is known here. */
+  offers(page: bigint): void {
+    if (!this.strange && !this.core.arguments(page, 1).rangeMeets()) this.strange = true;
+  }
+
+  /** Whether this object was ever told of an address. What is not there is gone then; else its memory was mistaken. */
+  #isTold(address: bigint): boolean {
+    return this.strange || this.rangeAt(address) !== undefined || this.past.has(address);
+  }
+
   /** What the transfer that has failed was about, of what was asked for up to `end`. */
-  #failure(operation: Op, options: number, end: bigint): UffdError {
+  #failure(operation: Op, options: number, end: bigint, errno: number): UffdError {
     const { exports } = this.core;
     const address = BigInt.asUintN(64, exports.transferCursor());
-    const errno = exports.transferErrno();
     return new UffdError(errno, OPERATIONS[operation], {
       ...(errno === Errno.EINVAL && { unfillable: this.port.unfillableAt?.(this.pid, address) }),
       transferred: exports.transferDone(),
@@ -176,7 +193,7 @@ export class Channel {
     if (begun === Step.ask) return passed < length ? undefined : { passed, installed: 0 };
     const step = this.#carry(begun);
     if (step !== Step.failed) return { passed, installed: exports.transferDone() };
-    throw this.#failure(Op.copy, options, start + BigInt(length));
+    throw this.#failure(Op.copy, options, start + BigInt(length), exports.transferErrno());
   }
 
   /** Gives the answers that the core has. How that ended: Next.answered, or Next.fault, which is the handler's. */

@@ -181,6 +181,7 @@ export class Rounds {
         const end = core.delivered(1);
         this.#served.channel.wake(start, Number(end - start));
         this.#served.channel.sources.letGo();
+        this.#served.channel.past.add(start, end);
         this.#call(() => this.handler.unmapped?.(start, end));
         break;
       }
@@ -190,6 +191,7 @@ export class Rounds {
         const length = Number(core.delivered(2));
         this.#served.channel.wake(from, length);
         this.#served.channel.sources.letGo();
+        this.#served.channel.past.add(from, from + BigInt(length));
         this.#call(() => this.handler.remapped?.(from, to, length));
         break;
       }
@@ -239,6 +241,7 @@ export class Rounds {
 
   #offer(fault: Pagefault): void {
     const { core, port } = this.#served.channel;
+    this.#served.channel.offers(fault.page);
     let answered = false;
     let answer: bigint = Answer.threw;
     try {

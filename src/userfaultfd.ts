@@ -350,6 +350,7 @@ export class Userfaultfd implements Disposable {
     this.#channel.wake(start, length);
     if (!core.arguments(start, length).rangeTake()) throw noMemory();
     this.#channel.sources.letGo();
+    this.#channel.past.add(start, start + BigInt(length));
   }
 
   /**
@@ -376,7 +377,8 @@ export class Userfaultfd implements Disposable {
    * @param length whole pages; default: all of `src`, which must then be whole pages
    * @returns bytes resolved. Fewer than `length`: a mapping change came first, the memory is gone, or its
    *   process is; in a handler return `false`, and the fault comes again where it still stands.
-   * @throws RangeError, TypeError; UffdError EFAULT (source), ENOMEM, EINVAL with `transferred`
+   * @throws RangeError, TypeError; UffdError EFAULT (source), ENOMEM, EINVAL with `transferred`; ENOENT where nothing is
+   *   registered and nothing ever was, as far as this object was told (register, `ranges` of wrap, a fork, a move)
    */
   copy(dst: bigint, src: ArrayBufferView | bigint, length?: number, options: CopyOptions = {}): number {
     if (typeof src === 'bigint') {

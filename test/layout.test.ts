@@ -101,6 +101,7 @@ const LAYERS = [
   [
     ...['src/kernel.ts', 'src/core.ts', 'src/handler.ts', 'src/registry.ts', 'src/stopper.ts'],
     ...['src/arrangements.ts', 'src/spin.ts', 'src/warning.ts', 'src/whole-pages.ts', 'src/names.ts'],
+    ...['src/past-ranges.ts'],
     ...[
       'src/reasons/facts.ts',
       'src/wasm.d.ts',

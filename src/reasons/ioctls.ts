@@ -65,6 +65,12 @@ const NO_MAPPING: Reason = {
   remedy: 'the library wakes who waits there and returns how far it came; fill each mapping by itself',
 };
 
+const NEVER_TOLD: Reason = {
+  when: unregistered,
+  cause: 'nothing is registered here at {page}, and nothing ever was',
+  remedy: "register the memory first, or pass its ranges to wrap (see 'ranges' for what is registered)",
+};
+
 const PRESENT: Reason = {
   cause: 'page {page} is there already',
   remedy: 'the library wakes who waits for it, counts it and goes on; what it holds stays',
@@ -93,7 +99,12 @@ const NOT_FOR_WRITE_PROTECT: Reason = {
 };
 
 /** What every fill may meet. ENOSPC is how Linux 4.11 and 4.12 say ESRCH. */
-const FILL = { EAGAIN: CHANGING, ENOENT: NO_MAPPING, ENOSPC: GONE, ESRCH: GONE } satisfies Reasons;
+const FILL = {
+  EAGAIN: CHANGING,
+  ENOENT: [NEVER_TOLD, NO_MAPPING],
+  ENOSPC: GONE,
+  ESRCH: GONE,
+} satisfies Reasons;
 
 export const IOCTLS: Readonly<Record<string, Reasons>> = {
   UFFDIO_API: {
@@ -264,10 +275,13 @@ export const IOCTLS: Readonly<Record<string, Reasons>> = {
         remedy: 'check the address, which is none that mmap gave, and the kernel',
       },
     ],
-    ENOENT: {
-      cause: "nothing is mapped at {page}, or a part of the range is not registered for 'write-protect'",
-      remedy: 'register it with that mode; the library wakes who waits there and returns 0',
-    },
+    ENOENT: [
+      NEVER_TOLD,
+      {
+        cause: "nothing is mapped at {page}, or a part of the range is not registered for 'write-protect'",
+        remedy: 'register it with that mode; the library wakes who waits there and returns 0',
+      },
+    ],
     ENOMEM: FULL,
     ESRCH: GONE,
   },

@@ -266,6 +266,11 @@ const CASES: Case[] = [
     const base = watchedFile(uffd);
     return { act: () => uffd.copy(base, pageOf(1)), range: [base, P, 0] };
   }],
+  ['UFFDIO_COPY', 'ENOENT', 'nothing is registered here', () => {
+    const uffd = uffdWith();
+    const base = map(1);
+    return { act: () => uffd.copy(base, pageOf(1)), range: [base, P, 0] };
+  }],
   ['UFFDIO_COPY', 'EINVAL', 'the range reaches beyond', () => ({
     act: () => uffdWith().copy(BEYOND, pageOf(1)), range: [BEYOND, P, 0],
   })],
@@ -298,6 +303,11 @@ const CASES: Case[] = [
   ['UFFDIO_ZEROPAGE', 'EINVAL', 'the memory at {page} is of a kind', () => {
     const uffd = blind();
     const base = watchedFile(uffd);
+    return { act: () => uffd.zero(base, P), range: [base, P, 0] };
+  }],
+  ['UFFDIO_ZEROPAGE', 'ENOENT', 'nothing is registered here', () => {
+    const uffd = uffdWith();
+    const base = map(1);
     return { act: () => uffd.zero(base, P), range: [base, P, 0] };
   }],
   ['UFFDIO_ZEROPAGE', 'EINVAL', 'the range reaches beyond', () => ({
@@ -340,10 +350,20 @@ const CASES: Case[] = [
     uffd.register(base, HUGE);
     return { act: () => uffd.poison(base, P), range: [base, P, 0] };
   }],
+  ['UFFDIO_CONTINUE', 'ENOENT', 'nothing is registered here', () => {
+    const uffd = uffdWith();
+    const base = map(1);
+    return { act: () => uffd.continue(base, P), range: [base, P, 0] };
+  }],
   ['UFFDIO_CONTINUE', 'EINVAL', 'page {page} is in {unfillable}', () => {
     const uffd = uffdWith('wp-async');
     const base = watchedFile(uffd);
     return { act: () => uffd.continue(base, P), range: [base, P, 0] };
+  }],
+  ['UFFDIO_POISON', 'ENOENT', 'nothing is registered here', () => {
+    const uffd = uffdWith('poison');
+    const base = map(1);
+    return { act: () => uffd.poison(base, P), range: [base, P, 0] };
   }],
   ['UFFDIO_POISON', 'EINVAL', 'the range reaches beyond', () => ({
     act: () => uffdWith('poison').poison(BEYOND, P), range: [BEYOND, P, 0],
@@ -353,6 +373,11 @@ const CASES: Case[] = [
     const uffd = uffdWith('wp-hugetlbfs-shmem');
     const base = huge(HUGE);
     uffd.register(base, HUGE, 'write-protect');
+    return { act: () => uffd.writeProtect(base, P, true), range: [base, P, 0] };
+  }],
+  ['UFFDIO_WRITEPROTECT', 'ENOENT', 'nothing is registered here', () => {
+    const uffd = uffdWith();
+    const base = map(1);
     return { act: () => uffd.writeProtect(base, P, true), range: [base, P, 0] };
   }],
   ['UFFDIO_WRITEPROTECT', 'EINVAL', 'the range reaches beyond', () => ({
