@@ -8,6 +8,8 @@ import { libc } from './libc.js';
 const SEEK_DATA = 3;
 const SEEK_HOLE = 4;
 const ENXIO = -6;
+/** PATH_MAX. */
+const PATH_MOST = 4096;
 
 export function closeDescriptor(fd: number): number {
   const c = libc();
@@ -32,6 +34,15 @@ export function readAt(fd: number, buffer: Uint8Array, offset: number): number {
   const c = libc();
   const read = c.pread(fd, buffer, buffer.length, offset);
   return read < 0 ? -c.errno() : read;
+}
+
+/** Where a symbolic link leads that a descriptor of O_PATH stands for. @throws RangeError if it does not fit */
+export function readLink(fd: number): string {
+  const c = libc();
+  const target = Buffer.alloc(PATH_MOST);
+  const length = c.readlinkat(fd, '', target, PATH_MOST);
+  if (length < 0 || length >= PATH_MOST) throw new RangeError('a link leads to what is no path');
+  return target.toString('utf8', 0, length);
 }
 
 /** The first offset from `offset` on that has data; `end` where there is none. −errno. */

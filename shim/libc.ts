@@ -20,6 +20,7 @@ export interface Libc {
   fcntl(fd: number, command: number, argument: number): number;
   read(fd: number, buffer: Word, length: number): number;
   pread(fd: number, buffer: Uint8Array, length: number, offset: number): number;
+  readlinkat(fd: number, path: string, buffer: Uint8Array, length: number): number;
   poll(fds: Word, count: number, timeoutMs: number): number;
   close(fd: number): number;
   eventfd(initial: number, flags: number): number;
@@ -49,6 +50,8 @@ export interface Libc {
 
 /** System call numbers by Node's name of the machine (kernel-semantics: Syscall numbers). */
 const SYS_USERFAULTFD: Readonly<Record<string, number>> = { x64: 323, arm64: 282 };
+/** The same on all machines that userfaultfd is on; Node does not name it. */
+export const O_PATH = 0x200000;
 /** The same on all machines. */
 export const SYS_PIDFD_SEND_SIGNAL = 424;
 export const SYS_PIDFD_OPEN = 434;
@@ -90,6 +93,7 @@ function load(): Libc {
     fcntl: c.func('fcntl', 'int', ['int', 'int', 'long']),
     read: c.func('read', 'intptr_t', ['int', 'uintptr_t', 'size_t']),
     pread: c.func('pread', 'intptr_t', ['int', 'void *', 'size_t', 'int64_t']),
+    readlinkat: c.func('readlinkat', 'intptr_t', ['int', 'str', 'void *', 'size_t']),
     poll: c.func('poll', 'int', ['uintptr_t', 'ulong', 'int']),
     close: c.func('close', 'int', ['int']),
     eventfd: c.func('eventfd', 'int', ['uint', 'int']),

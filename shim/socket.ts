@@ -4,7 +4,9 @@
 // Rule: a descriptor that came with a message is in the answer, whatever else is wrong with that message: whoever
 // asked owns it.
 
-import { libc } from './libc.js';
+import { constants, openSync } from 'node:fs';
+import { basename, dirname } from 'node:path';
+import { libc, O_PATH } from './libc.js';
 
 const AF_UNIX = 1;
 const SOCK_STREAM = 1;
@@ -16,8 +18,11 @@ const SO_PEERCRED = 17;
 const MSG_CTRUNC = 8;
 const MSG_NOSIGNAL = 0x4000;
 const MSG_CMSG_CLOEXEC = 0x40000000;
-const EAGAIN = -11;
 const ENAMETOOLONG = -36;
+const EPERM = -1;
+const ENOENT = -2;
+const EPROTOTYPE = -91;
+const ECONNREFUSED = -111;
 
 /** struct sockaddr_un: the family, and a path of 108 bytes that need not end in zero. */
 const PATH_MOST = 108;
@@ -61,12 +66,28 @@ export function listenUnix(path: string): number {
   return fd;
 }
 
-/** A socket that is connected to who listens at a path. ECONNREFUSED: nobody does; EAGAIN: its queue is full. */
+/** A socket that is connected to who listens at a path, of any length. ECONNREFUSED: nobody does; EAGAIN: its queue is full. */
 export function connectUnix(path: string): number {
   return connected(path, SOCK_STREAM);
 }
 
 function connected(path: string, kind: number): number {
+  const folder = Buffer.byteLength(path) < PATH_MOST || isAbstract(path) ? undefined : openFolder(path);
+  if (folder === undefined) return connectedTo(path, kind);
+  if (folder < 0) return folder;
+  return closed(folder, connectedTo(`/proc/self/fd/${folder}/${basename(path)}`, kind));
+}
+
+/** The folder of a path that is too long for an address: a shorter one leads through its descriptor. −errno. */
+function openFolder(path: string): number {
+  try {
+    return openSync(dirname(path), O_PATH | constants.O_DIRECTORY);
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).errno ?? ENAMETOOLONG;
+  }
+}
+
+function connectedTo(path: string, kind: number): number {
   const c = libc();
   const fd = c.socket(AF_UNIX, kind | SOCK_NONBLOCK_CLOEXEC, 0);
   if (fd < 0) return -c.errno();
@@ -118,13 +139,21 @@ export function sendDatagram(path: string, text: string): number {
   return closed(fd, result < 0 ? result : 0);
 }
 
-/** Whether somebody listens at a path. */
-export function isListening(path: string): boolean {
-  const fd = connectUnix(path);
-  // A full queue has a listener.
-  if (fd < 0) return fd === EAGAIN;
-  libc().close(fd);
-  return true;
+/**
+ * Whether a process has bound the socket at a path, one that does not listen included; −errno where that cannot be told.
+ * Nothing of it reaches that process: a socket of datagrams is never queued.
+ */
+export function isBound(path: string): boolean | number {
+  const fd = connected(path, SOCK_DGRAM);
+  if (fd >= 0) return closed(fd, 0) === 0;
+  // Of another type; or it takes datagrams from one peer only.
+  if (fd === EPROTOTYPE || fd === EPERM) return true;
+  return fd === ECONNREFUSED || fd === ENOENT ? false : fd;
+}
+
+/** Abstract names are given with '@' or a zero character in front. */
+function isAbstract(path: string): boolean {
+  return path.startsWith('@') || path.startsWith('\0');
 }
 
 function closed(fd: number, result: number): number {
@@ -136,7 +165,7 @@ function closed(fd: number, result: number): number {
 function addressOf(path: string): Uint8Array | undefined {
   const name = Buffer.from(path);
   if (name.length >= PATH_MOST) return undefined;
-  const abstract = path.startsWith('@');
+  const abstract = isAbstract(path);
   const address = Buffer.alloc(PATH_AT + name.length + (abstract ? 0 : 1));
   address.writeUInt16LE(AF_UNIX);
   name.copy(address, PATH_AT);

@@ -8,11 +8,10 @@
 //    descriptor that finds no room is lost, and its guest hangs.
 //  - Nothing is left behind: sockets' paths, descriptors, threads.
 
-import { chmodSync, chownSync, unlinkSync } from 'node:fs';
 import { closeDescriptor, descriptorsLeft } from '../../shim/descriptors.js';
 import { openPidfd, SIGKILL, signalPidfd } from '../../shim/process.js';
 import { linuxProcessors } from '../../shim/processors.js';
-import { acceptUnix, listenUnix, type Peer, peerOf } from '../../shim/socket.js';
+import { acceptUnix, type Peer, peerOf } from '../../shim/socket.js';
 import { watchReadable } from '../../shim/watch.js';
 import { checkInteger, checkOneOf, wrongType } from '../arguments.js';
 import { UffdError, UnsupportedError } from '../errors.js';
@@ -26,13 +25,16 @@ import { HandOffError, parseRegions } from './handoff.js';
 import { type Mapping, MemoryFile, type SharedRuns, shared } from './memory-file.js';
 import { Session, type SessionEnd } from './session.js';
 import { type SessionTask, toldError } from './session-task.js';
-import { inodeOf, makeRoom, SocketError } from './socket-path.js';
+import { ListeningSocket, SocketError } from './socket-path.js';
 import { Threads } from './threads.js';
 import { aboutSession, identify, type MemoryIdentity, workingSet } from './working-set.js';
 
 /** A socket, and the memory that is served there. */
 export interface Vm {
-  /** Path of the unix socket to listen at. */
+  /**
+   * Path of the unix socket to listen at. A name that begins with '@' or a zero character is an abstract one, which is in no
+   * file system: it has neither owner nor mode.
+   */
   readonly socket: string;
   /** Path of the snapshot's memory file. */
   readonly memory: string;
@@ -67,7 +69,7 @@ export interface ServeOptions {
   handOffMs?: number;
   /** How long to wait for the first monitor, in milliseconds; default: for ever. */
   acceptMs?: number;
-  /** Mode and owner of the sockets. */
+  /** Mode of the sockets, 0 to 0o777, and their owner. A socket has them from the moment that it has its name. */
   socketMode?: number;
   socketOwner?: { readonly uid: number; readonly gid: number };
 }
@@ -93,15 +95,13 @@ const OTHER_RUNTIME = (name: string): string =>
 /** One socket that is listened at. */
 interface Listener {
   readonly vm: Vm;
-  readonly fd: number;
+  readonly socket: ListeningSocket;
   readonly identity: MemoryIdentity;
   readonly prefetch: SharedRuns;
   readonly memory: MemoryFile;
   watch: Watch | undefined;
   /** Set where monitors wait: when it listens again. */
   starved: NodeJS.Timeout | undefined;
-  /** Of the socket's file: it is removed only while it is still ours. */
-  readonly inode: number | undefined;
 }
 
 /** A monitor that has connected, held against its PID being used again. */
@@ -168,7 +168,7 @@ export class Server extends ServerEmitter implements AsyncDisposable {
     }
     // Nobody hears of a monitor before its caller had a chance to listen for events.
     for (const listener of server.#listeners) {
-      listener.watch = watchReadable(listener.fd, () => server.#accept(listener));
+      listener.watch = watchReadable(listener.socket.fd, () => server.#accept(listener));
     }
     server.#threads.prepare();
     if (options.acceptMs !== undefined) {
@@ -224,27 +224,17 @@ export class Server extends ServerEmitter implements AsyncDisposable {
     const { prefetch = [], force = false, socketMode, socketOwner } = this.#options;
     // Checked before anybody connects.
     const memory = new MemoryFile(vm.memory);
-    let fd = -1;
+    let socket: ListeningSocket | undefined;
     try {
       const identity = identify(vm.memory);
       const runs = prefetch.length > 0 ? workingSet(prefetch, identity, force) : [];
-      makeRoom(vm.socket);
-      fd = listenUnix(vm.socket);
-      if (fd < 0) {
-        throw new SocketError(`cannot listen at ${vm.socket}: ${new UffdError(fd, 'bind').message}`);
-      }
-      if (socketOwner) chownSync(vm.socket, socketOwner.uid, socketOwner.gid);
-      if (socketMode !== undefined) chmodSync(vm.socket, socketMode);
-      const inode = inodeOf(vm.socket);
+      socket = ListeningSocket.listen(vm.socket, { mode: socketMode, owner: socketOwner });
       memory.readAhead(runs);
       const prefetched = shared(runs);
-      return { vm, fd, identity, prefetch: prefetched, memory, watch: undefined, starved: undefined, inode };
+      return { vm, socket, identity, prefetch: prefetched, memory, watch: undefined, starved: undefined };
     } catch (error) {
       memory.close();
-      if (fd >= 0) {
-        closeDescriptor(fd);
-        unlinkSync(vm.socket);
-      }
+      socket?.close();
       throw error;
     }
   }
@@ -254,12 +244,11 @@ export class Server extends ServerEmitter implements AsyncDisposable {
     this.#accepting = false;
     void this.#threads.close();
     clearTimeout(this.#acceptLimit);
-    for (const { vm, fd, watch, starved, inode, memory } of this.#listeners.splice(0)) {
+    for (const { socket, watch, starved, memory } of this.#listeners.splice(0)) {
       watch?.close();
       clearTimeout(starved);
       memory.close();
-      closeDescriptor(fd);
-      if (inodeOf(vm.socket) === inode) unlinkSync(vm.socket);
+      socket.close();
     }
     for (const [connection, monitor] of this.#connections) {
       connection.close();
@@ -281,7 +270,7 @@ export class Server extends ServerEmitter implements AsyncDisposable {
     if (left < needed) this.#starve(listener, noRoom(left, needed));
     // Behind the last that there is room for there may be nobody: if there is, this is called again.
     for (let room = left; room >= needed && this.#accepting; room -= GUEST_DESCRIPTORS) {
-      const fd = acceptUnix(listener.fd);
+      const fd = acceptUnix(listener.socket.fd);
       if (fd === EAGAIN) return;
       if (fd < 0) {
         this.#starve(listener, new UffdError(fd, 'accept4').message);
@@ -314,7 +303,7 @@ export class Server extends ServerEmitter implements AsyncDisposable {
     listener.watch?.close();
     listener.watch = undefined;
     listener.starved = setTimeout(() => {
-      listener.watch = watchReadable(listener.fd, () => this.#accept(listener));
+      listener.watch = watchReadable(listener.socket.fd, () => this.#accept(listener));
     }, STARVED_MS);
   }
 
@@ -432,7 +421,7 @@ function deferred(): { promise: Promise<void>; resolve: () => void; reject: (err
 }
 
 function checkOptions(options: ServeOptions): void {
-  const { vms, window, wait, placement, onError, handOffMs, acceptMs } = options;
+  const { vms, window, wait, placement, onError, handOffMs, acceptMs, socketMode, socketOwner } = options;
   if (!Array.isArray(vms) || vms.length === 0) throw wrongType('vms', 'sockets with their memory', vms);
   if (window !== undefined) checkWindow(window, 'window');
   if (wait !== undefined) checkOneOf(wait, 'wait', WAITS);
@@ -442,4 +431,8 @@ function checkOptions(options: ServeOptions): void {
   if (onError !== undefined) checkOneOf(onError, 'onError', ['kill', 'leave']);
   if (handOffMs !== undefined) checkInteger(handOffMs, 'handOffMs', 1, 2 ** 31 - 1);
   if (acceptMs !== undefined) checkInteger(acceptMs, 'acceptMs', 1, 2 ** 31 - 1);
+  if (socketMode !== undefined) checkInteger(socketMode, 'socketMode', 0, 0o777);
+  // The last of 32 bits says to the kernel: leave it.
+  if (socketOwner) checkInteger(socketOwner.uid, 'socketOwner.uid', 0, 2 ** 32 - 2);
+  if (socketOwner) checkInteger(socketOwner.gid, 'socketOwner.gid', 0, 2 ** 32 - 2);
 }

@@ -88,7 +88,7 @@ export function addServe(program: Command): void {
     .command('serve')
     .summary("restore microVM snapshots: answer a guest's page faults from a memory file")
     .description("Restores microVM snapshots: answers a guest's page faults from a memory file.")
-    .option('--socket <PATH>', 'the unix socket to listen at')
+    .option('--socket <PATH>', 'the unix socket to listen at; @NAME is an abstract one')
     .option('--memory <FILE>', "the snapshot's memory file")
     .addOption(
       new Option('--vm <socket=PATH,memory=FILE>', 'another socket and its memory; may repeat').argParser(
@@ -224,13 +224,14 @@ function vmOf(text: string): Vm {
 }
 
 function modeOf(text: string): number {
-  if (/^[0-7]{3,4}$/.test(text)) return Number.parseInt(text, 8);
+  if (/^0?[0-7]{3}$/.test(text)) return Number.parseInt(text, 8);
   throw new InvalidArgumentError('It must be three octal digits, like 660.');
 }
 
 function ownerOf(text: string): { uid: number; gid: number } {
   const found = /^(\d{1,10}):(\d{1,10})$/.exec(text);
-  if (found) return { uid: Number(found[1]), gid: Number(found[2]) };
+  const [uid, gid] = [Number(found?.[1]), Number(found?.[2])];
+  if (uid < 2 ** 32 - 1 && gid < 2 ** 32 - 1) return { uid, gid };
   throw new InvalidArgumentError('It must be two numbers, like 1000:1000.');
 }
 
