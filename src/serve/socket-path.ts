@@ -64,9 +64,8 @@ export class ListeningSocket {
     if (name === '' || path.includes('\0'))
       throw new SocketError(`${JSON.stringify(path)} is no path of a socket`);
     if (bytes > NAME_MOST) {
-      throw new SocketError(
-        `cannot listen at ${path}: ${name} has ${bytes} bytes; ${NAME_MOST} are the most`,
-      );
+      const reason = `${name} has ${bytes} bytes; ${NAME_MOST} are the most`;
+      throw new UffdError(ENAMETOOLONG, 'bind', { reason });
     }
     const directory = Directory.open(dirname(path));
     try {
