@@ -45,6 +45,8 @@ export interface Libc {
   recvmsg(fd: number, message: Word, flags: number): number;
   sendmsg(fd: number, message: Word, flags: number): number;
   clock_gettime(clock: number, timespec: Word): number;
+  exit_now(code: number): void;
+  alarm(seconds: number): number;
   pidfd_send_signal(number: number, pidfd: number, signal: number, info: Word, flags: number): number;
 }
 
@@ -118,6 +120,8 @@ function load(): Libc {
     recvmsg: c.func('recvmsg', 'intptr_t', ['int', 'uintptr_t', 'int']),
     sendmsg: c.func('sendmsg', 'intptr_t', ['int', 'uintptr_t', 'int']),
     clock_gettime: c.func('clock_gettime', 'int', ['int', 'uintptr_t']),
+    exit_now: c.func('_exit', 'void', ['int']),
+    alarm: c.func('alarm', 'uint', ['uint']),
     // As a bare system call, like pidfd_open.
     pidfd_send_signal: c.func('syscall', 'long', ['long', 'int', 'int', 'uintptr_t', 'uint']),
   };

@@ -1,5 +1,6 @@
 // Other processes, held by a pidfd: a PID may be another process's by the time it is used, a pidfd never is.
 
+import { readdirSync, readFileSync } from 'node:fs';
 import { libc, SYS_PIDFD_OPEN, SYS_PIDFD_SEND_SIGNAL } from './libc.js';
 
 export const SIGKILL = 9;
@@ -15,4 +16,37 @@ export function openPidfd(pid: number): number {
 export function signalPidfd(pidfd: number, signal: number): number {
   const c = libc();
   return c.pidfd_send_signal(SYS_PIDFD_SEND_SIGNAL, pidfd, signal, 0, 0) < 0 ? -c.errno() : 0;
+}
+
+/**
+ * Whether a thread of this process sleeps in a page fault of a userfaultfd, or waits for one to read a mapping change.
+ * False where the kernel does not say where threads sleep (/proc/PID/task/TID/wchan).
+ */
+export function waitsForUserfaultfd(tid: number): boolean {
+  try {
+    return /userfault(?!\w*_read)/.test(readFileSync(`/proc/self/task/${tid}/wchan`, 'latin1'));
+  } catch {
+    // It has ended, or /proc is not there.
+    return false;
+  }
+}
+
+/** The threads of this process. */
+export function threadIds(): number[] {
+  try {
+    return readdirSync('/proc/self/task').map(Number);
+  } catch {
+    return [];
+  }
+}
+
+/** Ends the process at once, with all its threads wherever they sleep: nothing of it runs any more. */
+export function exitNow(code: number): never {
+  libc().exit_now(code);
+  throw new Error('_exit returned');
+}
+
+/** Has the process killed by SIGALRM, if it has not ended by itself until then. */
+export function killAfter(seconds: number): void {
+  libc().alarm(seconds);
 }

@@ -84,6 +84,11 @@ export function checkFunction(value: unknown, argument: string): void {
   if (typeof value !== 'function') throw wrongType(argument, 'a function', value);
 }
 
+/** An object of options: a text or a number in its place would be passed over without a word. */
+export function checkOptions(value: unknown, argument: string): asserts value is object {
+  if (typeof value !== 'object' || value === null) throw wrongType(argument, 'an object', value);
+}
+
 export function checkOneOf<T>(value: unknown, argument: string, choices: readonly T[]): asserts value is T {
   if (!choices.includes(value as T)) {
     throw invalidValue(`${argument} must be one of ${choices.join(', ')}; it is ${String(value)}`);

@@ -49,14 +49,15 @@ export class Channel {
   /** A fault came from memory that this object does not know: so it cannot say what it watches. */
   strange = false;
 
-  readonly #pageSize: number;
+  /** Bytes of the system's pages. */
+  readonly pageSize: number;
 
   constructor(core: Core, port: KernelPort, fd: number, pageSize: number) {
     this.core = core;
     this.sources = new Sources(core);
     this.port = port;
     this.fd = fd;
-    this.#pageSize = pageSize;
+    this.pageSize = pageSize;
   }
 
   /** The kernel's name of an operation. */
@@ -97,7 +98,7 @@ export class Channel {
    */
   pageSizeAt(address: bigint, operations: ReadonlySet<Operation>): number {
     // Only huge pages have no zero page: any other range has the system's page size.
-    if (operations.has('zero')) return this.#pageSize;
+    if (operations.has('zero')) return this.pageSize;
     const size = this.port.pageSizeAt(this.pid, address);
     if (size > 0) return size;
     const known = this.rangeAt(address);
@@ -136,6 +137,16 @@ export class Channel {
   /** Tells whoever records or replays what the program asks for, or how a callback ended. */
   note(code: number, first = 0n, second = 0, third = 0, fourth = 0n): void {
     this.port.note?.(code, first, second, third, fourth);
+  }
+
+  /** Hands an error over that no caller is there for: an uncaught exception, or what the port makes of it. */
+  raise(error: unknown): void {
+    if (this.port.raise) this.port.raise(error);
+    else {
+      queueMicrotask(() => {
+        throw error;
+      });
+    }
   }
 
   /** Issues the ioctl whose struct the core has prepared. */

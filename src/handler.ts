@@ -19,14 +19,22 @@ export interface Pagefault {
 
 /**
  * Called by the loop, one call at a time, on the thread that runs it. Every mapping change is told before any
- * fault that was read with it or before it. A callback that throws stops the loop; nothing is lost by it.
+ * fault that was read with it or before it. If a callback throws, or a promise that it returned rejects, the loop
+ * ends with the error, unless `onError` of `start` decides otherwise; the fault is offered again by the next loop.
+ *
+ * A handler of this type may answer after it has returned: by a promise, under the wait 'poll' only. One that answers
+ * before it returns can say so: `SyncFaultHandler`.
  */
 export interface FaultHandler {
   /**
    * Resolve the fault with one of `uffd`'s operations. `false`: not now; it is offered again by itself, after
    * the next mapping change and on a delay that grows from 1 to 64 ms, and never holds up other faults. A fill
-   * that a mapping change cut short has the same effect. Anything else: answered, now or later from elsewhere. A
-   * promise means later, and nothing else: nobody offers the fault again where that fill comes short.
+   * that a mapping change cut short has the same effect. Anything else: answered, now or later from elsewhere.
+   *
+   * A promise means later, and nothing else: the fault is not offered again if that fill comes short. Nothing
+   * behind an `await` runs while 'block', 'spin' or 'adaptive' wait in the handler's thread. If a handler returns a promise
+   * under one of these, and has not resolved the fault by then, the loop ends with an error (docs/serving.md, "An
+   * asynchronous handler").
    */
   pagefault(fault: Pagefault, uffd: Userfaultfd): boolean | void | Promise<void>;
   /**
@@ -57,6 +65,24 @@ export interface FaultHandler {
    */
   closed?(error?: UffdError): void;
 }
+
+/** A handler that answers each fault before it returns: it serves under every wait. */
+export interface SyncFaultHandler extends FaultHandler {
+  /** As in `FaultHandler`, without a promise. */
+  pagefault(fault: Pagefault, uffd: Userfaultfd): boolean | void;
+}
+
+/**
+ * Decides what follows an error of a handler's: what a callback threw, what a promise that it returned rejected with, or
+ * that it returned a promise under a wait that blocks (code ERR_INVALID_RETURN_VALUE).
+ *
+ * @param error what was thrown
+ * @param fault that the error was about; undefined where it was no fault
+ * @returns 'continue': the loop goes on. The fault is offered again after a delay, unless a call on the userfaultfd has
+ *   resolved it by now (`poison`, for one). Anything else: the loop ends with the error. If this throws, it ends
+ *   with that error.
+ */
+export type OnError = (error: unknown, fault: Pagefault | undefined) => 'continue' | void;
 
 /** A part of memory that a userfaultfd watches. Can be posted to another thread, for `wrap`. */
 export interface RegisteredRange {

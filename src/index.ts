@@ -5,7 +5,7 @@ import './linux.js';
 export { UffdError, UnsupportedError } from './errors.js';
 export type { Feature, KnownFeature, KnownOperation, Mode, Operation } from './features.js';
 export { FEATURES, featureSince, OPERATIONS, operationSince } from './features.js';
-export type { FaultHandler, Pagefault, RegisteredRange } from './handler.js';
+export type { FaultHandler, OnError, Pagefault, RegisteredRange, SyncFaultHandler } from './handler.js';
 export type {
   Kernel,
   KernelPort,
@@ -24,11 +24,13 @@ export type {
   MoveOptions,
   OpenOptions,
   PageState,
+  PollOptions,
   Probe,
   ProbeOptions,
   RegisterOptions,
   SourceOptions,
   StartOptions,
+  StartOptionsFor,
   Window,
   WrapOptions,
 } from './options.js';

@@ -70,6 +70,10 @@ export interface KernelPort {
   readonly processors?: Processors;
   /** Told what the program asks for and what its handler answers, for those who record or replay. No kernel has it. */
   note?(code: Note, first: bigint, second: number, third: number, fourth: bigint): void;
+  /** The port behind a recorder, for what a replay is not to see. */
+  readonly unrecorded?: KernelPort;
+  /** Takes an error that no caller is there for; where it is missing, that is an uncaught exception. */
+  raise?(error: unknown): void;
   /** Whether another thread has asked the loop to stop, as found; passed through for those who record or replay. */
   sense?(stopRequested: boolean): boolean;
 }

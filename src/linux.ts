@@ -2,6 +2,14 @@
 // never fails.
 
 import { eventfdSignal, linuxKernel, trySyscall } from '../shim/linux.js';
+import { seeToEnd } from './ending.js';
+import type { Kernel } from './kernel.js';
 import { useSystem } from './system.js';
 
-useSystem({ kernel: linuxKernel, trySyscall, eventfdSignal });
+function kernel(): Kernel {
+  const linux = linuxKernel();
+  seeToEnd();
+  return linux;
+}
+
+useSystem({ kernel, trySyscall, eventfdSignal });

@@ -7,8 +7,8 @@
 //    and `closed` is told when it returns. `start` and `poll` inside a callback are refused.
 
 import { Errno, UffdError } from './errors.js';
-import type { FaultHandler } from './handler.js';
-import type { Watch } from './kernel.js';
+import type { FaultHandler, OnError } from './handler.js';
+import { Note, type Watch } from './kernel.js';
 import { type Placement, Placer } from './placement.js';
 import { Rounds, type Served } from './rounds.js';
 import { Spin } from './spin.js';
@@ -74,7 +74,7 @@ export class Loop {
   constructor(served: Served, handler: FaultHandler) {
     this.#served = served;
     const goesOn = (): boolean => !served.stopRequested() && (this.running || this.#single);
-    this.#rounds = new Rounds(served, handler, goesOn);
+    this.#rounds = new Rounds(served, handler, goesOn, (error) => this.#fail(error));
   }
 
   get handler(): FaultHandler {
@@ -87,10 +87,12 @@ export class Loop {
   }
 
   /** Runs (or for `poll` starts) the loop. `stopFd`: the eventfd that wakes it up to stop. */
-  run(wait: Wait, stopFd: number, placement: Placement): void {
+  run(wait: Wait, stopFd: number, placement: Placement, onError?: OnError): void {
     const { port, pid } = this.#served.channel;
     if (placement !== 'none' && port.processors) this.#placer = new Placer(port.processors, pid, placement);
     this.running = true;
+    this.#rounds.failures.onError = onError;
+    this.#rounds.blocking = wait === 'poll' ? undefined : wait;
     this.#rounds.pause();
     this.#stopFd = stopFd;
     if (wait === 'poll') {
@@ -113,8 +115,19 @@ export class Loop {
     if (running) this.#obey();
   }
 
+  /** Ends the loop with an error that no caller is there for: a handler's promise has rejected. */
+  #fail(error: unknown): void {
+    const { channel } = this.#served;
+    if (this.running) {
+      channel.note(Note.STOP);
+      this.stop();
+    }
+    channel.raise(error);
+  }
+
   #halt(): void {
     this.running = false;
+    this.#rounds.blocking = undefined;
     this.#placer?.leave();
     this.#placer = undefined;
     this.#source?.close();
@@ -128,6 +141,11 @@ export class Loop {
     this.#look = undefined;
   }
 
+  /** A call has seen to [start, start + length): see `Rounds`. */
+  settles(start: bigint, length: number): void {
+    this.#rounds.settles(start, length);
+  }
+
   /** Sees to what a transfer outside a round brought: messages that were read, or the news that the process is gone. */
   follow(): void {
     if (this.inRound) return;
@@ -137,8 +155,9 @@ export class Loop {
   }
 
   /** One round without a strategy. How many messages were handled. */
-  once(): number {
+  once(onError?: OnError): number {
     this.#single = !this.running;
+    if (this.#single) this.#rounds.failures.onError = onError;
     this.#rounds.pause();
     try {
       const handled = this.#rounds.round();

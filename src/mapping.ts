@@ -15,6 +15,7 @@ import { isMainThread, threadId } from 'node:worker_threads';
 import { closeDescriptor } from '../shim/descriptors.js';
 import * as memory from '../shim/memory.js';
 import { checkInteger, checkPageAddress, invalidState, outOfRange, wrongType } from './arguments.js';
+import { seeToEnd } from './ending.js';
 import { UffdError } from './errors.js';
 import type { Feature } from './features.js';
 import {
@@ -82,6 +83,7 @@ export class Mapping implements Disposable {
 
   private constructor(shared: SharedMapping, plan?: Plan) {
     const { address, length, pageSize, users } = shared;
+    seeToEnd();
     this.address = address;
     this.length = length;
     this.pageSize = pageSize;

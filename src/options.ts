@@ -4,7 +4,7 @@ import { checkInteger } from './arguments.js';
 import type { PAGE_STATES } from './core.js';
 import { ADAPTIVE, Option } from './core.js';
 import type { Feature, Operation } from './features.js';
-import type { RegisteredRange } from './handler.js';
+import type { FaultHandler, OnError, RegisteredRange } from './handler.js';
 import type { Kernel } from './kernel.js';
 import type { Wait } from './loop.js';
 import type { Placement } from './placement.js';
@@ -94,12 +94,29 @@ export interface MoveOptions extends FillOptions {
   allowHoles?: boolean;
 }
 
-export interface StartOptions {
+/** Options of `poll`. */
+export interface PollOptions {
+  /**
+   * Decides what follows an error of the handler's. Default: the loop ends with it. What is thrown while `start` or `poll` run
+   * reaches their caller; on the event loop, and for a promise that rejects, it is an uncaught exception.
+   */
+  onError?: OnError;
+}
+
+/** Options of `start`. */
+export interface StartOptions extends PollOptions {
   /** How to wait for faults; default 'poll'. */
   wait?: Wait;
   /** Where the thread of the loop runs meanwhile; default 'none'. Where there are no processors to choose from, that. */
   placement?: Placement;
 }
+
+/** Options of `start` for a handler: one whose `pagefault` always returns a promise takes the wait 'poll' only. */
+export type StartOptionsFor<Handler extends FaultHandler> = [ReturnType<Handler['pagefault']>] extends [never]
+  ? StartOptions
+  : ReturnType<Handler['pagefault']> extends PromiseLike<unknown>
+    ? StartOptions & { wait?: 'poll' }
+    : StartOptions;
 
 /**
  * What is known of a page: see `Userfaultfd.pageState`.

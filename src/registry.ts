@@ -22,3 +22,8 @@ export function ownerOf(fd: number): Userfaultfd | undefined {
 export function watchersOf(start: bigint, length: number): Userfaultfd[] {
   return [...open].filter((uffd) => uffd.watches(start, length));
 }
+
+/** Whether this thread has a userfaultfd open. */
+export function anyOpen(): boolean {
+  return open.size > 0;
+}

@@ -10,6 +10,7 @@
 import type { Channel } from './channel.js';
 import { MODES, Next } from './core.js';
 import { Errno, UffdError } from './errors.js';
+import { Failures, isPromise, promiseError, rejectionOf } from './failures.js';
 import type { FaultHandler, Pagefault } from './handler.js';
 import { Answer, Note } from './kernel.js';
 import type { Stopper } from './stopper.js';
@@ -43,10 +44,16 @@ export class Rounds {
   readonly handler: FaultHandler;
   /** One is under way: its callbacks are on the stack. */
   under = false;
+  /** The wait that holds this thread: nothing behind an `await` of the handler's runs meanwhile. */
+  blocking: string | undefined;
+  readonly failures: Failures;
   readonly #served: Served;
   /** Whether to go on after a callback. */
   readonly #goesOn: () => boolean;
   #warned = false;
+  /** The fault that is with the handler, and whether a call has seen to its page since. */
+  #offered: Pagefault | undefined;
+  #settled = false;
   /** Messages of this round that were handled. */
   #handled = 0;
   /**
@@ -59,10 +66,18 @@ export class Rounds {
   /** Answers were given just now: that time will do for the beginning of the next round. */
   #just = false;
 
-  constructor(served: Served, handler: FaultHandler, goesOn: () => boolean) {
+  /** `fail` ends the loop with an error that has no caller to go to. */
+  constructor(served: Served, handler: FaultHandler, goesOn: () => boolean, fail: (error: unknown) => void) {
     this.#served = served;
     this.handler = handler;
     this.#goesOn = goesOn;
+    this.failures = new Failures(served.channel, () => served.isOpen(), fail);
+  }
+
+  /** A call has resolved what waits in `length` bytes at `start`, or found it gone, or the core knows that it came short. */
+  settles(start: bigint, length: number): void {
+    const page = this.#offered?.page;
+    if (page !== undefined && page >= start && page < start + BigInt(length)) this.#settled = true;
   }
 
   /** A round begins now; for whoever needs to know when. */
@@ -244,25 +259,42 @@ export class Rounds {
     this.#served.channel.offers(fault.page);
     let answered = false;
     let answer: bigint = Answer.threw;
+    this.#offered = fault;
+    this.#settled = false;
     try {
-      answered = this.handler.pagefault(fault, this.#served.face) !== false;
+      const said = this.handler.pagefault(fault, this.#served.face);
+      if (isPromise(said)) this.#later(said, fault);
+      answered = said !== false;
+      answer = answered ? Answer.answered : Answer.notNow;
+    } catch (error) {
+      this.failures.decide(error, fault);
+      answered = this.#settled;
       answer = answered ? Answer.answered : Answer.notNow;
     } finally {
+      this.#offered = undefined;
       this.#served.channel.note(Note.ANSWER, answer);
       // After a throw the fault stays: nothing is lost for whoever starts again.
       if (core.exports.inboxAnswer(answered ? 1 : 0)) core.exports.inboxDefer(port.now());
     }
   }
 
+  /** The handler answers later. In a loop that holds the thread there is no later. */
+  #later(promise: PromiseLike<unknown>, fault: Pagefault): void {
+    const { blocking } = this;
+    const rejected = blocking === undefined ? undefined : rejectionOf(promise);
+    if (blocking === undefined || rejected === undefined) this.failures.follow(promise, fault);
+    // What it rejected with is told by the error that is thrown here.
+    else promise.then(undefined, () => {});
+    if (blocking === undefined || !this.#served.isOpen()) return;
+    if (rejected !== undefined || !this.#settled) throw promiseError(blocking, fault, rejected);
+  }
+
   #fork(fd: number): void {
     const child = this.#served.adopt(fd);
     this.#call(() => {
-      if (!this.handler.forked) {
-        child.close();
-        return;
-      }
+      if (!this.handler.forked) return child.close();
       try {
-        this.handler.forked(child);
+        return this.handler.forked(child);
       } catch (error) {
         child.close();
         throw error;
@@ -271,10 +303,14 @@ export class Rounds {
   }
 
   /** Makes a callback that answers nothing. */
-  #call(callback: () => void): void {
+  #call(callback: () => unknown): void {
     let answer: bigint = Answer.threw;
     try {
-      callback();
+      const said = callback();
+      if (isPromise(said)) this.failures.follow(said, undefined);
+      answer = Answer.returned;
+    } catch (error) {
+      this.failures.decide(error, undefined);
       answer = Answer.returned;
     } finally {
       this.#served.channel.note(Note.ANSWER, answer);

@@ -7,6 +7,7 @@ import {
   checkFunction,
   checkInteger,
   checkOneOf,
+  checkOptions,
   checkPageAddress,
   checkRange,
   checkView,
@@ -40,11 +41,13 @@ import {
   type MoveOptions,
   type OpenOptions,
   type PageState,
+  type PollOptions,
   type Probe,
   type ProbeOptions,
   type RegisterOptions,
   type SourceOptions,
   type StartOptions,
+  type StartOptionsFor,
   type Window,
   type WrapOptions,
   windowBits,
@@ -348,6 +351,7 @@ export class Userfaultfd implements Disposable {
       throw new UffdError(result, 'UFFDIO_UNREGISTER', { address: start, length, range });
     }
     this.#channel.wake(start, length);
+    this.#loop?.settles(start, length);
     if (!core.arguments(start, length).rangeTake()) throw noMemory();
     this.#channel.sources.letGo();
     this.#channel.past.add(start, start + BigInt(length));
@@ -439,6 +443,7 @@ export class Userfaultfd implements Disposable {
     this.#channel.note(Note.WAKE, start, length);
     const result = this.#channel.wake(start, length);
     if (result < 0) throw new UffdError(result, 'UFFDIO_WAKE', { address: start, length });
+    this.#loop?.settles(start, length);
   }
 
   /**
@@ -561,7 +566,9 @@ export class Userfaultfd implements Disposable {
     this.#mustBeOpen('UFFDIO_COPY');
     if (!this.#channel.sourced) return undefined;
     try {
-      return this.#channel.ahead(start, length, fillBits(options));
+      const done = this.#channel.ahead(start, length, fillBits(options));
+      if (done && !options.dontWake) this.#loop?.settles(start + BigInt(done.passed), done.installed);
+      return done;
     } finally {
       this.#loop?.follow();
     }
@@ -578,8 +585,13 @@ export class Userfaultfd implements Disposable {
    * Serves faults. With `wait: 'poll'` (default) on the event loop: returns at once, and keeps the process
    * alive. With 'block', 'spin' or 'adaptive' in this thread: returns when stopped.
    *
-   * A handler that throws stops the loop. The error reaches the caller: of `start`, or with 'poll' as an
-   * uncaught exception. The fault it was about stays, for the next `start`; `close` lets every thread go.
+   * If the handler throws, or a promise that it returned rejects, `onError` decides. By default the loop ends with the
+   * error. It reaches the caller of `start`, or with 'poll' it is an uncaught exception. The fault it was about
+   * stays, for the next `start`; `close` lets every thread go. Behind an uncaught exception the process ends although
+   * threads of it sleep in page faults; nobody reads zeros meanwhile.
+   *
+   * A handler may return a promise under 'poll' only. Under the other waits the loop ends with a TypeError,
+   * code ERR_INVALID_RETURN_VALUE, if the fault is not resolved when `pagefault` returns.
    *
    * @example
    * ```ts
@@ -611,12 +623,15 @@ export class Userfaultfd implements Disposable {
    *
    * @returns false for a descriptor that is closed or released, and without a handler. A second call while a
    *   loop runs is true, warns, and keeps the first handler.
-   * @throws UffdError where reading fails; the object is closed then, and `closed` was told
+   * @throws UffdError where reading fails; the object is closed then, and `closed` was told. What the handler throws
    */
+  start<Handler extends FaultHandler>(handler: Handler, options?: StartOptionsFor<Handler>): boolean;
   start(handler: FaultHandler, options: StartOptions = {}): boolean {
-    const { wait = 'poll', placement = 'none' } = options;
+    checkOptions(options, 'options');
+    const { wait = 'poll', placement = 'none', onError } = options;
     checkOneOf(wait, 'wait', WAITS);
     checkPlacement(placement);
+    if (onError !== undefined) checkFunction(onError, 'onError');
     if (this.closed || !handler) return false;
     this.#channel.note(Note.START, 0n, WAITS.indexOf(wait));
     if (!this.#channel.isOpen()) return false;
@@ -628,7 +643,7 @@ export class Userfaultfd implements Disposable {
     if (this.#loop?.inRound)
       throw invalidState('start: called from inside a callback of the same userfaultfd');
     const stopFd = this.#stopEventfd();
-    this.#useHandler(handler).run(wait, stopFd, placement);
+    this.#useHandler(handler).run(wait, stopFd, placement, onError);
     return true;
   }
 
@@ -642,10 +657,14 @@ export class Userfaultfd implements Disposable {
   /**
    * One round without a loop: reads what is there, tells the handler, returns. Does not wait.
    *
+   * A handler may return a promise: it goes on when the event loop does. If that rejects, and `onError` does not say
+   * 'continue', the error is an uncaught exception; the fault is offered again by the next round.
+   *
    * @param handler default: the one of the last `start` or `poll`
    * @returns how many messages were handled
    */
-  poll(handler?: FaultHandler): number {
+  poll(handler?: FaultHandler, { onError }: PollOptions = {}): number {
+    if (onError !== undefined) checkFunction(onError, 'onError');
     this.#mustBeOpen('read');
     this.#channel.note(Note.POLL, 0n, handler === undefined ? 0 : 1);
     if (handler !== undefined) {
@@ -655,7 +674,7 @@ export class Userfaultfd implements Disposable {
     }
     if (!this.#loop) throw invalidState('poll: there is no handler; pass one');
     if (this.#loop.inRound) throw invalidState('poll: called from inside a callback of the same userfaultfd');
-    return this.#loop.once();
+    return this.#loop.once(onError);
   }
 
   /**
@@ -792,7 +811,9 @@ export class Userfaultfd implements Disposable {
     this.#channel.note(operation, start, length, options, told ? source : 0n);
     const address = told ? source : this.#channel.port.addressOf(source);
     try {
-      return this.#channel.transfer(operation, options, start, length, address);
+      const done = this.#channel.transfer(operation, options, start, length, address);
+      if (wakes(operation, options)) this.#loop?.settles(start, length);
+      return done;
     } catch (error) {
       if (!(error instanceof UffdError)) throw error;
       throw explained(error, noveltiesOf(operation, options), this.#channel);
@@ -832,6 +853,12 @@ export class Userfaultfd implements Disposable {
   #mustBeOpen(syscall: string): void {
     if (this.closed) throw new UffdError(Errno.EBADF as number, syscall);
   }
+}
+
+/** Whether a fill lets go who waits: not with `dontWake`, and not by protecting. */
+function wakes(operation: Op, options: number): boolean {
+  if (options & Option.dontWake) return false;
+  return operation !== Op.writeProtect || !(options & Option.writeProtect);
 }
 
 /** The kernel, with a recorder between, if there is one. */

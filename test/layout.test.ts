@@ -65,6 +65,7 @@ const LAYERS = [
   [
     ...[
       'src/placement.ts',
+      'src/ending.ts',
       'src/options.ts',
       'src/channel.ts',
       'src/rounds.ts',
@@ -90,6 +91,7 @@ const LAYERS = [
   ['src/arguments.ts', 'shim/libc.ts', 'src/sim/context.ts'],
   [
     'src/errors.ts',
+    'src/failures.ts',
     'shim/koffi.ts',
     'src/parts.ts',
     'src/system.ts',

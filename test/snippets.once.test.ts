@@ -42,6 +42,7 @@ declare global {
   const myHandler: typeof handlerOf;
   const hasty: (fetch: (page: bigint) => Promise<Uint8Array>) => FaultHandler;
   const { answerFromSource, explore, simulate }: typeof testing;
+  const fetchPage: (page: bigint) => Promise<Uint8Array>;
   const start: bigint, page: bigint, source: bigint;
   const pageSize: number, fd: number, pid: number, P: number, MADV_DONTNEED: number;
   const features: Iterable<Feature>, ranges: Iterable<RegisteredRange>;

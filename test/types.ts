@@ -15,6 +15,7 @@ import {
   type Probe,
   type RegisteredRange,
   type SharedMapping,
+  type SyncFaultHandler,
   type UffdError,
   type UnsupportedError,
   Userfaultfd,
@@ -46,6 +47,7 @@ import {
 } from 'userfaultfd/trace';
 
 declare const uffd: Userfaultfd;
+declare const planted: () => never;
 declare const kernel: sim.SimulatedKernel;
 
 // ---- userfaultfd -------------------------------------------------------------------------------------------
@@ -120,6 +122,22 @@ uffd.start({
     expectTypeOf([start, end]).toEqualTypeOf<bigint[]>();
   },
 });
+declare const either: FaultHandler;
+declare const sync: SyncFaultHandler;
+uffd.start(either, { wait: 'block' });
+uffd.start(sync, { wait: 'spin' });
+uffd.start({ pagefault: () => planted() }, { wait: 'block' });
+uffd.start({ async pagefault() {} }, { wait: 'poll', onError: () => 'continue' });
+expectTypeOf(sync).toExtend<FaultHandler>();
+uffd.poll({ async pagefault() {} }, { onError() {} });
+// @ts-expect-error Nothing behind an await runs while the thread is held.
+uffd.start({ async pagefault() {} }, { wait: 'block' });
+// @ts-expect-error The same.
+uffd.start({ pagefault: () => Promise.resolve() }, { wait: 'adaptive' });
+// @ts-expect-error One that answers later is none that answers at once.
+({ async pagefault() {} }) satisfies SyncFaultHandler;
+// @ts-expect-error The word is 'continue'.
+uffd.start(either, { onError: () => 'go on' });
 // @ts-expect-error Who answers later says nothing by it.
 uffd.start({ pagefault: async () => false });
 // @ts-expect-error Faults have to be answered.

@@ -360,4 +360,11 @@ export class SimulatedPort implements KernelPort {
   after(delayMs: number, due: () => void): Watch {
     return this.#kernel.after(delayMs, due);
   }
+
+  /** A step of the kernel throws it. */
+  raise(error: unknown): void {
+    this.#kernel.after(0, () => {
+      throw error;
+    });
+  }
 }

@@ -2,7 +2,9 @@
 // the handler are the real ones; `start`, `poll` and `close` are the object's own, with a handler that passes on.
 
 import type { UffdError } from '../errors.js';
+import { isPromise } from '../failures.js';
 import type { FaultHandler, Pagefault } from '../handler.js';
+import type { StartOptions } from '../options.js';
 import { EVENT } from '../sim/abi.js';
 import type { Userfaultfd } from '../userfaultfd.js';
 import type { Failure } from './failure.js';
@@ -33,8 +35,8 @@ export function attend(uffd: Userfaultfd, told: Told, attendant: Attendant, name
     return known;
   };
   return Object.assign(uffd, {
-    start: (handler, options) => start.call(uffd, passOn(handler), options),
-    poll: (handler) => poll.call(uffd, handler && passOn(handler)),
+    start: (handler: FaultHandler, options?: StartOptions) => start.call(uffd, passOn(handler), options),
+    poll: (handler, options) => poll.call(uffd, handler && passOn(handler), options),
     close() {
       told.givenUp = true;
       close.call(uffd);
@@ -50,6 +52,11 @@ function heard(handler: FaultHandler, told: Told, attendant: Attendant, name: st
   const pages = (start: bigint, end: bigint): string => pagesOf(start, end, attendant.pageSize);
   const passed: FaultHandler = {
     pagefault: (fault, uffd) => answer(handler, fault, uffd, told, attendant, name),
+    answered(...counts) {
+      const [faults] = counts;
+      note(`answered: ${faults} fault${faults === 1 ? '' : 's'} from a source`);
+      handler.answered?.(...counts);
+    },
     removed(start, end) {
       note(`removed: ${pages(start, end)}`);
       told.change(EVENT.REMOVE, [start, end]);
@@ -101,18 +108,13 @@ function answer(
     answered(is !== false);
   }
   if (is === false) attendant.note?.(`${name}: answers false: not now`);
-  if (isPromise(is)) follow(is, attendant);
-  return is;
+  return isPromise(is) ? follow(is, attendant) : is;
 }
 
-function isPromise(value: unknown): value is PromiseLike<unknown> {
-  return typeof (value as PromiseLike<unknown> | undefined)?.then === 'function';
-}
-
-/** A handler that answers later: what it throws then is heard of, too. */
-function follow(promise: PromiseLike<unknown>, attendant: Attendant): void {
+/** A handler that answers later: a promise that rejects breaks an invariant, and the library hears no more of it. */
+function follow(promise: PromiseLike<unknown>, attendant: Attendant): Promise<void> {
   attendant.answering++;
-  promise.then(
+  return Promise.resolve(promise).then(
     () => {
       attendant.answering--;
     },

@@ -73,6 +73,7 @@ export function listened(
     addressOf: (view) => inner.addressOf(view),
     watch: (fd, ready) => inner.watch(fd, ready),
     after: (delayMs, due) => inner.after(delayMs, due),
+    ...(inner.raise ? { raise: (error: unknown) => inner.raise?.(error) } : {}),
   };
 }
 

@@ -41,6 +41,8 @@ export function recordingKernel(inner: Kernel, writer: TraceWriter, meta: Record
 class RecordingPort implements KernelPort {
   /** Where threads run is no part of a trace. */
   readonly processors?: Processors;
+  readonly unrecorded: KernelPort;
+  raise?: (error: unknown) => void;
   readonly #inner: KernelPort;
   readonly #memory: LinearMemory;
   readonly #writer: TraceWriter;
@@ -57,6 +59,8 @@ class RecordingPort implements KernelPort {
   constructor(inner: KernelPort, memory: LinearMemory, writer: TraceWriter) {
     this.#inner = inner;
     if (inner.processors) this.processors = inner.processors;
+    this.unrecorded = inner;
+    if (inner.raise) this.raise = (error) => inner.raise?.(error);
     this.#memory = memory;
     this.#writer = writer;
     this.#begunUs = Math.floor(inner.now() * 1000);
