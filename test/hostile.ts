@@ -23,6 +23,8 @@ const OPTIONS: readonly (readonly string[])[] = [
 const start = seed();
 const kind = process.env.UFFD_KIND;
 const first = Number(process.env.UFFD_FIRST ?? 0);
+// What was started goes with it.
+for (const name of ['SIGINT', 'SIGTERM'] as const) process.once(name, () => process.exit(1));
 const begun = performance.now();
 
 if (kind === 'each') await playEach();

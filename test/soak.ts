@@ -18,6 +18,9 @@ const GUEST_ROUNDS = 200_000;
 /** What a server's memory may grow by in the second half of ten million faults. */
 const GROWTH_MOST = 2 ** 20;
 
+// What was started goes with it.
+for (const name of ['SIGINT', 'SIGTERM'] as const) process.once(name, () => process.exit(1));
+
 const first = firstSeed();
 if (STEPS > 0) await worlds();
 if (FAULTS > 0) await guests();

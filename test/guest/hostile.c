@@ -6,8 +6,9 @@
  * Plays COUNT tries from the number FIRST on, JOBS at a time. What a try does depends on SEED and its number; what
  * happens also depends on what the other jobs and the server do meanwhile. -k: only this kind; -l: lists the kinds.
  *
- * It ends with exit code 0 when all tries are over, whatever the server did, and prints one line of JSON: tries by kind,
- * and how many of its processes the server has killed. Whether the server is well is for the test to ask.
+ * When all tries are over, whatever the server did, it prints one line of JSON: tries by kind, and how many of its
+ * processes the server has killed. It stays until it is killed, and keeps the other ends of connections that it has handed
+ * over: the server must not wait for them. Whether the server is well is for the test to ask.
  *
  * Rule: a try may take a while, and never for ever: a process that hangs in a page fault is killed. */
 #define _GNU_SOURCE
@@ -199,6 +200,7 @@ static void report(void)
 			printf("%s\"%s\":%ld", any++ ? "," : "", KINDS[i].name, played);
 	}
 	printf("}}\n");
+	fflush(stdout);
 }
 
 static void choose_kind(const char *name)
@@ -259,7 +261,9 @@ int main(int words, char **arguments)
 	board = mmap(NULL, sizeof(*board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (board == MAP_FAILED)
 		fail("mmap");
+	dig_pit();
 	play_all();
 	report();
-	return 0;
+	for (;;)
+		pause();
 }

@@ -12,7 +12,7 @@ import { get } from 'node:http';
 import { createServer } from 'node:net';
 import { basename, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { commandLine, type Ended, inDirectory } from '../cli/command.js';
+import { commandLine, inDirectory } from '../cli/command.js';
 import { compileProgram, needKernelFaults } from '../kernel/support.js';
 import { Running, writeMemory } from './process.js';
 
@@ -97,16 +97,11 @@ export async function besiege({
       const { code, stdout, stderr } = await one.ended;
       assert.equal(code, 0, `an honest guest was not served to its end: ${code} ${stdout}${stderr}`);
     };
-    const attack = async (from: number, count: number): Promise<Ended> => {
+    const attack = (from: number, count: number): Running => {
       const only = kind === undefined ? [] : ['-k', kind];
       const flags = [...only, '-j', `${jobs}`, '-p', `${server.pid}`, '-m', `${port}`];
       const where = [`${seed}`, `${from}`, `${count}`, ...vms.map(({ socket }) => socket)];
-      const clients = new Running([hostile, ...flags, ...where]);
-      try {
-        return await clients.ended;
-      } finally {
-        clients.kill();
-      }
+      return new Running([hostile, ...flags, ...where]);
     };
     try {
       await server.says(`ready: ${vms.at(-1)?.socket}\n`);
@@ -115,14 +110,20 @@ export async function besiege({
       while (progress.tries < tries) {
         const count = Math.min(batch, tries - progress.tries);
         const what = `seed ${seed}, tries ${first + progress.tries} to ${first + progress.tries + count - 1}`;
+        const clients = attack(first + progress.tries, count);
         try {
-          const [clients] = await watched(port, server, [attack(first + progress.tries, count), guest()]);
-          assert.equal(clients.code, 0, `the clients: ${clients.stderr}`);
-          progress = together(progress, count, clients.stdout, memoryOf(server.pid));
+          // What they hold of connections they keep, until the server was seen to do without.
+          await watched(port, server, [clients.says('\n'), guest()]);
+          await guest();
+          progress = together(progress, count, clients.output.stdout, memoryOf(server.pid));
+          clients.kill();
+          await clients.ended;
           await Promise.race([settled(server.pid, (now) => isAsBefore(now, before), port), ended(server)]);
           await guest();
         } catch (error) {
           throw new Error(`${what}: ${(error as Error).message}\n${lastLines(log)}`, { cause: error });
+        } finally {
+          clients.kill();
         }
         tell?.(progress);
       }
@@ -140,12 +141,8 @@ async function ended(server: Running): Promise<never> {
   throw new Error(`the server has ended: ${code}`);
 }
 
-/** Waits for both, while the server answers; rejects at once when it has ended. */
-async function watched(
-  port: number,
-  server: Running,
-  both: readonly [Promise<Ended>, Promise<void>],
-): Promise<[Ended, void]> {
+/** Waits for all, while the server answers; rejects at once when it has ended. */
+async function watched(port: number, server: Running, both: readonly Promise<void>[]): Promise<void> {
   const over = new AbortController();
   const died = ended(server);
   const asked = (async () => {
@@ -158,7 +155,7 @@ async function watched(
   died.catch(() => {});
   asked.catch(() => {});
   try {
-    return await Promise.race([Promise.all(both), died, asked.then(() => new Promise<never>(() => {}))]);
+    await Promise.race([Promise.all(both), died, asked.then(() => new Promise<never>(() => {}))]);
   } finally {
     over.abort();
   }
