@@ -1,6 +1,7 @@
 // Mapping changes and `ranges`: when a handler hears of a change, the ranges and page states are what the change has
 // made of them. For private memory, shared memory, and shared memory in huge pages.
 
+import { setTimeout as sleep } from 'node:timers/promises';
 import * as assert from 'uvu/assert';
 import {
   MADV_DONTNEED,
@@ -17,7 +18,7 @@ import {
 import type { FaultHandler, Feature, Userfaultfd } from '../../src/index.js';
 import { suite } from '../harness.js';
 import { withHugePages } from './huge-pages.js';
-import { map, mapShared, P, pageOf, type Toucher, withUffd } from './support.js';
+import { map, mapShared, P, pageOf, type Toucher, toucher, withUffd } from './support.js';
 
 const test = suite('events');
 
@@ -197,6 +198,46 @@ test('private: pages that are moved from a place that stays mapped', async () =>
     assert.equal(heard, ['fault 0+1']);
   });
 });
+
+test('private: a thread that sleeps in a page which is moved away, from a place that stays mapped, faults anew', async () => {
+  await withUffd(['event-remap'], async (uffd, sleeper) => {
+    const base = map(PAGES);
+    uffd.register(base, PAGES * P);
+    const flags = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP;
+    const mover = await toucher();
+    const read = sleeper.read(base);
+    await sleeper.asleep();
+    const heard: string[] = [];
+    let answer = false;
+    const handler: FaultHandler = {
+      pagefault(fault) {
+        heard.push(`fault ${answer ? 'again' : 'first'}`);
+        return answer && uffd.copy(fault.page, pageOf(7)) === P;
+      },
+      remapped: () => void heard.push('remapped'),
+    };
+    // Read, and not answered: mremap wakes nobody, and the kernel tells of a sleeper once.
+    uffd.poll(handler);
+    const moved = mover.mremap(base, PAGES * P, PAGES * P, flags, reserve(PAGES * P, P));
+    while (!heard.includes('remapped')) {
+      uffd.poll(handler);
+      await sleep(1);
+    }
+    answer = true;
+    await moved;
+    let over = false;
+    const done = read.then((found) => {
+      over = true;
+      return found;
+    });
+    while (!over) {
+      uffd.poll(handler);
+      await sleep(1);
+    }
+    assert.equal(await done, [7]);
+    assert.is(heard.at(-1), 'fault again');
+  });
+}, 20_000);
 
 test('private: what is moved and grows is watched in its old length; shrinking unmaps the rest', async () => {
   await on('private', EVENTS, async ({ thread, base, target, heard, ranges }) => {

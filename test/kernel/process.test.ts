@@ -13,14 +13,17 @@ import {
   type Call,
   holdings,
   kernelWith,
+  map,
   needKernel,
   never,
+  numberedSource,
   openWith,
   P,
   pageOf,
   recorder,
   skipWithout,
   until,
+  withOpened,
 } from './support.js';
 import { rangeAt, type Watched, watched } from './watched.js';
 
@@ -383,6 +386,27 @@ test('a handler that throws while the rest is told: the next start goes on', asy
     ['closed', 'ESRCH'],
   ]);
 });
+
+test('an answer from a source finds the process gone: that alone ends the watch', async () => {
+  // Nothing else can tell: it is no other process's memory, so nothing is watched beside the descriptor.
+  const kernel = kernelWith((port) => {
+    const ioctl = port.ioctl.bind(port);
+    return { ioctl: (...args) => (args[1] === UFFDIO_COPY ? -3 : ioctl(...args)) };
+  });
+  await withOpened(Userfaultfd.open({ kernel }), async (uffd, thread) => {
+    const base = map(2);
+    uffd.register(base, 2 * P);
+    uffd.answerFrom(base, 2 * P, numberedSource(2));
+    const read = thread.read(base);
+    await thread.asleep();
+    const { calls, handler } = recorder(never);
+    uffd.poll(handler);
+    assert.equal(coded(calls), [['closed', 'ESRCH']]);
+    assert.is(uffd.closed, true);
+    // Its memory is here, after all: what nobody watches is zeros.
+    assert.equal(await read, [0]);
+  });
+}, 20_000);
 
 test('a pid that is none: the descriptor still belongs to the caller, and nothing is kept', async () => {
   const fd = openWith().release();
