@@ -64,12 +64,14 @@ export async function serving(
       ...{ server, socket, memory, directory, ends: [], refusals: [] },
       async guest(guestOptions = {}) {
         const guest = new Guest({ socket, memory, pageSize, ...guestOptions });
-        guests.push(guest);
+        guests.add(guest);
+        // Kept no longer than it lives: a soak has hundreds of them, and looks at what this process grows by.
+        void guest.ended.then(() => guests.delete(guest));
         await guest.handedOver;
         return guest;
       },
     };
-    const guests: Guest[] = [];
+    const guests = new Set<Guest>();
     server.on('ended', (session, end) => scene.ends.push({ session, end }));
     server.on('refused', (error) => scene.refusals.push(error.message));
     const kill = (): void => {
@@ -81,7 +83,7 @@ export async function serving(
     } finally {
       kill();
       process.off('exit', kill);
-      await Promise.all(guests.map(({ ended }) => ended));
+      await Promise.all([...guests].map(({ ended }) => ended));
       await server.close();
     }
   });
