@@ -8,6 +8,8 @@
 //    page that was gone and came back before the first scan is written in the second.
 //  - Without PAGEMAP_SCAN the entries of /proc/PID/pagemap are read: a page whose entry does not say
 //    "write-protected" was written, or is gone. Who reads them protects the page again.
+//  - A guard page has no protection to lose, so its entry never says "write-protected". It is told once, when it
+//    became one; a plane of its own remembers which those are.
 //  - Answers of the kernel outside of what it was asked are refused.
 //  - Runs are as long as can be, ascending and disjoint: they are read off the planes.
 
@@ -30,6 +32,8 @@ export const PLANE_UNTOLD: u32 = 0;
 export const PLANE_UNSAVED: u32 = 1;
 /** Pages that are being saved now. */
 export const PLANE_SAVING: u32 = 2;
+/** Pages whose last entry of /proc/PID/pagemap said "guard". Optional. */
+const GUARDS_PLANE: u32 = 3;
 
 /** The walk is not complete: ask again. */
 export const SCAN_MORE: u32 = 0;
@@ -43,9 +47,11 @@ const REGION_BYTES: u32 = 24;
 const ENTRY_BYTES: u32 = 8;
 /** "Write-protected by userfaultfd" in an entry of /proc/PID/pagemap (5.14). */
 const ENTRY_PROTECTED: u64 = 1 << 57;
+/** "Guard page" there (6.15). */
+const ENTRY_GUARD: u64 = 1 << 58;
 /** Neither present nor swapped. */
 const GONE: u64 = PAGE_IS_PRESENT | PAGE_IS_SWAPPED;
-/** Pages of a range, at most: three planes must fit into the memory. */
+/** Pages of a range, at most: the planes must fit into the memory. */
 const PAGES_MOST: u64 = 1 << 31;
 
 /** The struct of the next PAGEMAP_SCAN. */
@@ -55,6 +61,7 @@ export const scan: usize = memory.data(96, 8);
 let buffer: usize = 0;
 let planes: usize = 0;
 let planeBytes: usize = 0;
+let remembersGuards: bool = false;
 let first: u64 = 0;
 let end: u64 = 0;
 let pages: u32 = 0;
@@ -88,6 +95,7 @@ export function dirtyOpen(pageShift: u32, systemShift: u32, planeCount: u32): bo
   pages = <u32>count;
   planeBytes = (<usize>((count + 63) >> 6)) << 3;
   if (<u64>planeBytes * planeCount >= 1 << 30) return false;
+  remembersGuards = planeCount > GUARDS_PLANE;
   buffer = spanTake(BUFFER_BYTES);
   planes = spanTake(planeBytes * planeCount);
   return buffer != 0 && planes != 0;
@@ -256,20 +264,34 @@ export function entriesTake(bytes: u32): void {
   entries = bytes / ENTRY_BYTES;
 }
 
-function isProtected(index: u32): bool {
-  return (load<u64>(buffer + index * ENTRY_BYTES) & ENTRY_PROTECTED) != 0;
+/** Whether there is nothing to tell of an entry: it is protected, or a guard page as it was when last looked at. */
+function isSettled(index: u32): bool {
+  const value = load<u64>(buffer + index * ENTRY_BYTES);
+  return (value & ENTRY_PROTECTED) != 0 || (remembersGuards && wasGuard(index, (value & ENTRY_GUARD) != 0));
 }
 
-/** The next run of whole pages among them that are not protected; false: the next entries are due. */
+/** Whether the page of an entry was a guard page when last looked at, and is one now; remembers the latter. */
+function wasGuard(index: u32, isGuard: bool): bool {
+  const page = pageOf(position + ((<u64>index) << entryShift));
+  const at = wordAt(GUARDS_PLANE, page);
+  const word = load<u64>(at);
+  const bit: u64 = (<u64>1) << (page & 63);
+  store<u64>(at, isGuard ? word | bit : word & ~bit);
+  return isGuard && (word & bit) != 0;
+}
+
+/** The next run of whole pages among them that were written or went; false: the next entries are due. */
 export function entriesNext(): bool {
-  while (entry < entries && isProtected(entry)) entry++;
+  while (entry < entries && isSettled(entry)) entry++;
   if (entry >= entries) {
     position += (<u64>entries) << entryShift;
     entries = 0;
     return false;
   }
   const from = position + ((<u64>entry) << entryShift);
-  while (entry < entries && !isProtected(entry)) entry++;
+  // Looking at an entry twice would say that its guard is known.
+  do entry++;
+  while (entry < entries && !isSettled(entry));
   const to = position + ((<u64>entry) << entryShift);
   foundStart = first + ((<u64>pageOf(from)) << shift);
   foundEnd = first + ((<u64>pageUp(to)) << shift);

@@ -5,6 +5,8 @@
 import { readdirSync, readFileSync } from 'node:fs';
 import { libc } from './libc.js';
 
+const O_RDWR_CLOEXEC = 0x80002;
+const LOCK_EX_NB = 2 | 4;
 const SEEK_DATA = 3;
 const SEEK_HOLE = 4;
 const ENXIO = -6;
@@ -43,6 +45,20 @@ export function readLink(fd: number): string {
   const length = c.readlinkat(fd, '', target, PATH_MOST);
   if (length < 0 || length >= PATH_MOST) throw new RangeError('a link leads to what is no path');
   return target.toString('utf8', 0, length);
+}
+
+/**
+ * Opens a file and locks it (flock) for as long as the descriptor is open: the descriptor, or −errno. EAGAIN: another
+ * open file has the lock.
+ */
+export function openLocked(path: string): number {
+  const c = libc();
+  const fd = c.open(path, O_RDWR_CLOEXEC);
+  if (fd < 0) return -c.errno();
+  if (c.flock(fd, LOCK_EX_NB) === 0) return fd;
+  const errno = c.errno();
+  c.close(fd);
+  return -errno;
 }
 
 /** The first offset from `offset` on that has data; `end` where there is none. −errno. */

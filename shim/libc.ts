@@ -10,6 +10,16 @@ import { type Koffi, koffi as loadKoffi } from './koffi.js';
 /** koffi gives an integer as a number where it fits and as a bigint where it does not. */
 type Word = number | bigint;
 
+/** process_vm_readv and process_vm_writev: both lists of vectors are pairs of an address and a length. */
+export type VectorCall = (
+  pid: number,
+  local: BigUint64Array,
+  localCount: number,
+  remote: BigUint64Array,
+  remoteCount: number,
+  flags: number,
+) => number;
+
 export interface Libc {
   koffi: Koffi;
   errno(): number;
@@ -29,6 +39,10 @@ export interface Libc {
   munmap(address: Word, length: number): number;
   mremap(address: Word, oldLength: number, newLength: number, flags: number, to: Word): Word;
   madvise(address: Word, length: number, advice: number): number;
+  msync(address: Word, length: number, flags: number): number;
+  process_vm_readv: VectorCall;
+  process_vm_writev: VectorCall;
+  flock(fd: number, operation: number): number;
   memfd_create(name: string, flags: number): number;
   ftruncate(fd: number, length: number): number;
   sysconf(name: number): number;
@@ -57,6 +71,8 @@ export const O_PATH = 0x200000;
 /** The same on all machines. */
 export const SYS_PIDFD_SEND_SIGNAL = 424;
 export const SYS_PIDFD_OPEN = 434;
+
+const VECTORS = ['int', 'void *', 'ulong', 'void *', 'ulong', 'ulong'];
 
 let loaded: Libc | undefined;
 
@@ -104,6 +120,10 @@ function load(): Libc {
     munmap: c.func('munmap', 'int', ['uintptr_t', 'size_t']),
     mremap: c.func('mremap', 'uintptr_t', ['uintptr_t', 'size_t', 'size_t', 'int', 'uintptr_t']),
     madvise: c.func('madvise', 'int', ['uintptr_t', 'size_t', 'int']),
+    msync: c.func('msync', 'int', ['uintptr_t', 'size_t', 'int']),
+    process_vm_readv: c.func('process_vm_readv', 'intptr_t', VECTORS),
+    process_vm_writev: c.func('process_vm_writev', 'intptr_t', VECTORS),
+    flock: c.func('flock', 'int', ['int', 'int']),
     memfd_create: c.func('memfd_create', 'int', ['str', 'uint']),
     ftruncate: c.func('ftruncate', 'int', ['int', 'int64_t']),
     sched_getaffinity: c.func('sched_getaffinity', 'int', ['int', 'size_t', 'void *']),

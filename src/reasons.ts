@@ -34,6 +34,8 @@ export interface Facts {
   pid?: number;
   /** What is mapped at that address, where it is memory that can be watched and not filled. */
   unfillable?: string | undefined;
+  /** Whether it is memory that a DirtyTracker has registered. */
+  tracked?: boolean;
 }
 
 /** One row: what is behind an errno, and what to do. */

@@ -50,6 +50,7 @@ const LAYERS = [
   ['src/serve/handoff.ts', 'src/serve/tally.ts', 'src/serve/events.ts', 'src/serve/directory.ts'],
   ['src/index.ts', 'src/portable.ts', 'src/dirty/index.ts', 'src/trace/index.ts', 'src/sim/index.ts'],
   ['src/dirty/tracker.ts'],
+  ['src/dirty/copying.ts', 'src/dirty/damage.ts', 'src/dirty/storage.ts'],
   ['src/dirty/watch.ts', 'src/dirty/file.ts'],
   ['src/dirty/lifter.ts', 'src/dirty/pages.ts', 'src/dirty/target.ts'],
   ['src/trace/perfetto.ts'],
@@ -77,6 +78,7 @@ const LAYERS = [
   ],
   [
     'src/features.ts',
+    'shim/access.ts',
     'shim/memory.ts',
     'shim/process.ts',
     'shim/processors.ts',

@@ -3,6 +3,7 @@
 //
 // Rules:
 //  - What has no commit record is not there: readers stop before it, the next writer cuts it off.
+//  - What had one, or is followed by a checkpoint, was whole once: it is damaged, which readers and writers are told.
 //  - Nothing from a file is believed before it was checked: sizes against the file, places against the memory, a
 //    checkpoint's bytes against its digest before any of them is used.
 //  - Numbers are little-endian. docs/dirty-tracking.md has the layout.
@@ -23,10 +24,18 @@ export interface Checkpoint {
   readonly bytes: number;
 }
 
-/** A file that is none of these, or of other memory, or damaged. */
+/** A file that holds no checkpoints, is of other memory, is damaged, or is being written by another tracker. */
 export class CheckpointError extends Error {
   override readonly name = 'CheckpointError';
   readonly code = 'ERR_UFFD_CHECKPOINT';
+  /** Of a damaged file: the checkpoints before the first damaged record. */
+  readonly checkpoints: readonly Checkpoint[];
+
+  /** @internal */
+  constructor(message: string, checkpoints: readonly Checkpoint[] = []) {
+    super(message);
+    this.checkpoints = checkpoints;
+  }
 }
 
 /** The memory that a file is about. */
@@ -51,14 +60,16 @@ export interface StoredRun {
 const MAGIC = 'UFFDCKPT';
 const VERSION = 1;
 export const HEADER_BYTES = 32;
-const BEGIN = 0x4e474542;
+export const BEGIN = 0x4e474542;
 const DONE = 0x454e4f44;
-const BEGIN_BYTES = 40;
+export const BEGIN_BYTES = 40;
 const RUN_BYTES = 24;
 const DONE_BYTES = 48;
 const DATA = 1;
 const ZEROS = 2;
 const NO_PARENT = 0xffffffff;
+/** What a disk writes whole or not at all. */
+const SECTOR_BYTES = 512;
 /** Bytes that are read or written at once. */
 export const CHUNK_BYTES = 1 << 20;
 
@@ -67,7 +78,7 @@ function mark(bytes: Buffer): Buffer {
   return createHash('sha256').update(bytes).digest().subarray(0, 8);
 }
 
-async function readAt(file: FileHandle, offset: number, length: number): Promise<Buffer> {
+export async function readAt(file: FileHandle, offset: number, length: number): Promise<Buffer> {
   const bytes = Buffer.alloc(length);
   for (let done = 0; done < length; ) {
     const { bytesRead } = await file.read(bytes, done, length - done, offset + done);
@@ -79,12 +90,25 @@ async function readAt(file: FileHandle, offset: number, length: number): Promise
 
 // ---- reading -----------------------------------------------------------------------------------------------
 
+/** Why the bytes at a place are no whole checkpoint. */
+export interface Flaw {
+  /** The record that is not what it should be, and where it lies. */
+  readonly record: string;
+  readonly at: number;
+  /** Whether the checkpoint was finished: all its pages are there, and a commit record was written behind them. */
+  readonly finished: boolean;
+}
+
 /** A file's checkpoints, as far as it is whole. */
 export interface Contents {
   readonly shape: Shape;
   readonly checkpoints: readonly Stored[];
-  /** Where the last whole one ends: what lies behind is to be cut off. */
+  /** Where the last whole one ends. */
   readonly end: number;
+  /** Bytes of the file. */
+  readonly size: number;
+  /** What is wrong with the bytes behind that. */
+  readonly flaw: Flaw | undefined;
 }
 
 /** Undefined: the file is empty. */
@@ -95,8 +119,9 @@ export async function readContents(file: FileHandle, path: string): Promise<Cont
   const checkpoints: Stored[] = [];
   let end = HEADER_BYTES;
   for (;;) {
+    if (end >= size) return { shape, checkpoints, end, size, flaw: undefined };
     const next = await readStored(file, shape, end, size, checkpoints.length);
-    if (!next) return { shape, checkpoints, end };
+    if ('flaw' in next) return { shape, checkpoints, end, size, flaw: next.flaw };
     checkpoints.push(next);
     end += next.bytes;
   }
@@ -126,42 +151,74 @@ interface Begun {
   pages: number;
 }
 
-/** The checkpoint at `offset`, if a whole one lies there. Its digest is not checked yet. */
+/** The checkpoint at `offset`, or why there is none. Its digest is not checked yet. */
 async function readStored(
   file: FileHandle,
   shape: Shape,
   offset: number,
   size: number,
   index: number,
-): Promise<Stored | undefined> {
-  const begun = await readBegin(file, offset, index);
-  if (!begun) return undefined;
+): Promise<Stored | { flaw: Flaw }> {
+  const begun = beginOf(await readAt(file, offset, BEGIN_BYTES), index);
+  if (!begun) return flaw('begin record', offset, await endsWith(file, offset, size, index));
   let at = offset + BEGIN_BYTES;
   let pages = 0;
   for (;;) {
     const head = await readAt(file, at, RUN_BYTES);
-    if (head.length < RUN_BYTES) return undefined;
-    if (head.readUInt32LE(0) === DONE) break;
-    const run = runOf(head, at, shape, size);
-    if (!run) return undefined;
+    const committed = head.length === RUN_BYTES && head.readUInt32LE(0) === DONE;
+    if (committed || pages === begun.pages) break;
+    const run = head.length === RUN_BYTES ? runOf(head, at, shape, size) : undefined;
+    if (!run) return flaw('run of pages', at, await endsWith(file, offset, size, index));
     pages += run.pages;
     at += RUN_BYTES + (run.offset === undefined ? 0 : run.pages * shape.pageSize);
   }
   const done = await readAt(file, at, DONE_BYTES);
   const whole =
     done.length === DONE_BYTES &&
+    done.readUInt32LE(0) === DONE &&
     done.readUInt32LE(4) === index &&
     done.readBigUInt64LE(8) === BigInt(at - offset) &&
     pages === begun.pages;
-  if (!whole) return undefined;
+  if (!whole) return flaw('commit record', at, done.length === DONE_BYTES && !isTorn(done, at));
   return { ...begun, index, offset, bytes: at + DONE_BYTES - offset, digest: done.subarray(16) };
 }
 
-async function readBegin(file: FileHandle, offset: number, index: number): Promise<Begun | undefined> {
-  const bytes = await readAt(file, offset, BEGIN_BYTES);
-  if (bytes.length < BEGIN_BYTES || bytes.readUInt32LE(0) !== BEGIN) return undefined;
-  if (!bytes.subarray(32).equals(mark(bytes.subarray(0, 32))) || bytes.readUInt32LE(4) !== index)
-    return undefined;
+function flaw(record: string, at: number, finished: boolean): { flaw: Flaw } {
+  return { flaw: { record, at, finished } };
+}
+
+/** A crash of the machine may leave a record zero, from the border of a sector on or up to it. */
+function isTorn(record: Buffer, at: number): boolean {
+  const border = SECTOR_BYTES - (at % SECTOR_BYTES);
+  return [record.subarray(0, border), record.subarray(border)].some(
+    (part) => part.length > 0 && part.every((byte) => byte === 0),
+  );
+}
+
+/** Whether the file ends with the commit record of the checkpoint that begins at `offset`. */
+async function endsWith(file: FileHandle, offset: number, size: number, index: number): Promise<boolean> {
+  const at = size - DONE_BYTES;
+  const done = await readAt(file, at, DONE_BYTES);
+  return (
+    at > offset &&
+    done.length === DONE_BYTES &&
+    done.readUInt32LE(0) === DONE &&
+    done.readUInt32LE(4) === index &&
+    done.readBigUInt64LE(8) === BigInt(at - offset)
+  );
+}
+
+/** Whether these are the bytes of a begin record, of whichever checkpoint. */
+export function isBegin(bytes: Buffer): boolean {
+  return (
+    bytes.length === BEGIN_BYTES &&
+    bytes.readUInt32LE(0) === BEGIN &&
+    bytes.subarray(32).equals(mark(bytes.subarray(0, 32)))
+  );
+}
+
+function beginOf(bytes: Buffer, index: number): Begun | undefined {
+  if (!isBegin(bytes) || bytes.readUInt32LE(4) !== index) return undefined;
   const parent = bytes.readUInt32LE(8);
   if (parent !== NO_PARENT && parent >= index) return undefined;
   return {
@@ -194,8 +251,8 @@ export async function* runsOf(file: FileHandle, shape: Shape, stored: Stored): A
   }
 }
 
-/** @throws CheckpointError where a checkpoint's bytes are not those that were written */
-export async function checkDigest(file: FileHandle, stored: Stored): Promise<void> {
+/** Whether a checkpoint's bytes are those that were written. */
+export async function fitsDigest(file: FileHandle, stored: Stored): Promise<boolean> {
   const hash = createHash('sha256');
   const end = stored.offset + stored.bytes - DONE_BYTES + 16;
   for (let at = stored.offset; at < end; ) {
@@ -204,9 +261,7 @@ export async function checkDigest(file: FileHandle, stored: Stored): Promise<voi
     hash.update(bytes);
     at += bytes.length;
   }
-  if (!hash.digest().equals(stored.digest)) {
-    throw new CheckpointError(`checkpoint ${stored.index} is damaged: its bytes do not fit its digest`);
-  }
+  return hash.digest().equals(stored.digest);
 }
 
 // ---- writing -----------------------------------------------------------------------------------------------

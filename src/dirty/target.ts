@@ -1,12 +1,17 @@
-// The memory that is tracked: whole pages from an address on, read and written through views that are made when
-// they are needed.
+// The memory that is tracked: whole pages from an address on.
 //
-// A mapping may end in the middle of its last page; the rest of that page is zero, and stays so.
+// Rules:
+//  - The kernel copies to and from it, so a page that cannot be accessed is an error here, and no signal.
+//  - A mapping may end in the middle of its last page; the rest of that page is zero, and stays so.
 
-import { pageSize as systemPageSize, view } from '../../shim/memory.js';
-import { checkRange, invalidState, wrongType } from '../arguments.js';
+import { readMemory, writeMemory } from '../../shim/access.js';
+import { pageSize as systemPageSize } from '../../shim/memory.js';
+import { checkAddress, checkInteger, checkRange, invalidState, outOfRange, wrongType } from '../arguments.js';
+import { Errno, UffdError } from '../errors.js';
 import { Mapping } from '../mapping.js';
 import { hex } from '../names.js';
+import { wholePages } from '../whole-pages.js';
+import type { DirtyRun } from './pages.js';
 
 /** Memory that is no `Mapping`: whole pages of one kind, mapped for as long as they are tracked. */
 export interface MemoryRange {
@@ -21,6 +26,7 @@ export class Target {
   /** Bytes, whole pages. */
   readonly length: number;
   readonly #mapping: Mapping | undefined;
+  readonly #byte = new Uint8Array(systemPageSize()).subarray(0, 1);
 
   /** @throws TypeError, RangeError for what is no memory */
   constructor(memory: Mapping | MemoryRange) {
@@ -29,9 +35,8 @@ export class Target {
     }
     const { address, length } = memory;
     this.#mapping = memory instanceof Mapping ? memory : undefined;
-    const page = this.#mapping?.pageSize ?? systemPageSize();
     this.address = address;
-    this.length = this.#mapping ? Math.ceil(length / page) * page : length;
+    this.length = this.#mapping ? wholePages(length, this.#mapping.pageSize) : length;
     checkRange(address, this.length, systemPageSize(), 'memory.address');
   }
 
@@ -40,29 +45,51 @@ export class Target {
     if (this.#mapping?.closed) throw invalidState(`the mapping at ${hex(this.address)} is closed`);
   }
 
-  /** Copies the bytes from `from` on, counted from the memory's start. Behind the end of a mapping they are zero. */
+  /**
+   * The whole pages that cover some bytes of it.
+   *
+   * @throws TypeError, RangeError for bytes outside of it
+   */
+  covering(start: unknown, length: unknown, pageSize: number): DirtyRun {
+    checkAddress(start, 'start');
+    checkInteger(length, 'length', 1, this.length);
+    const end = this.address + BigInt(this.length);
+    if (start < this.address || start + BigInt(length) > end) {
+      throw outOfRange('start', `in ${hex(this.address)}–${hex(end)} with all of its ${length} bytes`, start);
+    }
+    const size = BigInt(pageSize);
+    const first = start - (start % size);
+    return { start: first, length: wholePages(Number(start - first) + length, pageSize) };
+  }
+
+  /**
+   * Copies the bytes from `from` on, counted from the memory's start.
+   *
+   * @throws UffdError EFAULT for a page that cannot be read
+   */
   read(from: number, into: Uint8Array): void {
-    const bytes = this.#slice(from, from + into.length);
-    into.set(bytes);
-    into.fill(0, bytes.length);
+    this.mustBeMapped();
+    const address = this.address + BigInt(from);
+    this.#mustBeAll('process_vm_readv', readMemory(address, into), address, into.length);
   }
 
-  /** Writes bytes, as far as the memory goes. Pages that hold them already are left as they are. */
+  /** @throws UffdError EFAULT for a page that cannot be written; those before it were */
   write(from: number, bytes: Uint8Array): void {
-    const target = this.#slice(from, from + bytes.length);
-    const source = bytes.subarray(0, target.length);
-    if (Buffer.compare(target, source) !== 0) target.set(source);
+    this.mustBeMapped();
+    const address = this.address + BigInt(from);
+    this.#mustBeAll('process_vm_writev', writeMemory(address, bytes), address, bytes.length);
   }
 
-  /** Touches a page. */
-  touch(at: number): void {
-    this.#slice(at, at + 1).at(0);
+  #mustBeAll(call: string, done: number, start: bigint, length: number): void {
+    if (done === length) return;
+    const errno = done < 0 ? done : (Errno.EFAULT as number);
+    const transferred = Math.max(0, done);
+    const address = start + BigInt(transferred);
+    throw new UffdError(errno, call, { address, length: length - transferred, transferred });
   }
 
-  #slice(start: number, end: number): Uint8Array {
-    const { length } = this.#mapping ?? this;
-    const [from, to] = [Math.min(start, length), Math.min(end, length)];
-    if (this.#mapping) return this.#mapping.slice(from, to);
-    return new Uint8Array(view(this.address + BigInt(from), to - from));
+  /** Reads a byte of the page at an offset. False: it cannot be read. */
+  touch(at: number): boolean {
+    return readMemory(this.address + BigInt(at), this.#byte) === 1;
   }
 }

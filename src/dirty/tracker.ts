@@ -5,19 +5,21 @@
 //  - A page is protected before it is told, and read after it was told, so a write is in what is read or is told the
 //    next time, or both. None is missed.
 //  - A checkpoint that fails takes nothing with it: its pages are in the next.
+//  - What the page tables do not tell is the caller's to say, with `mark`.
 
 import { type FileHandle, open } from 'node:fs/promises';
-import { checkInteger, invalidState } from '../arguments.js';
+import { checkInteger, checkOneOf, invalidState } from '../arguments.js';
 import { Plane } from '../core.js';
 import type { Kernel } from '../kernel.js';
 import type { Mapping } from '../mapping.js';
+import { warn } from '../warning.js';
+import { restorePages, savePages } from './copying.js';
+import { checkChain, damageError, isDamaged, restorable } from './damage.js';
 import {
-  CHUNK_BYTES,
   type Checkpoint,
   CheckpointError,
   CheckpointWriter,
   type Contents,
-  checkDigest,
   HEADER_BYTES,
   readContents,
   runsOf,
@@ -26,6 +28,7 @@ import {
   writeHeader,
 } from './file.js';
 import { type DirtyRun, PageSet } from './pages.js';
+import { syncFolder, withFileToWrite } from './storage.js';
 import { type MemoryRange, Target } from './target.js';
 import { openWatch, type Watch } from './watch.js';
 
@@ -49,7 +52,10 @@ export interface RestoreOptions {
   checkpoint?: number;
 }
 
-const PLANES = 3;
+const MODES = ['auto', 'async', 'sync'] as const;
+
+/** Ends the watch of a tracker that nobody has any more: its descriptors, its thread and the protection of the memory. */
+const dropped = new FinalizationRegistry<Watch>((watch) => watch.close());
 
 /** The checkpoint that the memory was equal to, but for what was written since. */
 interface Base {
@@ -58,7 +64,15 @@ interface Base {
   readonly stored: Stored;
 }
 
-/** Says which pages of some memory were written, and keeps checkpoints of it: docs/dirty-tracking.md. */
+/**
+ * Reports which pages of some memory were written, and writes incremental checkpoints of them
+ * (docs/dirty-tracking.md). It sees every write to the tracked addresses that goes through the page tables: by any
+ * thread, and by a system call that copies.
+ *
+ * The kernel cannot report other writes: into pinned pages (O_DIRECT, io_uring with registered buffers, RDMA, VFIO),
+ * through another mapping of the same memory (`Mapping.alias`, another process), and to the file behind it (`pwrite`,
+ * `ftruncate`). Call `mark` once such a write is done.
+ */
 export class DirtyTracker implements Disposable {
   /** How writes are seen. */
   readonly mode: 'async' | 'sync';
@@ -97,24 +111,41 @@ export class DirtyTracker implements Disposable {
    *
    * @param memory a mapping, or whole pages of this process that stay mapped as long as they are tracked
    * @throws UnsupportedError where the kernel has no write-protection of the kind; UffdError as `open` and
-   *   `register`; TypeError, RangeError
+   *   `register` (EBUSY: another tracker or userfaultfd has the memory); TypeError, RangeError
    */
   static async open(memory: Mapping | MemoryRange, options: DirtyOptions = {}): Promise<DirtyTracker> {
     const target = new Target(memory);
     let pages: PageSet | undefined;
-    const pagesOf = (pageSize: number, systemPageSize: number): PageSet => {
-      pages ??= new PageSet(target.address, target.length, pageSize, systemPageSize, PLANES);
+    const makePages = (pageSize: number, systemPageSize: number, planes: number): PageSet => {
+      pages = new PageSet(target.address, target.length, pageSize, systemPageSize, planes);
       return pages;
     };
-    const watch = await openWatch(target, options.mode ?? 'auto', options.kernel, pagesOf);
-    return new DirtyTracker(target, watch, pages as PageSet);
+    const { mode = 'auto' } = options;
+    checkOneOf(mode, 'mode', MODES);
+    const watch = await openWatch(target, mode, options.kernel, makePages);
+    return DirtyTracker.#begin(target, watch, pages as unknown as PageSet);
+  }
+
+  static #begin(target: Target, watch: Watch, pages: PageSet): DirtyTracker {
+    try {
+      // Guard pages, and what was written before this returns, are no news.
+      watch.take(pages);
+      pages.clear(Plane.untold);
+      pages.clear(Plane.unsaved);
+    } catch (error) {
+      watch.close();
+      throw error;
+    }
+    const tracker = new DirtyTracker(target, watch, pages);
+    dropped.register(tracker, watch, tracker);
+    return tracker;
   }
 
   /**
-   * The pages that were written since the last call, or were taken away (madvise) and are zero now: ascending,
-   * disjoint, as long as can be. From here on they count as clean, from before this returns.
+   * The pages that were written since the last call, or were taken away (madvise) and are zero now, or were marked:
+   * ascending, disjoint, as long as can be. From here on they count as clean, from before this returns.
    *
-   * @throws UffdError where a part of the memory is not what was registered any more; nothing is lost by that
+   * @throws UffdError ENOENT if a part of the memory was unmapped, moved or mapped anew: the tracker is of no use then
    */
   collect(): DirtyRun[] {
     this.#mustBeOpen();
@@ -125,32 +156,59 @@ export class DirtyTracker implements Disposable {
   }
 
   /**
+   * Says that bytes were written in a way that the kernel cannot report: see above. The next `collect` reports the
+   * whole pages that cover them, and the next checkpoint contains them. Call it when the write is done: a page that
+   * `collect` reports while the device still writes may change afterwards.
+   *
+   * @example
+   * ```ts
+   * import { Mapping } from 'userfaultfd';
+   * import { DirtyTracker } from 'userfaultfd/dirty';
+   *
+   * const memory = Mapping.memfd(16 * 4096);
+   * const alias = memory.alias();
+   * const tracker = await DirtyTracker.open(memory);
+   * alias.bytes[3 * 4096] = 7;
+   * tracker.mark(memory.address + 3n * 4096n, 1);
+   * console.log(tracker.collect());
+   * tracker.close();
+   * ```
+   *
+   * @param start the first byte's address, a bigint; it need not be page-aligned
+   * @param length bytes, at least 1
+   * @throws RangeError for bytes outside of the tracked memory; TypeError
+   */
+  mark(start: bigint, length: number): void {
+    this.#mustBeOpen();
+    const pages = this.#target.covering(start, length, this.pageSize);
+    this.#pages.mark(pages.start, pages.length);
+  }
+
+  /**
    * Appends a checkpoint to a file, which is made if need be: the pages that were written since the last one, or all
    * of them where this tracker has made or restored none there. What is written meanwhile may be in it or not, and is
    * in the next in any case: for a checkpoint of one moment nobody may write.
    *
-   * @throws CheckpointError where the file is something else, or of other memory; Node's errors of files, after
-   *   which the file is as it was, and the pages are in the next checkpoint
+   * The bytes of a checkpoint that was never finished (a crash) are cut off, with a warning. A file that is damaged is
+   * left alone.
+   *
+   * @throws CheckpointError if the file is something else, of other memory, damaged, or being written by another
+   *   tracker; UffdError EFAULT for a page that cannot be read (a guard page, PROT_NONE), ENOENT as `collect`; Node's
+   *   errors of files. The file is as it was then, and the pages are in the next checkpoint
    */
   async checkpoint(path: string, { sync = true }: CheckpointOptions = {}): Promise<Checkpoint> {
-    return this.#exclusive('checkpoint', async () => {
-      const file = await open(path, 'a+').then(async (made) => {
-        // Appending would ignore positions.
-        await made.close();
-        return open(path, 'r+');
-      });
-      try {
-        return told(await this.#append(file, path, sync));
-      } finally {
-        await file.close();
-      }
-    });
+    return this.#exclusive('checkpoint', () =>
+      withFileToWrite(path, async (file) => told(await this.#append(file, path, sync))),
+    );
   }
 
   async #append(file: FileHandle, path: string, sync: boolean): Promise<Stored> {
     const { dev, ino } = await file.stat();
     const contents = await readContents(file, path);
-    if (contents) this.#mustFit(contents.shape, path);
+    if (contents) {
+      this.#mustFit(contents.shape, path);
+      await mustBeExtendable(file, path, contents);
+    }
     const parent = this.#parentIn(contents, dev, ino);
     const end = contents?.end ?? HEADER_BYTES;
     const pages = this.#pages;
@@ -160,6 +218,7 @@ export class DirtyTracker implements Disposable {
     try {
       await file.truncate(contents ? end : 0);
       if (!contents) await writeHeader(file, { pageSize: this.pageSize, length: pages.length });
+      if (sync) await syncFolder(path);
       const index = contents?.checkpoints.length ?? 0;
       const stored = await this.#write(file, end, index, parent, sync);
       pages.clear(Plane.saving);
@@ -191,37 +250,20 @@ export class DirtyTracker implements Disposable {
     const runs = [...this.#pages.runs(Plane.saving)];
     const pages = runs.reduce((sum, { length }) => sum + length / this.pageSize, 0);
     const writer = await CheckpointWriter.begin(file, offset, index, { parent, time: new Date(), pages });
-    const chunk = Buffer.alloc(Math.max(CHUNK_BYTES, this.pageSize));
-    for (const { start, length } of runs) {
-      const from = Number(start - this.#pages.start);
-      for (let done = 0; done < length; done += chunk.length) {
-        const some = Math.min(chunk.length, length - done);
-        await this.#writeChunk(writer, from + done, chunk.subarray(0, some));
-      }
-    }
+    await savePages(this.#target, this.pageSize, runs, writer);
+    // Memory that was replaced meanwhile would be in the file as if it were this.
+    this.#target.mustBeMapped();
+    this.#watch.verify();
     return writer.commit(sync);
   }
 
-  /** Copies a part of the memory, and writes it in pieces that are zero or not. */
-  async #writeChunk(writer: CheckpointWriter, from: number, chunk: Buffer): Promise<void> {
-    this.#target.read(from, chunk);
-    const { pageSize } = this;
-    const zero = (at: number): boolean => isZero(chunk.subarray(at, at + pageSize));
-    for (let at = 0; at < chunk.length; ) {
-      const zeros = zero(at);
-      let end = at + pageSize;
-      while (end < chunk.length && zero(end) === zeros) end += pageSize;
-      const bytes = zeros ? undefined : chunk.subarray(at, end);
-      await writer.run((from + at) / pageSize, (end - at) / pageSize, bytes);
-      at = end;
-    }
-  }
-
   /**
-   * Makes the memory what it was at a checkpoint. The file is checked first: where it is damaged nothing is written.
-   * Nobody else may write meanwhile. The next checkpoint to this file builds on the restored one.
+   * Makes the memory what it was at a checkpoint. The file is checked first: if it is damaged no memory is written, and
+   * the error says which checkpoint is damaged and which can be restored. Nobody else may write meanwhile. The next
+   * checkpoint to this file builds on the restored one.
    *
-   * @throws CheckpointError; RangeError for a checkpoint that is not there; Node's errors of files
+   * @throws CheckpointError; RangeError for a checkpoint that is not there; UffdError EFAULT for a page that cannot be
+   *   written (read-only, a guard page): pages before it are restored, and count as written; Node's errors of files
    */
   async restore(path: string, options: RestoreOptions = {}): Promise<Checkpoint> {
     return this.#exclusive('restore', async () => {
@@ -229,15 +271,10 @@ export class DirtyTracker implements Disposable {
       try {
         const { dev, ino } = await file.stat();
         const contents = await readContents(file, path);
-        const last = (contents?.checkpoints.length ?? 0) - 1;
-        if (!contents || last < 0) throw new CheckpointError(`${path} holds no whole checkpoint`);
-        this.#mustFit(contents.shape, path);
-        const index = options.checkpoint ?? last;
-        checkInteger(index, 'checkpoint', 0, last);
-        const stored = contents.checkpoints[index] as Stored;
-        const chain = chainOf(contents, stored);
-        for (const link of chain) await checkDigest(file, link);
-        await this.#bring(file, contents.shape, chain);
+        if (contents) this.#mustFit(contents.shape, path);
+        const { stored, chain } = await chosen(file, path, contents, options.checkpoint);
+        this.#watch.verify();
+        await this.#bring(file, contents?.shape as Shape, chain);
         this.#watch.take(this.#pages);
         this.#pages.clear(Plane.unsaved);
         this.#base = { dev, ino, stored };
@@ -258,7 +295,8 @@ export class DirtyTracker implements Disposable {
           const length = run.pages * shape.pageSize;
           for (const part of pages.runs(Plane.saving, false, start, start + BigInt(length))) {
             const skipped = Number(part.start - start);
-            await this.#bringRun(file, part, run.offset === undefined ? undefined : run.offset + skipped);
+            const offset = run.offset === undefined ? undefined : run.offset + skipped;
+            await restorePages(this.#target, this.#watch, file, part, offset);
           }
           pages.set(Plane.saving, start, length);
         }
@@ -268,29 +306,22 @@ export class DirtyTracker implements Disposable {
     }
   }
 
-  /** Bytes from the file, or zeros. */
-  async #bringRun(file: FileHandle, { start, length }: DirtyRun, offset: number | undefined): Promise<void> {
-    const to = Number(start - this.#pages.start);
-    const chunk = Buffer.alloc(Math.min(CHUNK_BYTES, length));
-    for (let done = 0; done < length; done += chunk.length) {
-      const some = chunk.subarray(0, Math.min(chunk.length, length - done));
-      if (offset !== undefined) {
-        const { bytesRead } = await file.read(some, 0, some.length, offset + done);
-        if (bytesRead < some.length) throw new CheckpointError('the file became shorter while it was read');
-      }
-      this.#target.write(to + done, some);
-    }
-  }
-
   /**
-   * The whole checkpoints of a file, in order. Their bytes are checked by `restore` alone.
+   * The whole checkpoints of a file, in order. Their bytes are checked by `restore` alone. One that was never finished
+   * (a crash) is not among them.
    *
-   * @throws CheckpointError where it is no such file; Node's errors of files
+   * @throws CheckpointError if it is no such file, or damaged: its `checkpoints` are those before the damage; Node's
+   *   errors of files
    */
   static async checkpoints(path: string): Promise<Checkpoint[]> {
     const file = await open(path, 'r');
     try {
-      return ((await readContents(file, path))?.checkpoints ?? []).map(told);
+      const contents = await readContents(file, path);
+      if (!contents) return [];
+      if (await isDamaged(file, contents)) {
+        throw damageError(path, contents, "This error's property `checkpoints` lists those that do");
+      }
+      return contents.checkpoints.map(told);
     } finally {
       await file.close();
     }
@@ -301,6 +332,7 @@ export class DirtyTracker implements Disposable {
     if (this.#closed) return;
     if (this.#busy) throw invalidState(`close: a ${this.#busy} is under way`);
     this.#closed = true;
+    dropped.unregister(this);
     this.#watch.close();
   }
 
@@ -334,26 +366,40 @@ export class DirtyTracker implements Disposable {
   }
 }
 
-/** A checkpoint and those that it builds on, back to one that holds everything. */
-function chainOf({ checkpoints }: Contents, stored: Stored): Stored[] {
-  const chain: Stored[] = [];
-  for (let link: Stored | undefined = stored; link; ) {
-    chain.push(link);
-    link = link.parent === undefined ? undefined : checkpoints[link.parent];
+/** Makes sure that what lies behind the whole checkpoints may be cut off, and says that it is. */
+async function mustBeExtendable(file: FileHandle, path: string, contents: Contents): Promise<void> {
+  const { end, size, checkpoints } = contents;
+  if (await isDamaged(file, contents)) {
+    throw damageError(
+      path,
+      contents,
+      `Nothing was written. Write to another file; or drop checkpoint ${checkpoints.length} and all after it: ` +
+        `truncate -s ${end} ${path}`,
+    );
   }
-  return chain;
+  if (end < size)
+    warn(`${path}: the last ${size - end} bytes are of a checkpoint that was not finished, and are cut off`);
+}
+
+/** The checkpoint that is to be restored, and those that it builds on, every byte of which was checked. */
+async function chosen(
+  file: FileHandle,
+  path: string,
+  contents: Contents | undefined,
+  index: number | undefined,
+): Promise<{ stored: Stored; chain: Stored[] }> {
+  const count = contents?.checkpoints.length ?? 0;
+  const isThere = index !== undefined && index < count;
+  if (contents && !isThere && (await isDamaged(file, contents))) {
+    throw damageError(path, contents, await restorable(file, path, contents));
+  }
+  if (!contents || count === 0) throw new CheckpointError(`${path} holds no whole checkpoint`);
+  const wanted = index ?? count - 1;
+  checkInteger(wanted, 'checkpoint', 0, count - 1);
+  const stored = contents.checkpoints[wanted] as Stored;
+  return { stored, chain: await checkChain(file, path, contents, stored) };
 }
 
 function told({ index, parent, time, pages, bytes }: Stored): Checkpoint {
   return { index, parent, time, pages, bytes };
-}
-
-const ZEROS = Buffer.alloc(1 << 16);
-
-function isZero(bytes: Buffer): boolean {
-  for (let at = 0; at < bytes.length; at += ZEROS.length) {
-    const some = bytes.subarray(at, at + ZEROS.length);
-    if (some.compare(ZEROS, 0, some.length) !== 0) return false;
-  }
-  return true;
 }

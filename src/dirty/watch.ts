@@ -9,9 +9,13 @@
 //  - Synchronous (Linux 5.14): a write waits until a thread of the tracker's own lifts the protection. `take` reads
 //    /proc/self/pagemap. A thread that is told of a page late, after a `take`, lifts the protection of a page that
 //    its writer is about to write.
+//
+// What the kernel does not say by itself: that a part of the memory was unmapped (PAGEMAP_SCAN passes over holes), and
+// that it is another userfaultfd's now (WRITEPROTECT and PAGEMAP_SCAN serve that one as well). `verify` asks for both.
 
 import '../linux.js';
 import type { Worker } from 'node:worker_threads';
+import { isMapped } from '../../shim/access.js';
 import { readAt } from '../../shim/descriptors.js';
 import { duplicate } from '../../shim/memory.js';
 import { Scan } from '../core.js';
@@ -35,15 +39,28 @@ export interface Watch {
    * @throws UffdError where the memory is no longer what was registered; every page is marked then
    */
   take(pages: PageSet): void;
+  /** @throws UffdError if a part of the memory was unmapped, moved or mapped anew since tracking began */
+  verify(): void;
+  /** Lets this thread write to whole pages without a fault. The next `take` marks them. */
+  allow(run: DirtyRun): void;
   /** Ends it: the memory is as it was before. Idempotent. */
   close(): void;
 }
 
-/** Why a scan is refused. */
-const REPLACED = 'a part of the memory was unmapped or mapped anew, and is no longer watched';
+/** Planes of a PageSet. Synchronous tracking remembers guard pages as well. */
+const ASYNC_PLANES = 3;
+const SYNC_PLANES = 4;
+
+/** Makes the set of pages once their size is known. */
+type MakePages = (pageSize: number, systemPageSize: number, planes: number) => PageSet;
+
+/** Why memory cannot be registered again: it is another userfaultfd's, or of a kind that cannot be watched. */
+const FOREIGN: ReadonlySet<string> = new Set(['EBUSY', 'EINVAL', 'EPERM']);
 
 /** A userfaultfd that has registered and protected the memory, and its pagemap. */
 abstract class Registered {
+  /** The call that an error about the memory names. */
+  protected abstract get call(): string;
   readonly pageSize: number;
   protected readonly uffd: Userfaultfd;
   protected readonly kernel: Kernel;
@@ -77,18 +94,55 @@ abstract class Registered {
   }
 
   protected protect({ start, length }: DirtyRun): void {
-    if (this.uffd.writeProtect(start, length, true) < length) throw this.replaced('UFFDIO_WRITEPROTECT');
+    if (this.uffd.writeProtect(start, length, true) < length) throw this.replaced();
   }
 
-  protected replaced(call: string): UffdError {
+  protected replaced(): UffdError {
     const { address, length } = this.target;
-    return new UffdError(Errno.ENOENT as number, call, { address, length, reason: REPLACED });
+    return new UffdError(Errno.ENOENT as number, this.call, { address, length, tracked: true });
+  }
+
+  verify(): void {
+    const { address, length } = this.target;
+    const mapped = isMapped(address, length);
+    if (mapped < 0) throw new UffdError(mapped, 'msync', { address, length });
+    if (mapped === 0) throw this.replaced();
+    this.#mustBeOurs();
+  }
+
+  /**
+   * Registering again changes nothing where the memory is registered here, and is refused where it is another
+   * userfaultfd's. Memory that is nobody's would become ours: its pages are not protected, so the next `take` marks them.
+   */
+  #mustBeOurs(): void {
+    const { address, length } = this.target;
+    try {
+      this.uffd.register(address, length, 'write-protect', { pageSize: this.pageSize });
+    } catch (error) {
+      if (error instanceof UffdError && FOREIGN.has(error.code)) throw this.replaced();
+      throw error;
+    }
+  }
+
+  /** Marks everything if a part of `take` fails: what it had protected until then is not known. */
+  protected markingAll(pages: PageSet, body: () => void): void {
+    try {
+      body();
+    } catch (error) {
+      pages.mark(pages.start, pages.length);
+      throw error;
+    }
   }
 
   close(): void {
     if (this.uffd.closed) return;
     try {
-      this.uffd.unregister(this.target.address, this.target.length);
+      // Before Linux 6.18 any userfaultfd could unregister the memory of another one. A mapping that was closed has
+      // taken its memory out of this one.
+      if (this.uffd.ranges.length > 0) {
+        this.#mustBeOurs();
+        this.uffd.unregister(this.target.address, this.target.length);
+      }
     } catch (error) {
       // Memory that was unmapped is not registered any more either.
       if (!(error instanceof UffdError)) throw error;
@@ -102,6 +156,10 @@ abstract class Registered {
 export class AsyncWatch extends Registered implements Watch {
   readonly mode = 'async';
 
+  protected get call(): string {
+    return 'PAGEMAP_SCAN';
+  }
+
   static open(target: Target, kernel: Kernel): AsyncWatch {
     const uffd = Userfaultfd.open({
       features: ['wp-async'],
@@ -112,24 +170,29 @@ export class AsyncWatch extends Registered implements Watch {
   }
 
   take(pages: PageSet): void {
-    const { core, start, length } = pages;
+    this.markingAll(pages, () => {
+      this.#scan(pages);
+      this.verify();
+    });
+  }
+
+  #scan({ core, start, length }: PageSet): void {
     const { port, fd } = this.pagemap(core.memory);
     core.exports.scanBegin();
     for (let verdict: number = Scan.more; verdict === Scan.more; ) {
       const buffer = port.addressOf(new Uint8Array(core.memory.buffer, core.exports.scanBuffer()));
       const result = port.ioctl(fd, core.arguments(buffer).scanRequest() >>> 0, core.scan);
       if (result === -(Errno.EINTR as number)) continue;
+      if (result === -(Errno.EPERM as number)) throw this.replaced();
       verdict = result < 0 ? Scan.nonsense : core.exports.scanTake(result);
       if (verdict !== Scan.nonsense) continue;
-      // What the scan had protected before it failed is not told.
-      pages.mark(start, length);
-      throw result === -(Errno.EPERM as number)
-        ? this.replaced('PAGEMAP_SCAN')
-        : new UffdError(result < 0 ? result : (Errno.EIO as number), 'PAGEMAP_SCAN', {
-            address: start,
-            length,
-          });
+      const errno = result < 0 ? result : (Errno.EIO as number);
+      throw new UffdError(errno, this.call, { address: start, length });
     }
+  }
+
+  allow(): void {
+    // The kernel lifts the protection of a page when it is written.
   }
 }
 
@@ -144,11 +207,11 @@ export class SyncWatch extends Registered implements Watch {
   #stopHandle: SharedArrayBuffer | undefined;
   #failure: Error | undefined;
 
-  static async open(
-    target: Target,
-    kernel: Kernel,
-    pagesOf: (pageSize: number, systemPageSize: number) => PageSet,
-  ): Promise<SyncWatch> {
+  protected get call(): string {
+    return 'UFFDIO_WRITEPROTECT';
+  }
+
+  static async open(target: Target, kernel: Kernel, makePages: MakePages): Promise<SyncWatch> {
     const uffd = Userfaultfd.open({
       features: ['pagefault-flag-wp'],
       optional: ['wp-hugetlbfs-shmem', 'wp-unpopulated'],
@@ -156,7 +219,7 @@ export class SyncWatch extends Registered implements Watch {
     });
     const watch = new SyncWatch(target, kernel, uffd);
     try {
-      watch.#protectAll(pagesOf(watch.pageSize, kernel.pageSize));
+      watch.#protectAll(makePages(watch.pageSize, kernel.pageSize, SYNC_PLANES));
       await watch.#startLifter();
     } catch (error) {
       watch.close();
@@ -166,11 +229,26 @@ export class SyncWatch extends Registered implements Watch {
   }
 
   take(pages: PageSet): void {
-    if (this.#failure) throw this.#failure;
-    for (const run of this.#unprotected(pages)) {
-      pages.mark(run.start, run.length);
-      this.#protectAgain(run);
-    }
+    this.markingAll(pages, () => {
+      if (this.#failure) throw this.#failure;
+      const protectedNow: DirtyRun[] = [];
+      try {
+        for (const run of this.#unprotected(pages)) {
+          pages.mark(run.start, run.length);
+          protectedNow.push(run);
+          this.#protectAgain(run);
+        }
+        this.verify();
+      } catch (error) {
+        // The memory may be another userfaultfd's now, which knows nothing of this protection.
+        for (const run of protectedNow) this.allow(run);
+        throw error;
+      }
+    });
+  }
+
+  allow({ start, length }: DirtyRun): void {
+    this.uffd.writeProtect(start, length, false);
   }
 
   #protectAgain(run: DirtyRun): void {
@@ -180,10 +258,16 @@ export class SyncWatch extends Registered implements Watch {
 
   /** Makes sure at the start that every page is protected, and is seen to be. */
   #protectAll(pages: PageSet): void {
-    if (this.#unprotected(pages).next().done) return;
-    this.#populates = true;
-    for (const run of this.#unprotected(pages)) this.#protectAgain(run);
-    if (!this.#unprotected(pages).next().done) {
+    // The first look finds the guard pages; the second one passes over them.
+    for (const _ of this.#unprotected(pages));
+    for (const run of this.#unprotected(pages)) {
+      this.#populates = true;
+      this.#protectAgain(run);
+    }
+    if (!this.#populates) return;
+    for (const run of this.#unprotected(pages)) {
+      // A page that cannot be read cannot be made to be there. It counts as written each time.
+      if (!this.#populate(run)) continue;
       throw new UnsupportedError(
         'this kernel does not tell in /proc/self/pagemap which pages are write-protected; Linux 5.14 does',
       );
@@ -202,16 +286,22 @@ export class SyncWatch extends Registered implements Watch {
       const buffer = new Uint8Array(core.memory.buffer, exports.scanBuffer(), room);
       const read = readAt(fd, buffer, Number(BigInt.asUintN(64, exports.entriesOffset())));
       if (read < 0) throw new UffdError(read, '/proc/PID/pagemap');
-      if (read === 0) throw this.replaced('/proc/PID/pagemap');
+      if (read === 0) throw this.replaced();
       exports.entriesTake(read);
       while (exports.entriesNext()) yield pages.found();
     }
   }
 
-  /** Reads a byte of each page: memory that was never written gets its zero page. */
-  #populate({ start, length }: DirtyRun): void {
+  /**
+   * Reads a byte of each page: memory that was never written gets its zero page.
+   *
+   * @returns whether every page could be read
+   */
+  #populate({ start, length }: DirtyRun): boolean {
     const offset = Number(start - this.target.address);
-    for (let at = offset; at < offset + length; at += this.pageSize) this.target.touch(at);
+    let all = true;
+    for (let at = offset; at < offset + length; at += this.pageSize) all = this.target.touch(at) && all;
+    return all;
   }
 
   /** The thread that lifts the protection. It has a descriptor of its own, and asks nothing of this thread. */
@@ -249,13 +339,13 @@ export async function openWatch(
   target: Target,
   mode: 'auto' | 'async' | 'sync',
   kernel: Kernel | undefined,
-  pagesOf: (pageSize: number, systemPageSize: number) => PageSet,
+  makePages: MakePages,
 ): Promise<Watch> {
   const chosen = kernel ?? system().kernel();
   const { features } = Userfaultfd.probe({ kernel: chosen });
   if (mode !== 'sync' && features.has('wp-async')) {
     const watch = AsyncWatch.open(target, chosen);
-    pagesOf(watch.pageSize, chosen.pageSize);
+    makePages(watch.pageSize, chosen.pageSize, ASYNC_PLANES);
     return watch;
   }
   if (mode === 'async') {
@@ -266,5 +356,5 @@ export async function openWatch(
   if (!features.has('pagefault-flag-wp')) {
     throw new UnsupportedError('this kernel cannot write-protect for user space; tracking needs Linux 5.14');
   }
-  return SyncWatch.open(target, chosen, pagesOf);
+  return SyncWatch.open(target, chosen, makePages);
 }

@@ -2,7 +2,7 @@
 // memory, and the pages' state in /proc.
 
 import type { Reason, Reasons } from '../reasons.js';
-import { inHugePages } from './facts.js';
+import { inHugePages, REPLACED } from './facts.js';
 
 const EMFILE: Reason = {
   cause: 'the process has no file descriptor left',
@@ -393,6 +393,7 @@ export const CALLS: Readonly<Record<string, Reasons>> = {
       cause: 'the range is not in whole pages, or this kernel does not know a category or flag',
       remedy: 'begin and end on a page; ask for categories that this kernel has',
     },
+    ENOENT: REPLACED,
     ENOMEM,
     ENOTTY: {
       cause: 'this kernel cannot scan (Linux 6.7 can)',
@@ -406,6 +407,32 @@ export const CALLS: Readonly<Record<string, Reasons>> = {
     ESRCH: {
       cause: 'the process whose memory this is has exited or called exec',
       remedy: 'nothing is left to be scanned: close the descriptor',
+    },
+  },
+
+  process_vm_readv: {
+    EFAULT: {
+      cause:
+        'the page at {page} cannot be read: it is a guard page, has no read permission, or lies behind the end of ' +
+        'its file',
+      remedy: 'make it readable, or track the memory on either side of it with a tracker each',
+    },
+  },
+
+  process_vm_writev: {
+    EFAULT: {
+      cause:
+        'the page at {page} cannot be written: it is read-only, a guard page, or lies behind the end of its file',
+      remedy:
+        'make it writable and restore again; pages that were restored before it keep the bytes of the checkpoint, ' +
+        'and count as written',
+    },
+  },
+
+  msync: {
+    EPERM: {
+      cause: 'a seccomp filter forbids the call, which is used to find memory that was unmapped',
+      remedy: 'allow msync in the seccomp profile of the container',
     },
   },
 

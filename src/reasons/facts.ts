@@ -1,7 +1,7 @@
 // What facts say: the questions by which rows of the table are told apart.
 
 import type { Operation } from '../features.js';
-import type { Facts } from '../reasons.js';
+import type { Facts, Reason } from '../reasons.js';
 
 /** The range is known, and the kernel did not offer the operation for it. */
 export function lacks(operation: Operation): (facts: Facts) => boolean {
@@ -49,3 +49,14 @@ export function inHugePages({ pageSize }: Facts): boolean {
 
 /** The range that is registered there is in huge pages, which alone have no zero page. */
 export const hugeRange = lacks('zero');
+
+/** Memory that a DirtyTracker has registered is not what it was. */
+export const REPLACED: Reason = {
+  cause: 'a part of the memory was moved, unmapped or mapped anew, and is no longer tracked',
+  remedy: 'close the tracker, and open one on what is mapped now',
+};
+
+/** It is a DirtyTracker's memory. */
+export function isTracked({ tracked }: Facts): boolean {
+  return tracked === true;
+}

@@ -6,10 +6,12 @@ import {
   asks,
   beyondAll,
   hugeRange,
+  isTracked,
   lacks,
   notForWriteProtect,
   notToBeFilled,
   partOfHugePage,
+  REPLACED,
   unregistered,
 } from './facts.js';
 
@@ -277,6 +279,7 @@ export const IOCTLS: Readonly<Record<string, Reasons>> = {
     ],
     ENOENT: [
       NEVER_TOLD,
+      { when: isTracked, ...REPLACED },
       {
         cause: "nothing is mapped at {page}, or a part of the range is not registered for 'write-protect'",
         remedy: 'register it with that mode; the library wakes who waits there and returns 0',

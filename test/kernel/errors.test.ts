@@ -544,10 +544,14 @@ const UNPROVOKED: Record<string, Record<string, string>> = {
     memfd_create: 'EACCES EINVAL ENOSYS EPERM',
     'any call': 'ENOSYS EPERM',
   },
-  'the dirty tracker alone makes these calls; dirty/tracker.test.ts provokes what replaced memory brings': {
-    '/proc/PID/pagemap': 'EACCES EMFILE ENFILE ENOENT ENOMEM EPERM ESRCH',
-    PAGEMAP_SCAN: 'EFAULT EINVAL ENOMEM ENOTTY EPERM ESRCH',
-  },
+  'the dirty tracker alone makes these calls; test/dirty provokes what replaced and unreadable memory bring':
+    {
+      '/proc/PID/pagemap': 'EACCES EMFILE ENFILE ENOENT ENOMEM EPERM ESRCH',
+      PAGEMAP_SCAN: 'EFAULT EINVAL ENOENT ENOMEM ENOTTY EPERM ESRCH',
+      process_vm_readv: 'EFAULT',
+      process_vm_writev: 'EFAULT',
+      msync: 'EPERM',
+    },
   'the server and who connects to it make these calls; test/serve provokes those that an operator meets': {
     bind: 'EACCES EADDRINUSE ENAMETOOLONG ENOENT ENOTDIR',
     connect: 'EACCES EAGAIN ECONNREFUSED ENAMETOOLONG ENOENT',

@@ -1,0 +1,56 @@
+// Access to memory that may have no page, no permission, or no file behind it any more.
+//
+// Rule: the kernel copies, so an access that would be SIGSEGV or SIGBUS in this process is EFAULT here.
+
+import { constants } from 'node:os';
+import { libc, type VectorCall } from './libc.js';
+
+const { EFAULT, ENOMEM } = constants.errno;
+const MS_ASYNC = 1;
+
+/**
+ * Copies the bytes at `address` into `into`.
+ *
+ * @returns bytes copied: fewer than asked for where the page behind them cannot be read. −errno if the call itself
+ *   is refused
+ */
+export function readMemory(address: bigint, into: Uint8Array): number {
+  return transfer(libc().process_vm_readv, address, into);
+}
+
+/**
+ * Copies `from` to `address`.
+ *
+ * @returns bytes copied: fewer than asked for where the page behind them cannot be written. −errno if the call
+ *   itself is refused
+ */
+export function writeMemory(address: bigint, from: Uint8Array): number {
+  return transfer(libc().process_vm_writev, address, from);
+}
+
+/** The kernel may stop between two pages, so the next call says whether the page there can be accessed. */
+function transfer(call: VectorCall, address: bigint, bytes: Uint8Array): number {
+  const c = libc();
+  const local = c.koffi.address(bytes);
+  let done = 0;
+  while (done < bytes.length) {
+    const left = BigInt(bytes.length - done);
+    const here = new BigUint64Array([local + BigInt(done), left]);
+    const there = new BigUint64Array([address + BigInt(done), left]);
+    const copied = call(process.pid, here, 1, there, 1, 0);
+    const errno = c.errno();
+    if (copied < 0) return errno === EFAULT ? done : -errno;
+    done += copied;
+  }
+  return done;
+}
+
+/** Whether all of a range is mapped: 1, or 0 where it has a hole. −errno */
+export function isMapped(address: bigint, length: number): number {
+  const c = libc();
+  // MS_ASYNC starts no I/O (Linux 2.6.19): all that is left of msync is its check of the mappings.
+  const result = c.msync(address, length, MS_ASYNC);
+  const errno = c.errno();
+  if (result === 0) return 1;
+  return errno === ENOMEM ? 0 : -errno;
+}
