@@ -87,6 +87,7 @@ export interface Exports extends Record<string, unknown> {
   scanBuffer(): number;
   scanBegin(): void;
   scanRequest(): number;
+  scanCheckRequest(): number;
   scanTake(result: number): number;
   entriesBegin(): void;
   entriesOffset(): bigint;

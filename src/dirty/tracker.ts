@@ -149,7 +149,7 @@ export class DirtyTracker implements Disposable {
    */
   collect(): DirtyRun[] {
     this.#mustBeOpen();
-    this.#watch.take(this.#pages);
+    this.#take();
     const runs = [...this.#pages.runs(Plane.untold)];
     this.#pages.clear(Plane.untold);
     return runs;
@@ -213,7 +213,7 @@ export class DirtyTracker implements Disposable {
     const end = contents?.end ?? HEADER_BYTES;
     const pages = this.#pages;
     if (parent === undefined) pages.set(Plane.unsaved, pages.start, pages.length);
-    this.#watch.take(pages);
+    this.#take();
     pages.move(Plane.unsaved, Plane.saving);
     try {
       await file.truncate(contents ? end : 0);
@@ -229,6 +229,12 @@ export class DirtyTracker implements Disposable {
       await file.truncate(contents ? end : 0).catch(() => undefined);
       throw error;
     }
+  }
+
+  /** Marks what was written since the last time. */
+  #take(): void {
+    this.#target.mustBeMapped();
+    this.#watch.take(this.#pages);
   }
 
   /** The checkpoint of this file that the memory builds on. */
@@ -252,8 +258,7 @@ export class DirtyTracker implements Disposable {
     const writer = await CheckpointWriter.begin(file, offset, index, { parent, time: new Date(), pages });
     await savePages(this.#target, this.pageSize, runs, writer);
     // Memory that was replaced meanwhile would be in the file as if it were this.
-    this.#target.mustBeMapped();
-    this.#watch.verify();
+    this.#take();
     return writer.commit(sync);
   }
 
@@ -273,9 +278,10 @@ export class DirtyTracker implements Disposable {
         const contents = await readContents(file, path);
         if (contents) this.#mustFit(contents.shape, path);
         const { stored, chain } = await chosen(file, path, contents, options.checkpoint);
-        this.#watch.verify();
+        // Not into memory that has become something else.
+        this.#take();
         await this.#bring(file, contents?.shape as Shape, chain);
-        this.#watch.take(this.#pages);
+        this.#take();
         this.#pages.clear(Plane.unsaved);
         this.#base = { dev, ino, stored };
         return told(stored);

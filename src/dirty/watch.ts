@@ -11,14 +11,14 @@
 //    its writer is about to write.
 //
 // What the kernel does not say by itself: that a part of the memory was unmapped (PAGEMAP_SCAN passes over holes), and
-// that it is another userfaultfd's now (WRITEPROTECT and PAGEMAP_SCAN serve that one as well). `verify` asks for both.
+// that it is another userfaultfd's now (WRITEPROTECT and PAGEMAP_SCAN serve that one as well). So each `take` asks for both.
 
 import '../linux.js';
 import type { Worker } from 'node:worker_threads';
 import { isMapped } from '../../shim/access.js';
 import { readAt } from '../../shim/descriptors.js';
 import { duplicate } from '../../shim/memory.js';
-import { Scan } from '../core.js';
+import { type Core, Scan } from '../core.js';
 import { Errno, UffdError, UnsupportedError } from '../errors.js';
 import type { Kernel, KernelPort, LinearMemory } from '../kernel.js';
 import { startThread } from '../parts.js';
@@ -39,8 +39,6 @@ export interface Watch {
    * @throws UffdError where the memory is no longer what was registered; every page is marked then
    */
   take(pages: PageSet): void;
-  /** @throws UffdError if a part of the memory was unmapped, moved or mapped anew since tracking began */
-  verify(): void;
   /** Lets this thread write to whole pages without a fault. The next `take` marks them. */
   allow(run: DirtyRun): void;
   /** Ends it: the memory is as it was before. Idempotent. */
@@ -102,7 +100,8 @@ abstract class Registered {
     return new UffdError(Errno.ENOENT as number, this.call, { address, length, tracked: true });
   }
 
-  verify(): void {
+  /** What `take` itself does not notice. It has found already that all mappings are registered for what it does. */
+  protected mustBeWhole(): void {
     const { address, length } = this.target;
     const mapped = isMapped(address, length);
     if (mapped < 0) throw new UffdError(mapped, 'msync', { address, length });
@@ -112,7 +111,8 @@ abstract class Registered {
 
   /**
    * Registering again changes nothing where the memory is registered here, and is refused where it is another
-   * userfaultfd's. Memory that is nobody's would become ours: its pages are not protected, so the next `take` marks them.
+   * userfaultfd's. Memory that no one had (mapped anew a moment ago) becomes ours: its pages are not protected, so the
+   * next `take` marks them.
    */
   #mustBeOurs(): void {
     const { address, length } = this.target;
@@ -171,24 +171,42 @@ export class AsyncWatch extends Registered implements Watch {
 
   take(pages: PageSet): void {
     this.markingAll(pages, () => {
+      // Before the scan as well: it would take from another userfaultfd what was written to its memory.
+      this.#verify(pages);
       this.#scan(pages);
-      this.verify();
+      this.#verify(pages);
     });
   }
 
-  #scan({ core, start, length }: PageSet): void {
-    const { port, fd } = this.pagemap(core.memory);
+  #verify({ core }: PageSet): void {
+    this.#ask(core, (buffer) => core.arguments(buffer).scanCheckRequest());
+    this.mustBeWhole();
+  }
+
+  #scan({ core }: PageSet): void {
     core.exports.scanBegin();
     for (let verdict: number = Scan.more; verdict === Scan.more; ) {
-      const buffer = port.addressOf(new Uint8Array(core.memory.buffer, core.exports.scanBuffer()));
-      const result = port.ioctl(fd, core.arguments(buffer).scanRequest() >>> 0, core.scan);
-      if (result === -(Errno.EINTR as number)) continue;
-      if (result === -(Errno.EPERM as number)) throw this.replaced();
-      verdict = result < 0 ? Scan.nonsense : core.exports.scanTake(result);
-      if (verdict !== Scan.nonsense) continue;
-      const errno = result < 0 ? result : (Errno.EIO as number);
-      throw new UffdError(errno, this.call, { address: start, length });
+      const regions = this.#ask(core, (buffer) => core.arguments(buffer).scanRequest());
+      verdict = core.exports.scanTake(regions);
+      if (verdict === Scan.nonsense) throw this.#failed(Errno.EIO as number);
     }
+  }
+
+  /** One PAGEMAP_SCAN; the regions that it found. */
+  #ask(core: Core, request: (buffer: bigint) => number): number {
+    const { port, fd } = this.pagemap(core.memory);
+    const buffer = port.addressOf(new Uint8Array(core.memory.buffer, core.exports.scanBuffer()));
+    for (;;) {
+      const result = port.ioctl(fd, request(buffer) >>> 0, core.scan);
+      if (result >= 0) return result;
+      if (result === -(Errno.EPERM as number)) throw this.replaced();
+      if (result !== -(Errno.EINTR as number)) throw this.#failed(result);
+    }
+  }
+
+  #failed(errno: number): UffdError {
+    const { address, length } = this.target;
+    return new UffdError(errno, this.call, { address, length });
   }
 
   allow(): void {
@@ -238,7 +256,7 @@ export class SyncWatch extends Registered implements Watch {
           protectedNow.push(run);
           this.#protectAgain(run);
         }
-        this.verify();
+        this.mustBeWhole();
       } catch (error) {
         // The memory may be another userfaultfd's now, which knows nothing of this protection.
         for (const run of protectedNow) this.allow(run);
