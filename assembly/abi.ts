@@ -280,6 +280,7 @@ export const PM_SCAN_WP_MATCHING: u64 = 1;
 /** EPERM where a part is not registered for asynchronous write-protection. */
 export const PM_SCAN_CHECK_WPASYNC: u64 = 2;
 
+export const PAGE_IS_WPALLOWED: u64 = 1 << 0;
 export const PAGE_IS_WRITTEN: u64 = 1 << 1;
 export const PAGE_IS_PRESENT: u64 = 1 << 3;
 /** In swap, or a marker that is there instead of a page. */

@@ -49,6 +49,7 @@ export {
   scan,
   scanBegin,
   scanBuffer,
+  scanCheckRequest,
   scanRequest,
   scanTake,
 } from './pagemap';

@@ -16,6 +16,7 @@
 import {
   PAGE_IS_PRESENT,
   PAGE_IS_SWAPPED,
+  PAGE_IS_WPALLOWED,
   PAGE_IS_WRITTEN,
   PAGEMAP_SCAN,
   PM_SCAN_CHECK_WPASYNC,
@@ -204,20 +205,39 @@ export function scanBegin(): void {
 
 /** Argument 0: the address of `scanBuffer`. Fills in `scan`; the request's number. */
 export function scanRequest(): u32 {
+  const it = scanOf(PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC);
+  it.start = position;
+  it.category_inverted = seeksGone ? GONE : 0;
+  it.category_mask = seeksGone ? GONE : PAGE_IS_WRITTEN;
+  it.return_mask = it.category_mask;
+  return PAGEMAP_SCAN;
+}
+
+/**
+ * The same for a scan that protects and finds nothing: all it does is to answer EPERM where a mapping is not registered
+ * for asynchronous write-protection. The kernel passes over those that are without a look at their pages.
+ */
+export function scanCheckRequest(): u32 {
+  const it = scanOf(PM_SCAN_CHECK_WPASYNC);
+  it.start = first;
+  it.category_inverted = PAGE_IS_WPALLOWED;
+  it.category_mask = PAGE_IS_WPALLOWED;
+  it.return_mask = PAGE_IS_WPALLOWED;
+  return PAGEMAP_SCAN;
+}
+
+/** Argument 0: the address of `scanBuffer`. The struct of a scan up to the end of the range. */
+function scanOf(flags: u64): pm_scan_arg {
   const it = changetype<pm_scan_arg>(scan);
   it.size = offsetof<pm_scan_arg>();
-  it.flags = PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC;
-  it.start = position;
+  it.flags = flags;
   it.end = end;
   it.walk_end = 0;
   it.vec = argument(0);
   it.vec_len = BUFFER_BYTES / REGION_BYTES;
   it.max_pages = 0;
-  it.category_inverted = seeksGone ? GONE : 0;
-  it.category_mask = seeksGone ? GONE : PAGE_IS_WRITTEN;
   it.category_anyof_mask = 0;
-  it.return_mask = it.category_mask;
-  return PAGEMAP_SCAN;
+  return it;
 }
 
 /** Takes what the kernel has found: `result` regions. */

@@ -159,8 +159,12 @@ async function readStored(
   size: number,
   index: number,
 ): Promise<Stored | { flaw: Flaw }> {
-  const begun = beginOf(await readAt(file, offset, BEGIN_BYTES), index);
-  if (!begun) return flaw('begin record', offset, await endsWith(file, offset, size, index));
+  const begin = await readAt(file, offset, BEGIN_BYTES);
+  const begun = beginOf(begin, index);
+  if (!begun) {
+    // A sound record of another place was put here, and no writer was interrupted.
+    return flaw('begin record', offset, isBegin(begin) || (await endsWith(file, offset, size, index)));
+  }
   let at = offset + BEGIN_BYTES;
   let pages = 0;
   for (;;) {

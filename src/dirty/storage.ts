@@ -25,6 +25,7 @@ export async function withFileToWrite<T>(path: string, body: (file: FileHandle) 
   try {
     const file = await open(path, 'r+');
     try {
+      if (!(await file.stat()).isFile()) throw new CheckpointError(`${path} is no regular file`);
       return await body(file);
     } finally {
       await file.close();

@@ -160,20 +160,6 @@ export class DirtyTracker implements Disposable {
    * whole pages that cover them, and the next checkpoint contains them. Call it when the write is done: a page that
    * `collect` reports while the device still writes may change afterwards.
    *
-   * @example
-   * ```ts
-   * import { Mapping } from 'userfaultfd';
-   * import { DirtyTracker } from 'userfaultfd/dirty';
-   *
-   * const memory = Mapping.memfd(16 * 4096);
-   * const alias = memory.alias();
-   * const tracker = await DirtyTracker.open(memory);
-   * alias.bytes[3 * 4096] = 7;
-   * tracker.mark(memory.address + 3n * 4096n, 1);
-   * console.log(tracker.collect());
-   * tracker.close();
-   * ```
-   *
    * @param start the first byte's address, a bigint; it need not be page-aligned
    * @param length bytes, at least 1
    * @throws RangeError for bytes outside of the tracked memory; TypeError

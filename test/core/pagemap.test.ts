@@ -159,6 +159,61 @@ test('entries of pagemap: runs of those that are not protected, in whole pages o
   assert.equal(core.exports.entriesRoom(), 0, 'that was all');
 });
 
+/** Looks at entries of pagemap from the first one on: the pages of the runs that are told. */
+function lookAt(core: Core, entries: bigint[]): number[] {
+  core.exports.entriesBegin();
+  const room = core.exports.entriesRoom();
+  new BigUint64Array(core.memory.buffer, core.exports.scanBuffer(), entries.length).set(entries);
+  core.exports.entriesTake(room);
+  const pages: number[] = [];
+  while (core.exports.entriesNext()) {
+    const start = BigInt.asUintN(64, core.exports.runStart());
+    const end = BigInt.asUintN(64, core.exports.runEnd());
+    assert.ok(end > start, 'a run has a page at least');
+    for (let at = start; at < end; at += P) pages.push(Number((at - BASE) / P));
+  }
+  return pages;
+}
+
+test('guard pages in entries of pagemap: told when they come, and again when they are none any more', () => {
+  const core = open(200, 4);
+  const [isProtected, guard, written] = [1n << 57n, (1n << 58n) | (1n << 62n), 1n << 63n];
+  const entries = Array.from({ length: 200 }, () => isProtected);
+  const at = (pages: number[], value: bigint): void => {
+    for (const page of pages) entries[page] = value;
+  };
+  at([3, 63, 64, 65, 199], guard);
+  at([4], written);
+  assert.deepEqual(lookAt(core, entries), [3, 4, 63, 64, 65, 199]);
+  assert.deepEqual(lookAt(core, entries), [4], 'nothing protects a guard, so it is told once');
+  at([64, 199], 0n);
+  assert.deepEqual(lookAt(core, entries), [4, 64, 199]);
+  at([4, 199], isProtected);
+  at([64], guard);
+  assert.deepEqual(lookAt(core, entries), [64], 'a guard that came again');
+  assert.deepEqual(lookAt(core, entries), []);
+  // What the other planes hold is theirs.
+  for (const plane of [Plane.untold, Plane.unsaved, Plane.saving]) assert.deepEqual(told(core, plane), []);
+});
+
+test('without a plane for guards each of them is told each time, and nothing else is written', () => {
+  const core = open(200, 3);
+  const entries = Array.from({ length: 200 }, (_, page) => (page === 7 ? 1n << 58n : 1n << 57n));
+  for (const _ of [1, 2]) assert.deepEqual(lookAt(core, entries), [7]);
+});
+
+test('the scan that checks protects nothing, and asks the kernel to look at no page', () => {
+  const core = open();
+  core.exports.scanBegin();
+  assert.equal(core.arguments(0x1234n).scanCheckRequest() >>> 0, 0xc0606610);
+  const words = [...new BigUint64Array(core.memory.buffer, core.scan, 12)];
+  // size, flags (check only), start, end, walk_end, vec; inverted and mask: mappings that are not registered so.
+  assert.deepEqual(words.slice(0, 6), [96n, 2n, BASE, page(PAGES), 0n, 0x1234n]);
+  assert.deepEqual(words.slice(7), [0n, 1n, 1n, 0n, 1n]);
+  // A round that follows is as ever.
+  assert.equal(scan(core, [], PAGES), Scan.more);
+});
+
 test('more pages than its memory can hold are refused', () => {
   const core = instantiate();
   assert.equal(core.arguments(0n, 2 ** 46).dirtyOpen(12, 12, 3), 0);
