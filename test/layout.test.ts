@@ -113,7 +113,7 @@ const LAYERS = [
       'src/sim/abi.ts',
       'src/sim/random.ts',
     ],
-    ...['src/sim/witness.ts', 'src/sim/clock.ts'],
+    ...['src/sim/witness.ts', 'src/sim/clock.ts', 'src/sim/pool.ts'],
   ],
 ];
 const CLI = 'src/cli/';

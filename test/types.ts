@@ -218,7 +218,7 @@ simulate({ handler: answerFromSource({} as World) });
 // @ts-expect-error `explore` has seeds.
 explore({ handler: (world) => answerFromSource(world), seed: 1 });
 // @ts-expect-error It cannot go wrong like that.
-simulate({ handler: (world) => answerFromSource(world), inject: { eio: 0.1 } });
+simulate({ handler: (world) => answerFromSource(world), inject: { gremlin: 0.1 } });
 
 // ---- userfaultfd/trace -------------------------------------------------------------------------------------
 

@@ -58,6 +58,7 @@ export const E = {
   NOENT: -2,
   SRCH: -3,
   INTR: -4,
+  IO: -5,
   BADF: -9,
   AGAIN: -11,
   NOMEM: -12,
@@ -67,6 +68,7 @@ export const E = {
   INVAL: -22,
   MFILE: -24,
   NOTTY: -25,
+  NOSPC: -28,
   NOSYS: -38,
 } as const;
 
@@ -79,6 +81,8 @@ export const PROT = { READ: 1, WRITE: 2 } as const;
 export const ADVICE = {
   DONTNEED: 4,
   FREE: 8,
+  DONTDUMP: 16,
+  DODUMP: 17,
   COLD: 20,
   PAGEOUT: 21,
   POPULATE_READ: 22,

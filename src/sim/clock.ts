@@ -3,7 +3,8 @@
 // Rules:
 //  - Time passes with each step and each call, and jumps where everybody sleeps. Where nobody gets on it passes
 //    faster, so that whoever waits for its time does not need a step for each microsecond.
-//  - A run may have a limit to the time in which no thread gets on. Once it is over, everybody hears of it.
+//  - A run may have a limit to the time in which no thread gets on. Once it is over, everybody hears of it. Then there
+//    is a limit to the fills in a row that bring nothing, too: who tries again and again keeps a processor busy.
 
 import type { Watch } from '../kernel.js';
 
@@ -15,6 +16,8 @@ const IDLE_CALL_MS = 0.01;
 const IDLE_STEPS = 500;
 /** Steps of threads, since one got on last, from which on they are not asleep but busy in vain. */
 const BUSY_STEPS = 200;
+/** Fills in a row that installed nothing, while no thread got on, from which on the handler is busy in vain. */
+const VAIN_FILLS = 2000;
 
 /** Nobody gets on any more: all sleep and nothing will ever wake them, or they are busy in vain. */
 export class Stuck extends Error {
@@ -51,6 +54,7 @@ export class Clock {
   #calls = 0;
   #steps = 0;
   #inVain = 0;
+  #vainFills = 0;
 
   constructor(patienceMs: number) {
     this.#patienceMs = patienceMs;
@@ -100,11 +104,20 @@ export class Clock {
     this.#calls = 0;
     this.#steps = 0;
     this.#inVain = 0;
+    this.#vainFills = 0;
   }
 
   /** A thread is about to do something. */
   tried(): void {
     this.#inVain++;
+  }
+
+  /** A call was made that resolves faults. `installed`: it has brought something. */
+  filled(installed: boolean): void {
+    this.#vainFills = installed ? 0 : this.#vainFills + 1;
+    if (this.#vainFills < VAIN_FILLS || this.#patienceMs === Number.POSITIVE_INFINITY) return;
+    this.halted = new Stuck(`${VAIN_FILLS} fills in a row have brought nothing`, 'busy');
+    throw this.halted;
   }
 
   /** Something happens. */

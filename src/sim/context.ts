@@ -58,9 +58,8 @@ export class Context {
 
   /** A thread goes to sleep at an address, which is masked to its page unless the feature says otherwise. */
   sleep(address: number, flags: number, tid: number): Sleeper {
-    const page = address - (address % this.space.pageSize);
     const sleeper = {
-      address: this.has(FEATURE.EXACT_ADDRESS) ? address : page,
+      address: this.has(FEATURE.EXACT_ADDRESS) ? address : this.space.startOf(address),
       flags,
       tid: this.has(FEATURE.THREAD_ID) ? tid : 0,
       woken: false,

@@ -16,7 +16,8 @@ import { Clock, STEP_MS, Stuck } from './clock.js';
 import type { Context, Notice } from './context.js';
 import { drop, type File, Files } from './files.js';
 import { type Inject, Injector } from './injection.js';
-import { AddressSpace, tableSpan } from './memory.js';
+import { AddressSpace, NEXT_OBJECT, NOT_DUMPED, tableSpan, type Vma } from './memory.js';
+import { HugePool } from './pool.js';
 import { SimulatedPort } from './port.js';
 import { type Chooser, Random } from './random.js';
 import { type Program, SimulatedProcess, SimulatedThread, type Surroundings } from './thread.js';
@@ -39,6 +40,8 @@ export interface SimulationOptions {
   preemption?: number;
   /** How many descriptors there may be. Default 1024. */
   descriptors?: number;
+  /** Huge pages in the system's pool. Default: more than anybody needs. */
+  hugePages?: number;
   /** What goes wrong on purpose; default: nothing. */
   inject?: Inject;
   /** Virtual milliseconds after which it is an error that no thread has got on. Default: for ever. */
@@ -53,6 +56,23 @@ const PAGE_SIZES = [4096, 16384, 65536];
 const NEWEST = '6.18';
 /** The traits of memory that is never backed by huge pages, and not reserved. */
 const SMALL_PAGES = 1;
+/** Bytes of a huge page of a pool: the smallest that Linux has beside pages of 4 KiB (on arm64). */
+const HUGE_PAGE = 65536;
+
+/** Pages that get another mapping than those beside them, at most. */
+const SPLIT_MOST = 4;
+
+/** How memory is mapped. */
+export interface SimulatedMemory {
+  /** PROT_READ 1 | PROT_WRITE 2; both by default. */
+  protection?: number;
+  /** Whose it is; default: the handler's. */
+  process?: SimulatedProcess;
+  /** Pages of a pool that may run dry: private, not reserved (MAP_NORESERVE), 64 KiB each. */
+  huge?: boolean;
+  /** Pages at which another object begins, mapped side by side with the one before: two memfds, for one. */
+  objects?: readonly number[];
+}
 
 interface Readiness {
   fd: number;
@@ -118,11 +138,15 @@ export class SimulatedKernel implements Kernel {
   readonly #clock: Clock;
   /** Called with what happens, one line at a time. */
   observer: ((line: string) => void) | undefined;
+  /** Where huge pages come from. */
+  readonly hugePool: HugePool;
   readonly #preemption: number;
   readonly #watches = new Set<Readiness>();
   /** What was asked for before, which is asked at every call. */
   readonly #isAtLeast = new Map<string, boolean>();
   readonly #copies = new Map<SimulatedProcess, File[]>();
+  /** Somebody has mapped huge pages. */
+  #hasHuge = false;
   #nextAddress = FIRST_ADDRESS;
   #lastId = 0;
 
@@ -134,6 +158,7 @@ export class SimulatedKernel implements Kernel {
     this.chooser = chooser;
     this.offered = featureBits(options.features ?? featuresOf(version), 'features');
     this.files = new Files(options.descriptors ?? 1024);
+    this.hugePool = new HugePool(options.hugePages ?? Number.MAX_SAFE_INTEGER);
     this.#preemption = options.preemption ?? 0.3;
     this.#clock = new Clock(options.patienceMs ?? Number.POSITIVE_INFINITY);
     if (options.inject) {
@@ -163,9 +188,37 @@ export class SimulatedKernel implements Kernel {
     protection: number = PROT.READ | PROT.WRITE,
     process: SimulatedProcess = this.process,
   ): bigint {
-    const address = this.place(pages * this.pageSize);
-    process.space.map(address, pages * this.pageSize, protection, SMALL_PAGES);
+    return this.mapMemory(pages, { protection, process });
+  }
+
+  /** The same, in huge pages or from several objects. */
+  mapMemory(pages: number, options: SimulatedMemory = {}): bigint {
+    const { protection = PROT.READ | PROT.WRITE, process = this.process, huge, objects = [] } = options;
+    const { space } = process;
+    const pageSize = huge ? this.hugePageSize : this.pageSize;
+    const bytes = pages * pageSize;
+    const address = huge ? this.#placeHuge(bytes) : this.place(bytes);
+    space.pool = this.hugePool;
+    this.#hasHuge ||= huge === true;
+    space.map(address, pages * pageSize, protection, huge ? 0 : SMALL_PAGES, pageSize);
+    for (const page of objects) {
+      space.change(address + page * pageSize, address + pages * pageSize, (vma) => {
+        vma.traits += NEXT_OBJECT;
+      });
+    }
     return BigInt(address);
+  }
+
+  /** A place that begins with a whole huge page. */
+  #placeHuge(length: number): number {
+    const address = this.place(length + HUGE_PAGE);
+    return Math.ceil(address / HUGE_PAGE) * HUGE_PAGE;
+  }
+
+  /** Bytes of a huge page of the pool. */
+  get hugePageSize(): number {
+    if (this.pageSize >= HUGE_PAGE) throw new RangeError('huge pages: only beside pages that are smaller');
+    return HUGE_PAGE;
   }
 
   /** A process beside the handler's, with memory of its own. */
@@ -225,6 +278,15 @@ export class SimulatedKernel implements Kernel {
   /** Virtual milliseconds. */
   get now(): number {
     return this.#clock.now;
+  }
+
+  /**
+   * A call was made that resolves faults.
+   *
+   * @internal
+   */
+  filled(installed: boolean): void {
+    this.#clock.filled(installed);
   }
 
   /** Ends the run: the next step, or the handler's next call, throws this. */
@@ -327,12 +389,13 @@ export class SimulatedKernel implements Kernel {
   #disturb(injector: Injector): void {
     const asleep = this.threads.filter(({ wait }) => wait?.place === 'fault' && !wait.over());
     if (asleep.length > 0 && injector.happens('signal')) injector.pick(asleep).signals++;
+    this.#disturbMemory(injector);
     const contexts = this.#contexts().filter(({ pending, reading }) => pending.length + reading.length > 0);
     if (contexts.length > 0 && injector.happens('wake')) {
       const context = injector.pick(contexts);
       const { address } = injector.pick([...context.pending, ...context.reading]);
-      const page = address - (address % this.pageSize);
-      context.wake(page, page + this.pageSize);
+      const page = context.space.startOf(address);
+      context.wake(page, page + context.space.sizeAt(address));
     }
     const others = this.processes.filter(
       (one) => one !== this.process && !one.exited && one.threads.some(({ done }) => !done),
@@ -341,8 +404,37 @@ export class SimulatedKernel implements Kernel {
     else if (others.length > 0 && injector.happens('exec')) injector.pick(others).exec();
   }
 
+  /** Mappings that get a border or lose one, and a pool of huge pages that others empty. */
+  #disturbMemory(injector: Injector): void {
+    const watched = injector.knows('split') ? this.#watched() : [];
+    if (watched.length > 0 && injector.happens('split')) {
+      const { start, end, pageSize, context } = injector.pick(watched);
+      const from = start + injector.below((end - start) / pageSize) * pageSize;
+      const to = from + (1 + injector.below(SPLIT_MOST)) * pageSize;
+      context.space.change(from, to, (vma) => {
+        vma.traits ^= NOT_DUMPED;
+      });
+    }
+    const steps = this.#hasHuge && this.hugePool.free > 0 ? injector.drySteps() : 0;
+    if (steps === 0) return;
+    this.hugePool.drain();
+    this.#clock.hold(steps * STEP_MS, () => this.hugePool.refill());
+  }
+
+  /** Mappings that are watched. */
+  #watched(): (Vma & { context: Context })[] {
+    return this.#contexts().flatMap((context) =>
+      context.space.vmas.filter((vma) => vma.context === context).map((vma) => ({ ...vma, context })),
+    );
+  }
+
   #contexts(): Context[] {
     return this.files.all().flatMap((file) => (file.is === 'userfaultfd' ? [file.context] : []));
+  }
+
+  /** Whether something can happen now, without time passing. */
+  canStep(): boolean {
+    return this.#runnable().length > 0 || this.#callbacks().length > 0;
   }
 
   /** Something happens: a thread does a step, or the event loop calls back. False: everybody sleeps for good. */

@@ -1,13 +1,15 @@
-// An address space: what is mapped where, and what each page's table entry says. Private anonymous memory, in pages
-// of one size (kernel-semantics, section 4).
+// An address space: what is mapped where, and what each page's table entry says. Private anonymous memory, in small
+// pages or in huge ones of a pool (kernel-semantics, section 4).
 //
 // Rules:
-//  - Addresses are numbers: user addresses end below 2^47. Pages are counted from address 0.
+//  - Addresses are numbers: user addresses end below 2^47. Pages are counted from address 0, in small pages; a huge
+//    page has one entry, under the number of its first small page.
 //  - Mappings do not overlap; neighbours that are alike in everything are one, as in the kernel. Alike includes
 //    where their pages come from: what was faulted in apart, or moved, stays apart.
 //  - An entry that is not in the table is empty.
 
 import type { Context } from './context.js';
+import type { HugePool } from './pool.js';
 import type { Witness } from './witness.js';
 
 /** A page's bytes, and how many page tables map them. */
@@ -32,6 +34,8 @@ export interface Vma {
   /** The userfaultfd that has registered it, and in which modes (MODE_* bits). */
   context: Context | undefined;
   modes: number;
+  /** Bytes of its pages: small ones, or huge ones. */
+  pageSize: number;
   /** How it was mapped and advised: 0 is plain. Told apart, and but for LOCKED not looked into. */
   traits: number;
   /** Its first page's number where it was mapped first; mremap leaves it as it was. */
@@ -42,6 +46,11 @@ export interface Vma {
 
 /** The trait of memory that mlock keeps where it is. */
 export const LOCKED = 2;
+/** Traits of memory that core dumps leave out (MADV_DONTDUMP), and that was placed on a node (mbind). */
+export const NOT_DUMPED = 4;
+export const BOUND = 8;
+/** Added for each object behind memory that is mapped side by side: two memfds, for one. */
+export const NEXT_OBJECT = 256;
 
 /** Bytes of an entry; a table of them fills a page. */
 const ENTRY_BYTES = 8;
@@ -57,6 +66,8 @@ export class AddressSpace {
   alive = true;
   /** Looks on; inherited by children. */
   witness: Witness | undefined;
+  /** Where huge pages come from; those of every process come from one pool. */
+  pool: HugePool | undefined;
   readonly #pages = new Map<number, Entry>();
   /** Tables of entries that were made, by number: each is for `tableSpan` bytes. They stay when their entries go. */
   readonly #tables = new Set<number>();
@@ -82,14 +93,15 @@ export class AddressSpace {
     return this.#vmas.filter((vma) => vma.start < end && start < vma.end);
   }
 
-  /** Maps fresh memory, where nothing is mapped. */
-  map(start: number, length: number, protection: number, traits = 0): void {
+  /** Maps fresh memory, where nothing is mapped; `pageSize`: bytes of its pages. */
+  map(start: number, length: number, protection: number, traits = 0, pageSize = this.pageSize): void {
     this.insert({
       start,
       end: start + length,
       protection,
       context: undefined,
       modes: 0,
+      pageSize,
       traits,
       origin: start / this.pageSize,
       family: undefined,
@@ -159,6 +171,7 @@ export class AddressSpace {
       lower.protection === upper.protection &&
       lower.context === upper.context &&
       lower.modes === upper.modes &&
+      lower.pageSize === upper.pageSize &&
       lower.traits === upper.traits &&
       lower.origin + (lower.end - lower.start) / this.pageSize === upper.origin &&
       (lower.family === upper.family || !lower.family || !upper.family)
@@ -175,7 +188,7 @@ export class AddressSpace {
     // The one behind is asked first.
     for (const other of [this.#vmas[i + 1], this.#vmas[i - 1]]) {
       if (!other?.family || other.context !== vma.context || other.modes !== vma.modes) continue;
-      if (other.traits !== vma.traits) continue;
+      if (other.traits !== vma.traits || other.pageSize !== vma.pageSize) continue;
       const [lower, upper] = other.start > vma.start ? [vma, other] : [other, vma];
       const pages = (lower.end - lower.start) / this.pageSize;
       if (lower.end === upper.start && lower.origin + pages === upper.origin) return other.family;
@@ -187,6 +200,27 @@ export class AddressSpace {
 
   pageOf(address: number): number {
     return Math.floor(address / this.pageSize);
+  }
+
+  /** Bytes of the page that holds an address. */
+  sizeAt(address: number): number {
+    return this.at(address)?.pageSize ?? this.pageSize;
+  }
+
+  /** Where the page that holds an address begins. */
+  startOf(address: number): number {
+    return address - (address % this.sizeAt(address));
+  }
+
+  /** The number under which its entry is. */
+  keyOf(address: number): number {
+    return this.pageOf(this.startOf(address));
+  }
+
+  /** Whether a page is there at an address: the zero page, or one of its own. */
+  holds(address: number): boolean {
+    const entry = this.entry(this.keyOf(address));
+    return entry?.is === 'page' || entry?.is === 'zero';
   }
 
   entry(page: number): Entry | undefined {
@@ -209,7 +243,10 @@ export class AddressSpace {
   /** Puts an entry in place of what was there; a page that nobody maps any more is gone. */
   set(page: number, entry: Entry | undefined): void {
     const old = this.#pages.get(page);
-    if (old?.is === 'page' && !(entry?.is === 'page' && entry.frame === old.frame)) old.frame.mappers--;
+    if (old?.is === 'page' && !(entry?.is === 'page' && entry.frame === old.frame)) {
+      old.frame.mappers--;
+      if (old.frame.mappers === 0 && old.frame.bytes.length > this.pageSize) this.pool?.give();
+    }
     if (!entry) {
       this.#pages.delete(page);
       return;
@@ -239,10 +276,16 @@ export class AddressSpace {
     return found;
   }
 
-  /** A page of this process alone. */
-  fresh(bytes?: Uint8Array): Entry & { is: 'page' } {
-    const frame = { bytes: bytes ? bytes.slice() : new Uint8Array(this.pageSize), mappers: 1 };
+  /** A page of this process alone: with these bytes, or `size` zeros. Undefined: a huge one, and none is free. */
+  take(size: number, bytes?: Uint8Array): (Entry & { is: 'page' }) | undefined {
+    if (size > this.pageSize && this.pool?.take() === false) return undefined;
+    const frame = { bytes: bytes ? bytes.slice() : new Uint8Array(size), mappers: 1 };
     return { is: 'page', frame, exclusive: true, wp: false };
+  }
+
+  /** The same, of a small page: there is always one. */
+  fresh(bytes?: Uint8Array): Entry & { is: 'page' } {
+    return this.take(this.pageSize, bytes) as Entry & { is: 'page' };
   }
 
   /** Forgets everything: the process is gone. */
@@ -256,10 +299,10 @@ export class AddressSpace {
   peek(address: number, length: number): Uint8Array {
     const bytes = new Uint8Array(length);
     for (let done = 0; done < length; ) {
-      const page = this.pageOf(address + done);
-      const offset = address + done - page * this.pageSize;
-      const some = Math.min(this.pageSize - offset, length - done);
-      const entry = this.#pages.get(page);
+      const start = this.startOf(address + done);
+      const offset = address + done - start;
+      const some = Math.min(this.sizeAt(start) - offset, length - done);
+      const entry = this.#pages.get(this.pageOf(start));
       if (entry?.is === 'page') bytes.set(entry.frame.bytes.subarray(offset, offset + some), done);
       done += some;
     }

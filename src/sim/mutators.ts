@@ -9,7 +9,7 @@
 
 import { ADVICE, E, EVENT, FEATURE, MODE, MREMAP } from './abi.js';
 import { Context, clearProtection, type Notice } from './context.js';
-import type { AddressSpace, Entry, Vma } from './memory.js';
+import { type AddressSpace, BOUND, type Entry, NOT_DUMPED, type Vma } from './memory.js';
 
 /** What a thread waits for in the middle of a call. */
 export interface Wait {
@@ -61,6 +61,19 @@ export function* madvise(space: AddressSpace, address: number, bytes: number, ad
 
 /** Advises a part of one mapping: up to where, or an errno. */
 function* advise(space: AddressSpace, vma: Vma, from: number, to: number, advice: number): Steps<number> {
+  if (advice === ADVICE.DONTDUMP || advice === ADVICE.DODUMP) {
+    space.change(from, to, (part) => {
+      part.traits = advice === ADVICE.DONTDUMP ? part.traits | NOT_DUMPED : part.traits & ~NOT_DUMPED;
+    });
+    return to;
+  }
+  if (vma.pageSize > space.pageSize) {
+    if (advice !== ADVICE.DONTNEED || from % vma.pageSize !== 0) return E.INVAL;
+    // A part of a huge page at the end is left alone.
+    const whole = to - (to % vma.pageSize);
+    if (whole === from) return to;
+    to = whole;
+  }
   if (advice === ADVICE.GUARD_INSTALL) {
     space.populate(vma);
     for (let page = space.pageOf(from); page < space.pageOf(to); page++) space.set(page, { is: 'guard' });
@@ -145,6 +158,17 @@ export function* overlay(
   space.map(address, length, protection);
   yield* completeUnmap(told, address, address + length);
   return address;
+}
+
+/** mbind: where its pages are to lie; no message, no wait. */
+export function mbind(space: AddressSpace, address: number, bytes: number, bound: boolean): number {
+  const end = address + whole(space, bytes);
+  if (!valid(space, address, bytes)) return E.INVAL;
+  if (space.within(address, end).length === 0) return E.FAULT;
+  space.change(address, end, (vma) => {
+    vma.traits = bound ? vma.traits | BOUND : vma.traits & ~BOUND;
+  });
+  return 0;
 }
 
 /** mprotect: no message, no wait. Stops at the first hole. */
@@ -349,6 +373,7 @@ export function* fork(space: AddressSpace, child: AddressSpace): Steps<void> {
     }
     const heir = context && children.get(context);
     const copy = { ...vma, context: heir, modes: heir ? vma.modes : 0 };
+    child.pool = space.pool;
     child.add(copy);
     // Where no page was ever installed there is nothing to copy, unless write-protection is written there.
     if (vma.family || copy.modes & MODE.WP) copyPages(space, child, vma, (copy.modes & MODE.WP) !== 0);

@@ -4,6 +4,7 @@ import type { KernelPort, LinearMemory, Watch } from '../kernel.js';
 import { E, EVENT, MESSAGE_BYTES, OPEN, POLL, REQUEST } from './abi.js';
 import { Context, type Notice, type Sleeper } from './context.js';
 import type { File } from './files.js';
+import type { Interrupted } from './injection.js';
 import type { SimulatedKernel } from './kernel.js';
 import { handshake, register, wake, withdraw } from './register.js';
 import { type Answer, type Caller, type Fill, resolve } from './resolve.js';
@@ -16,8 +17,8 @@ const POLLFD_BYTES = 8;
 
 /** Where the source of a COPY may lie: outside of every simulated address space. */
 const VIEWS_START = 0x2000_0000_0000;
-/** Views that `addressOf` remembers: as many as calls can be about at a time. */
-const VIEWS_KEPT = 64;
+/** Views that `addressOf` remembers before it looks which of them are gone. */
+const VIEWS_MOST = 1024;
 
 /** Since when a failed call writes −EAGAIN into its result field. */
 const WRITES_EAGAIN_SINCE = '6.15';
@@ -36,7 +37,9 @@ export class SimulatedPort implements KernelPort {
   readonly #memory: LinearMemory;
   /** Whose calls these are. */
   readonly #process: SimulatedProcess;
-  readonly #views: { address: number; bytes: Uint8Array }[] = [];
+  /** Views by ascending address, for as long as somebody has them: a call may be about one that was named long ago. */
+  #views: { address: number; offset: number; length: number; buffer: WeakRef<ArrayBufferLike> }[] = [];
+  #mostViews = VIEWS_MOST;
   #nextView = VIEWS_START;
 
   constructor(kernel: SimulatedKernel, memory: LinearMemory, process: SimulatedProcess) {
@@ -102,8 +105,9 @@ export class SimulatedPort implements KernelPort {
     return E.NOENT;
   }
 
-  pageSizeAt(): number {
-    return this.#kernel.pageSize;
+  pageSizeAt(pid: number, address: bigint): number {
+    const process = this.#kernel.processes.find((one) => one.pid === pid) ?? this.#process;
+    return process.space.sizeAt(Number(address));
   }
 
   // ---- ioctl ---------------------------------------------------------------------------------------------
@@ -114,10 +118,10 @@ export class SimulatedPort implements KernelPort {
     if (!file) return E.BADF;
     if (file.is !== 'userfaultfd') return E.NOTTY;
     const { context } = file;
-    if (context.initialised && this.#kernel.injector?.happens('eintr')) return E.INTR;
+    const operation = OPERATIONS_SINCE[request];
+    if (context.initialised && this.#kernel.injector?.interrupts(kindOf(request, operation))) return E.INTR;
     if (request === REQUEST.API) return this.#handshake(context, at);
     if (!context.initialised) return E.INVAL;
-    const operation = OPERATIONS_SINCE[request];
     if (operation !== undefined && !this.#kernel.isAtLeast(operation)) return E.INVAL;
     if (operation !== undefined) return this.#resolve(context, request, at);
     switch (request) {
@@ -172,6 +176,8 @@ export class SimulatedPort implements KernelPort {
     const unwritable = field !== undefined && !writable;
     const wanted = this.#fits(at, argumentBytes) ? fill() : undefined;
     const answer = this.#answer(context, wanted, request, unwritable);
+    // Others may not be resolved by it, so nothing is said of them: write-protection is lifted without a count.
+    if (field !== undefined) this.#kernel.filled((answer.out ?? 0) > 0);
     const untouched =
       answer.result === E.AGAIN && answer.out === E.AGAIN && !this.#kernel.isAtLeast(WRITES_EAGAIN_SINCE);
     if (answer.out === undefined || untouched) return answer.result;
@@ -187,9 +193,11 @@ export class SimulatedPort implements KernelPort {
     if (errno !== undefined) return { result: errno, out: errno };
     if (!injector || !fill || RESULT_AT[request] === undefined)
       return resolve(context, this.#caller(), fill, unwritable);
-    const length = injector.partOf(fill.length / pageSize) * pageSize;
+    const size = Math.max(pageSize, context.space.sizeAt(fill.start));
+    const length = injector.partOf(Math.ceil(fill.length / size)) * size;
+    if (length >= fill.length) return resolve(context, this.#caller(), fill, unwritable);
     const answer = resolve(context, this.#caller(), { ...fill, length }, unwritable);
-    return answer.result === 0 && length < fill.length ? { result: E.AGAIN, out: length } : answer;
+    return answer.result === 0 ? { result: E.AGAIN, out: length } : answer;
   }
 
   #view(): DataView {
@@ -217,13 +225,25 @@ export class SimulatedPort implements KernelPort {
     return {
       space,
       read: (address, length) => {
-        const view = this.#views.find(
-          (one) => address >= one.address && address + length <= one.address + one.bytes.length,
-        );
-        if (view) return view.bytes.subarray(address - view.address, address - view.address + length);
+        const bytes = this.#viewed(address, length);
+        if (bytes) return bytes;
         return this.#readable(address, length) ? space.peek(address, length) : undefined;
       },
     };
+  }
+
+  /** The bytes at an address that `addressOf` has given. */
+  #viewed(address: number, length: number): Uint8Array | undefined {
+    let [low, high] = [0, this.#views.length];
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if ((this.#views[middle] as { address: number }).address <= address) low = middle + 1;
+      else high = middle;
+    }
+    const view = this.#views[low - 1];
+    if (!view || address + length > view.address + view.length) return undefined;
+    const buffer = view.buffer.deref();
+    return buffer && new Uint8Array(buffer, view.offset + (address - view.address), length);
   }
 
   /** Whether the kernel can read memory of the handler's own process without a fault that it would have to answer. */
@@ -248,7 +268,7 @@ export class SimulatedPort implements KernelPort {
     if (file.is !== 'userfaultfd' || !file.context.initialised || length < MESSAGE_BYTES) return E.INVAL;
     const { context } = file;
     const { injector } = this.#kernel;
-    if (injector?.happens('eintr')) return E.INTR;
+    if (injector?.interrupts('read')) return E.INTR;
     if (!file.nonBlocking) this.#kernel.sleep(() => context.readable, -1);
     const there = context.pending.length + context.notices.length;
     const most = Math.min(length, (injector?.messagesOf(there) ?? there) * MESSAGE_BYTES);
@@ -312,7 +332,7 @@ export class SimulatedPort implements KernelPort {
 
   poll(at: number, count: number, timeoutMs: number): number {
     this.#kernel.preempt();
-    if (this.#kernel.injector?.happens('eintr')) return E.INTR;
+    if (this.#kernel.injector?.interrupts('poll')) return E.INTR;
     this.#kernel.sleep(() => this.#pollOnce(at, count) > 0, timeoutMs);
     return this.#pollOnce(at, count);
   }
@@ -344,12 +364,15 @@ export class SimulatedPort implements KernelPort {
   }
 
   addressOf(view: ArrayBufferView): bigint {
-    const bytes = new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
-    const address = this.#nextView + (view.byteOffset % this.#kernel.pageSize);
-    const pages = Math.ceil(view.byteLength / this.#kernel.pageSize) + 2;
-    this.#nextView += pages * this.#kernel.pageSize;
-    this.#views.push({ address, bytes });
-    if (this.#views.length > VIEWS_KEPT) this.#views.shift();
+    const { buffer, byteOffset: offset, byteLength: length } = view;
+    const { pageSize } = this.#kernel;
+    const address = this.#nextView + (offset % pageSize);
+    this.#nextView += (Math.ceil(length / pageSize) + 2) * pageSize;
+    if (this.#views.length >= this.#mostViews) {
+      this.#views = this.#views.filter((one) => one.buffer.deref() !== undefined);
+      this.#mostViews = Math.max(VIEWS_MOST, 2 * this.#views.length);
+    }
+    this.#views.push({ address, offset, length, buffer: new WeakRef(buffer) });
     return BigInt(address);
   }
 
@@ -367,4 +390,10 @@ export class SimulatedPort implements KernelPort {
       throw error;
     });
   }
+}
+
+/** Of what kind an ioctl is that may be interrupted; `operation`: since when it resolves faults, if it does. */
+function kindOf(request: number, operation: string | undefined): Interrupted | undefined {
+  if (operation !== undefined) return 'fill';
+  return request === REQUEST.WAKE ? 'wake' : undefined;
 }

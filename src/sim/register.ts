@@ -2,11 +2,16 @@
 
 import { E, FEATURE, MODE, UFFD_API } from './abi.js';
 import { type Context, unregister } from './context.js';
+import type { Vma } from './memory.js';
 import { validRange } from './resolve.js';
 
-/** Operations by bit that every range of private anonymous memory allows, and those that a mode adds. */
+/** Operations by bit that private anonymous memory allows: in small pages, and where any are huge. */
 const RANGE_OPERATIONS = 0x13cn;
+const HUGE_RANGE_OPERATIONS = 0x10cn;
+/** Those that a mode adds. */
 const WRITE_PROTECT_OPERATION = 0x40n;
+/** The feature of kernels that write-protect huge pages. */
+const WP_HUGE = 1n << 12n;
 const API_OPERATIONS = 0x8000000000000003n;
 /** Operations by the feature bit that came with them. */
 const OPERATION_OF: readonly (readonly [bit: bigint, feature: bigint])[] = [
@@ -55,6 +60,10 @@ export function register(
   const vmas = space.within(start, start + length);
   // Private anonymous memory has no minor faults.
   if (vmas.length === 0 || modes & MODE.MINOR) return refuse(E.INVAL);
+  const huge = vmas.filter(({ pageSize }) => pageSize > space.pageSize);
+  if (modes & MODE.WP && huge.length > 0 && !(offered & WP_HUGE)) return refuse(E.INVAL);
+  // Whole huge pages; what lies behind the last one's mapping is not looked at.
+  if (huge.some((vma) => [start, start + length].some((edge) => splits(vma, edge)))) return refuse(E.INVAL);
   if (vmas.some((vma) => vma.context && vma.context !== context)) return refuse(E.BUSY);
   for (const vma of vmas) {
     if (vma.context === context && (vma.modes & modes) === modes) continue;
@@ -65,9 +74,16 @@ export function register(
       part.modes = modes;
     });
   }
-  let operations = RANGE_OPERATIONS | (modes & MODE.WP ? WRITE_PROTECT_OPERATION : 0n);
+  let operations =
+    (huge.length > 0 ? HUGE_RANGE_OPERATIONS : RANGE_OPERATIONS) |
+    (modes & MODE.WP ? WRITE_PROTECT_OPERATION : 0n);
   for (const [bit, feature] of OPERATION_OF) if (!(offered & feature)) operations &= ~bit;
   return { result: 0, operations };
+}
+
+/** Whether a border would lie inside of a mapping's huge page. */
+function splits({ start, end, pageSize }: Vma, edge: number): boolean {
+  return edge > start && edge < end && edge % pageSize !== 0;
 }
 
 /** UFFDIO_UNREGISTER. Wakes those who wait for missing pages, and nobody else. */

@@ -81,9 +81,9 @@ export function resolve(context: Context, caller: Caller, fill: Fill | undefined
   return answer;
 }
 
-/** Pages one after another, until one fails. */
-function eachPage(space: AddressSpace, length: number, one: (offset: number) => number): Answer {
-  for (let offset = 0; offset < length; offset += space.pageSize) {
+/** Pages of a size one after another, until one fails. */
+function eachPage(size: number, length: number, one: (offset: number) => number): Answer {
+  for (let offset = 0; offset < length; offset += size) {
     const errno = one(offset);
     if (errno === 0) continue;
     return offset > 0 ? { result: E.AGAIN, out: offset } : failed(errno);
@@ -101,17 +101,26 @@ function install(context: Context, caller: Caller, { request, start, length, mod
   if (!vma?.context || start + length > vma.end) return failed(E.NOENT);
   const protect = (mode & BIT.COPY_WP) !== 0;
   if (protect && !(vma.modes & MODE.WP)) return failed(E.INVAL);
-  // Only shared memory has pages to go on with.
+  // Only shared memory has pages to go on with; huge pages have no zero page.
   if (request === REQUEST.CONTINUE) return failed(E.INVAL);
-  return eachPage(space, length, (offset) => {
+  const { pageSize } = vma;
+  const huge = pageSize > space.pageSize;
+  if (huge && (request === REQUEST.ZEROPAGE || start % pageSize !== 0 || length % pageSize !== 0))
+    return failed(E.INVAL);
+  return eachPage(pageSize, length, (offset) => {
     const page = space.pageOf(start + offset);
     space.makeTable(start + offset);
     const found = space.entry(page);
     if (request === REQUEST.COPY) {
       if (found?.is === 'page' || found?.is === 'zero') return E.EXIST;
-      const bytes = caller.read(source + offset, space.pageSize);
+      const bytes = caller.read(source + offset, pageSize);
+      // What the kernel says where no huge page is free: it finds the table that it has just made, and takes the page to
+      // have been there before. It looks before it reads.
+      if (huge && space.pool?.free === 0) return E.EXIST;
       if (!bytes) return E.FAULT;
-      space.set(page, { ...space.fresh(bytes), wp: protect });
+      const fresh = space.take(pageSize, bytes) as Entry & { is: 'page' };
+      space.set(page, { ...fresh, wp: protect });
+      if (protect) space.witness?.protecting(space, start + offset, true);
       return 0;
     }
     if (found) return E.EXIST;
@@ -138,13 +147,18 @@ function writeProtect(context: Context, { start, length, mode }: Fill): Answer {
 
 function protectIn(space: AddressSpace, vma: Vma, start: number, end: number, on: boolean): void {
   const unpopulated = vma.context?.has(FEATURE.WP_UNPOPULATED) === true;
-  for (let address = start; address < end; address += space.pageSize) {
+  for (let address = start; address < end; address += vma.pageSize) {
     const page = space.pageOf(address);
     const entry = space.entry(page);
     if (entry?.is === 'page' || entry?.is === 'zero') entry.wp = on;
     else if (!entry && on && unpopulated) space.set(page, { is: 'wp' });
     else if (entry?.is === 'wp' && !on) space.set(page, undefined);
+    if (isProtected(space.entry(page)) === on) space.witness?.protecting(space, address, on);
   }
+}
+
+function isProtected(entry: Entry | undefined): boolean {
+  return entry?.is === 'wp' || ((entry?.is === 'page' || entry?.is === 'zero') && entry.wp);
 }
 
 // ---- MOVE --------------------------------------------------------------------------------------------------
@@ -156,10 +170,11 @@ function move(context: Context, { start, length, mode, source }: Fill): Answer {
   if (to) space.populate(to);
   if (!from || !to) return failed(E.NOENT);
   if (source + length > from.end || start + length > to.end) return failed(E.INVAL);
+  if (from.pageSize > space.pageSize || to.pageSize > space.pageSize) return failed(E.INVAL);
   if ((from.traits ^ to.traits) & LOCKED) return failed(E.INVAL);
   if (to.context !== context || from.protection !== to.protection || !(from.protection & PROT.WRITE))
     return failed(E.INVAL);
-  return eachPage(space, length, (offset) => {
+  return eachPage(space.pageSize, length, (offset) => {
     // Without a table there is certainly no page: that is seen before the target is looked at.
     if (!space.hasTable(source + offset) && !(mode & BIT.MOVE_HOLES)) return E.NOENT;
     space.makeTable(source + offset);

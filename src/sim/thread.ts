@@ -3,7 +3,17 @@
 
 import { ADVICE, E, PROT } from './abi.js';
 import { AddressSpace, LOCKED } from './memory.js';
-import { fork, madvise, mprotect, mremap, munmap, overlay, type Steps, type Wait } from './mutators.js';
+import {
+  fork,
+  madvise,
+  mbind,
+  mprotect,
+  mremap,
+  munmap,
+  overlay,
+  type Steps,
+  type Wait,
+} from './mutators.js';
 import { type By, type Toucher, touch } from './touch.js';
 
 /**
@@ -245,7 +255,7 @@ function touching(address: bigint, by: By, value?: number): (thread: SimulatedTh
     const bytes = yield* reach(thread, at, value !== undefined, by);
     if (typeof bytes === 'string') return bytes;
     const { space } = thread;
-    const offset = at % space.pageSize;
+    const offset = at - space.startOf(at);
     if (value === undefined) {
       const found = bytes[offset] ?? 0;
       space.witness?.read(space, at, found);
@@ -279,14 +289,15 @@ export function write(address: bigint, value: number, by: By = 'user'): Action {
 
 /** Makes the kernel touch each page of a range: what madvise(POPULATE_*) and mlock do. */
 function* populate(thread: SimulatedThread, address: bigint, length: number, write: boolean): Steps<Outcome> {
-  for (let offset = 0; offset < length; offset += thread.space.pageSize) {
-    const reached = yield* reach(thread, Number(address) + offset, write, 'kernel');
+  const end = Number(address) + length;
+  for (let at = Number(address); at < end; at = thread.space.startOf(at) + thread.space.sizeAt(at)) {
+    const reached = yield* reach(thread, at, write, 'kernel');
     if (typeof reached === 'string') return reached;
   }
   return 0;
 }
 
-/** madvise(2): DONTNEED 4, FREE 8, POPULATE_READ 22, POPULATE_WRITE 23, GUARD_INSTALL 102, GUARD_REMOVE 103. */
+/** madvise(2): DONTNEED 4, FREE 8, DONTDUMP 16, DODUMP 17, POPULATE_READ 22, POPULATE_WRITE 23, GUARD_INSTALL 102, GUARD_REMOVE 103. */
 export function advise(address: bigint, length: number, advice: number): Action {
   const text = `madvise(${hex(address)}, ${length}, ${ADVICE_NAMES[advice] ?? advice})`;
   if (advice === ADVICE.POPULATE_READ || advice === ADVICE.POPULATE_WRITE) {
@@ -347,6 +358,17 @@ export function protect(address: bigint, length: number, protection: number): Ac
   };
 }
 
+/** mbind(2): binds memory to a node, or lets it go. */
+export function bind(address: bigint, length: number, bound = true): Action {
+  return {
+    text: `mbind(${hex(address)}, ${length}, ${bound ? 'bind' : 'default'})`,
+    steps: calling(function* (thread) {
+      yield undefined;
+      return mbind(thread.space, Number(address), length, bound);
+    }),
+  };
+}
+
 /** mmap(2) with MAP_FIXED: fresh memory in place of what is there. */
 export function replace(
   address: bigint,
@@ -391,7 +413,9 @@ export function readOf(process: SimulatedProcess, address: bigint): Action {
     text: `read ${hex(address)} of process ${process.pid}`,
     *steps(thread) {
       const bytes = yield* reach(thread, Number(address), false, 'kernel', process.space);
-      return typeof bytes === 'string' ? bytes : (bytes[Number(address) % process.space.pageSize] ?? 0);
+      return typeof bytes === 'string'
+        ? bytes
+        : (bytes[Number(address) - process.space.startOf(Number(address))] ?? 0);
     },
   };
 }

@@ -27,7 +27,7 @@ export function touch(who: Toucher, address: number, write: boolean, by: By): To
   });
   const vma = space.at(address);
   if (!vma || !allows(vma, write)) return refused('SIGSEGV');
-  const page = space.pageOf(address);
+  const page = space.keyOf(address);
   space.makeTable(address);
   let found = space.entry(page);
   if (found?.is === 'wp' && !(vma.modes & MODE.WP)) {
@@ -48,46 +48,58 @@ export function touch(who: Toucher, address: number, write: boolean, by: By): To
     if (write) space.populate(vma);
     if (vma.modes & MODE.MISSING) return userfault(write ? FAULT.WRITE : 0);
   }
-  const entry = present(space, page, found, write);
+  const entry = present(space, vma, page, found, write);
+  if (!entry) return refused('SIGBUS');
   if (!write) return { is: 'page', entry };
   if (entry.wp && vma.modes & MODE.WP) {
     if (!vma.context?.has(FEATURE.WP_ASYNC)) return userfault(FAULT.WRITE | FAULT.WP);
     entry.wp = false;
+    space.witness?.protecting(space, address, false);
   }
-  return { is: 'page', entry: own(space, vma, page, entry) };
+  const owned = own(space, vma, page, entry);
+  return owned ? { is: 'page', entry: owned } : refused('SIGBUS');
 }
 
 function allows(vma: Vma, write: boolean): boolean {
   return write ? (vma.protection & PROT.WRITE) !== 0 : vma.protection !== 0;
 }
 
-/** The page's entry; where there is none, the kernel's own: the zero page for a read, a page of zeros for a write. */
+/**
+ * The page's entry; where there is none, the kernel's own: the zero page for a read, a page of zeros for a write, or
+ * for any touch of huge pages, which have no zero page. Undefined: no huge page is free.
+ */
 function present(
   space: AddressSpace,
+  { pageSize }: Vma,
   page: number,
   found: Entry | undefined,
   write: boolean,
-): Entry & { is: 'zero' | 'page' } {
+): (Entry & { is: 'zero' | 'page' }) | undefined {
   if (found?.is === 'zero' || found?.is === 'page') return found;
   const wp = found?.is === 'wp';
-  const entry = write ? { ...space.fresh(), wp } : ({ is: 'zero', wp } as const);
+  let entry: Entry & { is: 'zero' | 'page' } = { is: 'zero', wp };
+  if (write || pageSize > space.pageSize) {
+    const fresh = space.take(pageSize);
+    if (!fresh) return undefined;
+    entry = { ...fresh, wp };
+  }
   space.set(page, entry);
   return entry;
 }
 
-/** A page to write to: the zero page, and one that others share, are replaced by a copy. */
+/** A page to write to: the zero page, and one that others share, are replaced by a copy. Undefined: there is no room. */
 function own(
   space: AddressSpace,
   vma: Vma,
   page: number,
   entry: Entry & { is: 'zero' | 'page' },
-): Entry & { is: 'page' } {
+): (Entry & { is: 'page' }) | undefined {
   if (entry.is === 'page' && (entry.exclusive || entry.frame.mappers === 1)) {
     entry.exclusive = true;
     return entry;
   }
   space.populate(vma);
-  const copy = space.fresh(entry.is === 'page' ? entry.frame.bytes : undefined);
-  space.set(page, copy);
+  const copy = space.take(vma.pageSize, entry.is === 'page' ? entry.frame.bytes : undefined);
+  if (copy) space.set(page, copy);
   return copy;
 }

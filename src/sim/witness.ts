@@ -6,6 +6,8 @@ export interface Witness {
   /** A thread has read a byte. */
   read(space: AddressSpace, address: number, value: number): void;
   wrote(space: AddressSpace, address: number, value: number): void;
+  /** The page at an address is write-protected from now on, or not any more: the userfaultfd's owner wants it so. */
+  protecting(space: AddressSpace, address: number, on: boolean): void;
   /** madvise has said that it takes [start, end) away, and has not done so. */
   removing(space: AddressSpace, start: number, end: number): void;
   /** It has. */

@@ -7,6 +7,7 @@ export const INVARIANTS = {
   livelock: 'threads and handler are busy, and nobody gets on',
   content: 'a page does not hold what its source or its last writer put there',
   removed: 'a page that was removed holds data',
+  protection: 'a write to a page that is write-protected was not asked for',
   told: 'the handler is not told what the kernel said, once and in order',
   closed: 'closed is not told last and once',
   leak: 'a descriptor is left open',

@@ -13,6 +13,9 @@ export interface AnswerOptions {
   around?: number;
 }
 
+/** Errors of fills that may be gone when it is tried again. */
+const PASSING: readonly string[] = ['ENOMEM', 'ENOSPC', 'EFAULT', 'EIO'];
+
 /** What is known of the pages of one process, by their addresses. */
 class Pages {
   /** Which page of the source it is. */
@@ -75,17 +78,24 @@ class Answers implements FaultHandler {
   #fill(page: bigint, uffd: Userfaultfd): boolean {
     const { start, indices } = this.#run(page, uffd);
     try {
-      if (indices.length === 0) return uffd.zero(page, this.#size) === this.#size;
+      if (indices.length === 0) return this.#zero(page, uffd);
       const data = new Uint8Array(indices.length * this.#size);
       indices.forEach((index, at) => void data.set(this.#world.source(index), at * this.#size));
       const protect = this.#world.modes.includes('write-protect');
       const done = uffd.copy(start, data, data.length, { writeProtect: protect });
       return start + BigInt(done) > page;
     } catch (error) {
-      // The kernel has no memory, or cannot read the data, for now.
-      if (error instanceof UffdError && ['ENOMEM', 'EFAULT'].includes(error.code)) return false;
+      // There is no memory, or the data cannot be read, for now.
+      if (error instanceof UffdError && PASSING.includes(error.code)) return false;
       throw error;
     }
+  }
+
+  /** Huge pages have no zero page: zeros are copied. */
+  #zero(page: bigint, uffd: Userfaultfd): boolean {
+    const size = this.#size;
+    const done = size > uffd.pageSize ? uffd.copy(page, new Uint8Array(size)) : uffd.zero(page, size);
+    return done === size;
   }
 
   /** The pages to fill at once: those around one that have data to be filled with. None: zeros. */
@@ -130,9 +140,12 @@ class Answers implements FaultHandler {
     for (const page of this.#within(from, from + BigInt(length))) {
       const now = to + (page - from);
       const known = index.get(page);
-      index.delete(page);
+      const wasRemoved = removed.delete(page);
+      // What was at the new place is gone, and it may be that nobody has said so.
+      for (const place of [page, now]) index.delete(place);
+      removed.delete(now);
       if (known !== undefined) index.set(now, known);
-      if (removed.delete(page)) removed.add(now);
+      if (wasRemoved) removed.add(now);
     }
   }
 

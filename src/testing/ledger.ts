@@ -5,8 +5,11 @@
 //  - A page holds what its source has, or zeros once it was removed; over that, what was written since.
 //  - Between the news of a removal and the removal itself both are right, and so they are after MADV_FREE, which leaves
 //    what is there.
+//  - What was removed stays zero, also where it is not watched for a while.
 //  - What is not watched any more, or was never known, is not judged.
+//  - A page that was write-protected is not written before that was lifted, or the page was taken away.
 
+import { MODE } from '../sim/abi.js';
 import type { AddressSpace, Entry } from '../sim/memory.js';
 import type { Witness } from '../sim/witness.js';
 import type { Failure } from './failure.js';
@@ -18,6 +21,8 @@ interface Due {
   removed: boolean;
   /** It is being removed. */
   removing: boolean;
+  /** Writes to it are to be asked for. */
+  protected: boolean;
   readonly written: Map<number, number>;
 }
 
@@ -36,12 +41,12 @@ export class Ledger implements Witness {
     this.#fail = fail;
   }
 
-  /** `pages` pages at an address hold what the source has from its beginning. */
-  watch(space: AddressSpace, address: number, pages: number): void {
+  /** `pages` pages at an address, of so many bytes, hold what the source has from its beginning. */
+  watch(space: AddressSpace, address: number, pages: number, pageSize: number): void {
     space.witness = this;
     const known = this.#of(space);
-    const first = space.pageOf(address);
-    for (let index = 0; index < pages; index++) known.set(first + index, due(index));
+    for (let index = 0; index < pages; index++)
+      known.set(space.pageOf(address + index * pageSize), due(index));
   }
 
   #of(space: AddressSpace): Map<number, Due> {
@@ -62,14 +67,26 @@ export class Ledger implements Witness {
   // ---- what happens --------------------------------------------------------------------------------------
 
   wrote(space: AddressSpace, address: number, value: number): void {
-    this.#of(space)
-      .get(space.pageOf(address))
-      ?.written.set(address % space.pageSize, value);
+    const due = this.#of(space).get(space.keyOf(address));
+    if (!due) return;
+    due.written.set(address - space.startOf(address), value);
+    const watched = ((space.at(address)?.modes ?? 0) & MODE.WP) !== 0;
+    if (!due.protected || !watched) return;
+    this.#fail({
+      invariant: 'protection',
+      detail: `a thread has written to page ${due.index}, which is write-protected, and nobody was asked`,
+    });
+  }
+
+  protecting(space: AddressSpace, address: number, on: boolean): void {
+    const due = this.#of(space).get(space.keyOf(address));
+    if (due) due.protected = on;
   }
 
   removing(space: AddressSpace, start: number, end: number): void {
     this.#each(space, start, end, (_, due) => {
       due.removing = true;
+      due.protected = false;
     });
   }
 
@@ -79,6 +96,7 @@ export class Ledger implements Witness {
       if (!due.removing && !due.removed) this.#of(space).delete(page);
       due.removed = true;
       due.removing = false;
+      due.protected = false;
       due.written.clear();
     });
   }
@@ -93,31 +111,33 @@ export class Ledger implements Witness {
     this.#each(space, from, from + length, (page, due) => moving.push([page, due]));
     for (const [page] of moving) this.#of(space).delete(page);
     for (const [page, due] of moving) {
+      if (!followed) due.protected = false;
       if (followed || isPresent(space.entry(page + by))) this.#of(space).set(page + by, due);
     }
   }
 
   unwatched(space: AddressSpace, start: number, end: number): void {
-    this.#each(space, start, end, (page) => {
-      if (!isPresent(space.entry(page))) this.#of(space).delete(page);
+    this.#each(space, start, end, (page, due) => {
+      due.protected = false;
+      if (!due.removed && !isPresent(space.entry(page))) this.#of(space).delete(page);
     });
   }
 
   forked(space: AddressSpace, child: AddressSpace): void {
     const known = this.#of(child);
-    for (const [page, { index, removed, removing, written }] of this.#of(space)) {
+    for (const [page, due] of this.#of(space)) {
       const watched = child.at(page * child.pageSize)?.context !== undefined;
-      if (!watched && !isPresent(child.entry(page))) continue;
-      known.set(page, { index, removed, removing, written: new Map(written) });
+      if (!watched && !due.removed && !isPresent(child.entry(page))) continue;
+      known.set(page, { ...due, protected: watched && due.protected, written: new Map(due.written) });
     }
   }
 
   // ---- what is compared ----------------------------------------------------------------------------------
 
   read(space: AddressSpace, address: number, value: number): void {
-    const due = this.#of(space).get(space.pageOf(address));
+    const due = this.#of(space).get(space.keyOf(address));
     if (!due) return;
-    const offset = address % space.pageSize;
+    const offset = address - space.startOf(address);
     if (!this.#mayHold(due, offset, value)) this.#differs(due, offset, value, 'a thread read');
   }
 
@@ -177,7 +197,7 @@ export class Ledger implements Witness {
 }
 
 function due(index: number): Due {
-  return { index, removed: false, removing: false, written: new Map() };
+  return { index, removed: false, removing: false, protected: false, written: new Map() };
 }
 
 function isPresent(entry: Entry | undefined): boolean {

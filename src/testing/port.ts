@@ -20,7 +20,7 @@ export interface Call {
   readonly result: number;
   /** Bytes that pages were installed in. */
   readonly installed: number;
-  /** Bytes in which faults are resolved by it: pages were installed or were there, or writes are let through. */
+  /** Bytes in which faults are resolved by it: pages were installed, or writes are let through. */
   readonly resolved: number;
 }
 
@@ -40,20 +40,14 @@ const CALLS: Readonly<Record<number, readonly [name: string, length: number, res
 /** Calls without a result field that resolve all of their range. A WAKE does not: whoever is woken asks again. */
 const RESOLVING: readonly number[] = [REQUEST.WRITEPROTECT, REQUEST.UNREGISTER];
 
-export function listened(
-  inner: KernelPort,
-  memory: LinearMemory,
-  pageSize: number,
-  listener: Listener,
-): KernelPort {
+export function listened(inner: KernelPort, memory: LinearMemory, listener: Listener): KernelPort {
   return {
     userfaultfd: (flags) => inner.userfaultfd(flags),
     openDevice: () => inner.openDevice(),
     ioctl(fd, request, at) {
       const result = inner.ioctl(fd, request, at);
       const call = CALLS[request];
-      if (call)
-        listener.answered(fd, callOf(request, call, new DataView(memory.buffer, at), result, pageSize));
+      if (call) listener.answered(fd, callOf(request, call, new DataView(memory.buffer, at), result));
       return result;
     },
     ioctlValue: (fd, request, value) => inner.ioctlValue(fd, request, value),
@@ -82,7 +76,6 @@ function callOf(
   [name, lengthAt, resultAt]: readonly [string, number, number],
   view: DataView,
   result: number,
-  pageSize: number,
 ): Call {
   const start = view.getBigUint64(0, true);
   const length = view.getBigUint64(lengthAt, true);
@@ -94,7 +87,5 @@ function callOf(
   }
   let resolved = installed;
   if (RESOLVING.includes(request) && result >= 0) resolved = whole;
-  // The first page is there already; a MOVE says the same of its target, and stays undone.
-  else if (result === E.EXIST && request !== REQUEST.MOVE) resolved = pageSize;
   return { name, start, length, result, installed, resolved };
 }

@@ -9,7 +9,7 @@
 import type { FaultHandler } from '../handler.js';
 import type { Kernel, LinearMemory } from '../kernel.js';
 import type { Wait } from '../loop.js';
-import { MESSAGE_BYTES } from '../sim/abi.js';
+import { E, MESSAGE_BYTES } from '../sim/abi.js';
 import { type Program, type SimulatedProcess, type SimulatedThread, Stuck } from '../sim/index.js';
 import type { AddressSpace } from '../sim/memory.js';
 import type { Noted } from '../sim/random.js';
@@ -35,6 +35,11 @@ export interface RunOptions extends WorldOptions {
   wait?: Wait;
   /** Steps at most; reaching them is a livelock. Default 100,000. */
   steps?: number;
+  /**
+   * Called again and again before `start`, and others in between, until it answers false: what a program does while it
+   * does not wait yet. By default nothing.
+   */
+  prepare?: (world: World) => boolean;
   /** The handler may close the userfaultfd while threads run: their pages are zeros then. */
   mayClose?: boolean;
   /** Records the run. */
@@ -75,7 +80,7 @@ export class Run implements Attendant {
       (index) => world.source(index),
       (failure) => this.fail(failure),
     );
-    this.#ledger.watch(this.#watched, Number(world.address), world.pages);
+    this.#ledger.watch(this.#watched, Number(world.address), world.pages, world.pageSize);
     if (withSchedule) this.schedule = this.#write();
   }
 
@@ -125,7 +130,7 @@ export class Run implements Attendant {
       attach: (memory) => {
         const told = new Told(kernel.pageSize, (failure) => this.fail(failure));
         this.#told.push(told);
-        return listened(kernel.attach(memory), memory, kernel.pageSize, {
+        return listened(kernel.attach(memory), memory, {
           read: (fd, view, bytes) => this.#heard(told, fd, view, bytes),
           answered: (fd, call) => this.#answered(told, fd, call),
         });
@@ -144,14 +149,18 @@ export class Run implements Attendant {
     this.schedule?.call(call);
     if (call.resolved > 0) told.resolved(call.start, call.start + BigInt(call.resolved));
     const file = this.world.kernel.files.get(fd);
-    if (call.installed <= 0 || file?.is !== 'userfaultfd') return;
+    if (file?.is !== 'userfaultfd') return;
     const start = Number(call.start);
-    this.#ledger.compare(file.context.space, start, start + call.installed, `${call.name} has put`);
+    // EEXIST does not say that a page is there; a MOVE says it of its target, and stays undone.
+    if (call.result === E.EXIST && call.name !== 'MOVE' && file.context.space.holds(start))
+      told.resolved(call.start, call.start + BigInt(this.pageSize));
+    if (call.installed > 0)
+      this.#ledger.compare(file.context.space, start, start + call.installed, `${call.name} has put`);
   }
 
   #write(): Schedule {
     const { world } = this;
-    const schedule = new Schedule(world.kernel);
+    const schedule = new Schedule(world.kernel, world.pageSize);
     schedule.name(world.address, world.length, 'page');
     this.note = (line) => schedule.add(line);
     world.note = this.note;
@@ -182,10 +191,10 @@ export class Run implements Attendant {
 
   /** The watched process opens it, and gives it to the handler's. */
   #openOther(): Userfaultfd {
-    const { kernel, port, process, features, address, length, modes, pageSize } = this.world;
+    const { kernel, port, process, features, address, length, modes } = this.world;
     const { record } = this.#options;
     const inside = {
-      pageSize,
+      pageSize: kernel.pageSize,
       elsewhere: true,
       attach: (memory: LinearMemory) => kernel.attach(memory, process),
     };
@@ -204,9 +213,25 @@ export class Run implements Attendant {
     for (const program of programs) world.kernel.thread(program, world.process);
     this.planned = this.#chooser.choices.length;
     this.#manager = world.kernel.thread(this.#manage(wait !== 'poll'));
+    await this.#prepare();
+    if (this.failure || world.uffd.closed) return;
     // Returns at once, or when it was stopped or closed.
     if (!world.uffd.start(handler, { wait })) throw new Error('start: false');
     while (!this.failure && !this.#isThrough()) await this.#step();
+  }
+
+  /** What the program does before it waits. */
+  async #prepare(): Promise<void> {
+    const { prepare } = this.#options;
+    const { kernel } = this.world;
+    for (let turns = 0; !this.failure && prepare?.(this.world); turns++) {
+      if (turns >= this.#mostSteps) this.fail(this.#stuck('busy', `${turns} turns were not enough`));
+      else if (kernel.canStep()) await this.#step();
+    }
+  }
+
+  get #mostSteps(): number {
+    return this.#options.steps ?? STEPS_MOST;
   }
 
   /** One step of the world. */
@@ -214,7 +239,7 @@ export class Run implements Attendant {
     const { kernel } = this.world;
     const { turns } = kernel;
     if (!kernel.step()) this.fail(this.#stuck('asleep', 'nothing will ever happen any more'));
-    else if (this.steps >= (this.#options.steps ?? STEPS_MOST))
+    else if (this.steps >= this.#mostSteps)
       this.fail(this.#stuck('busy', `${this.steps} steps were not enough`));
     if (kernel.turns !== turns) await hop();
     this.#notEarly();

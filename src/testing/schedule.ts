@@ -19,10 +19,13 @@ export function pagesOf(start: bigint, end: bigint, pageSize: number): string {
 export class Schedule {
   readonly lines: string[] = [];
   readonly #areas: { start: bigint; end: bigint; name: string }[] = [];
-  readonly #kernel: { readonly now: number; readonly pageSize: number };
+  readonly #clock: { readonly now: number };
+  readonly #pageSize: number;
 
-  constructor(kernel: { readonly now: number; readonly pageSize: number }) {
-    this.#kernel = kernel;
+  /** `pageSize`: bytes of a page of the memory that is named. */
+  constructor(clock: { readonly now: number }, pageSize: number) {
+    this.#clock = clock;
+    this.#pageSize = pageSize;
   }
 
   /** Calls the pages from an address on after a name. */
@@ -33,7 +36,7 @@ export class Schedule {
   /** 'thread 2: …', 'handler: …'. */
   add(line: string): void {
     const [who = '', ...what] = line.split(': ');
-    const time = this.#kernel.now.toFixed(3).padStart(9);
+    const time = this.#clock.now.toFixed(3).padStart(9);
     this.lines.push(`${time}  ${who.padEnd(10)}  ${this.readable(what.join(': '))}`);
   }
 
@@ -43,7 +46,7 @@ export class Schedule {
       this.add(`handler: is the process there? ${result === E.SRCH ? 'no' : 'yes'}`);
       return;
     }
-    const { pageSize } = this.#kernel;
+    const pageSize = this.#pageSize;
     const partly = installed > 0 ? `, ${installed / pageSize} done` : '';
     const answer = result < 0 ? `${errnoName(-result)}${partly}` : 'done';
     this.add(`handler: ${name} ${pagesOf(start, start + length, pageSize)} → ${answer}`);
@@ -56,7 +59,7 @@ export class Schedule {
       const area = this.#areas.find(({ start, end }) => address >= start && address < end);
       if (!area) return whole;
       const offset = address - area.start;
-      const size = BigInt(this.#kernel.pageSize);
+      const size = BigInt(this.#pageSize);
       const rest = offset % size;
       const which = area.end - area.start > size ? ` ${offset / size}` : '';
       return `${area.name}${which}${rest > 0n ? ` byte ${rest}` : ''}`;

@@ -28,6 +28,11 @@ class Memory {
   readonly places: (bigint | undefined)[];
   forks = 0;
   moves = 0;
+  /** Places whose pages are on their way elsewhere, or unmapped; and those that get others' pages. */
+  readonly leaving = new Set<bigint>();
+  readonly landing = new Set<bigint>();
+  /** Forks under way. */
+  forking = 0;
 
   constructor(world: World) {
     this.world = world;
@@ -44,6 +49,11 @@ class Memory {
     return this.world.chooser.below(this.places.length);
   }
 
+  /** Whether something lands on [start, start + length): the messages of that, and of another change there, come in any order. */
+  lands(start: bigint, length: number): boolean {
+    return [...this.landing].some((place) => place >= start && place < start + BigInt(length));
+  }
+
   /** Where a page is, or another one that is there. */
   at(index: number): bigint {
     return this.places[index] ?? this.places.find((place) => place !== undefined) ?? this.world.page(index);
@@ -57,7 +67,7 @@ export function workload(world: World, { threads = 3, actions = 8 }: WorkloadOpt
   const features = new Set(world.features);
   if (features.has('event-remove')) kinds.push(removes, removes);
   if (features.has('event-unmap')) kinds.push(unmaps);
-  if (features.has('event-remap')) kinds.push(moves);
+  if (features.has('event-remap')) kinds.push(moves, lands);
   if (features.has('event-fork')) kinds.push(forks);
   return Array.from({ length: threads }, () => draw(memory, kinds, actions));
 }
@@ -100,7 +110,8 @@ const populates: Draw = (memory) => {
 const removes: Draw = (memory) => {
   const [index, pages] = [memory.drawPage(), 1 + memory.world.chooser.below(2)];
   return function* () {
-    yield advise(memory.at(index), pages * memory.world.pageSize, ADVICE.DONTNEED);
+    const [address, length] = [memory.at(index), pages * memory.world.pageSize];
+    if (!memory.lands(address, length)) yield advise(address, length, ADVICE.DONTNEED);
   };
 };
 
@@ -108,7 +119,10 @@ const unmaps: Draw = (memory) => {
   const index = memory.drawPage();
   return function* () {
     const address = memory.at(index);
+    if (memory.landing.has(address)) return;
+    memory.leaving.add(address);
     yield unmap(address, memory.world.pageSize);
+    memory.leaving.delete(address);
     if (memory.places[index] === address) memory.places[index] = undefined;
   };
 };
@@ -118,16 +132,43 @@ const moves: Draw = (memory) => {
   return function* () {
     const { world, places } = memory;
     const address = memory.at(index);
+    if (memory.landing.has(address)) return;
     const target = BigInt(world.kernel.place(world.pageSize));
     world.name(target, world.pageSize, `new place ${++memory.moves}`);
+    memory.leaving.add(address);
     const outcome = yield remap(address, world.pageSize, world.pageSize, MOVE_TO, target);
+    memory.leaving.delete(address);
     if (typeof outcome === 'number' && places[index] === address) places[index] = target;
+  };
+};
+
+/** Moves a page to where another one is. */
+const lands: Draw = (memory) => {
+  const [index, other] = [memory.drawPage(), memory.drawPage()];
+  return function* () {
+    const { world, places, leaving, landing } = memory;
+    const [address, target] = [memory.at(index), places[other]];
+    if (target === undefined || target === address || memory.forking > 0) return;
+    if (leaving.has(target) || landing.has(target) || leaving.has(address) || landing.has(address)) return;
+    leaving.add(address);
+    landing.add(target);
+    const outcome = yield remap(address, world.pageSize, world.pageSize, MOVE_TO, target);
+    leaving.delete(address);
+    landing.delete(target);
+    if (typeof outcome !== 'number') return;
+    for (const [at, place] of places.entries()) {
+      if (place === target) places[at] = undefined;
+      else if (place === address) places[at] = target;
+    }
   };
 };
 
 const forks: Draw = (memory) => {
   const program = () => draw(memory, [reads, writes], CHILD_ACTIONS);
   return function* () {
-    if (memory.forks++ < FORKS_MOST) yield forked({ program });
+    if (memory.landing.size > 0 || memory.forks++ >= FORKS_MOST) return;
+    memory.forking++;
+    yield forked({ program });
+    memory.forking--;
   };
 };

@@ -3,7 +3,6 @@
 
 import type { Feature, Mode } from '../features.js';
 import type { Kernel } from '../kernel.js';
-import { PROT } from '../sim/abi.js';
 import { type Inject, SimulatedKernel, type SimulatedProcess } from '../sim/index.js';
 import type { Chooser } from '../sim/random.js';
 import type { Userfaultfd } from '../userfaultfd.js';
@@ -23,6 +22,14 @@ export interface WorldOptions {
   version?: string;
   /** Bytes of a page: 4096 (default), 16384 or 65536. */
   pageSize?: number;
+  /** Pages of the system's size (default), or huge ones of a pool that may run dry, 64 KiB each. */
+  memory?: 'small' | 'huge';
+  /** Huge pages in the system's pool. Default: more than anybody needs. */
+  hugePages?: number;
+  /** Watched pages at which another object begins, mapped side by side with the one before: two memfds, for one. */
+  objects?: readonly number[];
+  /** Watched pages at which nothing is mapped. */
+  holes?: readonly number[];
   /** Probability that a thread runs before each call of the handler's. Default 0.3. */
   preemption?: number;
   /** How many descriptors there may be. */
@@ -42,7 +49,7 @@ export class World {
   readonly port: Kernel;
   /** Whose memory is watched. */
   readonly process: SimulatedProcess;
-  /** Bytes of a page. */
+  /** Bytes of a page of the watched memory. */
   readonly pageSize: number;
   readonly pages: number;
   /** Where the watched memory begins. */
@@ -64,7 +71,8 @@ export class World {
   #uffd: Userfaultfd | undefined;
 
   constructor(options: WorldOptions, chooser: Chooser, listen: (world: World) => Kernel) {
-    const { version, pageSize, preemption, descriptors, inject } = options;
+    const { version, pageSize, preemption, descriptors, inject, hugePages } = options;
+    const huge = options.memory === 'huge';
     this.chooser = chooser;
     this.kernel = new SimulatedKernel({
       chooser,
@@ -74,15 +82,21 @@ export class World {
       ...(preemption === undefined ? {} : { preemption }),
       ...(descriptors === undefined ? {} : { descriptors }),
       ...(inject === undefined ? {} : { inject }),
+      ...(hugePages === undefined ? {} : { hugePages }),
     });
-    this.pageSize = this.kernel.pageSize;
+    this.pageSize = huge ? this.kernel.hugePageSize : this.kernel.pageSize;
     this.process = options.watched === 'another' ? this.kernel.spawn() : this.kernel.process;
     this.pages = options.pages ?? 6;
     this.length = this.pages * this.pageSize;
     this.features = [...(options.features ?? (['event-remove'] as const))];
     this.modes = typeof options.mode === 'object' ? options.mode : [options.mode ?? 'missing'];
     this.#source = options.source ?? ((index) => patterned(index, this.pageSize));
-    this.address = this.kernel.map(this.pages, PROT.READ | PROT.WRITE, this.process);
+    const { process } = this;
+    this.address = this.kernel.mapMemory(this.pages, { process, huge, objects: options.objects ?? [] });
+    for (const hole of options.holes ?? []) {
+      const start = Number(this.page(hole));
+      process.space.remove(start, start + this.pageSize);
+    }
     this.port = listen(this);
   }
 

@@ -9,6 +9,8 @@ import type { MemoryKind, World } from './world.js';
 
 const check = checks('semantics/fills');
 
+const MADV_DONTDUMP = 16;
+
 // ---- ranges that are not in one registered mapping --------------------------------------------------------
 
 /** Watched memory of 4 pages of which something is not in order for a fill of pages 1 and 2. */
@@ -34,6 +36,11 @@ const PLACES = {
     assert.equal(set.thread.mprotect(at(set.base, 2), 2 * P, 1), 0);
     return set;
   },
+  advised: (world: World) => {
+    const set = setting(world, watching({}));
+    assert.equal(set.thread.madvise(at(set.base, 2), 2 * P, MADV_DONTDUMP), 0);
+    return set;
+  },
   unregistered: (world: World) => setting(world, watching({ mode: 0n })),
 };
 
@@ -42,11 +49,13 @@ const NOWHERE = [
   ['copy.enoent.past-end', 'copy', 'past-end'],
   ['copy.enoent.two-modes', 'copy', 'two-modes'],
   ['copy.enoent.two-protections', 'copy', 'two-protections'],
+  ['copy.enoent.advised', 'copy', 'advised'],
   ['copy.enoent.unregistered', 'copy', 'unregistered'],
   ['zeropage.enoent.unmapped', 'zeropage', 'unmapped'],
   ['zeropage.enoent.past-end', 'zeropage', 'past-end'],
   ['zeropage.enoent.two-modes', 'zeropage', 'two-modes'],
   ['zeropage.enoent.two-protections', 'zeropage', 'two-protections'],
+  ['zeropage.enoent.advised', 'zeropage', 'advised'],
   ['zeropage.enoent.unregistered', 'zeropage', 'unregistered'],
   ['poison.enoent.unmapped', 'poison', 'unmapped'],
   ['poison.enoent.past-end', 'poison', 'past-end'],

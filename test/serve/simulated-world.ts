@@ -2,6 +2,7 @@
 // other.
 
 import type { FaultHandler, Window } from '../../src/index.js';
+import { Background } from '../../src/serve/background.js';
 import { Answers, type Region, Tally } from '../../src/serve/index.js';
 import { type Action, advise, type Program, read } from '../../src/sim/index.js';
 import { type SimulateOptions, simulate, type World } from '../../src/testing/index.js';
@@ -24,10 +25,8 @@ export interface Served {
   tally?: Tally;
 }
 
-/** The world's memory as three regions, the second of which lies first in the file. */
-export function answers(world: World, served: Served = {}): Answers {
-  const { window = 1, hole = () => false, mapped = false, fetched, closed, tally = new Tally() } = served;
-  const { pageSize, pages, address } = world;
+/** The world's memory as three regions, the second of which lies first in the file; and the file's pages, in its order. */
+function layout({ pageSize, pages, address }: World): { regions: Region[]; indexOf(offset: number): number } {
   const third = Math.ceil(pages / 3);
   const second = Math.min(third, pages - third);
   const region = (first: number, count: number, offset: number): Region => ({
@@ -44,6 +43,32 @@ export function answers(world: World, served: Served = {}): Answers {
     if (page < second) return third + page;
     return page < second + third ? page - second : page;
   };
+  return { regions, indexOf };
+}
+
+/** The file, mapped into the handler's memory: a copy reads it there. */
+function mapFile(world: World, indexOf: (offset: number) => number): bigint {
+  const { kernel, pages, pageSize } = world;
+  const { space } = kernel.process;
+  const small = pageSize / kernel.pageSize;
+  const address = kernel.map(pages * small);
+  for (let part = 0; part < pages * small; part++) {
+    const bytes = world.source(indexOf(part * kernel.pageSize));
+    const from = (part % small) * kernel.pageSize;
+    space.set(
+      space.pageOf(Number(address)) + part,
+      space.fresh(bytes.subarray(from, from + kernel.pageSize)),
+    );
+  }
+  return address;
+}
+
+/** The answers for the world's memory. */
+export function answers(world: World, served: Served = {}): Answers {
+  const { window = 1, hole = () => false, mapped = false, fetched, closed, tally = new Tally() } = served;
+  const { pageSize, pages } = world;
+  const { regions, indexOf } = layout(world);
+  const file = mapped ? mapFile(world, indexOf) : 0n;
   return new Answers({
     ...{ regions, tally, window, latency() {}, now: () => world.kernel.now },
     closed: (error) => closed?.(error?.code),
@@ -58,12 +83,44 @@ export function answers(world: World, served: Served = {}): Answers {
       },
       bytesAt(offset, length) {
         const [first, count] = [indexOf(offset), length / pageSize];
+        if (mapped) return fetched?.(first, count) ? NOWHERE : file + BigInt(offset);
         const bytes = new Uint8Array(length);
         for (let page = 0; page < count; page++) bytes.set(world.source(first + page), page * pageSize);
         return fetched?.(first, count) ? NOWHERE : bytes;
       },
     },
   });
+}
+
+/** What is installed while nobody asks for it. */
+export interface Ahead {
+  /** Bytes of the file by offset and length, in this order. */
+  prefetch?: readonly number[];
+  eager?: boolean;
+  /** Told when a step begins and when it is over. */
+  inStep?: (is: boolean) => void;
+}
+
+/**
+ * What a session does before it waits: whoever has a fault comes first, then a step in the background, until there is
+ * nothing left. For `prepare` of `simulate`.
+ */
+export function background(served: Answers, ahead: Ahead): (world: World) => boolean {
+  const { prefetch = [], eager = false, inStep } = ahead;
+  let work: Background | undefined;
+  return (world) => {
+    const { uffd } = world;
+    const { regions } = layout(world);
+    work ??= new Background(served, { regions, prefetch: Float64Array.from(prefetch), eager }, uffd);
+    uffd.poll(served);
+    if (uffd.closed) return false;
+    inStep?.(true);
+    try {
+      return work.step();
+    } finally {
+      inStep?.(false);
+    }
+  };
 }
 
 /** Others go on for so long, and whoever asked waits. */

@@ -156,7 +156,7 @@ function drawStep(chooser: Chooser): Step {
     case 'write':
       return { do: kind, actor, by, value: 1 + chooser.below(200), ...part };
     case 'madvise':
-      return { do: kind, actor, advice: pick(4, 4, 4, 8, 102, 103), ...part };
+      return { do: kind, actor, advice: pick(4, 4, 4, 8, 16, 17, 102, 103), ...part };
     case 'munmap':
     case 'overlay':
       return { do: kind, actor, ...part };

@@ -235,8 +235,14 @@ const EVIDENCE: Record<Injection, (lines: readonly string[]) => boolean> = {
   eagain: matching(/→ EAGAIN$/),
   partial: matching(/→ EAGAIN, \d done$/),
   eintr: matching(/→ EINTR$/),
+  'eintr-read': matching(/injected +eintr-read$/),
+  'eintr-poll': matching(/injected +eintr-poll$/),
+  'eintr-fill': matching(/handler +(COPY|ZEROPAGE) .*→ EINTR$/),
+  'eintr-wake': matching(/handler +WAKE .*→ EINTR$/),
   enomem: matching(/handler +COPY .*→ ENOMEM$/),
+  enospc: matching(/handler +COPY .*→ ENOSPC$/),
   efault: matching(/handler +COPY .*→ EFAULT$/),
+  eio: matching(/handler +COPY .*→ EIO$/),
   held: (lines) => heldMs(lines) > 1,
   repeat: (lines) => unread(lines).some((left) => left < 0),
   wake: faultsTwice,
@@ -244,9 +250,36 @@ const EVIDENCE: Record<Injection, (lines: readonly string[]) => boolean> = {
   exit: isCutOff,
   exec: isCutOff,
   short: (lines) => unread(lines).some((left) => left > 0),
+  split: matching(/handler +COPY .*→ ENOENT$/),
+  dry: matching(/handler +COPY .*→ EEXIST$/),
 };
 
-for (const what of INJECTIONS) {
+/** What each needs to be seen: pages that are filled together, a loop that sleeps in poll(2), a wake. */
+function sceneOf(what: Injection): Partial<SimulateOptions> & Pick<SimulateOptions, 'handler'> {
+  const wait = what === 'eintr-poll' ? { wait: 'block' as const } : {};
+  const memory = what === 'dry' ? { memory: 'huge' as const } : {};
+  const around = what === 'partial' || what === 'split' ? 4 : 1;
+  // A second message is read where the answer takes its time.
+  const options = { later: what === 'repeat', around };
+  return {
+    ...wait,
+    ...memory,
+    handler(world) {
+      const right = answerFromSource(world, options);
+      if (what !== 'eintr-wake') return right;
+      return {
+        pagefault(fault, uffd) {
+          const is = right.pagefault(fault, uffd);
+          uffd.wake(fault.page, P);
+          return is;
+        },
+      };
+    },
+  };
+}
+
+// `split` and `dry`: test/testing/unkind.once.test.ts.
+for (const what of INJECTIONS.filter((one) => one !== 'split' && one !== 'dry')) {
   test(`${what} is injected by script, once, and by probability; without it nothing of it is seen`, async () => {
     const tally = async (rule: Inject[Injection]): Promise<{ most: number; seen: number }> => {
       const counted = { most: 0, seen: 0 };
@@ -256,9 +289,7 @@ for (const what of INJECTIONS) {
           schedule: true,
           watched: what === 'exit' || what === 'exec' ? 'another' : 'own',
           inject: { [what]: rule } as Inject,
-          // A second message is read where the answer takes its time.
-          handler: (world) =>
-            answerFromSource(world, { later: what === 'repeat', around: what === 'partial' ? 4 : 1 }),
+          ...sceneOf(what),
           threads: (world) => touches(world, what),
         });
         counted.most = Math.max(counted.most, injected.get(what) ?? 0);

@@ -18,9 +18,12 @@ const FEATURES: Feature[][] = [
   ['event-remove', 'exact-address'],
 ];
 
+/** What these worlds have: the others want memory of another kind, or a handler of another kind. */
+export const INJECTED = INJECTIONS.filter((what) => what !== 'split' && what !== 'dry');
+
 /** Everything that can go wrong, now and then. */
 export const ALL: Inject = Object.fromEntries(
-  INJECTIONS.map((what) => [what, what === 'exit' || what === 'exec' ? 0.002 : 0.04]),
+  INJECTED.map((what) => [what, what === 'exit' || what === 'exec' ? 0.002 : 0.04]),
 );
 
 /** A world that the seed decides. */
