@@ -123,6 +123,21 @@ function mappingAt(pid: number, address: bigint): MappingSeen | number {
   return -constants.errno.ENOENT;
 }
 
+/** What any userfaultfd watches in this process; undefined: it cannot be seen. */
+export function watchedAreas(): { start: bigint; end: bigint }[] | undefined {
+  let text: string;
+  try {
+    text = readFileSync('/proc/self/smaps', 'latin1');
+  } catch {
+    return undefined;
+  }
+  return [...text.matchAll(/^([0-9a-f]+)-([0-9a-f]+) .*\n((?:[A-Z]\w+:.*\n)*)/gm)].flatMap(
+    ([, start, end, fields = '']) => {
+      return WATCHED.test(fields) ? [{ start: BigInt(`0x${start}`), end: BigInt(`0x${end}`) }] : [];
+    },
+  );
+}
+
 /** KernelPageSize of the mapping that holds `address`, in bytes, or −errno. `pid` 0: this process. */
 export function pageSizeAt(pid: number, address: bigint): number {
   const mapping = mappingAt(pid, address);

@@ -48,6 +48,8 @@ export class Channel {
   readonly past = new PastRanges();
   /** A fault came from memory that this object does not know: so it cannot say what it watches. */
   strange = false;
+  /** Whether the ranges that are known here were all, to begin with. */
+  knowsAll = true;
 
   /** Bytes of the system's pages. */
   readonly pageSize: number;
@@ -74,6 +76,12 @@ export class Channel {
   unblock(): void {
     const flags = this.port.fcntl(this.fd, F_GETFL, 0);
     if (flags >= 0 && !(flags & O_NONBLOCK)) this.port.fcntl(this.fd, F_SETFL, flags | O_NONBLOCK);
+  }
+
+  /** A WAKE of nobody, which only a userfaultfd takes whose handshake is done; −errno: it is none. */
+  probe(): number {
+    // Older kernels refuse addresses below vm.mmap_min_addr.
+    return this.wake(1n << 32n, this.pageSize);
   }
 
   /** Lets the sleepers of a range try again; that of an unmapped range is no failure. */
@@ -120,6 +128,33 @@ export class Channel {
       ranges.push(rangeOf(core.reported()));
     }
     return ranges;
+  }
+
+  /**
+   * Stops watching, and lets every kind of waiter go.
+   *
+   * @throws UffdError
+   */
+  unregister(start: bigint, length: number): void {
+    const { core } = this;
+    const result = this.ioctl(core.arguments(start, length).requestUnregister());
+    if (result < 0) {
+      const range = this.rangeAt(start) ?? null;
+      throw new UffdError(result, 'UFFDIO_UNREGISTER', { address: start, length, range });
+    }
+    this.wake(start, length);
+    if (!core.arguments(start, length).rangeTake())
+      throw new UffdError(Errno.ENOMEM as number, 'userfaultfd core');
+    this.sources.letGo();
+    this.past.add(start, start + BigInt(length));
+  }
+
+  /** Closes the descriptor: every thread that waits goes on. */
+  close(): void {
+    this.leaveProcess();
+    this.discard();
+    this.evict();
+    this.port.close(this.fd);
   }
 
   /** Forgets the process. */

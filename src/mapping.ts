@@ -6,6 +6,8 @@
 //    space; it goes back when every view that was handed out, on any thread, is collected. A stale view reads
 //    zeros and never crashes the process. (A worker that ends with a view leaves the address space taken, not
 //    the memory.)
+//  - A mapping that is dropped without a close is freed once no view of it can be reached and nothing watches it
+//    (src/address-space.ts).
 //  - The thread that serves a range must not touch it: `bytes` refuses there, with the reason.
 //  - Unmapping memory that this thread watches would wait for this thread: `close` unregisters it first.
 
@@ -14,6 +16,7 @@ import { closeSync, constants, fstatSync, openSync } from 'node:fs';
 import { isMainThread, threadId } from 'node:worker_threads';
 import { closeDescriptor } from '../shim/descriptors.js';
 import * as memory from '../shim/memory.js';
+import { mappings, SHARED_BYTES, Space, views } from './address-space.js';
 import { checkInteger, checkPageAddress, invalidState, outOfRange, wrongType } from './arguments.js';
 import { seeToEnd } from './ending.js';
 import { UffdError } from './errors.js';
@@ -43,31 +46,13 @@ export interface SharedMapping {
   readonly users: SharedArrayBuffer;
 }
 
-/** Words of the memory that all users of one mapping share. */
-const USERS = 0;
-const CLOSED = 1;
-/** The address space went back: who sets this does it. */
-const RETURNED = 2;
-const SHARED_BYTES = 12;
-
-/** Address space that goes back when the last view of it is collected. */
-interface Space {
-  address: bigint;
-  mapped: number;
-  users: Int32Array;
-}
-
-/** Lets the address space go when a view's buffer, on this thread, is collected. */
-const views = new FinalizationRegistry<Space>((space) => leave(space));
-
-/** One user less; the last one out returns the address space, if the mapping is closed. */
-function leave(space: Space): void {
-  if (Atomics.sub(space.users, USERS, 1) !== 1 || !Atomics.load(space.users, CLOSED)) return;
-  // Somebody who came too late to be a user may leave last as well.
-  if (Atomics.compareExchange(space.users, RETURNED, 0, 1) === 0) memory.munmap(space.address, space.mapped);
-}
-
-/** Memory of this process, which other threads can attach to. Its bytes may outlive it: they read zeros then. */
+/**
+ * Memory of this process, which other threads can attach to. Its bytes may outlive it: they read zeros once it is closed.
+ *
+ * One that is dropped without `close` is freed when it is collected, with its contents; not while a view of it can be
+ * reached, a userfaultfd watches it, or another thread may have it (`share` was called). `address` and `fd` alone keep
+ * nothing: hold the mapping, or a view, for as long as they are in use.
+ */
 export class Mapping implements Disposable {
   /** Where it lies; page-aligned. */
   readonly address: bigint;
@@ -87,8 +72,9 @@ export class Mapping implements Disposable {
     this.address = address;
     this.length = length;
     this.pageSize = pageSize;
-    this.#space = { address, mapped: wholePages(length, pageSize), users: new Int32Array(users) };
+    this.#space = new Space(address, wholePages(length, pageSize), users);
     this.#plan = plan;
+    if (plan) mappings.register(this, this.#space, this);
   }
 
   /**
@@ -179,8 +165,8 @@ export class Mapping implements Disposable {
       mapping = Mapping.#map(plan);
       return mapping;
     } finally {
-      if (!mapping || !keeps) closeDescriptor(fd);
-      if (!keeps) plan.fd = -1;
+      if (mapping && keeps) mapping.#space.fd = fd;
+      else closeDescriptor(fd);
     }
   }
 
@@ -209,10 +195,11 @@ export class Mapping implements Disposable {
    */
   alias(): Mapping {
     if (this.#closed) throw closedError(this.address);
-    if (!this.#plan || this.#plan.fd < 0) {
+    const { fd } = this.#space;
+    if (!this.#plan || fd < 0) {
       throw invalidState(`the memory at ${hex(this.address)} is private or attached, and has no alias`);
     }
-    const { fd, length, pageSize, flags } = this.#plan;
+    const { length, pageSize, flags } = this.#plan;
     return Mapping.#mapFile(duplicate(fd), length, pageSize, flags, {
       writable: (this.#plan.protection & memory.PROT_WRITE) !== 0,
     });
@@ -220,12 +207,12 @@ export class Mapping implements Disposable {
 
   /** The descriptor of shared memory, which belongs to this object; −1: private, attached or closed. */
   get fd(): number {
-    return this.#closed ? -1 : (this.#plan?.fd ?? -1);
+    return this.#space.fd;
   }
 
   /** Whether it was closed, here or by its owner on another thread. */
   get closed(): boolean {
-    return this.#closed || Atomics.load(this.#space.users, CLOSED) !== 0;
+    return this.#closed || this.#space.closed;
   }
 
   /**
@@ -323,9 +310,9 @@ export class Mapping implements Disposable {
       throw outOfRange('end − start', `at most ${bufferConstants.MAX_LENGTH}, the largest buffer`, length);
     }
     // Counted before looking, so that an owner that closes now leaves the address space to this view.
-    Atomics.add(this.#space.users, USERS, 1);
+    this.#space.enter();
     if (this.closed) {
-      leave(this.#space);
+      this.#space.leave();
       throw closedError(this.address);
     }
     const buffer = memory.view(address, length);
@@ -339,7 +326,7 @@ export class Mapping implements Disposable {
       address: this.address,
       length: this.length,
       pageSize: this.pageSize,
-      users: this.#space.users.buffer as SharedArrayBuffer,
+      users: this.#space.share(),
     };
   }
 
@@ -354,33 +341,23 @@ export class Mapping implements Disposable {
       this.#closed = true;
       return;
     }
-    const { address, mapped, users } = this.#space;
-    this.#unregister(address, address + BigInt(mapped));
+    const space = this.#space;
+    const { address, mapped } = space;
+    const end = address + BigInt(mapped);
+    for (const watcher of watchersOf(address, mapped)) watcher.unregister(address, end);
     // Counted as a user meanwhile, so that the last view going now leaves the space to this.
-    Atomics.add(users, USERS, 1);
+    space.enter();
     const { PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MAP_FIXED } = memory;
     const flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
     const replaced = memory.mmap(address, mapped, PROT_READ | PROT_WRITE, flags);
     if (replaced < 0n) {
-      Atomics.sub(users, USERS, 1);
+      space.leave();
       throw new UffdError(Number(replaced), 'mmap', { address, length: mapped });
     }
     this.#closed = true;
-    if (this.#plan.fd >= 0) closeDescriptor(this.#plan.fd);
-    Atomics.store(users, CLOSED, 1);
-    leave(this.#space);
-  }
-
-  /** Takes [start, end) from the userfaultfds of this thread, each its own part. */
-  #unregister(start: bigint, end: bigint): void {
-    for (const uffd of watchersOf(start, Number(end - start))) {
-      for (const range of uffd.ranges) {
-        const from = range.start > start ? range.start : start;
-        const rangeEnd = range.start + BigInt(range.length);
-        const to = rangeEnd < end ? rangeEnd : end;
-        if (from < to) uffd.unregister(from, Number(to - from));
-      }
-    }
+    mappings.unregister(this);
+    space.close();
+    space.leave();
   }
 
   [Symbol.dispose](): void {

@@ -34,6 +34,11 @@ export class Stopper {
     this.#words = new Int32Array(shared);
   }
 
+  /** The loop's eventfd; −1: there is none. */
+  get eventfd(): number {
+    return Atomics.load(this.#words, EVENTFD) - 1;
+  }
+
   /** Whether a stop was asked for and no loop has obeyed yet. */
   get requested(): boolean {
     return Atomics.load(this.#words, REQUESTED) !== 0;

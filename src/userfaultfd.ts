@@ -53,7 +53,7 @@ import {
   windowBits,
 } from './options.js';
 import { checkPlacement } from './placement.js';
-import { enroll, ownerOf, strike } from './registry.js';
+import { enroll, isOwned, strike, unregistered } from './registry.js';
 import type { Served } from './rounds.js';
 import { isStopHandle, Stopper } from './stopper.js';
 import { system } from './system.js';
@@ -121,7 +121,9 @@ export class Userfaultfd implements Disposable {
     for (const range of ranges) this.#adoptRange(range);
     // Where no descriptor is left, closing this one makes room for the child of a fork that waits for a close.
     if (this.features.has('event-fork')) this.#takeEventfd();
-    if (!kernel.elsewhere) enroll(this);
+    // No closure here: it would keep this object.
+    if (!kernel.elsewhere)
+      enroll(this, { channel, stopper: this.#stopper, features: this.features, recorder });
   }
 
   /**
@@ -225,7 +227,7 @@ export class Userfaultfd implements Disposable {
    */
   static wrap(fd: number, options: WrapOptions = {}): Userfaultfd {
     checkDescriptor(fd, 'fd');
-    if (!options.kernel?.elsewhere && ownerOf(fd)) {
+    if (!options.kernel?.elsewhere && isOwned(fd)) {
       throw invalidState(`fd ${fd} belongs to another Userfaultfd of this thread; release it first`);
     }
     checkPid(options.pid);
@@ -242,10 +244,9 @@ export class Userfaultfd implements Disposable {
     }));
     const core = instantiate();
     const channel = new Channel(core, kernel.attach(core.memory), fd, kernel.pageSize);
-    // A WAKE of nobody: only a userfaultfd whose handshake is done takes it. (Older kernels refuse addresses
-    // below vm.mmap_min_addr.)
-    const probe = channel.wake(1n << 32n, kernel.pageSize);
-    if (probe < 0) throw new UffdError(probe, 'wrap');
+    const probed = channel.probe();
+    if (probed < 0) throw new UffdError(probed, 'wrap');
+    channel.knowsAll = options.ranges !== undefined;
     try {
       if (options.pid !== undefined) channel.watchProcess(options.pid);
       channel.unblock();
@@ -344,17 +345,9 @@ export class Userfaultfd implements Disposable {
     checkRange(start, length, this.pageSize);
     this.#mustBeOpen('UFFDIO_UNREGISTER');
     this.#channel.note(Note.UNREGISTER, start, length);
-    const { core } = this.#channel;
-    const result = this.#channel.ioctl(core.arguments(start, length).requestUnregister());
-    if (result < 0) {
-      const range = this.#channel.rangeAt(start) ?? null;
-      throw new UffdError(result, 'UFFDIO_UNREGISTER', { address: start, length, range });
-    }
-    this.#channel.wake(start, length);
+    this.#channel.unregister(start, length);
     this.#loop?.settles(start, length);
-    if (!core.arguments(start, length).rangeTake()) throw noMemory();
-    this.#channel.sources.letGo();
-    this.#channel.past.add(start, start + BigInt(length));
+    unregistered();
   }
 
   /**
@@ -734,10 +727,7 @@ export class Userfaultfd implements Disposable {
     this.#loop?.stop();
     // First, because reading a fork's event needs a free descriptor.
     this.#closeStopEventfd();
-    this.#channel.leaveProcess();
-    this.#channel.discard();
-    this.#channel.evict();
-    this.#channel.port.close(this.#channel.fd);
+    this.#channel.close();
     this.#leave(error);
   }
 
@@ -837,6 +827,7 @@ export class Userfaultfd implements Disposable {
       const channel = new Channel(core, this.#kernel.attach(core.memory), fd, this.pageSize);
       // Nobody says which process it is, but its memory can be asked.
       channel.watched = true;
+      channel.knowsAll = this.#channel.knowsAll;
       return new Userfaultfd(
         channel,
         this.#kernel,

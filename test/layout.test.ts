@@ -71,6 +71,7 @@ const LAYERS = [
       'src/channel.ts',
       'src/rounds.ts',
       'src/mapping-plan.ts',
+      'src/address-space.ts',
       'src/trace/codec.ts',
     ],
     ...['src/trace/origin.ts', 'src/sim/register.ts', 'src/sim/thread.ts', 'src/sim/files.ts'],
@@ -100,10 +101,10 @@ const LAYERS = [
     'src/trace/files.ts',
     'src/sim/memory.ts',
   ],
-  ['src/reasons.ts', 'src/sources.ts'],
+  ['src/reasons.ts', 'src/sources.ts', 'src/registry.ts'],
   ['src/reasons/calls.ts', 'src/reasons/ioctls.ts'],
   [
-    ...['src/kernel.ts', 'src/core.ts', 'src/handler.ts', 'src/registry.ts', 'src/stopper.ts'],
+    ...['src/kernel.ts', 'src/core.ts', 'src/handler.ts', 'src/stopper.ts'],
     ...['src/arrangements.ts', 'src/spin.ts', 'src/warning.ts', 'src/whole-pages.ts', 'src/names.ts'],
     ...['src/past-ranges.ts'],
     ...[
