@@ -95,14 +95,28 @@ function unpacked(bytes: Uint8Array): Koffi {
   }
 }
 
+/** What of Node keeps it from being loaded, and the way out; undefined: nothing of the kind. */
+function forbidden(why: string, cause: unknown): string | undefined {
+  const { permission } = process as { permission?: unknown };
+  const { code } = (cause ?? {}) as NodeJS.ErrnoException;
+  if (code === 'ERR_DLOPEN_DISABLED' || /loading addons is disabled/.test(why)) {
+    return permission === undefined
+      ? 'Node was started with --no-addons (on its command line or in NODE_OPTIONS). Start it without'
+      : "Node's permission model forbids addons. Start it with --allow-addons as well";
+  }
+  if (permission === undefined || (code !== 'ERR_ACCESS_DENIED' && code !== 'MODULE_NOT_FOUND'))
+    return undefined;
+  return "Node's permission model forbids to read it. Start it with --allow-fs-read for its folder as well";
+}
+
 function refused(why: string, cause?: unknown): UnsupportedError {
+  const about = `koffi, which makes the system calls, cannot be loaded on ${process.platform}-${process.arch}`;
+  const known = forbidden(why, cause);
+  if (known) return new UnsupportedError(`${about}: ${known}`, { cause });
   const way =
     binary === undefined
       ? 'Install it with its optional dependency for this machine (npm install koffi); in a bundle, bring its ' +
         'binary along (docs/embedding.md)'
       : 'It was said to be in the bundle (docs/embedding.md)';
-  return new UnsupportedError(
-    `koffi, which makes the system calls, cannot be loaded on ${process.platform}-${process.arch}: ${why}. ${way}`,
-    { cause },
-  );
+  return new UnsupportedError(`${about}: ${why}. ${way}`, { cause });
 }

@@ -3,7 +3,7 @@
 
 import { instantiateSync } from '@assemblyscript/loader';
 import wasm from '#wasm';
-import type { LinearMemory, MemoryPlace } from './kernel.js';
+import { type LinearMemory, type MemoryPlace, UnsupportedError } from './kernel.js';
 
 /** What assembly/index.ts exports. Booleans are 0 or 1; `u64` and addresses travel through memory. */
 export interface Exports extends Record<string, unknown> {
@@ -178,11 +178,34 @@ export class WasmModule<T extends Record<string, unknown>> {
     this.#bytes = bytes;
   }
 
+  /** @throws UnsupportedError where there is no WebAssembly, or no room for its memory */
   instantiate(): T {
-    this.#compiled ??= new WebAssembly.Module(this.#bytes);
-    const imports = WebAssembly.Module.imports(this.#compiled).length === 0 ? {} : { env: { abort } };
-    return bare(instantiateSync<T>(this.#compiled, imports).exports);
+    try {
+      this.#compiled ??= new WebAssembly.Module(this.#bytes);
+      const imports = WebAssembly.Module.imports(this.#compiled).length === 0 ? {} : { env: { abort } };
+      return bare(instantiateSync<T>(this.#compiled, imports).exports);
+    } catch (error) {
+      throw explained(error);
+    }
   }
+}
+
+/** What is in WebAssembly's way, in words. */
+function explained(error: unknown): unknown {
+  if (typeof WebAssembly === 'undefined') {
+    return new UnsupportedError(
+      "there is no WebAssembly here, which the library's core is made of: Node was started with --jitless (on its " +
+        'command line or in NODE_OPTIONS). Start it without',
+      { cause: error },
+    );
+  }
+  if (!(error instanceof RangeError)) return error;
+  return new UnsupportedError(
+    `WebAssembly cannot have its memory (${error.message}): each takes 10 GiB of address space, which is no memory, and ` +
+      'the address space of this process is limited. Raise the limit (ulimit -v unlimited; LimitAS=infinity in a ' +
+      'unit of systemd), or start Node with --disable-wasm-trap-handler, which takes no more than is used',
+    { cause: error },
+  );
 }
 
 const core = new WasmModule<Exports>(wasm);

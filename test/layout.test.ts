@@ -101,10 +101,10 @@ const LAYERS = [
     'src/trace/files.ts',
     'src/sim/memory.ts',
   ],
-  ['src/reasons.ts', 'src/sources.ts', 'src/registry.ts'],
+  ['src/reasons.ts', 'src/sources.ts', 'src/registry.ts', 'src/core.ts'],
   ['src/reasons/calls.ts', 'src/reasons/ioctls.ts'],
   [
-    ...['src/kernel.ts', 'src/core.ts', 'src/handler.ts', 'src/stopper.ts'],
+    ...['src/kernel.ts', 'src/handler.ts', 'src/stopper.ts'],
     ...['src/arrangements.ts', 'src/spin.ts', 'src/warning.ts', 'src/whole-pages.ts', 'src/names.ts'],
     ...['src/past-ranges.ts'],
     ...[

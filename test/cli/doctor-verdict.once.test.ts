@@ -283,6 +283,19 @@ const CASES: [string, Findings, Expected][] = [
     { verdict: 'not usable', codes: ['not-linux'], why: /this is darwin/ },
   ],
   [
+    'a filter that kills, and a device that is open',
+    patient({ doors: ['SIGSYS', 'ok', 'SIGSYS'], user: { seccomp: 2 } }),
+    { verdict: 'usable with limits', codes: ['device-only'], why: /is killed \(SIGSYS\): a seccomp filter/ },
+  ],
+  [
+    'something else in the way',
+    patient({
+      obstacle: 'the ways to open a userfaultfd cannot be tried: no end after 10 s',
+      doors: ['', '', ''],
+    }),
+    { verdict: 'not usable', codes: ['no-trial'], why: /no end after 10 s/ },
+  ],
+  [
     'another machine',
     patient({
       system: { arch: 'mips' },

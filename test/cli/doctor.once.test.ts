@@ -160,6 +160,89 @@ for (const [name, errno, why] of [
   });
 }
 
+for (const kill of ['process', 'thread']) {
+  test(`a seccomp filter that kills the ${kill}: told like one that refuses, and each way is tried`, async () => {
+    needRoot();
+    const env = { UFFD_SECCOMP_KILL: kill };
+    const { code, report } = await examined({ preload: './seccomp.js', env });
+    assert.is(report.verdict, 'not usable');
+    assert.is(code, 2);
+    assert.equal(codes(report), ['seccomp']);
+    assert.match(report.problems[0]?.why ?? '', /a process that makes the system call is killed \(SIGSYS\)/);
+    assert.match(report.problems[0]?.why ?? '', /seccomp filter/);
+    assert.match(commands(report), /--security-opt seccomp=|SystemCallFilter=userfaultfd/);
+    assert.equal(report.access.doors[0]?.result, 'SIGSYS');
+    assert.is(report.access.doors.length, 3);
+    assert.is(report.access.way, null);
+  });
+}
+
+const PERMISSION = ['--experimental-permission', '--permission'].filter((flag) =>
+  process.allowedNodeEnvironmentFlags.has(flag),
+);
+const PERMISSIONS = [`${PERMISSION[0]}`, '--allow-fs-read=*'];
+
+for (const [name, under, flags, expected, why, command] of [
+  [
+    'ulimit -v',
+    'ulimit -v 4000000; exec "$@"',
+    [],
+    'address-space',
+    /10 GiB of address space/,
+    /ulimit -v unl/,
+  ],
+  ['--jitless', 'exec "$@"', ['--jitless'], 'no-webassembly', /Node was started with --jitless/, /^$/],
+  ['--no-addons', 'exec "$@"', ['--no-addons'], 'no-addons', /Node was started with --no-addons/, /^$/],
+  [
+    'the permission model',
+    'exec "$@"',
+    PERMISSIONS,
+    'permission-model',
+    /--allow-worker\)/,
+    /--allow-addons/,
+  ],
+  [
+    'the permission model without addons',
+    'exec "$@"',
+    [...PERMISSIONS, '--allow-worker', '--allow-child-process'],
+    'permission-model',
+    /forbids addons/,
+    /--allow-addons/,
+  ],
+] as const) {
+  test(`${name}: doctor and Userfaultfd.open say what it is, and the way out`, () => {
+    needKernel();
+    if (flags[0] === 'undefined') skip('this Node has no permission model');
+    const [node, ...rest] = commandLine(['doctor', '--json']);
+    const shell = (...line: string[]) => spawnSync('sh', ['-c', under, 'sh', ...line], { encoding: 'utf8' });
+    const { status, stdout } = shell(node, '--no-warnings', ...flags, ...rest);
+    // Node says on stdout that --jitless is in the way of another flag.
+    const report = JSON.parse(stdout.slice(stdout.indexOf('{'))) as Report;
+    assert.is(status, 2);
+    assert.equal(codes(report), [expected]);
+    assert.match(report.problems[0]?.why ?? '', why);
+    assert.match(commands(report), command);
+    assert.ok((report.problems[0]?.remedies.length ?? 0) > 0);
+    if (name === 'the permission model') return;
+    const open = `import(${JSON.stringify(new URL('../../src/index.js', import.meta.url))})
+      .then(({ Userfaultfd }) => Userfaultfd.open()).catch(({ name, code, message }) => console.log(name, code, message))`;
+    const opened = shell(node, '--no-warnings', ...flags, '-e', open).stdout;
+    assert.match(opened, /^UnsupportedError ERR_UFFD_UNSUPPORTED /m);
+    assert.match(opened, why);
+  });
+}
+
+test("with the options that it names, Node's permission model is no obstacle", () => {
+  needRoot();
+  if (PERMISSION.length === 0) skip('this Node has no permission model');
+  const [node, ...rest] = commandLine(['doctor', '--json']);
+  const allowed = ['--allow-addons', '--allow-worker', '--allow-child-process'];
+  const { stdout } = spawnSync(node, ['--no-warnings', ...PERMISSIONS, ...allowed, ...rest], {
+    encoding: 'utf8',
+  });
+  assert.is((JSON.parse(stdout) as Report).verdict, 'usable');
+});
+
 test('a kernel that does not do what it promises: not usable, and what it did', async () => {
   needKernel();
   const env = { UFFD_SABOTAGE: 'wrong' };

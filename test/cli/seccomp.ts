@@ -1,6 +1,6 @@
 // Loaded first by the command under test: forbids it userfaultfd, by system call and by device, with the same
 // means as a container's runtime. The kernel's refusals are real: EPERM, or the errno that UFFD_SECCOMP_ERRNO
-// names by its number.
+// names by its number; UFFD_SECCOMP_KILL (process, thread) has it kill instead.
 
 import { isMainThread } from 'node:worker_threads';
 import koffi from 'koffi';
@@ -22,11 +22,18 @@ const RETURN = 0x06;
 const ALLOW = 0x7fff0000;
 const REFUSE = 0x00050000;
 const EPERM = 1;
+const KILL: Readonly<Record<string, number>> = { process: 0x80000000, thread: 0 };
 
 /** [code, jump where true, jump where false, operand] */
 type Instruction = [number, number, number, number];
 
 if (isMainThread) forbid(NUMBERS[process.arch] as (typeof NUMBERS)[string]);
+
+/** What a call that is forbidden comes to. */
+function refusal(): number {
+  const { UFFD_SECCOMP_KILL: kill, UFFD_SECCOMP_ERRNO: errno = EPERM } = process.env;
+  return KILL[kill ?? ''] ?? REFUSE | Number(errno);
+}
 
 function forbid(numbers: { userfaultfd: number; ioctl: number }): void {
   const program: Instruction[] = [
@@ -36,7 +43,7 @@ function forbid(numbers: { userfaultfd: number; ioctl: number }): void {
     [LOAD, 0, 0, SECOND],
     [JUMP_IF_EQUAL, 1, 0, USERFAULTFD_IOC_NEW],
     [RETURN, 0, 0, ALLOW],
-    [RETURN, 0, 0, REFUSE | Number(process.env.UFFD_SECCOMP_ERRNO ?? EPERM)],
+    [RETURN, 0, 0, refusal()],
   ];
   const filter = Buffer.alloc(program.length * 8);
   for (const [i, [code, yes, no, operand]] of program.entries()) {

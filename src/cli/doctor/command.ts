@@ -12,8 +12,8 @@ const EXIT: Record<Verdict, number> = { usable: 0, 'usable with limits': 1, 'not
 const HELP = `
 What it does:
   It opens a userfaultfd in every way there is, then tries every feature and
-  every operation that the kernel offers, on scratch pages and in a process of
-  its own. It changes nothing on the system. Where something cannot be had, it
+  every operation that the kernel offers, on scratch pages. Both are done in
+  processes of their own, so that one that is killed is told. It changes nothing on the system. Where something cannot be had, it
   says why, and what would help, as commands to paste.
 
 Outcomes of a trial:

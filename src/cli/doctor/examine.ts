@@ -24,7 +24,7 @@ const CLOSED: Trial = { outcome: 'not tried' };
 /** Takes a few seconds at most, a minute where the kernel misbehaves. @throws the signal's reason */
 export async function examine(signal: AbortSignal): Promise<Findings> {
   const system = examineSystem();
-  const { features, pageSize, ...tried } = tryDoors();
+  const { features, pageSize, ...tried } = await tryDoors(signal);
   const offered = FEATURES.filter((name) => features.has(name));
   const operations = OPERATIONS.map((name) => ({ name, trial: trialOf(name, offered) }));
   const basic = operations.map(({ trial }) => trial).filter((name) => name !== undefined);

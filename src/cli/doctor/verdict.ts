@@ -4,6 +4,7 @@
 // How the kernel's answers are told apart (kernel-semantics: Creation):
 //  - ENOSYS with vm.unprivileged_userfaultfd or the device there: the kernel has the call, a filter hides it.
 //  - EPERM for all faults and not for those of user mode: the user lacks a privilege.
+//  - SIGSYS, by which its process is killed, is a filter.
 //  - EPERM for those of user mode too (they came with 5.11, and need nothing), or in spite of a privilege: not
 //    the kernel itself, so a seccomp filter where there is one, else a security module.
 
@@ -52,6 +53,53 @@ export function judge(findings: Findings): Judgement {
 
 // ---- not usable ----------------------------------------------------------------------------------------------
 
+const WITHOUT = 'see the command line of Node and NODE_OPTIONS, also in what starts it';
+
+/** What the message of an obstacle is known by: the first that fits. */
+const OBSTACLES: readonly [sign: RegExp, code: string, remedies: Remedy[]][] = [
+  [
+    /permission model/,
+    'permission-model',
+    [
+      {
+        what: 'start Node with these options as well (programs that serve need no processes), or without its permission model',
+        commands: ["--allow-addons --allow-worker --allow-child-process '--allow-fs-read=*'"],
+      },
+    ],
+  ],
+  [/--no-addons/, 'no-addons', [{ what: `start Node without --no-addons: ${WITHOUT}`, commands: [] }]],
+  [/--jitless/, 'no-webassembly', [{ what: `start Node without --jitless: ${WITHOUT}`, commands: [] }]],
+  [
+    /address space/,
+    'address-space',
+    [
+      {
+        what: 'raise the limit, in the shell or the unit of systemd that starts it (ulimit -v -H says how far)',
+        commands: ['ulimit -v unlimited', 'LimitAS=infinity'],
+      },
+      {
+        what: "have the core's memory take no more addresses than it uses (Node 20.15, 22.2 or newer)",
+        commands: ['export NODE_OPTIONS=--disable-wasm-trap-handler'],
+      },
+    ],
+  ],
+  [
+    /koffi/,
+    'no-koffi',
+    [
+      {
+        what: 'install it, with the optional package for this machine',
+        commands: ['npm install --include=optional koffi'],
+      },
+    ],
+  ],
+  [
+    /system call number/,
+    'unknown-machine',
+    [{ what: 'run it on a machine that this program knows: x64, arm64', commands: [] }],
+  ],
+];
+
 /** What has to be there before the kernel can be asked. */
 function obstacle({ system, access }: Findings): Problem | undefined {
   if (access.obstacle === null) return undefined;
@@ -59,16 +107,8 @@ function obstacle({ system, access }: Findings): Problem | undefined {
   if (system.platform !== 'linux') {
     return { code: 'not-linux', ...problem, remedies: [{ what: 'run it on Linux', commands: [] }] };
   }
-  if (!/koffi/.test(access.obstacle)) {
-    const what = 'run it on a machine that this program knows: x64, arm64';
-    return { code: 'unknown-machine', ...problem, remedies: [{ what, commands: [] }] };
-  }
-  const what = 'install it, with the optional package for this machine';
-  return {
-    code: 'no-koffi',
-    ...problem,
-    remedies: [{ what, commands: ['npm install --include=optional koffi'] }],
-  };
+  const [, code, remedies] = OBSTACLES.find(([sign]) => sign.test(access.obstacle as string)) ?? [];
+  return { code: code ?? 'no-trial', ...problem, remedies: remedies ?? [] };
 }
 
 /** No way to open a userfaultfd works. */
@@ -100,6 +140,7 @@ function refusal(findings: Findings): Refusal {
   const answer = answerAt(doors, 'syscall') ?? 'no answer';
   if (answer === 'ENOSYS') return noSystemCall(findings);
   if (answer === 'EACCES') return securityModule('EACCES');
+  if (answer === 'SIGSYS') return filtered(findings, 'SIGSYS');
   if (answer !== 'EPERM') {
     const why = `the system call fails with ${answer}`;
     return { code: 'refused', why, remedies: [] };
@@ -154,7 +195,9 @@ function filtered(findings: Findings, answer: string): Refusal {
   const proof =
     answer === 'ENOSYS'
       ? `the system call answers ENOSYS, and ${witness} shows that this kernel has it`
-      : `the system call answers EPERM although ${privilegeOf(findings) ?? 'faults of user mode need no privilege'}`;
+      : answer === 'SIGSYS'
+        ? 'a process that makes the system call is killed (SIGSYS)'
+        : `the system call answers EPERM although ${privilegeOf(findings) ?? 'faults of user mode need no privilege'}`;
   const filter =
     seccomp === 2
       ? 'a seccomp filter forbids it (Seccomp: 2 in /proc/self/status)'
