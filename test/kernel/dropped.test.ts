@@ -176,6 +176,8 @@ test('a dropped userfaultfd with registered ranges stays open, with one warning,
   needKernel();
   const before = descriptors('[userfaultfd]');
   const mapping = Mapping.anonymous(2 * P);
+  // The thread has only the address: the space is kept for it by this view.
+  const view = mapping.bytes;
   const thread = await toucher();
   let reading: Promise<number[]> | undefined;
   const warnings = await warned(async () => {
@@ -194,6 +196,7 @@ test('a dropped userfaultfd with registered ranges stays open, with one warning,
   // Closing the mapping unregisters it: this thread reads nobody's events.
   mapping.close();
   assert.equal(await reading, [0]);
+  assert.is(view.length, 2 * P);
   assert.is(descriptors('[userfaultfd]'), before);
   await thread.end();
 });
