@@ -2,8 +2,8 @@
 //
 // Rule: a descriptor is read and closed by those who opened it. Deno's `node:fs` knows its own only.
 
-import { readdirSync, readFileSync } from 'node:fs';
-import { libc } from './libc.js';
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { kcmpNumber, libc } from './libc.js';
 
 const O_RDWR_CLOEXEC = 0x80002;
 const LOCK_EX_NB = 2 | 4;
@@ -12,10 +12,30 @@ const SEEK_HOLE = 4;
 const ENXIO = -6;
 /** PATH_MAX. */
 const PATH_MOST = 4096;
+const KCMP_FILE = 0;
 
 export function closeDescriptor(fd: number): number {
   const c = libc();
   return c.close(fd) < 0 ? -c.errno() : 0;
+}
+
+/**
+ * What a descriptor is, as /proc tells it: 'anon_inode:[userfaultfd]', 'socket:[123]', or a path. Undefined: it is not open,
+ * or there is no /proc. Nothing is asked of the file itself, which could block: only kernel objects have names that do not
+ * begin with a slash.
+ */
+export function kindOf(fd: number): string | undefined {
+  try {
+    return readlinkSync(`/proc/self/fd/${fd}`, 'latin1');
+  } catch {
+    return undefined;
+  }
+}
+
+/** Whether two descriptors of this process share one open file; undefined: the kernel does not tell (kcmp(2)). */
+export function sameFile(first: number, second: number): boolean | undefined {
+  const order = libc().kcmp(kcmpNumber, process.pid, process.pid, KCMP_FILE, first, second);
+  return order < 0 ? undefined : order === 0;
 }
 
 /** How many more this process may open; infinite where /proc does not tell. */

@@ -33,6 +33,19 @@ export interface Libc {
   readlinkat(fd: number, path: string, buffer: Uint8Array, length: number): number;
   poll(fds: Word, count: number, timeoutMs: number): number;
   close(fd: number): number;
+  preadv2(
+    number: number,
+    fd: number,
+    vectors: Word,
+    count: number,
+    low: number,
+    high: number,
+    flags: number,
+  ): number;
+  kcmp(number: number, pid: number, other: number, type: number, first: number, second: number): number;
+  dlsym(library: Word, name: string): Word;
+  pthread_create(thread: Word, attributes: Word, start: Word, argument: Word): number;
+  pthread_tryjoin_np(thread: Word, result: Word): number;
   eventfd(initial: number, flags: number): number;
   eventfd_write(fd: number, value: number): number;
   mmap(address: Word, length: number, protection: number, flags: number, fd: number, offset: number): Word;
@@ -56,6 +69,7 @@ export interface Libc {
   connect(fd: number, address: Uint8Array, length: number): number;
   accept4(fd: number, address: Word, length: Word, flags: number): number;
   getsockopt(fd: number, level: number, name: number, value: Word, length: Word): number;
+  shutdown(fd: number, how: number): number;
   recvmsg(fd: number, message: Word, flags: number): number;
   sendmsg(fd: number, message: Word, flags: number): number;
   clock_gettime(clock: number, timespec: Word): number;
@@ -68,6 +82,8 @@ export interface Libc {
 const SYS_USERFAULTFD: Readonly<Record<string, number>> = { x64: 323, arm64: 282 };
 /** The same on all machines that userfaultfd is on; Node does not name it. */
 export const O_PATH = 0x200000;
+const SYS_PREADV2: Readonly<Record<string, number>> = { x64: 327, arm64: 286 };
+const SYS_KCMP: Readonly<Record<string, number>> = { x64: 312, arm64: 272 };
 /** The same on all machines. */
 export const SYS_PIDFD_SEND_SIGNAL = 424;
 export const SYS_PIDFD_OPEN = 434;
@@ -80,6 +96,10 @@ export function libc(): Libc {
   loaded ??= load();
   return loaded;
 }
+
+/** preadv2(2)'s and kcmp(2)'s numbers on this machine; −1, which is no system call, elsewhere. */
+export const preadv2Number = SYS_PREADV2[process.arch] ?? -1;
+export const kcmpNumber = SYS_KCMP[process.arch] ?? -1;
 
 /** userfaultfd(2)'s number on this machine. */
 export function userfaultfdNumber(): number {
@@ -114,6 +134,12 @@ function load(): Libc {
     readlinkat: c.func('readlinkat', 'intptr_t', ['int', 'str', 'void *', 'size_t']),
     poll: c.func('poll', 'int', ['uintptr_t', 'ulong', 'int']),
     close: c.func('close', 'int', ['int']),
+    // As a bare system call: musl has it since 2024 only.
+    preadv2: c.func('syscall', 'long', ['long', 'int', 'uintptr_t', 'ulong', 'long', 'long', 'int']),
+    kcmp: c.func('syscall', 'long', ['long', 'int', 'int', 'int', 'ulong', 'ulong']),
+    dlsym: c.func('dlsym', 'uintptr_t', ['uintptr_t', 'str']),
+    pthread_create: c.func('pthread_create', 'int', ['uintptr_t', 'uintptr_t', 'uintptr_t', 'uintptr_t']),
+    pthread_tryjoin_np: c.func('pthread_tryjoin_np', 'int', ['uintptr_t', 'uintptr_t']),
     eventfd: c.func('eventfd', 'int', ['uint', 'int']),
     eventfd_write: c.func('eventfd_write', 'int', ['int', 'uint64_t']),
     mmap: c.func('mmap', 'uintptr_t', ['uintptr_t', 'size_t', 'int', 'int', 'int', 'int64_t']),
@@ -137,6 +163,7 @@ function load(): Libc {
     connect: c.func('connect', 'int', ['int', 'void *', 'uint']),
     accept4: c.func('accept4', 'int', ['int', 'uintptr_t', 'uintptr_t', 'int']),
     getsockopt: c.func('getsockopt', 'int', ['int', 'int', 'int', 'uintptr_t', 'uintptr_t']),
+    shutdown: c.func('shutdown', 'int', ['int', 'int']),
     recvmsg: c.func('recvmsg', 'intptr_t', ['int', 'uintptr_t', 'int']),
     sendmsg: c.func('sendmsg', 'intptr_t', ['int', 'uintptr_t', 'int']),
     clock_gettime: c.func('clock_gettime', 'int', ['int', 'uintptr_t']),

@@ -4,7 +4,7 @@
 import type { Kernel, KernelPort, LinearMemory, Watch } from '../src/kernel.js';
 import { now } from './clock.js';
 import { closeDescriptor } from './descriptors.js';
-import { type Libc, libc, userfaultfdNumber } from './libc.js';
+import { type Libc, libc, preadv2Number, userfaultfdNumber } from './libc.js';
 import { pageSize, unfillableAt, watchedPageSizeAt } from './memory.js';
 import { openPidfd } from './process.js';
 import { linuxProcessors } from './processors.js';
@@ -13,6 +13,9 @@ import { watchReadable } from './watch.js';
 const O_RDONLY_CLOEXEC = 0x80000;
 const O_RDWR_CLOEXEC = 0x80002;
 const EFD_NONBLOCK_CLOEXEC = 0x80800;
+const RWF_NOWAIT = 8;
+/** What says that this kernel, or a filter, has no such read of a userfaultfd. */
+const NO_NOWAIT: ReadonlySet<number> = new Set([-1, -38, -95]);
 
 /** The kernel this process runs on. Throws UnsupportedError where that is not Linux, or koffi is missing. */
 export function linuxKernel(): Kernel {
@@ -42,6 +45,11 @@ class LinuxPort implements KernelPort {
   #base = 0;
   /** Addresses by offset. Numbers of their size are objects to V8: made once, they are no garbage of each call. */
   readonly #addresses = new Map<number, number>();
+  /** struct iovec for `read`, in halves: a whole word would be a bigint, garbage of each call. */
+  readonly #vector = new Uint32Array(4);
+  #vectorAddress = 0;
+  /** The kernel can read without waiting, whatever the file's flags say (a userfaultfd: since Linux 6.10). */
+  #nowait = true;
 
   constructor(c: Libc, memory: LinearMemory) {
     this.#c = c;
@@ -102,8 +110,28 @@ class LinuxPort implements KernelPort {
     return result < 0 ? -this.#c.errno() : result;
   }
 
+  /**
+   * Never waits, if the kernel can do that: who else has the file may clear its O_NONBLOCK at any time, and a plain read
+   * would hang then.
+   */
   read(fd: number, at: number, length: number): number {
+    if (this.#nowait) {
+      const result = this.#readNow(fd, this.#address(at), length);
+      if (!NO_NOWAIT.has(result)) return result;
+      this.#nowait = false;
+    }
     const result = this.#c.read(fd, this.#address(at), length);
+    return result < 0 ? -this.#c.errno() : result;
+  }
+
+  #readNow(fd: number, address: number, length: number): number {
+    const vector = this.#vector;
+    if (this.#vectorAddress === 0) this.#vectorAddress = Number(this.#c.koffi.address(vector));
+    vector[0] = address % 2 ** 32;
+    vector[1] = address / 2 ** 32;
+    vector[2] = length;
+    // At its position, which such a file does not have.
+    const result = this.#c.preadv2(preadv2Number, fd, this.#vectorAddress, 1, -1, -1, RWF_NOWAIT);
     return result < 0 ? -this.#c.errno() : result;
   }
 

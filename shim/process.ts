@@ -4,6 +4,7 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { libc, SYS_PIDFD_OPEN, SYS_PIDFD_SEND_SIGNAL } from './libc.js';
 
 export const SIGKILL = 9;
+const POLLIN = 1;
 
 /** A descriptor that is readable once the process has exited; −ESRCH: there is none. */
 export function openPidfd(pid: number): number {
@@ -49,4 +50,29 @@ export function exitNow(code: number): never {
 /** Has the process killed by SIGALRM, if it has not ended by itself until then. */
 export function killAfter(seconds: number): void {
   libc().alarm(seconds);
+}
+
+/** Whether the process of a pidfd has exited: no thread of it runs any more. */
+export function hasExited(pidfd: number): boolean {
+  const c = libc();
+  const pollfd = new Int32Array([pidfd, POLLIN]);
+  return c.poll(c.koffi.address(pollfd), 1, 0) > 0;
+}
+
+/**
+ * Whether a process has a mapping at an address that a userfaultfd watches for missing pages ('um' in its VmFlags). False,
+ * too, where this process may not see it.
+ */
+export function watchesMissing(pid: number, address: bigint): boolean {
+  try {
+    for (const [, start, end, flags] of readFileSync(`/proc/${pid}/smaps`, 'latin1').matchAll(
+      /^([0-9a-f]+)-([0-9a-f]+) [\s\S]*?^VmFlags:(.*)$/gm,
+    )) {
+      if (address >= BigInt(`0x${start}`) && address < BigInt(`0x${end}`))
+        return / um( |$)/.test(flags ?? '');
+    }
+  } catch {
+    // It has exited, or belongs to another user.
+  }
+  return false;
 }

@@ -15,6 +15,7 @@ const SOCK_NONBLOCK_CLOEXEC = 0x80800;
 const SOL_SOCKET = 1;
 const SCM_RIGHTS = 1;
 const SO_PEERCRED = 17;
+const SO_PEERPIDFD = 77;
 const MSG_CTRUNC = 8;
 const MSG_NOSIGNAL = 0x4000;
 const MSG_CMSG_CLOEXEC = 0x40000000;
@@ -33,6 +34,9 @@ const IOVEC_BYTES = 16;
 /** struct cmsghdr: its length as a size_t, level and type; then the data, in units of 8 bytes. */
 const CMSG_HEAD = 16;
 const BACKLOG = 64;
+/** The queue of a listener has one more than its backlog. */
+const QUEUED_MOST = 2 * BACKLOG;
+const SHUT_RDWR = 2;
 /** SCM_MAX_FD: no message carries more. */
 const FDS_MOST = 253;
 
@@ -103,6 +107,19 @@ export function acceptUnix(listener: number): number {
   return fd < 0 ? -c.errno() : fd;
 }
 
+/**
+ * Ends listening: nobody can connect any more. Those that wait in the queue, as descriptors; the listener is the caller's to
+ * close, which then closes nothing of theirs.
+ */
+export function stopListening(listener: number): number[] {
+  libc().shutdown(listener, SHUT_RDWR);
+  const queued: number[] = [];
+  for (let fd = acceptUnix(listener); fd >= 0 && queued.length < QUEUED_MOST; fd = acceptUnix(listener)) {
+    queued.push(fd);
+  }
+  return queued;
+}
+
 export function peerOf(fd: number): Peer | undefined {
   const c = libc();
   const credentials = new Int32Array(3);
@@ -112,6 +129,20 @@ export function peerOf(fd: number): Peer | undefined {
   }
   const [pid = 0, uid = 0, gid = 0] = credentials;
   return { pid, uid: uid >>> 0, gid: gid >>> 0 };
+}
+
+/**
+ * A pidfd, close-on-exec, of the very process that connected, whatever has become of its PID since (Linux 6.5). −errno:
+ * ENOPROTOOPT on older kernels; ESRCH or EINVAL if it has exited.
+ */
+export function peerPidfd(fd: number): number {
+  const c = libc();
+  const pidfd = new Int32Array([-1]);
+  const length = new Uint32Array([pidfd.byteLength]);
+  if (c.getsockopt(fd, SOL_SOCKET, SO_PEERPIDFD, c.koffi.address(pidfd), c.koffi.address(length)) < 0) {
+    return -c.errno();
+  }
+  return pidfd[0] as number;
 }
 
 /** Takes what has come, as far as it fits. */

@@ -37,9 +37,17 @@ export function hasPoll({ bun, deno }: NodeJS.ProcessVersions): boolean {
 }
 
 function pollByLibuv(fd: number, ready: () => void): Watch {
-  const handle = libc().koffi.node.poll(fd, { readable: true }, ready);
+  let open = true;
+  // koffi passes libuv's status first, whatever its types say.
+  const heard: (...args: unknown[]) => void = (status) => {
+    ready();
+    // libuv stops where poll(2) says POLLERR, as it does of a userfaultfd whose O_NONBLOCK somebody has cleared.
+    if (typeof status === 'number' && status < 0 && open) handle.start({ readable: true }, heard);
+  };
+  const handle = libc().koffi.node.poll(fd, { readable: true }, heard);
   return {
     close() {
+      open = false;
       handle.stop();
       handle.close();
     },

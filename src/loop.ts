@@ -70,6 +70,8 @@ export class Loop {
   #came = false;
   /** The next look after the watched process. */
   #look: Watch | undefined;
+  /** The last poll said that something is there, and no message has been read since. */
+  #vain = false;
 
   constructor(served: Served, handler: FaultHandler) {
     this.#served = served;
@@ -230,10 +232,10 @@ export class Loop {
     this.#guarded(() => {
       this.#rounds.pause();
       // Whoever was answered may have run and faulted again: reading costs less than a turn of the event loop.
-      for (let rounds = 0; rounds < ROUNDS_A_TURN && this.#goes; rounds++) {
-        if (this.#round() === 0) break;
-        this.#came = true;
-      }
+      let rounds = 0;
+      while (rounds < ROUNDS_A_TURN && this.#goes && this.#round() > 0) rounds++;
+      if (rounds > 0) this.#came = true;
+      else if (this.#goes) this.#served.channel.unblock();
       this.#watchForPause();
       this.#schedule();
     });
@@ -297,7 +299,10 @@ export class Loop {
   /** A round of a strategy. How many messages were handled. */
   #round(): number {
     const handled = this.#rounds.round();
-    if (handled > 0) this.#placer?.answered(handled, this.#served.channel.core.deliveredFault(2));
+    if (handled > 0) {
+      this.#vain = false;
+      this.#placer?.answered(handled, this.#served.channel.core.deliveredFault(2));
+    }
     return handled;
   }
 
@@ -357,13 +362,26 @@ export class Loop {
   #sleep(): void {
     const { channel } = this.#served;
     this.#rounds.pause();
+    if (this.#vain) this.#lookInVain();
+    if (!this.#goes) return;
     const delay = this.#delay();
     const most = this.#paused ? SLEEP_MOST_MS : PAUSE_MS;
     const ready = this.#pollAll(delay < 0 ? most : Math.min(Math.ceil(delay), most));
+    this.#vain = ready > 0;
     this.#paused = ready === 0 && delay < 0;
     if (this.#paused) this.#placer?.pause();
     if (!channel.watched || (ready > 0 && !channel.core.exports.pollExited())) return;
     if (this.#gone()) this.#rounds.processGone();
+  }
+
+  /**
+   * A wake-up brought no message. Without O_NONBLOCK, which whoever shares the file can clear, poll(2) says POLLERR all the
+   * time; then neither the end of the watched process would be noticed, nor would the loop ever sleep.
+   */
+  #lookInVain(): void {
+    this.#vain = false;
+    this.#served.channel.unblock();
+    this.#lookAfterProcess();
   }
 
   /** poll(2) on all that can end a sleep: how many are ready. */

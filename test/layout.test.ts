@@ -42,7 +42,8 @@ const LAYERS = [
   ['src/embed.ts'],
   ['src/serve/index.ts'],
   ['src/serve/server.ts'],
-  ['src/serve/session.ts', 'src/serve/threads.ts', 'src/serve/connection.ts', 'src/serve/session-worker.ts'],
+  ['src/serve/session.ts', 'src/serve/connection.ts', 'src/serve/session-worker.ts', 'src/serve/custody.ts'],
+  ['src/serve/threads.ts', 'src/serve/monitor.ts'],
   ['src/serve/working-set.ts', 'src/serve/hand-over.ts'],
   ['src/serve/session-task.ts'],
   ['src/serve/background.ts'],
@@ -90,7 +91,7 @@ const LAYERS = [
     'src/sim/mutators.ts',
     'src/sim/touch.ts',
   ],
-  ['shim/clock.ts'],
+  ['shim/discard.ts', 'shim/clock.ts'],
   ['src/arguments.ts', 'shim/libc.ts', 'src/sim/context.ts'],
   [
     'src/errors.ts',

@@ -1,9 +1,13 @@
 // One monitor's connection: who it is, and what it hands over. It stays open as long as the monitor likes, and brings
 // any number of hand-offs.
 //
-// Rule: a descriptor that was received belongs to a hand-off that was told, or is closed.
+// Rules:
+//  - A descriptor that was received belongs to a hand-off that was told, or is discarded. So is the connection itself: what
+//    lies in its queue may hold descriptors whose close blocks.
+//  - A turn of the event loop takes a bounded number of messages, whatever the monitor sends meanwhile.
+//  - No callback throws: whatever goes wrong ends this connection, with the error told.
 
-import { closeDescriptor } from '../../shim/descriptors.js';
+import { discard } from '../../shim/discard.js';
 import { type Peer, receive } from '../../shim/socket.js';
 import { watchReadable } from '../../shim/watch.js';
 import type { Watch } from '../kernel.js';
@@ -15,12 +19,14 @@ const room = new Uint8Array(65_536);
 /** A text that came without its descriptor is followed by it, or is not. */
 const LATE_FD_TRIES = 5;
 const LATE_FD_PAUSE_MS = 100;
+/** Messages that are taken in a turn of the event loop. */
+const MESSAGES_A_TURN = 4;
 
 export interface ConnectionEvents {
-  /** A whole hand-off. Its first descriptor, the only one, is the hearer's. */
+  /** A whole hand-off. Its first descriptor, the only one, is the hearer's, even if this throws. */
   handedOver(text: string, fd: number): void;
   /** It has ended, or what it sent is wrong. Told once, last; the connection is closed. */
-  ended(error?: HandOffError): void;
+  ended(error?: Error): void;
 }
 
 export class Connection {
@@ -41,7 +47,7 @@ export class Connection {
     this.peer = peer;
     this.#events = events;
     this.#limitMs = limitMs;
-    this.#watch = watchReadable(fd, () => this.#receive());
+    this.#watch = watchReadable(fd, () => this.#guarded(() => this.#receive()));
     this.#expect();
   }
 
@@ -52,11 +58,11 @@ export class Connection {
     clearTimeout(this.#limit);
     clearTimeout(this.#waiting?.timer);
     this.#watch.close();
-    for (const fd of [...this.#reader.giveBack(), ...(this.#waiting?.handOff.fds ?? [])]) closeDescriptor(fd);
-    closeDescriptor(this.#fd);
+    for (const fd of this.#reader.giveBack()) discard(fd);
+    discard(this.#fd);
   }
 
-  #end(error?: HandOffError): void {
+  #end(error?: Error): void {
     if (this.#closed) return;
     this.close();
     this.#events.ended(error);
@@ -70,17 +76,16 @@ export class Connection {
     }, this.#limitMs);
   }
 
-  #receive(): void {
+  #guarded(body: () => void): void {
     try {
-      this.#receiveAll();
+      body();
     } catch (error) {
-      if (!(error instanceof HandOffError)) throw error;
-      this.#end(error);
+      this.#end(error as Error);
     }
   }
 
-  #receiveAll(): void {
-    while (!this.#closed) {
+  #receive(): void {
+    for (let messages = 0; messages < MESSAGES_A_TURN && !this.#closed; messages++) {
       const { result, fds, truncated } = receive(this.#fd, room);
       if (result === EAGAIN) return;
       this.#reader.push(room.subarray(0, Math.max(result, 0)), fds);
@@ -120,7 +125,7 @@ export class Connection {
       return;
     }
     // The second is a memfd of the guest's memory, which nobody needs here.
-    for (const other of others) closeDescriptor(other);
+    for (const other of others) discard(other);
     this.#events.handedOver(handOff.text, fd);
   }
 

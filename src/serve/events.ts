@@ -10,12 +10,21 @@ import { warn } from '../warning.js';
 import type { Vm } from './server.js';
 import type { Session, SessionEnd } from './session.js';
 
+/** What became of a guest whose hand-off was refused. */
+export interface RefusedGuest {
+  /** Its monitor was killed. */
+  readonly killed: boolean;
+}
+
 /** What a server tells. */
 export interface ServerEvents {
   /** A monitor has connected. */
   connected: [peer: Peer, vm: Vm];
-  /** A monitor was turned away, or has sent what cannot be served. */
-  refused: [error: Error, peer: Peer | undefined, vm: Vm];
+  /**
+   * A monitor was turned away, or has sent what cannot be served. `guest`: it had handed over a real userfaultfd, so its guest
+   * waits for a handler in vain; and whether it was killed therefore (`onRefused`).
+   */
+  refused: [error: Error, peer: Peer | undefined, vm: Vm, guest: RefusedGuest | undefined];
   /** Monitors wait to be taken from the queue, and why. Told once, until the next is taken. */
   starved: [reason: string, vm: Vm];
   /** A guest is served from now on. */

@@ -4,7 +4,7 @@ import '../linux.js';
 
 export type { Peer } from '../../shim/socket.js';
 export { Answers, type AnswersOptions, type Source } from './answers.js';
-export type { ServerEvents } from './events.js';
+export type { RefusedGuest, ServerEvents } from './events.js';
 export { type HandedOver, handOver } from './hand-over.js';
 export { HandOffError, parseRegions, type Region } from './handoff.js';
 export { MemoryFileError } from './memory-file.js';

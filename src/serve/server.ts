@@ -3,15 +3,17 @@
 //
 // Rules:
 //  - What one monitor does wrong ends its connection and nothing else.
-//  - A monitor whose guest cannot be served any more is killed through a pidfd that was opened when it connected.
+//  - A guest that cannot be served never runs on: its monitor is killed (monitor.ts), and its userfaultfd is closed only when
+//    its memory is gone (custody.ts), since closing it lets every waiter read zeros.
 //  - A monitor is taken from the queue only where all descriptors that its guest needs find room: it can wait there, but a
 //    descriptor that finds no room is lost, and its guest hangs.
+//  - Descriptors that a peer has sent are closed where that cannot block this thread (shim/discard.ts).
 //  - Nothing is left behind: sockets' paths, descriptors, threads.
 
-import { closeDescriptor, descriptorsLeft } from '../../shim/descriptors.js';
-import { openPidfd, SIGKILL, signalPidfd } from '../../shim/process.js';
+import { descriptorsLeft, kindOf } from '../../shim/descriptors.js';
+import { discard } from '../../shim/discard.js';
 import { linuxProcessors } from '../../shim/processors.js';
-import { acceptUnix, type Peer, peerOf } from '../../shim/socket.js';
+import { acceptUnix, peerOf, stopListening } from '../../shim/socket.js';
 import { watchReadable } from '../../shim/watch.js';
 import { checkInteger, checkOneOf, wrongType } from '../arguments.js';
 import { UffdError, UnsupportedError } from '../errors.js';
@@ -20,9 +22,11 @@ import { WAITS, type Wait } from '../loop.js';
 import { checkWindow, type Window } from '../options.js';
 import { checkPlacement, type Placement, usable } from '../placement.js';
 import { Connection } from './connection.js';
-import { ServerEmitter } from './events.js';
+import { Custody } from './custody.js';
+import { type RefusedGuest, ServerEmitter } from './events.js';
 import { HandOffError, parseRegions } from './handoff.js';
 import { type Mapping, MemoryFile, type SharedRuns, shared } from './memory-file.js';
+import { type Killing, Monitor } from './monitor.js';
 import { Session, type SessionEnd } from './session.js';
 import { type SessionTask, toldError } from './session-task.js';
 import { ListeningSocket, SocketError } from './socket-path.js';
@@ -65,6 +69,11 @@ export interface ServeOptions {
   allowUids?: readonly number[];
   /** What becomes of a monitor whose guest cannot be served any more; default 'kill'. */
   onError?: 'kill' | 'leave';
+  /**
+   * What becomes of a monitor whose hand-off is refused though it did hand over a userfaultfd: its guest would wait for ever.
+   * Default: as `onError`. Other connections that are refused are closed, whatever this says.
+   */
+  onRefused?: 'kill' | 'leave';
   /** How long a monitor may take for its hand-off, in milliseconds; default 5000. */
   handOffMs?: number;
   /** How long to wait for the first monitor, in milliseconds; default: for ever. */
@@ -84,7 +93,15 @@ const DESCRIPTORS_PLENTY = 4096;
 const COUNTED_MS = 1000;
 /** No monitor can be taken for want of room: tried again after so long. */
 const STARVED_MS = 100;
+/** Monitors that are taken from the queue in a turn of the event loop. */
+const ACCEPTED_A_TURN = 16;
+/** Guests that one connection may have at a time. */
+const GUESTS_A_CONNECTION = 16;
+/** How long a monitor may take to end, once killed or exited, until that is a problem; and until `close` waits no longer. */
+const LATE_MS = 2000;
+const KILLED_MOST_MS = 10_000;
 const EAGAIN = -11;
+const USERFAULTFD = 'anon_inode:[userfaultfd]';
 
 /** Bun cannot post the histogram that guests' threads share with this one, and on Deno the tests of serving do not end well. */
 const OTHER_RUNTIME = (name: string): string =>
@@ -104,15 +121,14 @@ interface Listener {
   starved: NodeJS.Timeout | undefined;
 }
 
-/** A monitor that has connected, held against its PID being used again. */
-interface Monitor {
-  readonly peer: Peer;
-  /** −1: it cannot be seen from here, or has exited. */
-  readonly pidfd: number;
-  /** Connections and sessions that need it. */
-  uses: number;
-  /** It has handed over. */
-  served: boolean;
+/** What a session has to do with, beside its thread. */
+interface Guest {
+  readonly vm: Vm;
+  readonly monitor: Monitor;
+  /** The userfaultfd. */
+  readonly fd: number;
+  /** What came of killing the monitor; undefined: that was not tried. */
+  killing: Killing | undefined;
 }
 
 /**
@@ -148,7 +164,8 @@ export class Server extends ServerEmitter implements AsyncDisposable {
   readonly #threads: Threads;
   readonly #listeners: Listener[] = [];
   readonly #connections = new Map<Connection, Monitor>();
-  readonly #monitors = new Map<Session, Monitor>();
+  readonly #guests = new Map<Session, Guest>();
+  readonly #custody = new Custody();
   readonly #conclude: (error?: Error) => void;
   #acceptLimit: NodeJS.Timeout | undefined;
   /** Descriptors that were left, at some time, less what guests since then may need. */
@@ -156,6 +173,10 @@ export class Server extends ServerEmitter implements AsyncDisposable {
   #countedMs = 0;
   #begun = 0;
   #accepting = true;
+  /** It ends at once: monitors that are left are not waited for. */
+  #closing = false;
+  /** Told when what is kept has become less. */
+  #released = (): void => {};
 
   static listen(options: ServeOptions): Server {
     checkOptions(options);
@@ -196,14 +217,21 @@ export class Server extends ServerEmitter implements AsyncDisposable {
     return this.#begun;
   }
 
-  /** Takes no hand-offs any more; guests that are served go on. `done` resolves when the last has ended. */
+  /**
+   * Takes no hand-offs any more; guests that are served go on. `done` resolves when the last has ended, and no guest is left
+   * that cannot be served.
+   */
   finish(): void {
     this.#deafen();
-    if (this.sessions.size === 0) this.#conclude();
+    this.#concludeIfOver();
   }
 
-  /** Stops serving at once. Guests that still run hang at their next fault; `kill` ends their monitors. */
+  /**
+   * Stops serving at once. Guests that still run hang at their next fault: as long as this process lives it keeps their
+   * userfaultfds open. `kill` ends their monitors, and waits until they have ended.
+   */
   async close({ kill = false } = {}): Promise<void> {
+    this.#closing = true;
     const ends = [...this.sessions].map((session) => {
       if (kill) this.#kill(session);
       session.stop();
@@ -211,7 +239,28 @@ export class Server extends ServerEmitter implements AsyncDisposable {
     });
     this.finish();
     await Promise.all(ends);
+    await this.#killedEnded();
+    this.#custody.abandon();
+    this.#concludeIfOver();
     await this.done.catch(() => {});
+  }
+
+  /** Resolves when the monitors that were killed have ended; or when that takes too long. */
+  #killedEnded(): Promise<void> {
+    return new Promise((resolve) => {
+      const limit = setTimeout(resolve, KILLED_MOST_MS);
+      this.#released = () => {
+        if (this.#custody.dying > 0) return;
+        clearTimeout(limit);
+        resolve();
+      };
+      this.#released();
+    });
+  }
+
+  #concludeIfOver(): void {
+    const kept = this.#closing ? 0 : this.#custody.size;
+    if (!this.#accepting && this.sessions.size === 0 && kept === 0) this.#conclude();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -248,11 +297,13 @@ export class Server extends ServerEmitter implements AsyncDisposable {
       watch?.close();
       clearTimeout(starved);
       memory.close();
+      // What waits in the queue may hold descriptors whose close blocks.
+      for (const queued of stopListening(socket.fd)) discard(queued);
       socket.close();
     }
     for (const [connection, monitor] of this.#connections) {
       connection.close();
-      this.#leave(monitor);
+      monitor.leave();
     }
     this.#connections.clear();
   }
@@ -269,7 +320,9 @@ export class Server extends ServerEmitter implements AsyncDisposable {
     const needed = GUEST_DESCRIPTORS * (1 + this.#beginning);
     if (left < needed) this.#starve(listener, noRoom(left, needed));
     // Behind the last that there is room for there may be nobody: if there is, this is called again.
-    for (let room = left; room >= needed && this.#accepting; room -= GUEST_DESCRIPTORS) {
+    let room = left;
+    for (let taken = 0; taken < ACCEPTED_A_TURN && room >= needed && this.#accepting; taken++) {
+      room -= GUEST_DESCRIPTORS;
       const fd = acceptUnix(listener.socket.fd);
       if (fd === EAGAIN) return;
       if (fd < 0) {
@@ -315,24 +368,29 @@ export class Server extends ServerEmitter implements AsyncDisposable {
       ? allowUids && !allowUids.includes(peer.uid) && `user ${peer.uid} is not allowed`
       : 'nobody knows who it is';
     if (!peer || refusal) {
-      closeDescriptor(fd);
-      this.emit('refused', new HandOffError(refusal || ''), peer, vm);
+      discard(fd);
+      this.emit('refused', new HandOffError(refusal || ''), peer, vm, undefined);
       return;
     }
     clearTimeout(this.#acceptLimit);
-    const monitor: Monitor = {
-      peer,
-      pidfd: peer.pid > 0 ? Math.max(openPidfd(peer.pid), -1) : -1,
-      uses: 1,
-      served: false,
-    };
+    const monitor = new Monitor(fd, peer);
     this.emit('connected', peer, vm);
+    const guests = new Set<Session>();
+    let refused: RefusedGuest | undefined;
     const connection: Connection = new Connection(fd, peer, handOffMs, {
-      handedOver: (text, uffd) => this.#begin(listener, monitor, text, uffd),
+      handedOver: (text, uffd) => {
+        try {
+          this.#begin(listener, monitor, text, uffd, guests);
+        } catch (error) {
+          refused = this.#refuse(monitor, uffd, error as Error);
+          throw error;
+        }
+      },
       ended: (error) => {
         this.#connections.delete(connection);
-        if (error) this.emit('refused', error, peer, vm);
-        this.#leave(monitor);
+        if (error) this.emit('refused', error, peer, vm, refused);
+        monitor.leave();
+        if (refused && this.#options.once) this.finish();
       },
     });
     this.#connections.set(connection, monitor);
@@ -340,8 +398,19 @@ export class Server extends ServerEmitter implements AsyncDisposable {
 
   // ---- sessions ------------------------------------------------------------------------------------------
 
-  /** Serves what was handed over. Takes the descriptor. */
-  #begin(listener: Listener, monitor: Monitor, text: string, fd: number): void {
+  /**
+   * Serves what was handed over. Takes the descriptor, unless it throws.
+   *
+   * @param guests those of the same connection
+   */
+  #begin(listener: Listener, monitor: Monitor, text: string, fd: number, guests: Set<Session>): void {
+    const kind = kindOf(fd);
+    if (kind !== undefined && kind !== USERFAULTFD) {
+      throw new HandOffError(`what was handed over is no userfaultfd: ${kind.slice(0, 60)}`);
+    }
+    if (guests.size >= GUESTS_A_CONNECTION) {
+      throw new HandOffError(`a connection may have ${GUESTS_A_CONNECTION} guests at a time; it has them`);
+    }
     const { vm, prefetch, identity } = listener;
     const {
       window = 1,
@@ -372,38 +441,102 @@ export class Server extends ServerEmitter implements AsyncDisposable {
       });
     } catch (error) {
       mapping?.release();
-      closeDescriptor(fd);
       throw error;
     }
     this.#begun++;
-    monitor.uses++;
-    monitor.served = true;
+    monitor.use().served = true;
+    guests.add(session);
     this.sessions.add(session);
-    this.#monitors.set(session, monitor);
+    this.#guests.set(session, { vm, monitor, fd, killing: undefined });
     this.emit('begun', session, vm);
-    session.ended.then((end) => {
+    void session.ended.then((end) => {
       mapping?.release();
-      this.#sessionEnded(session, end, vm, monitor);
+      guests.delete(session);
+      this.#sessionEnded(session, end);
     });
   }
 
-  #sessionEnded(session: Session, end: SessionEnd, vm: Vm, monitor: Monitor): void {
-    if (end.how === 'failed' && (this.#options.onError ?? 'kill') === 'kill') this.#kill(session);
+  /**
+   * A hand-off cannot be served. Takes its descriptor. If that is a userfaultfd whose guest waits now, the monitor is killed or
+   * left, as it is wanted; undefined: no guest waits.
+   */
+  #refuse(monitor: Monitor, fd: number, error: Error): RefusedGuest | undefined {
+    const sound = !(error instanceof HandOffError) || error.ofGuest;
+    if (!sound || kindOf(fd) !== USERFAULTFD) {
+      discard(fd);
+      return undefined;
+    }
+    const { onError = 'kill', onRefused = onError } = this.#options;
+    const killing = onRefused === 'kill' ? monitor.kill(undefined) : undefined;
+    const why = `its hand-off was refused (${error.message})`;
+    this.#keep(`monitor ${monitor.name}`, monitor, fd, killing, why);
+    return { killed: killing?.is === 'killed' };
+  }
+
+  #sessionEnded(session: Session, end: SessionEnd): void {
+    const guest = this.#guests.get(session) as Guest;
+    const { vm, monitor, fd } = guest;
+    const failed = end.how === 'failed';
+    if (failed && (this.#options.onError ?? 'kill') === 'kill') this.#kill(session);
     this.sessions.delete(session);
-    this.#monitors.delete(session);
-    this.#leave(monitor);
+    this.#guests.delete(session);
+    const why = failed ? `its guest cannot be served (${end.error.message})` : 'it is served no more';
+    this.#keep(`vm ${session.id}`, monitor, fd, guest.killing, why);
+    // Whoever it has left the connection to has nothing to hand over.
+    if (monitor.exited) this.#closeConnections(monitor);
+    monitor.leave();
     this.emit('ended', session, end, vm);
     if (this.#options.once) this.#deafen();
-    if (!this.#accepting && this.sessions.size === 0) this.#conclude();
+    this.#concludeIfOver();
   }
 
+  /** Kills a session's monitor, once. */
   #kill(session: Session): void {
-    const pidfd = this.#monitors.get(session)?.pidfd ?? -1;
-    if (pidfd >= 0 && signalPidfd(pidfd, SIGKILL) === 0) this.emit('killed', session);
+    const guest = this.#guests.get(session) as Guest;
+    if (guest.killing) return;
+    const watched = this.#custody.present(guest.fd) ? session.regions[0]?.start : undefined;
+    guest.killing = guest.monitor.kill(watched);
+    if (guest.killing.is === 'killed') this.emit('killed', session);
   }
 
-  #leave(monitor: Monitor): void {
-    if (--monitor.uses === 0 && monitor.pidfd >= 0) closeDescriptor(monitor.pidfd);
+  /** Keeps a userfaultfd until nobody can wait for its memory any more, and tells of what stands in the way. */
+  #keep(key: string, monitor: Monitor, fd: number, killing: Killing | undefined, why: string): void {
+    const killed = killing?.is === 'killed';
+    const stays = 'its userfaultfd stays open until that memory is gone';
+    if (killing?.is === 'alive') {
+      this.reportProblem(
+        key,
+        `${why}, and its monitor (${monitor.name}) was not killed: ${killing.why}; ${stays}`,
+      );
+    }
+    const kept = this.#custody.keep(fd, monitor, killed, LATE_MS, {
+      closed: () => {
+        this.solveProblem(key);
+        this.#released();
+        this.#concludeIfOver();
+      },
+      late: () => {
+        if (killed)
+          this.reportProblem(key, `${why}; its monitor (${monitor.name}) was killed, and has not ended yet`);
+        else if (monitor.exited) {
+          this.reportProblem(
+            key,
+            `its monitor (${monitor.name}) has exited, and another process has its memory; ${stays}`,
+          );
+        }
+      },
+    });
+    if (!kept)
+      this.reportProblem(key, `${why}; too many userfaultfds of ${monitor.name} are kept, so it was closed`);
+  }
+
+  #closeConnections(monitor: Monitor): void {
+    for (const [connection, its] of this.#connections) {
+      if (its !== monitor) continue;
+      this.#connections.delete(connection);
+      connection.close();
+      monitor.leave();
+    }
   }
 }
 
@@ -421,7 +554,8 @@ function deferred(): { promise: Promise<void>; resolve: () => void; reject: (err
 }
 
 function checkOptions(options: ServeOptions): void {
-  const { vms, window, wait, placement, onError, handOffMs, acceptMs, socketMode, socketOwner } = options;
+  const { vms, window, wait, placement, onError, onRefused } = options;
+  const { handOffMs, acceptMs, socketMode, socketOwner } = options;
   if (!Array.isArray(vms) || vms.length === 0) throw wrongType('vms', 'sockets with their memory', vms);
   if (window !== undefined) checkWindow(window, 'window');
   if (wait !== undefined) checkOneOf(wait, 'wait', WAITS);
@@ -429,6 +563,7 @@ function checkOptions(options: ServeOptions): void {
   // A guest's thread would find that out too late.
   if (typeof placement === 'object') usable(placement, linuxProcessors.allowed());
   if (onError !== undefined) checkOneOf(onError, 'onError', ['kill', 'leave']);
+  if (onRefused !== undefined) checkOneOf(onRefused, 'onRefused', ['kill', 'leave']);
   if (handOffMs !== undefined) checkInteger(handOffMs, 'handOffMs', 1, 2 ** 31 - 1);
   if (acceptMs !== undefined) checkInteger(acceptMs, 'acceptMs', 1, 2 ** 31 - 1);
   if (socketMode !== undefined) checkInteger(socketMode, 'socketMode', 0, 0o777);

@@ -14,7 +14,7 @@ export interface SessionTask {
   readonly id: number;
   /** A userfaultfd, lent: whoever started the thread takes it back when the thread has ended. */
   readonly fd: number;
-  /** The monitor; 0: it cannot be seen. */
+  /** The monitor; 0: it cannot be seen from here. */
   readonly pid: number;
   readonly regions: readonly Region[];
   /** The memory file, or why it cannot be had. */

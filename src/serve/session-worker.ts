@@ -6,9 +6,11 @@ import '../linux.js';
 import { EventEmitter, once } from 'node:events';
 import { parentPort } from 'node:worker_threads';
 import { prepareCore } from '../core.js';
-import { UffdError } from '../errors.js';
+import { Errno, type UffdError } from '../errors.js';
 import type { Operation } from '../features.js';
 import type { RegisteredRange } from '../handler.js';
+import type { Kernel } from '../kernel.js';
+import { system } from '../system.js';
 import { TraceWriter } from '../trace/writer.js';
 import { Userfaultfd } from '../userfaultfd.js';
 import { Answers } from './answers.js';
@@ -67,11 +69,12 @@ class Serving {
   }
 
   async run(): Promise<'exited' | 'closed' | 'stopped'> {
-    const { id, memory, record, wait, placement, stopped } = this.#task;
+    const { id, pid, memory, record, wait, stopped } = this.#task;
+    // What cannot be seen cannot be followed.
+    const placement = pid === 0 ? 'none' : this.#task.placement;
     if ('message' in memory) throw Object.assign(new Error(memory.message), memory);
     if (record) this.#record = TraceWriter.toFile(record.file, { about: record.about });
     const uffd = this.#watch();
-    if (uffd === undefined) return 'exited';
     this.#uffd = uffd;
     const answers = this.#answers(memory);
     report({ is: 'serving', stopHandle: uffd.stopHandle });
@@ -91,21 +94,15 @@ class Serving {
     return this.#farewell !== 'closed' && this.#farewell.code === 'ESRCH' ? 'exited' : 'closed';
   }
 
-  /** Undefined: the monitor has exited since it handed over. */
-  #watch(): Userfaultfd | undefined {
+  #watch(): Userfaultfd {
     const { fd, pid, regions } = this.#task;
-    try {
-      return Userfaultfd.wrap(fd, {
-        features: ['event-remove'],
-        ranges: regions.map(rangeOf),
-        ...(pid > 0 ? { pid } : {}),
-        ...(this.#record ? { record: this.#record } : {}),
-      });
-    } catch (error) {
-      if (error instanceof UffdError && error.syscall === 'pidfd_open' && error.code === 'ESRCH')
-        return undefined;
-      throw error;
-    }
+    return Userfaultfd.wrap(fd, {
+      features: ['event-remove'],
+      ranges: regions.map(rangeOf),
+      pid,
+      kernel: kernelWithoutPidfds(),
+      ...(this.#record ? { record: this.#record } : {}),
+    });
   }
 
   /** Lets go of everything; the descriptor is its owner's again, if it is open still. */
@@ -141,6 +138,18 @@ class Serving {
       },
     });
   }
+}
+
+/**
+ * Linux, without pidfds: whose memory it is may be another process than the one that connected, or the PID another's by
+ * now. That it is gone is asked of the memory itself, five times a second.
+ */
+function kernelWithoutPidfds(): Kernel {
+  const kernel = system().kernel();
+  return {
+    ...kernel,
+    attach: (memory) => Object.assign(kernel.attach(memory), { pidfd: () => -(Errno.ENOSYS as number) }),
+  };
 }
 
 function toldRecording({ records, bytesWritten, failure }: TraceWriter): Recorded {

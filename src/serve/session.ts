@@ -1,13 +1,14 @@
 // One guest that is served: its userfaultfd, its thread, and the monitor behind it.
 //
-// Rules:
-//  - A session owns its userfaultfd from its making on, and closes it exactly once, when its thread has ended.
-//  - Where serving fails the monitor is killed, unless that is not wanted: a guest without its handler hangs for ever.
+// Rule: the thread works with a copy of the userfaultfd's descriptor, which is gone when the session has ended. The
+// descriptor itself stays the server's: whatever becomes of the thread, closing its copy lets no waiter go.
 
 import { createHistogram, type RecordableHistogram } from 'node:perf_hooks';
 import type { Worker } from 'node:worker_threads';
-import { closeDescriptor } from '../../shim/descriptors.js';
+import { closeDescriptor, sameFile } from '../../shim/descriptors.js';
+import { duplicate } from '../../shim/memory.js';
 import type { Peer } from '../../shim/socket.js';
+import { UffdError } from '../errors.js';
 import { Userfaultfd } from '../userfaultfd.js';
 import type { Region } from './handoff.js';
 import type { Recorded, SessionOrder, SessionReport, SessionTask } from './session-task.js';
@@ -63,23 +64,36 @@ export class Session {
   endedMs: number | undefined;
   /** What became of its recording, once it has ended; undefined: none was made. */
   recorded: Recorded | undefined;
-  /** Resolves when nothing is served any more and the descriptor is closed; never rejects. */
+  /** Resolves when nothing is served any more; never rejects. */
   readonly ended: Promise<SessionEnd>;
   readonly #worker: Worker;
   readonly #stopped = new Int32Array(new SharedArrayBuffer(4));
   #stopHandle: SharedArrayBuffer | undefined;
 
-  /** Takes the descriptor, and a thread. */
+  /**
+   * Begins to serve a userfaultfd, whose descriptor stays the caller's, in a thread of its own.
+   *
+   * @throws UffdError EMFILE; ThreadError
+   */
   constructor(threads: Threads, options: SessionOptions) {
-    const worker = threads.take();
     const { peer, ...rest } = options;
     const { id, fd, regions } = rest;
+    const copy = duplicate(fd);
+    if (copy < 0) throw new UffdError(copy, 'fcntl');
+    let worker: Worker;
+    try {
+      worker = threads.take();
+    } catch (error) {
+      closeDescriptor(copy);
+      throw error;
+    }
     this.id = id;
     this.peer = peer;
     this.regions = regions;
     this.bytes = regions.reduce((sum, { length }) => sum + length, 0);
     const task: SessionTask = {
       ...rest,
+      fd: copy,
       pid: peer.pid,
       tally: this.tally.shared,
       latency: this.latency,
@@ -90,7 +104,7 @@ export class Session {
       const end = (how: SessionEnd, open: boolean): void => {
         this.endedMs = performance.now();
         worker.off('message', heard).off('error', failed).off('exit', gone);
-        if (open) takeBack(fd);
+        if (open) closeDescriptor(copy);
         resolve(how);
       };
       const heard = (report: SessionReport): void => {
@@ -101,9 +115,9 @@ export class Session {
           threads.giveBack(worker);
         }
       };
-      // The thread itself is gone: nothing is known of the descriptor, so it is taken to be open.
-      const failed = (error: Error): void => end({ how: 'failed', error }, true);
-      const gone = (): void => end({ how: 'failed', error: GONE }, true);
+      // The thread itself is gone. Its copy is closed if the number stands for the same file still.
+      const failed = (error: Error): void => end({ how: 'failed', error }, sameFile(fd, copy) === true);
+      const gone = (): void => end({ how: 'failed', error: GONE }, sameFile(fd, copy) === true);
       worker.on('message', heard).on('error', failed).on('exit', gone);
     });
     worker.postMessage({ is: 'task', task } satisfies SessionOrder);
@@ -139,14 +153,4 @@ export class Session {
 function endOf({ how, error }: Extract<SessionReport, { is: 'ended' }>): SessionEnd {
   if (how !== 'failed') return { how };
   return { how, error: error ? new SessionError(error.message, error.code, error.stack) : GONE };
-}
-
-/** Closes a userfaultfd whose thread is gone. */
-function takeBack(fd: number): void {
-  try {
-    Userfaultfd.wrap(fd).close();
-  } catch {
-    // What was handed over was none.
-    closeDescriptor(fd);
-  }
 }

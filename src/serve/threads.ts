@@ -1,8 +1,11 @@
 // Threads for sessions. One is always ready, so that a guest does not wait for its own to begin; one that has served is
 // kept for the next guest, and is quicker then.
 //
-// Rule: no thread is ended before it has said that it is ready. One that is ended while it loads koffi takes the whole
-// process with it (koffi 3.3: napi_throw).
+// Rules:
+//  - A thread that cannot be made (a limit of tasks: pids.max, ulimit -u) is an error where a guest needs it, and nothing
+//    where it would only have been a spare one.
+//  - No thread is ended before it has said that it is ready. One that is ended while it loads koffi takes the
+//    whole process with it (koffi 3.3: napi_throw).
 
 import type { Worker } from 'node:worker_threads';
 import { descriptorsLeft } from '../../shim/descriptors.js';
@@ -19,6 +22,12 @@ const IDLE_MS = 30_000;
 const SPARE_AFTER_MS = 500;
 /** It is made only where so many descriptors are left: Node loses some where a thread cannot have its own. */
 const SPARE_DESCRIPTORS = 64;
+
+/** No thread can be made for a guest. */
+export class ThreadError extends Error {
+  override readonly name = 'ThreadError';
+  readonly code = 'ERR_UFFD_THREAD';
+}
 
 export class Threads {
   readonly #idle: Worker[] = [];
@@ -38,10 +47,19 @@ export class Threads {
   prepare(): void {
     this.#spare = undefined;
     if (this.#idle.length > 0 || this.#closing || descriptorsLeft() < SPARE_DESCRIPTORS) return;
-    this.#idle.push(this.#create());
+    try {
+      this.#idle.push(this.#create());
+    } catch (error) {
+      // The guest that comes next may find room.
+      if (!(error instanceof ThreadError)) throw error;
+    }
   }
 
-  /** A thread that waits for its task, a message. Whoever has served last comes first. */
+  /**
+   * A thread that waits for its task, a message. Whoever has served last comes first.
+   *
+   * @throws ThreadError there is none, and none can be made
+   */
   take(): Worker {
     const worker = this.#idle.pop() ?? this.#create();
     worker.ref();
@@ -82,7 +100,7 @@ export class Threads {
   }
 
   #create(): Worker {
-    const worker = startThread('session', { name: 'vm' }, { file: '../part.js', module: import.meta.url });
+    const worker = startedThread();
     // One that waits keeps nobody from ending; and one that ends, for whatever reason, serves nobody.
     worker.unref();
     const gone = (): void => {
@@ -96,5 +114,16 @@ export class Threads {
       }),
     );
     return worker.on('error', gone).on('exit', gone);
+  }
+}
+
+function startedThread(): Worker {
+  try {
+    return startThread('session', { name: 'vm' }, { file: '../part.js', module: import.meta.url });
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ERR_WORKER_INIT_FAILED') throw error;
+    throw new ThreadError(
+      `no thread can be made for a guest: ${(error as Error).message}; raise the limit of tasks (TasksMax=, pids.max, ulimit -u)`,
+    );
   }
 }

@@ -74,6 +74,7 @@ interface Flags {
   once?: boolean;
   allowUid?: number[];
   onError: 'kill' | 'leave';
+  onRefused?: 'kill' | 'leave';
   handOffTimeout: number;
   acceptTimeout?: number;
   socketMode?: number;
@@ -124,6 +125,12 @@ export function addServe(program: Command): void {
       new Option('--on-error <what>', 'a monitor whose guest cannot be served')
         .choices(['kill', 'leave'])
         .default('kill'),
+    )
+    .addOption(
+      new Option(
+        '--on-refused <what>',
+        'a monitor whose hand-off is refused (default: as --on-error)',
+      ).choices(['kill', 'leave']),
     )
     .addOption(
       new Option('--hand-off-timeout <MS>', 'how long a monitor may take to hand over')

@@ -35,9 +35,14 @@ class LogDisplay implements Display {
   constructor(server: Server) {
     const log = this.#log;
     server.on('connected', (peer, { socket }) => log.info({ socket, ...peer }, 'a monitor has connected'));
-    server.on('refused', (error, peer, { socket }) => {
-      log.warn({ socket, ...peer, reason: error.message }, 'a monitor was turned away');
+    server.on('refused', (error, peer, { socket }, guest) => {
+      const facts = { socket, ...peer, reason: error.message };
+      if (!guest) log.warn(facts, 'a monitor was turned away');
+      else if (guest.killed) log.error(facts, 'a hand-off was refused; the monitor was killed');
+      else log.error(facts, 'a hand-off was refused; the monitor is left, and its guest hangs');
     });
+    server.on('problem', (about, reason) => log.error({ about, reason }, 'there is a problem'));
+    server.on('solved', (about) => log.info({ about }, 'the problem is over'));
     server.on('starved', (reason, { socket }) => log.warn({ socket, reason }, 'monitors wait'));
     server.on('begun', ({ id, peer, bytes, regions }, { socket, memory }) => {
       const { pid } = peer;
@@ -83,7 +88,12 @@ class LiveDisplay implements Display {
       linewrap: true,
     });
     this.#timer = setInterval(() => this.#draw(), INTERVAL_MS);
-    server.on('refused', (error) => this.say(`a monitor was turned away: ${printable(error.message)}`));
+    server.on('refused', (error, _peer, _vm, guest) => {
+      const end = guest ? (guest.killed ? ', and was killed' : ', and its guest hangs') : '';
+      this.say(`a monitor was turned away${end}: ${printable(error.message)}`);
+    });
+    server.on('problem', (about, reason) => this.say(`${about}: ${printable(reason)}`));
+    server.on('solved', (about) => this.say(`${about}: the problem is over`));
     server.on('starved', (reason) => this.say(`monitors wait: ${reason}`));
     server.on('begun', (session) => {
       const bar = this.#bars.create(session.bytes, 0, told(session, 0));

@@ -60,8 +60,9 @@ class Sum implements Totals {
 }
 
 export class Ledger {
-  /** Sessions that failed, and hand-offs that were refused. */
+  /** Guests that could not be served: sessions that failed, and hand-offs of userfaultfds that were refused. */
   failures = 0;
+  /** Connections that were turned away, those among them. */
   refused = 0;
   killed = 0;
   readonly #sessions: SessionStats[] = [];
@@ -72,8 +73,10 @@ export class Ledger {
 
   /** `each`: what is known of each session that has ended is kept, for `write`. */
   follow(server: Server, each: boolean): void {
-    server.on('refused', (error) => {
+    server.on('refused', (error, _peer, _vm, guest) => {
       this.refused++;
+      if (guest) this.failures++;
+      if (guest?.killed) this.killed++;
       // The last ones will do: whoever sends nonsense can send much of it.
       this.#refusals.push(error.message);
       if (this.#refusals.length > REFUSALS_KEPT) this.#refusals.shift();
