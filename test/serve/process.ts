@@ -138,8 +138,8 @@ export class Running {
     }
   }
 
-  /** Stops it where it is, until 'SIGCONT'. */
-  signal(name: 'SIGSTOP' | 'SIGCONT'): void {
+  /** 'SIGSTOP' stops it where it is, until 'SIGCONT'. */
+  signal(name: 'SIGSTOP' | 'SIGCONT' | 'SIGTERM'): void {
     this.#child.kill(name);
   }
 
