@@ -89,9 +89,9 @@ export class Channel {
     return this.ioctl(this.core.arguments(start, length).requestWake());
   }
 
-  /** Notes whose memory it is, to see that process end; 0: one that cannot be seen from here. */
+  /** Notes whose memory it is, to see that process end. */
   watchProcess(pid: number): void {
-    const pidfd = pid > 0 ? this.port.pidfd(pid) : -(Errno.ENOSYS as number);
+    const pidfd = this.port.pidfd(pid);
     // Before Linux 5.3 there are none: there an exit is seen like an exec, a little later.
     if (pidfd < 0 && pidfd !== -(Errno.ENOSYS as number)) throw new UffdError(pidfd, 'pidfd_open', { pid });
     this.pidfd = Math.max(pidfd, -1);

@@ -67,8 +67,7 @@ export interface WrapOptions {
   ranges?: Iterable<RegisteredRange>;
   /**
    * The process whose memory it is. Its exit and exec end the watch, and `closed` is told ESRCH; the descriptor
-   * alone would say nothing of either. 0: a process that cannot be seen from here (another PID namespace); the kernel is
-   * asked five times a second whether its memory is still there.
+   * alone would say nothing of either.
    */
   pid?: number;
   /** The kernel to run on. Default: Linux, through koffi. */

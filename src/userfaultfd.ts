@@ -230,7 +230,7 @@ export class Userfaultfd implements Disposable {
     if (!options.kernel?.elsewhere && isOwned(fd)) {
       throw invalidState(`fd ${fd} belongs to another Userfaultfd of this thread; release it first`);
     }
-    checkPid(options.pid, 0);
+    checkPid(options.pid);
     const features = featureBits(options.features ?? [], 'features');
     const ranges = [...(options.ranges ?? [])];
     const real = options.kernel ?? system().kernel();
@@ -866,8 +866,8 @@ function checkWay(via: unknown, userModeOnly: unknown): void {
   checkOneOf(userModeOnly, 'userModeOnly', [true, false, 'auto']);
 }
 
-function checkPid(pid: number | undefined, lowest = 1): void {
-  if (pid !== undefined) checkInteger(pid, 'pid', lowest, 0x7fffffff);
+function checkPid(pid: number | undefined): void {
+  if (pid !== undefined) checkInteger(pid, 'pid', 1, 0x7fffffff);
 }
 
 function checkPageSize(pageSize: number, argument: string, least: number): void {

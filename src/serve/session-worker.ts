@@ -99,7 +99,8 @@ class Serving {
     return Userfaultfd.wrap(fd, {
       features: ['event-remove'],
       ranges: regions.map(rangeOf),
-      pid,
+      // One that cannot be seen from here has to be watched all the same; nothing is looked up by the number then.
+      pid: pid > 0 ? pid : process.pid,
       kernel: kernelWithoutPidfds(),
       ...(this.#record ? { record: this.#record } : {}),
     });
