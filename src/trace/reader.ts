@@ -1,7 +1,7 @@
 // Reads a trace block by block: never more than one of them is in memory, however long the trace is. What is
 // damaged or cut ends the trace at the last whole block, and says so.
 
-import { BAD, BLOCK_MOST, Codec, END, HEADER_BYTES, Kind } from './codec.js';
+import { BAD, Codec, END, HEADER_BYTES, Kind } from './codec.js';
 import { nodeFiles } from './files.js';
 import { isOrigin } from './origin.js';
 import { type Call, callOf } from './records.js';
@@ -160,10 +160,10 @@ export class TraceReader {
       this.damage = 'it has no end: whatever recorded it came to its own end first';
       return false;
     }
+    // At most what the codec has room for.
     const length = header === HEADER_BYTES ? codec.exports.traceMeasure() : BAD;
     const whole =
       length !== BAD &&
-      length <= HEADER_BYTES + BLOCK_MOST &&
       this.#fill(codec.block(length - HEADER_BYTES, HEADER_BYTES)) === length - HEADER_BYTES;
     if (!whole || codec.exports.traceOpen() === BAD) {
       this.damage = `it is cut or damaged behind block ${this.blocks}`;

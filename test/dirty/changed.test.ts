@@ -410,6 +410,37 @@ for (const mode of MODES) {
   });
 }
 
+test('sync, where only faults of user mode are served: saved and restored all the same', async () => {
+  needKernel();
+  const USER_MODE_ONLY = 1;
+  const kernel = kernelWith((port) => {
+    const userfaultfd = port.userfaultfd.bind(port);
+    return {
+      userfaultfd: (flags) => (flags & USER_MODE_ONLY ? userfaultfd(flags) : -1),
+      openDevice: () => -13,
+    };
+  });
+  await inDirectory(async (directory) => {
+    const file = join(directory, 'file');
+    const base = map(PAGES, 1);
+    const tracker = await DirtyTracker.open({ address: base, length: PAGES * P }, { mode: 'sync', kernel });
+    try {
+      await tracker.checkpoint(file, { sync: false });
+      bytesAt(at(base, 2))[0] = 2;
+      bytesAt(at(base, 6)).fill(0);
+      assert.is((await tracker.checkpoint(file, { sync: false })).pages, 2);
+      // Every page is protected now, and the kernel may not wait for the thread that lifts that.
+      await tracker.restore(file, { checkpoint: 0 });
+      assert.ok(bytesAt(base, PAGES * P).every((byte) => byte === 1));
+      await tracker.restore(file);
+      assert.equal([bytesAt(at(base, 2))[0], bytesAt(at(base, 6))[9]], [2, 0]);
+      assert.equal(told(tracker, base), [2, 6], 'what was restored is reported as any other write');
+    } finally {
+      tracker.close();
+    }
+  });
+});
+
 test('a scan that fails takes nothing with it: all that it may have protected is reported next', async () => {
   needKernel();
   let fails = false;

@@ -2,7 +2,15 @@
 
 import { strict as assert } from 'node:assert';
 import { SimulatedKernel } from '../../src/sim/index.js';
-import { BLOCK_MOST, HEADER_BYTES, Kind, NOTE_FIELDS, PAYLOAD_MOST } from '../../src/trace/codec.js';
+import {
+  BAD,
+  BLOCK_MOST,
+  Codec,
+  HEADER_BYTES,
+  Kind,
+  NOTE_FIELDS,
+  PAYLOAD_MOST,
+} from '../../src/trace/codec.js';
 import { TraceReader, type TraceWriter } from '../../src/trace/index.js';
 import { generator, seed, suite } from '../harness.js';
 import { inMemory, record, textOf } from './support.js';
@@ -155,6 +163,32 @@ test('blocks: the largest payloads fit, and each block is as long as its header 
   }
   assert.equal(at, view.byteLength);
   assert.ok(blocks > 10);
+});
+
+test('a block has room for so many bytes and none more: a header that says more is damage, whatever follows', () => {
+  const header = (bytes: number): Uint8Array => {
+    const made = new Uint8Array(HEADER_BYTES);
+    const view = new DataView(made.buffer);
+    view.setUint32(0, 0x42544655, true);
+    view.setUint32(4, bytes, true);
+    return made;
+  };
+  const codec = new Codec();
+  const measured = (bytes: number): number => {
+    codec.block(HEADER_BYTES).set(header(bytes));
+    return codec.exports.traceMeasure();
+  };
+  assert.equal(measured(BLOCK_MOST), HEADER_BYTES + BLOCK_MOST);
+  for (const bytes of [BLOCK_MOST + 1, BLOCK_MOST + 24, 2 ** 20, 2 ** 31 - 1, 2 ** 31, 2 ** 32 - 1]) {
+    assert.equal(measured(bytes), BAD, `${bytes} bytes`);
+    // The bytes are there, so the length is all that is wrong.
+    const trace = Buffer.concat([
+      record(new SimulatedKernel({ seed: 5 }), { touches: 1, threads: 1, pages: 1 }).subarray(0, 8),
+      header(bytes),
+      new Uint8Array(2 * BLOCK_MOST),
+    ]);
+    assert.throws(() => textOf(trace), { name: 'TraceError' });
+  }
 });
 
 test('a block stands for itself: without those before it, it is read as with them', () => {
