@@ -2,6 +2,7 @@
 // waits at the same time, and never grows while faults are handed out and answered.
 
 import { strict as assert } from 'node:assert';
+import { Op } from '../../src/core.js';
 import { generator, seed, suite } from '../harness.js';
 import {
   answer,
@@ -17,6 +18,7 @@ import {
   hear,
   hearAll,
   hearEvent,
+  lookup,
   type Message,
   makeCore,
   P,
@@ -26,7 +28,10 @@ import {
   put,
   remap,
   remove,
+  State,
+  stateOf,
   take,
+  transfer,
   unmap,
   WRITE,
   write,
@@ -108,11 +113,11 @@ test('faults that are dropped before they are heard do not pile up', () => {
   assert.equal(core.memory.buffer.byteLength, before);
 });
 
-test('where memory is at its maximum the core says so, and does not ask to read for ever', () => {
-  const core = makeCore();
-  // Page bitmaps of many small registrations are promised until nothing is left.
+/** Promises page bitmaps of many small registrations until nothing is left: chunks of 32 MiB, from chunk 1 on. */
+function exhaust(core: Core): void {
   let refused = false;
-  for (let chunk = 1, length = 2 ** 42; length >= 2 ** 25; ) {
+  let chunk = 1;
+  for (let length = 2 ** 42; length >= 2 ** 25; ) {
     const address = page(0) + BigInt(chunk) * 2n ** 25n;
     if (core.arguments(address, length, 0n).rangePut(1, 12)) {
       chunk += length / 2 ** 25;
@@ -122,6 +127,26 @@ test('where memory is at its maximum the core says so, and does not ask to read 
     }
   }
   assert.ok(refused);
+}
+
+test('a move that the tables have no room for is not told, and changes nothing', () => {
+  const core = makeCore();
+  put(core, 0, 10);
+  transfer(core, Op.copy, 0, 10);
+  // Below all that is registered, in a chunk of its own.
+  const to = page(0) - 2n ** 30n;
+  feed(core, remap(page(0), to, 10n * P));
+  drain(core);
+  exhaust(core);
+  for (let n = 0; n < 3; n++) assert.equal(hearEvent(core).is, 'noMemory');
+  assert.equal(lookup(core, to), undefined);
+  assert.equal(lookup(core, page(0))?.start, page(0));
+  assert.equal(stateOf(core, 3), State.present);
+});
+
+test('where memory is at its maximum the core says so, and does not ask to read for ever', () => {
+  const core = makeCore();
+  exhaust(core);
   assert.equal(core.exports.inboxRoom(), 0);
   assert.equal(hear(core).is, 'noMemory');
 });
