@@ -66,6 +66,9 @@ import { warn } from './warning.js';
 /**
  * A userfaultfd: which memory is watched, what is put there, and the loop that tells a handler of each fault. It
  * belongs to one thread; `release` and `wrap` take it to another.
+ *
+ * Close it. One that is dropped is closed when it is collected, if nothing is registered with it; otherwise it stays open,
+ * with a warning, because closing it would let threads that wait read zeros. A loop that runs on the event loop keeps it.
  */
 export class Userfaultfd implements Disposable {
   /** How it was opened; undefined after `wrap`, which cannot know. */
