@@ -6,7 +6,6 @@
 //    share. Threads are as before, but for those that are kept for the next guests. It has no children.
 //  - A guest of an honest monitor, begun in the middle of it, is served to its end, with the right bytes; and one after it.
 
-import { strict as assert } from 'node:assert';
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { get } from 'node:http';
 import { createServer } from 'node:net';
@@ -95,7 +94,13 @@ export async function besiege({
       const { socket, memory } = vms[guests++ % SOCKETS] as (typeof vms)[number];
       const one = new Running([monitor, '-t', '2', '-r', '1', '-b', '-l', `${GUEST_S}`, socket, memory]);
       const { code, stdout, stderr } = await one.ended;
-      assert.equal(code, 0, `an honest guest was not served to its end: ${code} ${stdout}${stderr}`);
+      if (code === 0) return;
+      const told = textOf(log)
+        .split('\n')
+        .filter((line) => line.includes(`"pid":${one.pid},`));
+      throw new Error(
+        `an honest guest was not served to its end: ${code} ${stdout}${stderr}\n${told.join('\n')}`,
+      );
     };
     const attack = (from: number, count: number): Running => {
       const only = kind === undefined ? [] : ['-k', kind];
