@@ -85,7 +85,7 @@ export async function besiege({
       '--metrics',
       `${port}`,
       '--hand-off-timeout',
-      '250',
+      '2000',
       ...options,
     ]);
     const server = new Running(['sh', '-c', 'exec "$@" 2>"$0"', log, ...words]);
