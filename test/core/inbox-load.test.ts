@@ -2,7 +2,7 @@
 // waits at the same time, and never grows while faults are handed out and answered.
 
 import { strict as assert } from 'node:assert';
-import { Op } from '../../src/core.js';
+import { type Core, Op } from '../../src/core.js';
 import { generator, seed, suite } from '../harness.js';
 import {
   answer,
