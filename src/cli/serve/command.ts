@@ -40,8 +40,17 @@ Over HTTP (--metrics):
 How it ends:
   SIGTERM or Ctrl-C once: no new monitors; those that are served go on until
   they end; exit 0. Twice: at once, and the monitors are killed (with --on-error
-  leave they are left, and hang). If a guest cannot be served any more, its
-  monitor is killed: without a handler it would hang for ever.
+  leave they are left, and hang). --once ends after the first guest.
+
+A guest that cannot be served:
+  Its monitor is killed, because without a handler it would hang for ever. Its
+  userfaultfd is closed when the monitor has ended, not before: the guest would
+  go on with zeros. If the monitor cannot be killed (another user, another PID
+  namespace), or is to be left (--on-error leave, --on-refused leave), the
+  userfaultfd stays open, and the handler runs, until the monitor ends.
+  --on-refused is for monitors whose hand-off does not fit the memory file. A
+  connection without a userfaultfd, of a user who is not allowed, or whose text
+  is no hand-off, is closed, and nobody is killed.
 
 Exit codes:
   0    all went well
