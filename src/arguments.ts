@@ -74,6 +74,12 @@ export function checkDescriptor(value: unknown, argument: string): asserts value
   checkInteger(value, argument, 0, 0x7fffffff);
 }
 
+/** A list of names. A text is one of letters, and a mistake. */
+export function checkNames(value: unknown, argument: string): void {
+  if (typeof value === 'string') throw wrongType(argument, 'a list of names', value);
+  checkIterable(value, argument);
+}
+
 export function checkIterable(value: unknown, argument: string): void {
   if (typeof (value as Iterable<unknown> | null)?.[Symbol.iterator] !== 'function') {
     throw wrongType(argument, 'a list of names', value);

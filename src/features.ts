@@ -1,7 +1,7 @@
 // Names for the kernel's bits. The position in a list is the bit number; test/abi.test.ts holds the lists
 // against the C header.
 
-import { checkIterable, invalidValue } from './arguments.js';
+import { checkIterable, checkNames, invalidValue } from './arguments.js';
 import { MODES } from './core.js';
 import { UnsupportedError } from './errors.js';
 
@@ -155,7 +155,7 @@ function bitOf(name: string, names: ReadonlyMap<number, string>): bigint | undef
 /** The kernel's bits for some features. Unknown names are the caller's mistake. */
 export function featureBits(features: Iterable<Feature>, argument: string): bigint {
   let bits = 0n;
-  checkIterable(features, argument);
+  checkNames(features, argument);
   for (const feature of features) {
     const bit = bitOf(feature, FEATURE_AT);
     if (bit === undefined) {

@@ -35,7 +35,7 @@ const LAYERS = [
   ['src/testing/simulate.ts'],
   ['src/testing/run.ts'],
   ['src/testing/workload.ts', 'src/testing/handler.ts'],
-  ['src/testing/world.ts', 'src/testing/attend.ts'],
+  ['src/testing/world.ts', 'src/testing/attend.ts', 'src/testing/check.ts'],
   ['src/testing/told.ts', 'src/testing/ledger.ts', 'src/testing/schedule.ts'],
   ['src/testing/port.ts', 'src/testing/failure.ts', 'src/testing/hop.ts'],
   ['src/part.ts'],
@@ -75,7 +75,13 @@ const LAYERS = [
       'src/address-space.ts',
       'src/trace/codec.ts',
     ],
-    ...['src/trace/origin.ts', 'src/sim/register.ts', 'src/sim/thread.ts', 'src/sim/files.ts'],
+    ...[
+      'src/trace/owed.ts',
+      'src/trace/origin.ts',
+      'src/sim/register.ts',
+      'src/sim/thread.ts',
+      'src/sim/files.ts',
+    ],
     ...['src/sim/versions.ts', 'src/sim/injection.ts'],
   ],
   [

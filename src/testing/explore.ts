@@ -1,10 +1,11 @@
 // `explore`: run after run, each from a seed of its own, until one breaks an invariant; that one is made small.
 
+import { checkExplore } from './check.js';
 import { shrink } from './shrink.js';
 import { attempt, explain, type SimulateOptions } from './simulate.js';
 
 export interface ExploreOptions extends Omit<SimulateOptions, 'seed' | 'choices' | 'record'> {
-  /** How many seeds, or which. Default 1000, from 1 on. */
+  /** How many seeds, from 1 on, or which: at least one, each from 0 to 2^32 − 1. Default 1000. */
   seeds?: number | { from: number; count: number };
   /** Runs that shrinking may take. Default 3000. */
   shrinks?: number;
@@ -40,9 +41,11 @@ export interface Explored {
  * console.log(`nothing is broken in ${runs} worlds`);
  * ```
  *
- * @throws SimulationError with the seed that repeats it, and the smallest schedule that was found
+ * @throws SimulationError with the seed that repeats it, and the smallest schedule that was found; TypeError, RangeError that
+ *   name the option that is wrong
  */
 export async function explore(options: ExploreOptions): Promise<Explored> {
+  checkExplore(options);
   const { seeds = 1000, shrinks = 3000, print, ...run } = options;
   const { from, count } = typeof seeds === 'number' ? { from: 1, count: seeds } : seeds;
   const explored = { runs: 0, steps: 0, faults: 0 };

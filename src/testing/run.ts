@@ -17,6 +17,7 @@ import { Stopper } from '../stopper.js';
 import type { TraceWriter } from '../trace/writer.js';
 import { Userfaultfd } from '../userfaultfd.js';
 import { type Attendant, attend } from './attend.js';
+import { checkHandler, checkPrograms } from './check.js';
 import type { Failure } from './failure.js';
 import { hop } from './hop.js';
 import { Ledger } from './ledger.js';
@@ -53,6 +54,8 @@ const LAST_STEPS = 1000;
 export class Run implements Attendant {
   readonly world: World;
   failure: Failure | undefined;
+  /** What an option that makes the handler or the threads has thrown, or is wrong in what it made. */
+  mistake: { readonly error: unknown } | undefined;
   answering = 0;
   note: ((line: string) => void) | undefined;
   /** Faults that were offered. */
@@ -208,8 +211,11 @@ export class Run implements Attendant {
   async #serve(): Promise<void> {
     const { world } = this;
     const { threads = 3, wait = 'poll' } = this.#options;
-    const handler = this.#options.handler(world);
-    const programs = typeof threads === 'number' ? workload(world, { threads }) : threads(world);
+    const handler = this.#made(() => checkHandler(this.#options.handler(world)));
+    const programs =
+      typeof threads === 'number'
+        ? workload(world, { threads })
+        : this.#made(() => checkPrograms(threads(world)));
     for (const program of programs) world.kernel.thread(program, world.process);
     this.planned = this.#chooser.choices.length;
     this.#manager = world.kernel.thread(this.#manage(wait !== 'poll'));
@@ -232,6 +238,16 @@ export class Run implements Attendant {
 
   get #mostSteps(): number {
     return this.#options.steps ?? STEPS_MOST;
+  }
+
+  /** What an option makes. A mistake in it is not an error of a handler that runs. */
+  #made<T>(make: () => T): T {
+    try {
+      return make();
+    } catch (error) {
+      this.mistake = { error };
+      throw error;
+    }
   }
 
   /** One step of the world. */

@@ -2,11 +2,12 @@
 
 import type { Injection } from '../sim/injection.js';
 import { type Chooser, Noted, Random, Script } from '../sim/random.js';
+import { checkSimulate } from './check.js';
 import { type Failure, SimulationError } from './failure.js';
 import { Run, type RunOptions } from './run.js';
 
 export interface SimulateOptions extends RunOptions {
-  /** Decides the run; default 1. */
+  /** Decides the run: an integer from 0 to 2^32 − 1. Default 1. */
   seed?: number;
   /** Decides the run in place of a seed: what a failure says. Behind its end comes the plainest choice. */
   choices?: readonly number[];
@@ -34,12 +35,13 @@ export interface Tried extends Simulated {
   readonly planned: number;
 }
 
-/** One run; nothing is thrown. `behind` decides where `choices` end. */
+/** One run; nothing is thrown but mistakes in its options. `behind` decides where `choices` end. */
 export async function attempt(options: SimulateOptions, behind?: Chooser): Promise<Tried> {
   const { choices, seed = 1, schedule = false } = options;
   const chooser = new Noted(choices ? new Script(choices, behind) : new Random(seed));
   const run = new Run(options, chooser, schedule);
   await run.go();
+  if (run.mistake) throw run.mistake.error;
   return {
     failure: run.failure,
     planned: run.planned,
@@ -86,9 +88,11 @@ export async function explain(
  * console.log(faults);
  * ```
  *
- * @throws SimulationError where one is broken: which, and the choices and the schedule that led there
+ * @throws SimulationError where one is broken: which, and the choices and the schedule that led there; TypeError, RangeError
+ *   that name the option that is wrong
  */
 export async function simulate(options: SimulateOptions): Promise<Simulated> {
+  checkSimulate(options);
   const { failure, planned: _, ...simulated } = await attempt(options);
   if (!failure) return simulated;
   const seed = options.choices ? undefined : (options.seed ?? 1);

@@ -5,8 +5,12 @@
 // Rules:
 //  - A replay depends on nothing but the trace and the handler.
 //  - It ends at the first call that differs, and says what was expected, what came, and which fault it was about.
+//  - A handler is compared by what it does itself. If the trace has to make a call that answers a fault in its place, that is a
+//    difference; calls of the program's outside of its handler are made as the trace has them, and counted.
 
+import { checkFunction, checkInteger, checkOptions, wrongType } from '../arguments.js';
 import { Op } from '../core.js';
+import { isPromise } from '../failures.js';
 import { modeNames } from '../features.js';
 import type { FaultHandler, Pagefault } from '../handler.js';
 import { Note } from '../kernel.js';
@@ -15,7 +19,8 @@ import { fillOptions } from '../options.js';
 import { Userfaultfd } from '../userfaultfd.js';
 import { Kind } from './codec.js';
 import { originOf, rangeTold } from './origin.js';
-import { TraceError, type TraceMeta, type TraceReader } from './reader.js';
+import { Owed } from './owed.js';
+import { TraceError, type TraceMeta, TraceReader } from './reader.js';
 import { type Difference, Playback, SOURCE_FIELD } from './replaying.js';
 
 /** Makes the handler of a replay: the one that was recorded, to see whether it does the same again. */
@@ -27,16 +32,21 @@ export interface ReplayResult {
   /** Records that were the same. */
   readonly records: number;
   readonly faults: number;
-  /** The first call that differs, and the fault that was being answered then. */
-  readonly difference?: Difference & { readonly fault?: Pagefault };
+  /**
+   * Calls that resolve, wake or claim, that the handler did not make, and that were made as the trace has them: those of
+   * the program outside of its handler. 0 without a handler of one's own.
+   */
+  readonly performed: number;
+  /** The first call that differs, the fault that was being answered then, and what the handler threw, if it did. */
+  readonly difference?: Difference & { readonly fault?: Pagefault; readonly error?: unknown };
   /** Why the trace ends before its time, where it was cut or damaged. */
   readonly damage?: string;
 }
 
 export interface ReplayOptions {
   /**
-   * How long a handler that answers after it has returned is waited for, in milliseconds; default 100. What it has
-   * not done by then is done in its place, as the trace has it.
+   * How long a handler that answers after it has returned is waited for, in milliseconds; default 100. A fault that it
+   * has not answered when the trace does is a difference.
    */
   patienceMs?: number;
 }
@@ -57,15 +67,20 @@ export interface ReplayOptions {
  * ```
  *
  * @param factory makes the handler to replay with; default: one that does what the trace says
- * @throws TraceError where the trace does not say how its userfaultfd came to be; what `factory` throws
+ * @throws TraceError where the trace does not say how its userfaultfd came to be; what `factory` throws; TypeError
  */
 export async function replay(
   reader: TraceReader,
   factory?: HandlerFactory,
   options: ReplayOptions = {},
 ): Promise<ReplayResult> {
+  if (!(reader instanceof TraceReader)) throw wrongType('reader', 'a TraceReader', reader);
+  if (factory !== undefined) checkFunction(factory, 'factory');
+  checkOptions(options, 'options');
+  const { patienceMs = PATIENCE_MS } = options;
+  checkInteger(patienceMs, 'patienceMs', 0, PATIENCE_MOST_MS);
   const playback = new Playback(reader);
-  const run = new Run(playback, reader.meta, factory, options.patienceMs ?? PATIENCE_MS);
+  const run = new Run(playback, reader.meta, factory, patienceMs);
   try {
     await run.go();
   } finally {
@@ -77,20 +92,29 @@ export async function replay(
     identical: !difference,
     records: playback.used,
     faults: run.faults,
-    ...(difference ? { difference: { ...difference, ...(run.fault ? { fault: run.fault } : {}) } } : {}),
+    performed: run.performed,
+    ...(difference ? { difference: { ...difference, ...run.particulars() } } : {}),
     ...(reader.damage === undefined ? {} : { damage: reader.damage }),
   };
 }
 
 const PATIENCE_MS = 100;
+const PATIENCE_MOST_MS = 2 ** 31 - 1;
 /** Operations that have a source, and the options of most. */
 const SOURCED: ReadonlySet<Op> = new Set([Op.copy, Op.move]);
 const NO_OPTIONS = fillOptions(0);
 
 class Run {
   faults = 0;
+  performed = 0;
   /** The fault that is with the handler. */
-  fault: Pagefault | undefined;
+  #fault: Pagefault | undefined;
+  /** What the handler has thrown, or a promise of its rejected with, and the trace does not have. */
+  #thrown: { readonly error: unknown; readonly fault: Pagefault | undefined } | undefined;
+  /** Faults that the handler owes an answer. */
+  readonly #owed = new Owed();
+  /** A call of the program's is made as the trace has it. */
+  #performing = false;
   readonly #playback: Playback;
   readonly #meta: TraceMeta;
   readonly #factory: HandlerFactory | undefined;
@@ -108,6 +132,13 @@ class Run {
     this.#patienceMs = patienceMs;
     this.#patienceLeftMs = patienceMs;
     playback.program = () => this.#perform();
+    playback.noted = (code, first, second) => this.#noted(code, first, second);
+  }
+
+  /** What is known of a difference besides. */
+  particulars(): { fault?: Pagefault; error?: unknown } {
+    const fault = this.#fault ?? this.#thrown?.fault ?? this.#owed.blamed;
+    return { ...(fault ? { fault } : {}), ...(this.#thrown ? { error: this.#thrown.error } : {}) };
   }
 
   async go(): Promise<void> {
@@ -119,14 +150,22 @@ class Run {
       if (playback.peek() < 0 || playback.difference) return;
       throw new TraceError(`the description of this trace cannot be replayed: ${(error as Error).message}`);
     }
-    this.#handler = this.#watched(this.#factory?.(this.#uffd, this.#meta) ?? this.#recorded());
+    this.#handler = this.#factory ? this.#watched(this.#make(this.#uffd)) : this.#counted(this.#recorded());
     while (!playback.difference) {
       const kind = playback.peek();
-      if (kind < 0 || playback.over) return;
+      if (kind < 0 || playback.over) break;
       if (kind === Kind.READY || kind === Kind.DUE) this.#callBack(kind);
       else if (kind < Kind.NOTE) playback.differ('nothing: the program is at rest');
       else if (!(await this.#leftToProgram(kind - Kind.NOTE))) this.#perform();
     }
+    playback.difference ??= this.#owed.left();
+  }
+
+  #make(uffd: Userfaultfd): FaultHandler {
+    const handler = this.#factory?.(uffd, this.#meta);
+    if (typeof (handler as FaultHandler | undefined)?.pagefault === 'function')
+      return handler as FaultHandler;
+    throw wrongType('what factory(uffd, meta) returns', 'a handler with pagefault', handler);
   }
 
   /** Lets go of what is left; nothing is compared any more. */
@@ -169,7 +208,8 @@ class Run {
   async #leftToProgram(code: number): Promise<boolean> {
     if (!this.#factory || code > Note.CLAIM) return false;
     const { used } = this.#playback;
-    const until = performance.now() + this.#patienceLeftMs;
+    const owed = this.#owed.covers(...this.#range());
+    const until = performance.now() + (owed ? this.#patienceMs : this.#patienceLeftMs);
     do {
       await new Promise((resolve) => (globalThis.setImmediate ?? setTimeout)(resolve));
       if (this.#playback.used === used) continue;
@@ -177,17 +217,35 @@ class Run {
       return true;
     } while (performance.now() < until);
     // A program that calls from elsewhere is not waited for as long the next time.
-    this.#patienceLeftMs /= 2;
+    if (!owed) this.#patienceLeftMs /= 2;
     return false;
+  }
+
+  /** What the next record, a note, is about: where, and how many bytes. */
+  #range(): [start: bigint, length: number] {
+    const { codec } = this.#playback;
+    return [codec.words[0] as bigint, codec.integer(1)];
   }
 
   /** Makes the call that the next record tells. */
   #perform(): void {
-    const { used } = this.#playback;
+    const { used, codec } = this.#playback;
+    const code = codec.kind - Kind.NOTE;
+    if (this.#factory && code <= Note.CLAIM) {
+      if (code !== Note.CLAIM && !this.#owed.answerInPlace(...this.#range(), this.#playback.nextCall())) {
+        this.#playback.differ('nothing: the handler has not answered this fault');
+        return;
+      }
+      this.performed++;
+    }
+    const nested = this.#performing;
+    this.#performing = true;
     try {
       this.#call();
     } catch {
       // It threw when it was recorded too.
+    } finally {
+      this.#performing = nested;
     }
     // A call that is refused before it is told to the port would be tried for ever.
     if (this.#playback.used === used) this.#playback.differ('nothing: such a call is refused');
@@ -261,17 +319,70 @@ class Run {
     };
   }
 
-  /** The handler, and beside it what is told of a difference. */
-  #watched(handler: FaultHandler): FaultHandler {
+  #counted(handler: FaultHandler): FaultHandler {
     return Object.assign(Object.create(handler) as FaultHandler, {
       pagefault: (fault: Pagefault, uffd: Userfaultfd) => {
         this.faults++;
-        this.fault = fault;
-        const answer = handler.pagefault(fault, uffd);
-        if (!this.#playback.difference) this.fault = undefined;
-        return answer;
+        this.#fault = fault;
+        return handler.pagefault(fault, uffd);
       },
     });
+  }
+
+  /** The handler, and beside it what is told of a difference: who answers which fault, and what is thrown. */
+  #watched(handler: FaultHandler): FaultHandler {
+    const counted = this.#counted(handler);
+    const passed = Object.create(handler) as FaultHandler;
+    for (const name of ['answered', 'removed', 'unmapped', 'remapped', 'forked', 'closed'] as const) {
+      if (!handler[name]) continue;
+      passed[name] = (...given: unknown[]) =>
+        this.#heard(undefined, () => (handler[name] as (...all: unknown[]) => void).apply(handler, given));
+    }
+    passed.pagefault = (fault, uffd) => {
+      const owed = this.#owed.begin(fault);
+      const said = this.#heard(fault, () => this.#byHandler(() => counted.pagefault(fault, uffd)));
+      this.#owed.said(owed, said);
+      return said;
+    };
+    return passed;
+  }
+
+  /** Calls of the handler's own, also inside of a call that the trace has made: `start`, for one. */
+  #byHandler<T>(callback: () => T): T {
+    const outside = this.#performing;
+    this.#performing = false;
+    try {
+      return callback();
+    } finally {
+      this.#performing = outside;
+    }
+  }
+
+  /** Makes a callback, and keeps what it throws, at once or later. */
+  #heard<T>(fault: Pagefault | undefined, callback: () => T): T {
+    try {
+      const said = callback();
+      if (isPromise(said)) said.then(undefined, (error) => this.#threw(error, fault));
+      return said;
+    } catch (error) {
+      this.#threw(error, fault);
+      throw error;
+    }
+  }
+
+  #threw(error: unknown, fault: Pagefault | undefined): void {
+    if (this.#factory && !this.#playback.done) this.#thrown ??= { error, fault };
+  }
+
+  /** A note came as the trace has it. */
+  #noted(code: Note, first: bigint, second: number): void {
+    if (code <= Note.WAKE || code === Note.UNREGISTER) {
+      if (!this.#performing) this.#owed.answered(first, second);
+    } else if (code === Note.ANSWER || code === Note.STOP) {
+      // What was thrown, the trace has as well.
+      this.#fault = undefined;
+      this.#thrown = undefined;
+    }
   }
 }
 

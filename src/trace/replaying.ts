@@ -48,6 +48,8 @@ export class Playback {
   readonly callbacks = new Map<number, () => void>();
   /** Makes the call of the program's that the next record tells. */
   program: () => void = () => {};
+  /** Told of each note that came as the trace has it. */
+  noted: (code: Note, first: bigint, second: number) => void = () => {};
   readonly codec: Codec;
   readonly #reader: TraceReader;
   /** Whether a record lies ready in the codec that nobody has asked for. */
@@ -117,10 +119,18 @@ export class Playback {
       this.over = true;
       return;
     }
-    this.difference = {
+    this.difference = { ...this.#next(there), came };
+  }
+
+  /** The next record, as a difference tells it. */
+  nextCall(): Omit<Difference, 'came'> {
+    return this.#next(this.peek() >= 0);
+  }
+
+  #next(there: boolean): Omit<Difference, 'came'> {
+    return {
       index: there ? this.#index : this.#index + 1,
       expected: there ? describe(callOf(this.codec.halves)) : 'the end of the trace',
-      came,
       before: this.#lastCalls().map(describe),
     };
   }
@@ -355,6 +365,7 @@ class ReplayPort implements KernelPort {
   note(code: Note, first: bigint, second: number, third: number, fourth: bigint): void {
     if (this.#playback.isNext(Kind.NOTE + code) && this.#isNoted(code, first, second, third, fourth)) {
       this.#playback.take();
+      this.#playback.noted(code, first, second);
       return;
     }
     const words = [first, BigInt(second), BigInt(third), fourth];
@@ -370,6 +381,9 @@ class ReplayPort implements KernelPort {
     if (fields >= 3 && codec.number(2) !== third) return false;
     return fields < 4 || !SOURCE_COMPARED.has(code) || codec.words[SOURCE_FIELD] === fourth;
   }
+
+  /** A promise of the handler's has rejected, which the replay hears by itself. */
+  raise(): void {}
 
   /** A stop that another thread asked for is found where it was found. */
   sense(): boolean {

@@ -294,6 +294,152 @@ test('each way in which a handler can differ is found', async () => {
 
 type FaultHandlerOf = (uffd: Userfaultfd) => FaultHandler['pagefault'];
 
+// ---- calls that the trace makes ----------------------------------------------------------------------------
+
+/** A recorded program whose handler answers a turn of the event loop later; `ahead`: it also fills by itself. */
+async function recordLater(ahead: boolean): Promise<Uint8Array> {
+  const kernel = new SimulatedKernel({ seed: 6 });
+  const { writer, bytes } = inMemory();
+  const uffd = Userfaultfd.open({ kernel, record: writer });
+  const base = kernel.map(16);
+  uffd.register(base, 16 * P);
+  let done = false;
+  kernel.thread(
+    (function* (): Program {
+      for (let page = 0; page < 6; page++) yield read(base + BigInt(page * P));
+      done = true;
+    })(),
+  );
+  uffd.start(later(uffd));
+  if (ahead) uffd.zero(base + BigInt(8 * P), 4 * P);
+  while (!done) if (!kernel.step()) await sleep(1);
+  if (ahead) uffd.wake(base, P);
+  uffd.close();
+  return bytes();
+}
+
+test('a handler that does nothing is not identical, whatever it says that it does', async () => {
+  const bytes = await recordLater(false);
+  const ways: Record<string, FaultHandler['pagefault']> = {
+    nothing: () => {},
+    true: () => true,
+    'a promise that resolves': async () => {},
+    'a promise that never settles': () => new Promise(() => {}),
+  };
+  for (const [way, pagefault] of Object.entries(ways)) {
+    const { identical, difference } = await replayed(bytes, () => ({ pagefault }));
+    assert.equal(identical, false, way);
+    assert.match(difference?.expected ?? '', /^zero\(start 0x7f/, way);
+    assert.equal(difference?.came, 'nothing: the handler has not answered this fault', way);
+    assert.ok(
+      difference?.fault && difference.expected.includes(`0x${difference.fault.page.toString(16)},`),
+      way,
+    );
+    assert.match(textOf(bytes)[difference.index] as string, /^49 /, way);
+  }
+});
+
+test('a handler that answers all but the last fault is not identical', async () => {
+  const bytes = await recordLater(false);
+  let faults = 0;
+  const all = await assertIdentical(bytes, later);
+  const result = await replayed(bytes, (uffd) => {
+    const right = later(uffd);
+    return { pagefault: (fault, face) => ++faults < all.faults && right.pagefault(fault, face) !== false };
+  });
+  assert.equal(result.identical, false);
+});
+
+test('calls of the program outside of its handler are made as the trace has them, and counted', async () => {
+  const bytes = await recordLater(true);
+  const result = await assertIdentical(bytes, later);
+  assert.equal(result.performed, 2);
+  assert.equal((await assertIdentical(bytes)).performed, 0);
+  const { difference } = await replayed(bytes, () => ({ pagefault() {} }));
+  assert.match(difference?.came ?? '', /has not answered/);
+});
+
+test('what a handler throws is told, with the fault, at once and later', async () => {
+  const bytes = record(new SimulatedKernel({ seed: 1 }), { wait: 'poll', removing: false, touches: 20 });
+  const planted = new Error('planted');
+  const throwing: HandlerFactory = () => ({
+    pagefault() {
+      throw planted;
+    },
+  });
+  const { difference } = await replayed(bytes, throwing);
+  assert.equal(difference?.error, planted);
+  assert.ok(difference?.fault && difference.expected.includes(`0x${difference.fault.page.toString(16)},`));
+  const rejecting: HandlerFactory = () => ({
+    async pagefault() {
+      await null;
+      throw planted;
+    },
+  });
+  const rejected = await replayed(await recordLater(false), rejecting);
+  assert.equal(rejected.identical, false);
+  assert.equal(rejected.difference?.error, planted);
+  assert.ok(rejected.difference?.fault);
+});
+
+test('a promise that rejects: recorded, and replayed with the handler and without', async () => {
+  const kernel = new SimulatedKernel({ seed: 6 });
+  const { writer, bytes } = inMemory();
+  const uffd = Userfaultfd.open({ kernel, record: writer });
+  const base = kernel.map(4);
+  uffd.register(base, 4 * P);
+  kernel.thread(
+    (function* (): Program {
+      for (let page = 0; page < 4; page++) yield read(base + BigInt(page * P));
+    })(),
+  );
+  const rejecting: HandlerFactory = (face) => {
+    let faults = 0;
+    return {
+      async pagefault({ page }) {
+        await null;
+        if (++faults === 2) throw new Error('planted');
+        face.zero(page, P);
+      },
+    };
+  };
+  const handler = rejecting(uffd, { pageSize: P });
+  uffd.start(handler);
+  const step = async (): Promise<boolean> => {
+    const more = kernel.step();
+    await sleep(0);
+    return more;
+  };
+  await assert.rejects(async () => {
+    while (await step());
+  }, /planted/);
+  assert.equal(uffd.waiting, false);
+  uffd.start(handler);
+  while (kernel.threads.some(({ done }) => !done)) await step();
+  uffd.close();
+  await assertIdentical(bytes());
+  await assertIdentical(bytes(), rejecting);
+});
+
+test('wrong arguments of replay are named', async () => {
+  const bytes = record(new SimulatedKernel({ seed: 1 }), { touches: 3 });
+  const given = replay as (...all: unknown[]) => Promise<ReplayResult>;
+  await assert.rejects(given(), /reader must be a TraceReader; it is undefined/);
+  await assert.rejects(given('run.trace'), /reader must be a TraceReader; it is string/);
+  await assert.rejects(given(TraceReader.of(bytes), {}), /factory must be a function; it is object/);
+  await assert.rejects(given(TraceReader.of(bytes), filling, null), /options must be an object; it is null/);
+  await assert.rejects(
+    given(TraceReader.of(bytes), filling, { patienceMs: -1 }),
+    /patienceMs must be an integer/,
+  );
+  for (const made of [undefined, null, 7, {}]) {
+    await assert.rejects(
+      given(TraceReader.of(bytes), () => made),
+      /what factory\(uffd, meta\) returns must be a handler with pagefault/,
+    );
+  }
+});
+
 test('a trace that was cut is identical as far as it goes, for every wait strategy', async () => {
   for (const wait of WAITS) {
     const kernel = new SimulatedKernel({ seed: 2 });

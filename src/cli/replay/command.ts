@@ -29,9 +29,15 @@ userfaultfd and the trace's description, and returns a handler:
     },
   });
 
-Fields of the JSON object (difference and damage: null where there is none):
-  file identical records faults recordedMs durationMs
-  difference  index expected came before fault (page address access kind tid)
+  A call that answers a fault which the handler has not answered itself is a
+  difference. Other calls outside of it (a program that fills ahead, for one)
+  are made as the trace has them, and counted: performed.
+
+Fields of the JSON object (difference, error and damage: null where there is
+none):
+  file identical records faults performed recordedMs durationMs
+  difference  index expected came before error
+              fault (page address access kind tid)
   damage
 
 Exit codes:
