@@ -29,8 +29,10 @@ class Memory {
   forks = 0;
   moves = 0;
   /** Places whose pages are on their way elsewhere, or unmapped; and those that get others' pages. */
-  readonly leaving = new Set<bigint>();
+  readonly leaving = new Set<{ place: bigint }>();
   readonly landing = new Set<bigint>();
+  /** Removals under way. */
+  readonly removing = new Set<{ start: bigint; end: bigint }>();
   /** Forks under way. */
   forking = 0;
 
@@ -47,6 +49,11 @@ class Memory {
   /** A page, by its number. */
   drawPage(): number {
     return this.world.chooser.below(this.places.length);
+  }
+
+  /** Whether the page of a place is on its way elsewhere: twice, where two threads want that. */
+  leaves(wanted: bigint): boolean {
+    return [...this.leaving].some(({ place }) => place === wanted);
   }
 
   /** Whether something lands on [start, start + length): the messages of that, and of another change there, come in any order. */
@@ -111,7 +118,11 @@ const removes: Draw = (memory) => {
   const [index, pages] = [memory.drawPage(), 1 + memory.world.chooser.below(2)];
   return function* () {
     const [address, length] = [memory.at(index), pages * memory.world.pageSize];
-    if (!memory.lands(address, length)) yield advise(address, length, ADVICE.DONTNEED);
+    if (memory.lands(address, length)) return;
+    const removal = { start: address, end: address + BigInt(length) };
+    memory.removing.add(removal);
+    yield advise(address, length, ADVICE.DONTNEED);
+    memory.removing.delete(removal);
   };
 };
 
@@ -120,9 +131,10 @@ const unmaps: Draw = (memory) => {
   return function* () {
     const address = memory.at(index);
     if (memory.landing.has(address)) return;
-    memory.leaving.add(address);
+    const leaving = { place: address };
+    memory.leaving.add(leaving);
     yield unmap(address, memory.world.pageSize);
-    memory.leaving.delete(address);
+    memory.leaving.delete(leaving);
     if (memory.places[index] === address) memory.places[index] = undefined;
   };
 };
@@ -135,9 +147,10 @@ const moves: Draw = (memory) => {
     if (memory.landing.has(address)) return;
     const target = BigInt(world.kernel.place(world.pageSize));
     world.name(target, world.pageSize, `new place ${++memory.moves}`);
-    memory.leaving.add(address);
+    const leaving = { place: address };
+    memory.leaving.add(leaving);
     const outcome = yield remap(address, world.pageSize, world.pageSize, MOVE_TO, target);
-    memory.leaving.delete(address);
+    memory.leaving.delete(leaving);
     if (typeof outcome === 'number' && places[index] === address) places[index] = target;
   };
 };
@@ -146,14 +159,16 @@ const moves: Draw = (memory) => {
 const lands: Draw = (memory) => {
   const [index, other] = [memory.drawPage(), memory.drawPage()];
   return function* () {
-    const { world, places, leaving, landing } = memory;
+    const { world, places, landing } = memory;
     const [address, target] = [memory.at(index), places[other]];
     if (target === undefined || target === address || memory.forking > 0) return;
-    if (leaving.has(target) || landing.has(target) || leaving.has(address) || landing.has(address)) return;
-    leaving.add(address);
+    if ([...memory.removing].some(({ start, end }) => target >= start && target < end)) return;
+    if ([address, target].some((place) => memory.leaves(place) || landing.has(place))) return;
+    const leaving = { place: address };
+    memory.leaving.add(leaving);
     landing.add(target);
     const outcome = yield remap(address, world.pageSize, world.pageSize, MOVE_TO, target);
-    leaving.delete(address);
+    memory.leaving.delete(leaving);
     landing.delete(target);
     if (typeof outcome !== 'number') return;
     for (const [at, place] of places.entries()) {
