@@ -80,9 +80,9 @@ export function checkNames(value: unknown, argument: string): void {
   checkIterable(value, argument);
 }
 
-export function checkIterable(value: unknown, argument: string): void {
+export function checkIterable(value: unknown, argument: string, expected = 'a list of names'): void {
   if (typeof (value as Iterable<unknown> | null)?.[Symbol.iterator] !== 'function') {
-    throw wrongType(argument, 'a list of names', value);
+    throw wrongType(argument, expected, value);
   }
 }
 
@@ -93,6 +93,16 @@ export function checkFunction(value: unknown, argument: string): void {
 /** An object of options: a text or a number in its place would be passed over without a word. */
 export function checkOptions(value: unknown, argument: string): asserts value is object {
   if (typeof value !== 'object' || value === null) throw wrongType(argument, 'an object', value);
+}
+
+/** An object that can do something: it has a method of that name. */
+export function checkMethod(value: unknown, argument: string, method: string, expected: string): void {
+  if (typeof (value as Record<string, unknown> | null | undefined)?.[method] !== 'function')
+    throw wrongType(argument, expected, value);
+}
+
+export function checkBoolean(value: unknown, argument: string): asserts value is boolean {
+  if (typeof value !== 'boolean') throw wrongType(argument, 'true or false', value);
 }
 
 export function checkOneOf<T>(value: unknown, argument: string, choices: readonly T[]): asserts value is T {

@@ -1,6 +1,7 @@
 // The entry `userfaultfd/embed`: for programs that are bundled into one file. Importing it never fails.
 
 import { type KoffiBinary, koffiFile, koffiVersion, useKoffi } from '../shim/koffi.js';
+import { checkOptions } from './arguments.js';
 import {
   type Entry,
   type OwnFile,
@@ -49,7 +50,9 @@ const PARTS: Parts = {
  * if (!embed({ entry: import.meta.url, parts: { greet } })) startThread('greet');
  * ```
  */
-export function embed({ entry, koffi, parts = {} }: EmbedOptions): boolean {
+export function embed(options: EmbedOptions): boolean {
+  checkOptions(options, 'options');
+  const { entry, koffi, parts = {} } = options;
   startWith(entry);
   if (koffi !== undefined) useKoffi(koffi);
   const name = takePart();

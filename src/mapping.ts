@@ -17,7 +17,14 @@ import { isMainThread, threadId } from 'node:worker_threads';
 import { closeDescriptor } from '../shim/descriptors.js';
 import * as memory from '../shim/memory.js';
 import { mappings, SHARED_BYTES, Space, views } from './address-space.js';
-import { checkInteger, checkPageAddress, invalidState, outOfRange, wrongType } from './arguments.js';
+import {
+  checkInteger,
+  checkOptions,
+  checkPageAddress,
+  invalidState,
+  outOfRange,
+  wrongType,
+} from './arguments.js';
 import { seeToEnd } from './ending.js';
 import { UffdError } from './errors.js';
 import type { Feature } from './features.js';
@@ -94,6 +101,7 @@ export class Mapping implements Disposable {
    * @throws RangeError; UffdError ENOMEM (huge pages: the pool is empty), EINVAL (no huge pages of that size)
    */
   static anonymous(length: number, options: AnonymousOptions = {}): Mapping {
+    checkOptions(options, 'options');
     const { transparentHuge = false, pageSize = memory.pageSize() } = options;
     checkInteger(length, 'length', 1, Number.MAX_SAFE_INTEGER);
     checkPageSize(pageSize);
@@ -120,6 +128,7 @@ export class Mapping implements Disposable {
    * @throws RangeError; UffdError ENOMEM, EINVAL as `anonymous`, EMFILE
    */
   static memfd(length: number, options: MemoryOptions = {}): Mapping {
+    checkOptions(options, 'options');
     const { pageSize = memory.pageSize() } = options;
     checkInteger(length, 'length', 1, Number.MAX_SAFE_INTEGER);
     checkPageSize(pageSize);
@@ -135,6 +144,7 @@ export class Mapping implements Disposable {
    * @throws RangeError for an empty file; Node's errors of opening it; UffdError
    */
   static file(path: string, options: FileOptions = {}): Mapping {
+    checkOptions(options, 'options');
     const { shared = false, writable = true } = options;
     const access = shared && writable ? constants.O_RDWR : constants.O_RDONLY;
     // Without O_NONBLOCK, opening a FIFO would wait for its writer.
@@ -172,6 +182,7 @@ export class Mapping implements Disposable {
 
   /** Joins a mapping of another thread: `shared` is what its `share()` gave. Closing it leaves the owner's alone. */
   static attach(shared: SharedMapping): Mapping {
+    checkOptions(shared, 'shared');
     checkPageAddress(shared.address, 'shared.address', memory.pageSize());
     checkInteger(shared.length, 'shared.length', 1, Number.MAX_SAFE_INTEGER);
     checkPageSize(shared.pageSize);

@@ -1,6 +1,6 @@
 // Raw uffd_msg bytes as objects, for those who look at messages instead of serving them. The core decodes.
 
-import { outOfRange } from './arguments.js';
+import { outOfRange, wrongType } from './arguments.js';
 import { type Core, instantiate, MESSAGE_BYTES, MESSAGES_MOST, MODES, Next } from './core.js';
 import type { Mode } from './features.js';
 
@@ -26,6 +26,7 @@ export type Message =
  * @throws RangeError where the bytes are no multiple of 32
  */
 export function decodeMessages(bytes: Uint8Array): Message[] {
+  if (!(bytes instanceof Uint8Array)) throw wrongType('bytes', 'a Uint8Array', bytes);
   return new MessageDecoder().decode(bytes);
 }
 

@@ -1,6 +1,6 @@
 // What callers may choose. Names and defaults are part of the public interface.
 
-import { checkInteger } from './arguments.js';
+import { checkInteger, checkOptions } from './arguments.js';
 import type { PAGE_STATES } from './core.js';
 import { ADAPTIVE, Option } from './core.js';
 import type { Feature, Operation } from './features.js';
@@ -139,6 +139,7 @@ export function checkWindow(window: unknown, argument: string): asserts window i
 
 /** The core's bits for a fill's options. */
 export function fillBits(options: CopyOptions): number {
+  checkOptions(options, 'options');
   return (options.dontWake ? Option.dontWake : 0) | (options.writeProtect ? Option.writeProtect : 0);
 }
 

@@ -3,9 +3,12 @@
 
 import {
   checkAddress,
+  checkBoolean,
   checkDescriptor,
   checkFunction,
   checkInteger,
+  checkIterable,
+  checkMethod,
   checkOneOf,
   checkOptions,
   checkPageAddress,
@@ -157,6 +160,7 @@ export class Userfaultfd implements Disposable {
    * @throws UffdError EPERM (no privilege), ENOSYS, EMFILE; what to do is in the message
    */
   static open(options: OpenOptions = {}): Userfaultfd {
+    checkOpening(options);
     const { userModeOnly = 'auto', via = 'auto' } = options;
     checkWay(via, userModeOnly);
     checkPid(options.pid);
@@ -189,6 +193,7 @@ export class Userfaultfd implements Disposable {
    * @throws UnsupportedError, UffdError as `open` does
    */
   static probe(options: ProbeOptions = {}): Probe {
+    checkOpening(options);
     const { via = 'auto', userModeOnly = 'auto', kernel = system().kernel() } = options;
     checkWay(via, userModeOnly);
     const core = instantiate();
@@ -230,6 +235,8 @@ export class Userfaultfd implements Disposable {
    */
   static wrap(fd: number, options: WrapOptions = {}): Userfaultfd {
     checkDescriptor(fd, 'fd');
+    checkOpening(options);
+    if (options.ranges !== undefined) checkIterable(options.ranges, 'ranges', 'a list of ranges');
     if (!options.kernel?.elsewhere && isOwned(fd)) {
       throw invalidState(`fd ${fd} belongs to another Userfaultfd of this thread; release it first`);
     }
@@ -314,6 +321,7 @@ export class Userfaultfd implements Disposable {
     mode: Mode | readonly Mode[] = 'missing',
     options: RegisterOptions = {},
   ): ReadonlySet<Operation> {
+    checkOptions(options, 'options');
     if (options.pageSize !== undefined) checkPageSize(options.pageSize, 'pageSize', this.pageSize);
     checkRange(start, length, options.pageSize ?? this.pageSize);
     const modes = modeBits(mode);
@@ -428,6 +436,7 @@ export class Userfaultfd implements Disposable {
    * `dontWake` means nothing where `on` is true. Linux 5.7; the range must be registered for write-protect.
    */
   writeProtect(start: bigint, length: number, on: boolean, options: FillOptions = {}): number {
+    checkBoolean(on, 'on');
     const bits = on ? Option.writeProtect : fillBits(options);
     return this.#transfer(Op.writeProtect, start, length, bits);
   }
@@ -521,6 +530,7 @@ export class Userfaultfd implements Disposable {
     src: ArrayBufferView | bigint,
     options: SourceOptions = {},
   ): boolean {
+    checkOptions(options, 'options');
     const { window = 1 } = options;
     checkRange(start, length, this.pageSize);
     checkWindow(window, 'window');
@@ -659,7 +669,9 @@ export class Userfaultfd implements Disposable {
    * @param handler default: the one of the last `start` or `poll`
    * @returns how many messages were handled
    */
-  poll(handler?: FaultHandler, { onError }: PollOptions = {}): number {
+  poll(handler?: FaultHandler, options: PollOptions = {}): number {
+    checkOptions(options, 'options');
+    const { onError } = options;
     if (onError !== undefined) checkFunction(onError, 'onError');
     this.#mustBeOpen('read');
     this.#channel.note(Note.POLL, 0n, handler === undefined ? 0 : 1);
@@ -864,6 +876,14 @@ function given(pid: number | undefined): { pid?: number } {
   return pid === undefined ? {} : { pid };
 }
 
+/** What `open`, `probe` and `wrap` are given, where it is more than a name. */
+function checkOpening(options: OpenOptions | WrapOptions): void {
+  checkOptions(options, 'options');
+  const { kernel, record } = options;
+  if (kernel !== undefined) checkMethod(kernel, 'kernel', 'attach', 'a kernel to run on');
+  if (record !== undefined) checkMethod(record, 'record', 'start', 'a TraceWriter');
+}
+
 function checkWay(via: unknown, userModeOnly: unknown): void {
   checkOneOf(via, 'via', ['auto', 'syscall', 'device']);
   checkOneOf(userModeOnly, 'userModeOnly', [true, false, 'auto']);
@@ -884,6 +904,7 @@ function noMemory(): UffdError {
 
 /** One element of `WrapOptions.ranges`. */
 function checkRegistered(range: RegisteredRange, pageSize: number): void {
+  checkOptions(range, 'ranges: each');
   checkPageSize(range.pageSize, 'ranges: pageSize', pageSize);
   checkRange(range.start, range.length, range.pageSize, 'ranges: start');
   modeBits([...range.modes]);

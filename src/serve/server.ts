@@ -152,6 +152,7 @@ export async function serve(options: ServeOptions): Promise<Server> {
   const { bun, deno } = process.versions;
   const other = bun ? `Bun ${bun}` : deno ? `Deno ${deno}` : undefined;
   if (other) throw new UnsupportedError(OTHER_RUNTIME(other));
+  if (typeof options !== 'object' || options === null) throw wrongType('options', 'an object', options);
   return Server.listen(options);
 }
 

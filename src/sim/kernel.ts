@@ -8,7 +8,7 @@
 //  - Who has waited longest is the plainest choice: a run of plain choices is fair.
 //  - Nothing here is random or depends on the machine: the same choices give the same run.
 
-import { checkOneOf } from '../arguments.js';
+import { checkInteger, checkMethod, checkOneOf, checkOptions, outOfRange } from '../arguments.js';
 import { type Feature, featureBits } from '../features.js';
 import type { Kernel, KernelPort, LinearMemory, Watch } from '../kernel.js';
 import { PROT } from './abi.js';
@@ -151,7 +151,11 @@ export class SimulatedKernel implements Kernel {
   #lastId = 0;
 
   constructor(options: SimulationOptions = {}) {
+    checkOptions(options, 'options');
     const { version = NEWEST, seed = 1, chooser = new Random(seed) } = options;
+    if (!/^\d+\.\d+/.test(String(version)))
+      throw outOfRange('version', "a kernel's version, like '6.1'", version);
+    checkInteger(seed, 'seed', Number.MIN_SAFE_INTEGER, Number.MAX_SAFE_INTEGER);
     this.version = version;
     this.pageSize = options.pageSize ?? PAGE_SIZE;
     checkOneOf(this.pageSize, 'pageSize', PAGE_SIZES);
@@ -237,6 +241,7 @@ export class SimulatedKernel implements Kernel {
 
   /** A thread of a process; default: of the handler's. */
   thread(program?: Program, process: SimulatedProcess = this.process): SimulatedThread {
+    if (program !== undefined) checkMethod(program, 'program', 'next', 'a generator that was called');
     // The first thread of a process has its number.
     const tid = process.threads.length === 0 ? process.pid : ++this.#lastId;
     const thread = new SimulatedThread(tid, process, program);

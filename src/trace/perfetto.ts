@@ -3,9 +3,10 @@
 //
 // Faults of threads that are known lie on those threads; of others each lies on a track of its own, since they overlap.
 
+import { wrongType } from '../arguments.js';
 import type { Mode } from '../features.js';
 import { Kind } from './codec.js';
-import type { TraceReader } from './reader.js';
+import { TraceReader } from './reader.js';
 import { describe, nameOf } from './records.js';
 import { type TraceObserver, TraceSummarizer } from './summary.js';
 
@@ -24,6 +25,7 @@ interface Waiting {
 
 /** The trace as JSON, piece by piece; reads it to its end, and closes its reader. */
 export function* perfettoJson(reader: TraceReader): Generator<string, void, void> {
+  if (!(reader instanceof TraceReader)) throw wrongType('reader', 'a TraceReader', reader);
   const events = new Events(reader.meta.pageSize);
   const summarizer = new TraceSummarizer(reader, events);
   try {

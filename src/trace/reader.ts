@@ -1,6 +1,7 @@
 // Reads a trace block by block: never more than one of them is in memory, however long the trace is. What is
 // damaged or cut ends the trace at the last whole block, and says so.
 
+import { checkMethod, wrongType } from '../arguments.js';
 import { BAD, Codec, END, HEADER_BYTES, Kind } from './codec.js';
 import { nodeFiles } from './files.js';
 import { isOrigin } from './origin.js';
@@ -48,6 +49,7 @@ export class TraceReader {
 
   /** @throws TraceError where this is no trace */
   constructor(source: TraceSource) {
+    checkMethod(source, 'source', 'read', 'a TraceSource');
     this.#source = source;
     try {
       this.#checkSignature();
@@ -60,6 +62,7 @@ export class TraceReader {
 
   /** A trace in memory. */
   static of(bytes: Uint8Array): TraceReader {
+    if (!(bytes instanceof Uint8Array)) throw wrongType('bytes', 'a Uint8Array', bytes);
     let at = 0;
     return new TraceReader({
       read(into) {

@@ -1,6 +1,7 @@
 // What a trace tells of a run: faults, pages, ranges, how long answers took. It reads the trace once, and what it
 // keeps grows with the pages that were touched (a bit each) and with the threads that sleep, not with the trace.
 
+import { wrongType } from '../arguments.js';
 import { MODES } from '../core.js';
 import type { Mode } from '../features.js';
 import { Answer, Note } from '../kernel.js';
@@ -9,7 +10,7 @@ import { Kind } from './codec.js';
 import { Histogram } from './histogram.js';
 import { originOf } from './origin.js';
 import { HugePages, PageSet, type Pages } from './pages.js';
-import type { TraceReader } from './reader.js';
+import { TraceReader } from './reader.js';
 import { nameOf } from './records.js';
 
 const EAGAIN = -11;
@@ -96,6 +97,7 @@ export interface TraceObserver {
 
 /** Reads a trace to its end, and closes its reader. */
 export function summarize(reader: TraceReader, observer?: Partial<TraceObserver>): TraceSummary {
+  if (!(reader instanceof TraceReader)) throw wrongType('reader', 'a TraceReader', reader);
   const summarizer = new TraceSummarizer(reader, observer);
   try {
     while (summarizer.next());

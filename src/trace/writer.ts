@@ -1,6 +1,7 @@
 // Writes a trace: records go into blocks, whole blocks go where they are to be kept. A sink that fails ends the
 // recording with a warning, and never what is recorded.
 
+import { checkMethod, checkOptions } from '../arguments.js';
 import { warn } from '../warning.js';
 import { Codec, Kind, PAYLOAD_MOST } from './codec.js';
 import { nodeFiles } from './files.js';
@@ -60,6 +61,8 @@ export class TraceWriter {
   #blockBegunUs = 0;
 
   constructor(sink: TraceSink, options: TraceOptions = {}) {
+    checkMethod(sink, 'sink', 'write', 'a TraceSink');
+    checkOptions(options, 'options');
     this.#sink = sink;
     this.contents = options.contents ?? 'none';
     this.about = options.about ?? {};
