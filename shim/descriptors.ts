@@ -7,6 +7,7 @@ import { kcmpNumber, libc } from './libc.js';
 
 const O_RDWR_CLOEXEC = 0x80002;
 const LOCK_EX_NB = 2 | 4;
+const SEEK_END = 2;
 const SEEK_DATA = 3;
 const SEEK_HOLE = 4;
 const ENXIO = -6;
@@ -90,6 +91,11 @@ export function nextData(fd: number, offset: number, end: number): number {
 /** The first offset from `offset` on that is a hole; the end of the file is one. −errno. */
 export function nextHole(fd: number, offset: number): number {
   return seek(fd, offset, SEEK_HOLE);
+}
+
+/** Bytes of what can be sought in, a block device included. −errno. */
+export function endOf(fd: number): number {
+  return seek(fd, 0, SEEK_END);
 }
 
 function seek(fd: number, offset: number, whence: number): number {

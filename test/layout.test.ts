@@ -48,6 +48,7 @@ const LAYERS = [
   ['src/serve/session-task.ts'],
   ['src/serve/background.ts'],
   ['src/serve/answers.ts', 'src/serve/memory-file.ts', 'src/serve/notify.ts', 'src/serve/socket-path.ts'],
+  ['src/serve/memory-identity.ts', 'src/serve/record-file.ts'],
   ['src/serve/handoff.ts', 'src/serve/tally.ts', 'src/serve/events.ts', 'src/serve/directory.ts'],
   ['src/index.ts', 'src/portable.ts', 'src/dirty/index.ts', 'src/trace/index.ts', 'src/sim/index.ts'],
   ['src/dirty/tracker.ts'],

@@ -32,6 +32,8 @@ export interface ServerEvents {
   ended: [session: Session, end: SessionEnd, vm: Vm];
   /** A monitor was killed, because its guest could not be served. */
   killed: [session: Session];
+  /** What the operator should hear of, and no guest suffers from: a recording that has ended, a memory file of another size. */
+  warned: [reason: string, vm: Vm];
   /** Something is wrong until further notice: `key` is new in `problems`, or has another reason. */
   problem: [key: string, reason: string];
   /** It is over: `key` has left `problems`. */

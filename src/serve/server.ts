@@ -21,17 +21,19 @@ import type { Watch } from '../kernel.js';
 import { WAITS, type Wait } from '../loop.js';
 import { checkWindow, type Window } from '../options.js';
 import { checkPlacement, type Placement, usable } from '../placement.js';
+import { warn } from '../warning.js';
 import { Connection } from './connection.js';
 import { Custody } from './custody.js';
 import { type RefusedGuest, ServerEmitter } from './events.js';
-import { HandOffError, parseRegions } from './handoff.js';
+import { HandOffError, parseRegions, type Region } from './handoff.js';
 import { type Mapping, MemoryFile, type SharedRuns, shared } from './memory-file.js';
 import { type Killing, Monitor } from './monitor.js';
+import { checkRecord, type KeptFile, keptFile, recordPath } from './record-file.js';
 import { Session, type SessionEnd } from './session.js';
-import { type SessionTask, toldError } from './session-task.js';
+import { type SessionRecord, type SessionTask, toldError } from './session-task.js';
 import { ListeningSocket, SocketError } from './socket-path.js';
 import { Threads } from './threads.js';
-import { aboutSession, identify, type MemoryIdentity, workingSet } from './working-set.js';
+import { aboutSession, workingSet } from './working-set.js';
 
 /** A socket, and the memory that is served there. */
 export interface Vm {
@@ -55,7 +57,11 @@ export interface ServeOptions {
   prefetch?: readonly string[];
   /** Take traces of other memory files, too. */
   force?: boolean;
-  /** Write a trace of each session: the first to this file, the second to `FILE.2`, and so on. */
+  /**
+   * Write a trace of each session: the first to this file, the second to `FILE.2`, and so on. A file that cannot be written,
+   * or is a memory file or a trace of `prefetch`, is a RecordError at once. What goes wrong with a recording later ends it,
+   * emits `warned`, and is in the session's `recorded`.
+   */
   record?: string;
   /** Something to find in those traces' descriptions, for whoever reads them. JSON. */
   about?: Record<string, unknown>;
@@ -74,6 +80,11 @@ export interface ServeOptions {
    * Default: as `onError`. Other connections that are refused are closed, whatever this says.
    */
   onRefused?: 'kill' | 'leave';
+  /**
+   * What becomes of a guest that has less memory than the memory file: 'warn' serves it and emits `warned` (default), 'refuse'
+   * refuses its hand-off. A file that is too short is always refused.
+   */
+  sizeMismatch?: 'warn' | 'refuse';
   /** How long a monitor may take for its hand-off, in milliseconds; default 5000. */
   handOffMs?: number;
   /** How long to wait for the first monitor, in milliseconds; default: for ever. */
@@ -102,6 +113,8 @@ const LATE_MS = 2000;
 const KILLED_MOST_MS = 10_000;
 const EAGAIN = -11;
 const USERFAULTFD = 'anon_inode:[userfaultfd]';
+/** Of a trace's description. */
+const ABOUT_MOST = 2 ** 20;
 
 /** Bun cannot post the histogram that guests' threads share with this one, and on Deno the tests of serving do not end well. */
 const OTHER_RUNTIME = (name: string): string =>
@@ -113,7 +126,6 @@ const OTHER_RUNTIME = (name: string): string =>
 interface Listener {
   readonly vm: Vm;
   readonly socket: ListeningSocket;
-  readonly identity: MemoryIdentity;
   readonly prefetch: SharedRuns;
   readonly memory: MemoryFile;
   watch: Watch | undefined;
@@ -146,7 +158,7 @@ interface Guest {
  * await server.close();
  * ```
  *
- * @throws UnsupportedError on Deno and Bun; MemoryFileError, SocketError, TraceError, WorkingSetError; the errors of open(2); RangeError, TypeError
+ * @throws UnsupportedError on Deno and Bun; MemoryFileError, RecordError, SocketError, TraceError, WorkingSetError; the errors of open(2); RangeError, TypeError
  */
 export async function serve(options: ServeOptions): Promise<Server> {
   const { bun, deno } = process.versions;
@@ -183,6 +195,8 @@ export class Server extends ServerEmitter implements AsyncDisposable {
     checkOptions(options);
     const server = new Server(options);
     try {
+      const { record } = options;
+      if (record !== undefined) checkRecord(record, server.#kept());
       for (const vm of options.vms) server.#listeners.push(server.#listen(vm));
     } catch (error) {
       server.#deafen();
@@ -276,12 +290,14 @@ export class Server extends ServerEmitter implements AsyncDisposable {
     const memory = new MemoryFile(vm.memory);
     let socket: ListeningSocket | undefined;
     try {
-      const identity = identify(vm.memory);
-      const runs = prefetch.length > 0 ? workingSet(prefetch, identity, force) : [];
+      const { runs, cut } =
+        prefetch.length > 0 ? workingSet(prefetch, memory.identity, force) : { runs: [], cut: undefined };
+      // Nobody listens for events yet.
+      if (cut !== undefined) warn(cut);
       socket = ListeningSocket.listen(vm.socket, { mode: socketMode, owner: socketOwner });
       memory.readAhead(runs);
       const prefetched = shared(runs);
-      return { vm, socket, identity, prefetch: prefetched, memory, watch: undefined, starved: undefined };
+      return { vm, socket, prefetch: prefetched, memory, watch: undefined, starved: undefined };
     } catch (error) {
       memory.close();
       socket?.close();
@@ -412,19 +428,18 @@ export class Server extends ServerEmitter implements AsyncDisposable {
     if (guests.size >= GUESTS_A_CONNECTION) {
       throw new HandOffError(`a connection may have ${GUESTS_A_CONNECTION} guests at a time; it has them`);
     }
-    const { vm, prefetch, identity } = listener;
+    const { vm, prefetch } = listener;
     const {
       window = 1,
       record,
       wait = record === undefined ? 'adaptive' : 'block',
       placement = 'auto',
       eager = false,
-      about = {},
     } = this.#options;
     let session: Session;
     let mapping: Mapping | undefined;
     try {
-      const regions = parseRegions(text, listener.memory.bytes);
+      const regions = parseRegions(text, listener.memory.refresh());
       let memory: SessionTask['memory'];
       try {
         mapping = listener.memory.take(Math.max(...regions.map(({ offset, length }) => offset + length)));
@@ -433,12 +448,12 @@ export class Server extends ServerEmitter implements AsyncDisposable {
         // The guest's memory is here already: it has a session, which fails.
         memory = toldError(error);
       }
+      this.#checkSize(listener, regions);
       const id = this.#begun + 1;
-      const file = record === undefined ? undefined : id === 1 ? record : `${record}.${id}`;
       session = new Session(this.#threads, {
         ...{ id, fd, regions, window, wait, placement, eager, prefetch, peer: monitor.peer, memory },
-        record:
-          file === undefined ? undefined : { file, about: { ...about, ...aboutSession(identity, regions) } },
+        warned: (reason) => this.emit('warned', `vm ${id}: ${reason}`, vm),
+        record: record !== undefined && mapping ? this.#recordOf(record, id, mapping, regions) : undefined,
       });
     } catch (error) {
       mapping?.release();
@@ -455,6 +470,35 @@ export class Server extends ServerEmitter implements AsyncDisposable {
       guests.delete(session);
       this.#sessionEnded(session, end);
     });
+  }
+
+  /** A memory file that is larger than its guest belongs to another snapshot, it may be. */
+  #checkSize({ memory: { bytes }, vm }: Listener, regions: readonly Region[]): void {
+    const end = Math.max(...regions.map(({ offset, length }) => offset + length));
+    if (bytes <= end) return;
+    const reason = `the memory file ${vm.memory} has ${bytes} bytes, and its guest only ${end}: is it of another snapshot?`;
+    if (this.#options.sizeMismatch === 'refuse') throw new HandOffError(reason, { ofGuest: true });
+    this.emit('warned', reason, vm);
+  }
+
+  #recordOf(record: string, id: number, mapping: Mapping, regions: readonly Region[]): SessionRecord {
+    const { about = {} } = this.#options;
+    const { identity, file } = mapping;
+    return {
+      file: recordPath(record, id),
+      about: { ...about, ...aboutSession(identity, regions) },
+      kept: [...this.#kept(), keptFile(`/proc/self/fd/${file.fd}`, 'the memory file') ?? []].flat(),
+    };
+  }
+
+  /** What must not be recorded over. */
+  #kept(): KeptFile[] {
+    const { vms, prefetch = [] } = this.#options;
+    const files = [
+      ...vms.map(({ memory }) => [memory, 'the memory file'] as const),
+      ...prefetch.map((trace) => [trace, 'the trace'] as const),
+    ];
+    return files.flatMap(([path, what]) => keptFile(path, what) ?? []);
   }
 
   /**
@@ -563,6 +607,9 @@ function checkOptions(options: ServeOptions): void {
   if (placement !== undefined) checkPlacement(placement);
   // A guest's thread would find that out too late.
   if (typeof placement === 'object') usable(placement, linuxProcessors.allowed());
+  if (options.sizeMismatch !== undefined)
+    checkOneOf(options.sizeMismatch, 'sizeMismatch', ['warn', 'refuse']);
+  checkAbout(options.about);
   if (onError !== undefined) checkOneOf(onError, 'onError', ['kill', 'leave']);
   if (onRefused !== undefined) checkOneOf(onRefused, 'onRefused', ['kill', 'leave']);
   if (handOffMs !== undefined) checkInteger(handOffMs, 'handOffMs', 1, 2 ** 31 - 1);
@@ -571,4 +618,14 @@ function checkOptions(options: ServeOptions): void {
   // The last of 32 bits says to the kernel: leave it.
   if (socketOwner) checkInteger(socketOwner.uid, 'socketOwner.uid', 0, 2 ** 32 - 2);
   if (socketOwner) checkInteger(socketOwner.gid, 'socketOwner.gid', 0, 2 ** 32 - 2);
+}
+
+/** It goes into each trace. What cannot be written there would end each recording. */
+function checkAbout(about: unknown): void {
+  if (about === undefined) return;
+  const text: unknown = JSON.stringify(about);
+  if (typeof about !== 'object' || about === null || typeof text !== 'string') {
+    throw wrongType('about', 'an object that can be JSON', about);
+  }
+  if (text.length > ABOUT_MOST) throw new RangeError(`about has more than ${ABOUT_MOST} characters of JSON`);
 }

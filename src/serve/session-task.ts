@@ -6,9 +6,18 @@ import type { Window } from '../options.js';
 import type { Placement } from '../placement.js';
 import type { Region } from './handoff.js';
 import type { MappedFile, SharedRuns } from './memory-file.js';
+import type { KeptFile } from './record-file.js';
 
 /** An Error loses its code when it is posted. */
 export type ToldError = Pick<NodeJS.ErrnoException, 'message' | 'code' | 'stack'>;
+
+/** Where a session is recorded to, and what its trace says of it. */
+export interface SessionRecord {
+  readonly file: string;
+  readonly about: Record<string, unknown>;
+  /** What must not be written to. */
+  readonly kept: readonly KeptFile[];
+}
 
 export interface SessionTask {
   readonly id: number;
@@ -24,7 +33,7 @@ export interface SessionTask {
   readonly placement: Placement;
   readonly prefetch: SharedRuns;
   readonly eager: boolean;
-  readonly record: { readonly file: string; readonly about: Record<string, unknown> } | undefined;
+  readonly record: SessionRecord | undefined;
   readonly tally: SharedArrayBuffer;
   /** Nanoseconds; its counts are shared between threads. */
   readonly latency: RecordableHistogram;
@@ -52,6 +61,8 @@ export type SessionReport =
   | { readonly is: 'serving'; readonly stopHandle: SharedArrayBuffer }
   /** Nothing is left to be installed in the background. */
   | { readonly is: 'settled' }
+  /** What the operator should hear of, and the guest does not suffer from. */
+  | { readonly is: 'warned'; readonly reason: string }
   /** The last: whether the descriptor is still open, and its owner's to close. */
   | {
       readonly is: 'ended';

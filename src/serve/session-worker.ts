@@ -17,9 +17,11 @@ import { Answers } from './answers.js';
 import { Background } from './background.js';
 import type { Region } from './handoff.js';
 import { type MappedFile, Stretches } from './memory-file.js';
+import { openRecord } from './record-file.js';
 import {
   type Recorded,
   type SessionOrder,
+  type SessionRecord,
   type SessionReport,
   type SessionTask,
   toldError,
@@ -61,6 +63,8 @@ async function serve(task: SessionTask): Promise<void> {
 class Serving {
   readonly #task: SessionTask;
   #record: TraceWriter | undefined;
+  /** Why it is not recorded, though it should be. */
+  #unrecorded: string | undefined;
   #uffd: Userfaultfd | undefined;
   #farewell: UffdError | 'closed' | undefined;
 
@@ -73,7 +77,7 @@ class Serving {
     // What cannot be seen cannot be followed.
     const placement = pid === 0 ? 'none' : this.#task.placement;
     if ('message' in memory) throw Object.assign(new Error(memory.message), memory);
-    if (record) this.#record = TraceWriter.toFile(record.file, { about: record.about });
+    if (record) this.#startRecording(record);
     const uffd = this.#watch();
     this.#uffd = uffd;
     const answers = this.#answers(memory);
@@ -106,12 +110,28 @@ class Serving {
     });
   }
 
+  /** What goes wrong with it is told, and the guest is served without. */
+  #startRecording({ file, about, kept }: SessionRecord): void {
+    const warn = (reason: string): void => report({ is: 'warned', reason });
+    try {
+      this.#record = TraceWriter.toDescriptor(openRecord(file, kept), { about, warn });
+    } catch (error) {
+      this.#unrecorded = (error as Error).message;
+      warn(this.#unrecorded);
+    }
+  }
+
+  get #recorded(): Recorded | undefined {
+    if (this.#unrecorded !== undefined) return { records: 0, bytes: 0, failure: this.#unrecorded };
+    return this.#record && toldRecording(this.#record);
+  }
+
   /** Lets go of everything; the descriptor is its owner's again, if it is open still. */
   leave(): { open: boolean; recorded: Recorded | undefined } {
     const open = this.#uffd === undefined || !this.#uffd.closed;
     if (this.#uffd?.closed === false) this.#uffd.release();
     this.#record?.close();
-    return { open, recorded: this.#record && toldRecording(this.#record) };
+    return { open, recorded: this.#recorded };
   }
 
   #answers(file: MappedFile): Answers {

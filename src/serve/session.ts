@@ -46,6 +46,8 @@ const GONE = new SessionError('its thread has ended', 'ERR_UFFD_THREAD');
 /** What a session is made of: its task, but for what it shares with its thread. */
 export interface SessionOptions extends Omit<SessionTask, 'pid' | 'tally' | 'latency' | 'stopped'> {
   readonly peer: Peer;
+  /** Told of what the operator should hear of, and the guest does not suffer from. */
+  readonly warned: (reason: string) => void;
 }
 
 export class Session {
@@ -67,6 +69,7 @@ export class Session {
   /** Resolves when nothing is served any more; never rejects. */
   readonly ended: Promise<SessionEnd>;
   readonly #worker: Worker;
+  readonly #warned: (reason: string) => void;
   readonly #stopped = new Int32Array(new SharedArrayBuffer(4));
   #stopHandle: SharedArrayBuffer | undefined;
 
@@ -76,7 +79,7 @@ export class Session {
    * @throws UffdError EMFILE; ThreadError
    */
   constructor(threads: Threads, options: SessionOptions) {
-    const { peer, ...rest } = options;
+    const { peer, warned, ...rest } = options;
     const { id, fd, regions } = rest;
     const copy = duplicate(fd);
     if (copy < 0) throw new UffdError(copy, 'fcntl');
@@ -100,6 +103,7 @@ export class Session {
       stopped: this.#stopped.buffer as SharedArrayBuffer,
     };
     this.#worker = worker;
+    this.#warned = warned;
     this.ended = new Promise((resolve) => {
       const end = (how: SessionEnd, open: boolean): void => {
         this.endedMs = performance.now();
@@ -142,7 +146,8 @@ export class Session {
   }
 
   #hear(report: Exclude<SessionReport, { is: 'ended' }>): void {
-    if (report.is === 'settled') this.settledMs = performance.now();
+    if (report.is === 'warned') this.#warned(report.reason);
+    else if (report.is === 'settled') this.settledMs = performance.now();
     else if (report.is === 'serving') {
       this.#stopHandle = report.stopHandle;
       if (Atomics.load(this.#stopped, 0) !== 0) Userfaultfd.stop(report.stopHandle);

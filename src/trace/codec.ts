@@ -56,6 +56,8 @@ export const NOTE_FIELDS = [4, 4, 4, 4, 4, 4, 2, 2, 4, 2, 2, 1, 2, 1, 1, 1] as c
 export const HEADER_BYTES = 24;
 export const BLOCK_MOST = 131072;
 export const PAYLOAD_MOST = 32768;
+/** The longest description: several times what the most regions of one hand-off take. */
+export const DESCRIPTION_MOST = 2 ** 24;
 
 /** What reading answers. */
 export const BAD = -1;

@@ -2,7 +2,7 @@
 // damaged or cut ends the trace at the last whole block, and says so.
 
 import { checkMethod, wrongType } from '../arguments.js';
-import { BAD, Codec, END, HEADER_BYTES, Kind } from './codec.js';
+import { BAD, Codec, DESCRIPTION_MOST, END, HEADER_BYTES, Kind, PAYLOAD_MOST } from './codec.js';
 import { nodeFiles } from './files.js';
 import { isOrigin } from './origin.js';
 import { type Call, callOf } from './records.js';
@@ -10,6 +10,7 @@ import { SIGNATURE } from './writer.js';
 
 /** No machine has larger pages. */
 const PAGE_SIZE_MOST = 2 ** 30;
+const CLOSING_BRACE = '}'.charCodeAt(0);
 
 /** Where a trace comes from. */
 export interface TraceSource {
@@ -141,7 +142,7 @@ export class TraceReader {
     }
     let meta: Partial<TraceMeta> | null = null;
     try {
-      meta = JSON.parse(new TextDecoder().decode(this.codec.payloadRead));
+      meta = JSON.parse(new TextDecoder().decode(this.#description()));
     } catch {
       // Told below.
     }
@@ -153,6 +154,20 @@ export class TraceReader {
       (origin === undefined || isOrigin(origin));
     if (!understood) throw new TraceError('the description of this trace cannot be understood');
     return meta as TraceMeta;
+  }
+
+  /** The description's bytes. A record that is full goes on in the next, unless the object ends there. */
+  #description(): Uint8Array {
+    const parts: Uint8Array[] = [];
+    let bytes = 0;
+    for (;;) {
+      const part = this.codec.payloadRead.slice();
+      parts.push(part);
+      bytes += part.length;
+      if (part.length < PAYLOAD_MOST || (part.at(-1) === CLOSING_BRACE && isWhole(parts))) break;
+      if (bytes >= DESCRIPTION_MOST || !this.next() || this.codec.kind !== Kind.META) break;
+    }
+    return joined(parts);
   }
 
   /** Reads the next block, if there is a whole one. */
@@ -188,6 +203,25 @@ export class TraceReader {
     this.bytesRead += done;
     return done;
   }
+}
+
+function isWhole(parts: readonly Uint8Array[]): boolean {
+  try {
+    JSON.parse(new TextDecoder().decode(joined(parts)));
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function joined(parts: readonly Uint8Array[]): Uint8Array {
+  const whole = new Uint8Array(parts.reduce((sum, { length }) => sum + length, 0));
+  let at = 0;
+  for (const part of parts) {
+    whole.set(part, at);
+    at += part.length;
+  }
+  return whole;
 }
 
 function isPageSize(value: unknown): boolean {

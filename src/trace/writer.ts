@@ -3,7 +3,7 @@
 
 import { checkMethod, checkOptions } from '../arguments.js';
 import { warn } from '../warning.js';
-import { Codec, Kind, PAYLOAD_MOST } from './codec.js';
+import { Codec, DESCRIPTION_MOST, Kind, PAYLOAD_MOST } from './codec.js';
 import { nodeFiles } from './files.js';
 
 /** Where blocks go: a file, a list in memory, a connection. */
@@ -75,8 +75,12 @@ export class TraceWriter {
    * @throws UnsupportedError where this is not Node
    */
   static toFile(path: string, options: TraceOptions = {}): TraceWriter {
+    return TraceWriter.toDescriptor(nodeFiles().openSync(path, 'w'), options);
+  }
+
+  /** @internal Writes to a file that is open and empty. Takes the descriptor. */
+  static toDescriptor(fd: number, options: TraceOptions = {}): TraceWriter {
     const fs = nodeFiles();
-    const fd = fs.openSync(path, 'w');
     return new TraceWriter(
       { write: (bytes) => writeAll(fs, fd, bytes), close: () => fs.closeSync(fd) },
       options,
@@ -97,11 +101,14 @@ export class TraceWriter {
     const text = new TextEncoder().encode(
       JSON.stringify({ ...meta, contents: this.contents, about: this.about }),
     );
-    if (text.length > PAYLOAD_MOST)
-      throw new RangeError(`about must be less than ${PAYLOAD_MOST} bytes of JSON`);
-    this.begin(Kind.META, 0);
-    this.payload(text.length).set(text);
-    this.end(0);
+    if (text.length > DESCRIPTION_MOST)
+      throw new RangeError(`about must be less than ${DESCRIPTION_MOST} bytes of JSON`);
+    for (let at = 0; at < text.length; at += PAYLOAD_MOST) {
+      const some = text.subarray(at, at + PAYLOAD_MOST);
+      this.begin(Kind.META, 0);
+      this.payload(some.length).set(some);
+      this.end(0);
+    }
   }
 
   /** Begins a record; `end` follows. */
@@ -194,5 +201,9 @@ export class TraceWriter {
 }
 
 function writeAll(fs: typeof import('node:fs'), fd: number, bytes: Uint8Array): void {
-  for (let done = 0; done < bytes.length; ) done += fs.writeSync(fd, bytes, done);
+  for (let done = 0; done < bytes.length; ) {
+    const some = fs.writeSync(fd, bytes, done);
+    if (some === 0) throw new Error('nothing can be written any more');
+    done += some;
+  }
 }

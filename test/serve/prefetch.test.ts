@@ -109,7 +109,7 @@ test('the second guest is recorded beside the first', async () => {
       await run(scene, 2, 32);
       const identity = identify(scene.memory);
       const bytes = (traces: string[]): number =>
-        workingSet(traces, identity).reduce((sum, { length }) => sum + length, 0);
+        workingSet(traces, identity).runs.reduce((sum, { length }) => sum + length, 0);
       assert.equal(bytes([record]), 16 * P);
       assert.equal(bytes([`${record}.2`]), 32 * P);
       // Pages of at least half of the traces.
@@ -129,7 +129,10 @@ test('runs are at most 2 MiB, in the order of the first touch', async () => {
       await monitor.end();
       await until(() => scene.server.sessions.size === 0);
       assert.deepEqual(
-        workingSet([record], identify(scene.memory)).map(({ offset, length }) => [offset / P, length / P]),
+        workingSet([record], identify(scene.memory)).runs.map(({ offset, length }) => [
+          offset / P,
+          length / P,
+        ]),
         [
           [1000, 10],
           [0, 512],

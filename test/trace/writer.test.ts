@@ -153,12 +153,36 @@ test('a writer records one userfaultfd, once', () => {
 
 test('a description that is too large is refused before anything is opened', () => {
   const kernel = new SimulatedKernel({ seed: 1 });
-  const about = { text: 'x'.repeat(40_000) };
+  const about = { text: 'x'.repeat(2 ** 24) };
   const writer = new TraceWriter({ write() {}, close() {} }, { about });
   const before = kernel.files.count;
   assert.throws(() => Userfaultfd.open({ kernel, record: writer }), /about must be less/);
   assert.equal(kernel.files.count, before);
 });
+
+for (const length of [32_768, 32_769, 65_536, 200_000]) {
+  test(`a description of ${length} bytes is read as it was written`, () => {
+    const bytesOf = (text: string): { blocks: Uint8Array[]; about: Record<string, unknown> } => {
+      const blocks: Uint8Array[] = [];
+      // A brace at the end of a record is not the end of the description.
+      const about = { text, more: { brace: '}'.repeat(40_000) } };
+      const writer = new TraceWriter(
+        { write: (some) => void blocks.push(some.slice()), close() {} },
+        { about },
+      );
+      serve(writer, 3);
+      return { blocks, about };
+    };
+    const { meta } = TraceReader.of(Buffer.concat(bytesOf('').blocks));
+    const { blocks, about } = bytesOf('x'.repeat(Math.max(0, length - JSON.stringify(meta).length)));
+    const reader = TraceReader.of(Buffer.concat(blocks));
+    assert.ok(JSON.stringify(reader.meta.about) === JSON.stringify(about));
+    let records = 0;
+    while (reader.next()) records++;
+    assert.ok(records > 3);
+    assert.equal(reader.damage, undefined);
+  });
+}
 
 /** The debug build of the codec is for its assertions, and slow. */
 const LARGE = process.env.UFFD_CORE === 'debug' ? 2 ** 26 : 2 ** 28;

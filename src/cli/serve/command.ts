@@ -84,6 +84,7 @@ interface Flags {
   allowUid?: number[];
   onError: 'kill' | 'leave';
   onRefused?: 'kill' | 'leave';
+  sizeMismatch: 'warn' | 'refuse';
   handOffTimeout: number;
   acceptTimeout?: number;
   socketMode?: number;
@@ -140,6 +141,11 @@ export function addServe(program: Command): void {
         '--on-refused <what>',
         'a monitor whose hand-off is refused (default: as --on-error)',
       ).choices(['kill', 'leave']),
+    )
+    .addOption(
+      new Option('--size-mismatch <what>', 'a guest that has less memory than the file')
+        .choices(['warn', 'refuse'])
+        .default('warn'),
     )
     .addOption(
       new Option('--hand-off-timeout <MS>', 'how long a monitor may take to hand over')

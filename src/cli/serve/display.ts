@@ -43,6 +43,7 @@ class LogDisplay implements Display {
     });
     server.on('problem', (about, reason) => log.error({ about, reason }, 'there is a problem'));
     server.on('solved', (about) => log.info({ about }, 'the problem is over'));
+    server.on('warned', (reason, { socket }) => log.warn({ socket, reason }, 'a warning'));
     server.on('starved', (reason, { socket }) => log.warn({ socket, reason }, 'monitors wait'));
     server.on('begun', ({ id, peer, bytes, regions }, { socket, memory }) => {
       const { pid } = peer;
@@ -94,6 +95,7 @@ class LiveDisplay implements Display {
     });
     server.on('problem', (about, reason) => this.say(`${about}: ${printable(reason)}`));
     server.on('solved', (about) => this.say(`${about}: the problem is over`));
+    server.on('warned', (reason) => this.say(`a warning: ${printable(reason)}`));
     server.on('starved', (reason) => this.say(`monitors wait: ${reason}`));
     server.on('begun', (session) => {
       const bar = this.#bars.create(session.bytes, 0, told(session, 0));

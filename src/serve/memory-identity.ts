@@ -1,0 +1,42 @@
+// What a memory file is known by, wherever it lies: its size, and a sample of its pages.
+
+import { createHash } from 'node:crypto';
+import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
+import { endOf } from '../../shim/descriptors.js';
+import { SYSTEM_PAGE } from './handoff.js';
+
+/** What is told of a memory file: enough to know it again, wherever it lies and whoever has copied it. */
+export interface MemoryIdentity {
+  readonly bytes: number;
+  /** SHA-256 of its size, and of pages spread over it, in hexadecimal. */
+  readonly sample: string;
+}
+
+const SAMPLES = 256;
+
+/** Reads a little of a memory file to know it again. @throws the errors of open(2) and read(2) */
+export function identify(path: string): MemoryIdentity {
+  const fd = openSync(path, 'r');
+  try {
+    return identifyOpen(fd, sizeOf(fd, fstatSync(fd)));
+  } finally {
+    closeSync(fd);
+  }
+}
+
+/** The same of a file that is open, and has so many bytes. */
+export function identifyOpen(fd: number, bytes: number): MemoryIdentity {
+  const hash = createHash('sha256').update(`${bytes}`);
+  const pages = Math.ceil(bytes / SYSTEM_PAGE);
+  const page = Buffer.alloc(SYSTEM_PAGE);
+  for (let sample = 0; sample < Math.min(SAMPLES, pages); sample++) {
+    const at = Math.floor((sample * pages) / Math.min(SAMPLES, pages)) * SYSTEM_PAGE;
+    hash.update(page.subarray(0, readSync(fd, page, 0, SYSTEM_PAGE, at)));
+  }
+  return { bytes, sample: hash.digest('hex') };
+}
+
+/** Bytes of a file or a block device; −errno where that cannot be told. */
+export function sizeOf(fd: number, stat: { size: number; isBlockDevice(): boolean }): number {
+  return stat.isBlockDevice() ? endOf(fd) : stat.size;
+}
