@@ -1,20 +1,26 @@
 // Answers faults without the handler: a missing page whose data lies in memory is copied from there, with the window
 // around it, and with neighbours that others wait for: one call for all of them. Everything else is the handler's: what was
-// removed or claimed, and what could not be copied. In the same way pages are installed that nobody has asked for yet.
+// removed or claimed, what could not be copied, and what was copied in vain. In the same way pages are installed that nobody has asked for yet.
 
 import { current, Fault, faultFilled, faultWaits, KIND_MISSING } from './faults';
-import { pageSizeAt } from './inbox';
-import { PAGE_MISSING, pageState, pagesWindow, pagesWindowSize, pagesWindowStart } from './pages';
+import { inboxTries, pageSizeAt } from './inbox';
+import {
+  PAGE_MISSING,
+  PAGE_PRESENT,
+  pageState,
+  pagesWindow,
+  pagesWindowSize,
+  pagesWindowStart,
+} from './pages';
 import { rangeFind } from './ranges';
 import { argument } from './request';
 import { sourceOf } from './sources';
-import { STEP_ASK, transferCopy, transferCursor } from './transfer';
+import { STEP_ASK, transferCopy, transferCursor, transferStart } from './transfer';
 
 /** Neighbours that are copied because somebody waits for them, at most. */
 const NEIGHBOURS: u32 = 32;
 
-/** Where the last answer begins, and bytes of a page there. */
-export let answerStart: u64 = 0;
+/** Bytes of a page of the last answer. */
 let pageBytes: u64 = 0;
 /** Where the next fault may be that it has answered as well. */
 let answered: u64 = 0;
@@ -25,7 +31,10 @@ let passed: u64 = 0;
 export function answerBegin(chosen: u32): i32 {
   const fault = changetype<Fault>(current);
   const page = fault.page;
-  if (fault.kind != KIND_MISSING || pageState(page) != PAGE_MISSING) return STEP_ASK;
+  if (fault.kind != KIND_MISSING || inboxTries() > 0) return STEP_ASK;
+  // One that was installed and is missing again, though no removal was told, is as missing as before.
+  const state = pageState(page);
+  if (state != PAGE_MISSING && state != PAGE_PRESENT) return STEP_ASK;
   const source = sourceOf(page);
   if (!source) return STEP_ASK;
   const pages = <u64>pagesWindow(page, source.window);
@@ -43,7 +52,7 @@ export function answerBegin(chosen: u32): i32 {
     for (; left > 0 && end < min(most, range.end) && isWanted(end); left--) end += size;
     for (; left > 0 && start > max(least, range.start) && isWanted(start - size); left--) start -= size;
   }
-  answerStart = answered = start;
+  answered = 0;
   pageBytes = size;
   return transferCopy(chosen, start, end, source.data + (start - source.start));
 }
@@ -58,6 +67,7 @@ function isWanted(page: u64): bool {
  * longer.
  */
 export function answerNext(): u32 {
+  answered = max(answered, transferStart());
   while (answered < transferCursor()) {
     const fault = faultFilled(answered);
     answered += pageBytes;

@@ -40,7 +40,8 @@ export class Fault {
   next: u32;
   /** The next with the same hash. */
   chain: u32;
-  padding: u32;
+  /** 1: it has waited, because an earlier fill of its page was in vain. */
+  waited: u32;
 }
 
 const FAULT: usize = offsetof<Fault>();
@@ -137,6 +138,7 @@ export function faultPut(page: u64, address: u64, kind: u32, write: u32, tid: u3
   fault.write = write;
   fault.tid = tid;
   fault.level = 0;
+  fault.waited = 0;
   fault.state = READY;
   link(at, index);
   append(0, index);
@@ -178,6 +180,7 @@ export function faultDefer(now: f64): void {
   const known = search(at, fault.page, fault.kind);
   if (known != NONE) {
     entry(known).write |= fault.write;
+    entry(known).waited |= fault.waited;
     return;
   }
   const index = obtain();
@@ -189,6 +192,14 @@ export function faultDefer(now: f64): void {
   link(at, index);
   append(deferred.level, index);
   waiting++;
+}
+
+/** Puts the fault in `current` off because `tries` fills of its page were in vain. */
+export function faultWait(now: f64, tries: u32): void {
+  const fault = changetype<Fault>(current);
+  fault.waited = 1;
+  fault.level = max(fault.level, min(tries, LEVELS) - 1);
+  faultDefer(now);
 }
 
 /** A mapping change came: whatever was put off is due now, and its delay starts over. */

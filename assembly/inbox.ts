@@ -9,7 +9,9 @@
 //    waiting faults at the moment it is delivered, so the tables say what the handler has been told.
 //  - Memory per event is bounded: when EVENTS of them wait, `inboxRoom` is 0 and they are delivered first.
 //  - munmap and mremap wake nobody in the kernel: delivering one names the range whose sleepers to wake.
-//  - Where removals are told, a page that was filled and is missing again was removed.
+//  - A page is removed because an event said so, and for no other reason. A page that was filled and is missing again is
+//    removed if it ever was: it was filled between the event and the removal. Otherwise it is asked for once more.
+//  - A fault of a page of which a fill said EEXIST waits before it is offered again (doubts.ts).
 //  - An unknown event and a byte count that is no multiple of 32 are answers, not crashes.
 
 import {
@@ -24,7 +26,6 @@ import {
   UFFD_EVENT_REMAP,
   UFFD_EVENT_REMOVE,
   UFFD_EVENT_UNMAP,
-  UFFD_FEATURE_EVENT_REMOVE,
   UFFD_FEATURE_EVENT_UNMAP,
   UFFD_PAGEFAULT_FLAG_MINOR,
   UFFD_PAGEFAULT_FLAG_WP,
@@ -36,6 +37,8 @@ import {
   uffd_msg_remap,
   uffd_msg_remove,
 } from './abi';
+import { bordersForget } from './borders';
+import { doubtCount, doubtsForget, doubtTries } from './doubts';
 import {
   current,
   Fault,
@@ -48,11 +51,21 @@ import {
   faultPutOff,
   faultReserve,
   faultTake,
+  faultWait,
   KIND_MINOR,
   KIND_MISSING,
   KIND_WRITE_PROTECT,
 } from './faults';
-import { PAGE_PRESENT, PAGE_REMOVED, pageState, pagesForget, pagesMove, pagesSet, pagesWatch } from './pages';
+import {
+  PAGE_PRESENT,
+  PAGE_REMOVED,
+  pageState,
+  pagesForget,
+  pagesMove,
+  pagesSet,
+  pagesWatch,
+  pageWasRemoved,
+} from './pages';
 import { Range, rangeHere, rangeInsert, rangeNear, rangeRemove, rangeSeek } from './ranges';
 import { sourcesForget } from './sources';
 
@@ -97,7 +110,7 @@ let eventCount: u32 = 0;
 
 /**
  * The last thing handed out. Fault: address, page. Removed, unmapped: start, end. Remapped: from, to, length.
- * Forked: the child's descriptor.
+ * Forked: the child's descriptor. `tries`: how often in a row a fill of a fault's page was in vain.
  */
 @unmanaged
 class Delivery {
@@ -107,14 +120,13 @@ class Delivery {
   kind: u32;
   write: u32;
   tid: u32;
-  padding: u32;
+  tries: u32;
 }
 
 export const delivery: usize = memory.data(40, 8);
 
 let pageShift: u32 = 12;
 let tellsUnmap: bool = false;
-let tellsRemove: bool = false;
 let drained: bool = false;
 /** Bytes that the read under way may bring. */
 let asked: u32 = 0;
@@ -129,7 +141,6 @@ let gone: bool = false;
 export function inboxStart(shift: u32, features: u64): void {
   pageShift = shift;
   tellsUnmap = (features & UFFD_FEATURE_EVENT_UNMAP) != 0;
-  tellsRemove = (features & UFFD_FEATURE_EVENT_REMOVE) != 0;
 }
 
 /** How many mapping changes came in so far, to see whether a read brought one. Wraps around. */
@@ -142,9 +153,9 @@ export function inboxWaiting(): u32 {
   return faultCount() + eventCount;
 }
 
-/** Whether faults were put off: only they need to know what time it is. */
+/** Whether faults were put off, or may have to be: only they need to know what time it is. */
 export function inboxPutOff(): bool {
-  return faultPutOff() > 0;
+  return faultPutOff() > 0 || doubtCount() > 0;
 }
 
 /** Forgets that the queue was empty: called when a round begins. */
@@ -276,29 +287,41 @@ export function inboxNext(now: f64): i32 {
 
 /** The same, where the inbox is settled. False: there is none. */
 export function inboxNextFault(now: f64): bool {
-  if (!faultTake(now)) return false;
   const fault = changetype<Fault>(current);
+  let tries: u32 = 0;
+  for (;;) {
+    if (!faultTake(now)) return false;
+    tries = fault.kind == KIND_MISSING ? doubtTries(fault.page) : 0;
+    if (tries == 0 || fault.waited) break;
+    faultWait(now, tries);
+  }
   const it = changetype<Delivery>(delivery);
   it.a = fault.address;
   it.b = fault.page;
   it.kind = fault.kind;
   it.write = fault.write;
   it.tid = fault.tid;
+  it.tries = tries;
   out = true;
   cutShort = false;
   gone = false;
+  // The kernel takes pages away after their removal was read: one that was filled in between is gone as well.
+  if (fault.kind == KIND_MISSING && pageState(fault.page) == PAGE_PRESENT && pageWasRemoved(fault.page)) {
+    pagesSet(fault.page, fault.page + pageSizeAt(fault.page), PAGE_REMOVED);
+  }
   return true;
 }
 
-/**
- * The page of the fault that is out was filled, and is missing again. The kernel takes pages away after the news of it was
- * read, so one that was filled in between, with zeros, is gone without another word: zeros are due again, and never the
- * source's data. If it is there after all, and this is a repeat, a fill finds it and wakes.
- */
-export function inboxNoticeRemoval(): void {
-  const it = changetype<Fault>(current);
-  if (!tellsRemove || it.kind != KIND_MISSING || pageState(it.page) != PAGE_PRESENT) return;
-  pagesSet(it.page, it.page + pageSizeAt(it.page), PAGE_REMOVED);
+/** How often in a row a fill of the page of the fault that is out was in vain. */
+export function inboxTries(): u32 {
+  return changetype<Delivery>(delivery).tries;
+}
+
+/** The page of the fault that is out, if it lies in [start, end); else `end`. */
+export function inboxPage(start: u64, end: u64): u64 {
+  if (!out) return end;
+  const page = changetype<Fault>(current).page;
+  return page >= start && page < end ? page : end;
 }
 
 /**
@@ -370,7 +393,10 @@ function deliverEvent(): i32 {
   const it = changetype<Delivery>(delivery);
   const next = decode(eventAt(0));
   if (next == NEXT_REMAPPED && !applyRemap(it.a, it.b, it.c)) return NEXT_NO_MEMORY;
-  if (next == NEXT_REMOVED) pagesSet(it.a, it.b, PAGE_REMOVED);
+  if (next == NEXT_REMOVED) {
+    pagesSet(it.a, it.b, PAGE_REMOVED);
+    doubtsForget(it.a, it.b);
+  }
   if (next == NEXT_UNMAPPED && !applyUnmap(it.a, it.b)) return NEXT_NO_MEMORY;
   eventFirst = (eventFirst + 1) % EVENTS;
   eventCount--;
@@ -379,9 +405,18 @@ function deliverEvent(): i32 {
 }
 
 function applyUnmap(start: u64, end: u64): bool {
+  if (!forgetMemory(start, end)) return false;
+  inboxForget(start, end);
+  return true;
+}
+
+/** What was mapped at [start, end) is not there any more; who waits there may wait for what came in its place. */
+function forgetMemory(start: u64, end: u64): bool {
   if (!rangeRemove(start, end)) return false;
   pagesForget(start, end);
-  inboxForget(start, end);
+  bordersForget(start, end);
+  sourcesForget(start, end);
+  doubtsForget(start, end);
   return true;
 }
 
@@ -389,15 +424,17 @@ function applyUnmap(start: u64, end: u64): bool {
 export function inboxForget(start: u64, end: u64): void {
   faultDrop(start, end);
   sourcesForget(start, end);
+  doubtsForget(start, end);
   inboxCut(start, end, true);
 }
 
 /**
- * Registers the new place like the old one. The old one goes with the UNMAP that follows a move; where that
- * event is off it goes now. (MREMAP_DONTUNMAP keeps it registered, and sends no UNMAP.)
+ * Registers the new place like the old one, in place of what was there. The old one goes with the UNMAP that follows a move;
+ * where that event is off it goes now. (MREMAP_DONTUNMAP keeps it registered, and sends no UNMAP.)
  */
 function applyRemap(from: u64, to: u64, length: u64): bool {
   const end = from + length;
+  if (!forgetMemory(to, to + length)) return false;
   let cursor = from;
   while (cursor < end && rangeSeek(cursor) && rangeHere().start < end) {
     const here = rangeHere();

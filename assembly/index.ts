@@ -8,11 +8,23 @@ import {
   pageState,
   pagesClaim,
   pagesForget,
+  pagesKept,
+  pagesLeave,
   pagesStart,
+  pagesUnprotect,
   pagesWatch,
   pagesWindow,
 } from './pages';
-import { Range, rangeFind, rangeHere, rangeInsert, rangeOverlaps, rangeRemove, rangeSeek } from './ranges';
+import {
+  Range,
+  rangeAdvance,
+  rangeFind,
+  rangeHere,
+  rangeInsert,
+  rangeOverlaps,
+  rangeRemove,
+  rangeSeek,
+} from './ranges';
 import { argument } from './request';
 
 export { aheadBegin, aheadPassed } from './answers';
@@ -53,7 +65,15 @@ export {
   scanRequest,
   scanTake,
 } from './pagemap';
-export { pagesBytes, pagesWindowSize, pagesWindowStart } from './pages';
+export {
+  pagesBytes,
+  pagesLoad,
+  pagesPlaces,
+  pagesSave,
+  pagesWindowSize,
+  pagesWindowStart,
+  snapshot,
+} from './pages';
 export { rangeCount } from './ranges';
 export {
   apiFeatures,
@@ -80,9 +100,11 @@ export {
   transferCursor,
   transferDone,
   transferErrno,
+  transferInstalled,
   transferResult,
   transferResume,
   transferSource,
+  transferZeros,
 } from './transfer';
 
 /** The range or window that the last question found: a `Range`. */
@@ -99,7 +121,13 @@ export function rangePut(modes: u32, pageShift: u32): bool {
   const from = argument(0);
   const to = from + argument(1);
   if (!pagesWatch(from, to, (modes & <u32>UFFDIO_REGISTER_MODE_WP) != 0)) return false;
-  return rangeInsert(from, to, modes, argument(2), pageShift);
+  if (!rangeInsert(from, to, modes, argument(2), pageShift)) return false;
+  // Registering again with other modes ends the protection where write-protect mode was one of them.
+  for (let more = rangeSeek(from); more && rangeHere().start < to; more = rangeAdvance()) {
+    if (!(rangeHere().modes & <u32>UFFDIO_REGISTER_MODE_WP))
+      pagesUnprotect(max(from, rangeHere().start), min(to, rangeHere().end));
+  }
+  return true;
 }
 
 /** Arguments 0 (start), 1 (length): the kernel unregistered this. False: no memory left. */
@@ -107,9 +135,19 @@ export function rangeTake(): bool {
   const from = argument(0);
   const to = from + argument(1);
   if (!rangeRemove(from, to)) return false;
-  pagesForget(from, to);
+  pagesLeave(from, to);
   inboxForget(from, to);
   return true;
+}
+
+/** Arguments 0 (start), 1 (length): whether there is anything to forget. */
+export function rangeKept(): bool {
+  return pagesKept(argument(0), argument(0) + argument(1));
+}
+
+/** Arguments 0 (start), 1 (length): other memory is mapped there now than before; nothing is known of its pages. */
+export function rangeFresh(): void {
+  pagesForget(argument(0), argument(0) + argument(1));
 }
 
 function tell(range: Range): void {

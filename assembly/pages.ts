@@ -1,16 +1,22 @@
-// What this userfaultfd knows of each registered page: what it installed, and what it saw removed. Two bits
-// give the state, a third (only where write-protect mode is on) whether the page is write-protected.
+// What this userfaultfd knows of each registered page: what the kernel said it installed, and what was removed. Three
+// bits: present, claimed, removed; a fourth (only with write-protect mode) says whether the page is write-protected.
 //
 // Rules:
+//  - Nothing is noted that was not seen: a page is present because a fill of it succeeded, and removed because an event
+//    said so. EEXIST says neither.
+//  - A removal is remembered through later fills: the kernel takes pages away a moment after the event was read, so a page
+//    that was filled in between goes too. If it faults again it is removed, and never filled from its source.
+//  - A removal is also remembered when its memory is unregistered, in case it is registered again. An unmapping ends it.
 //  - Bits live in frames that hold one bit of 8192 pages (32 MiB of 4 KiB pages). A frame is promised when
 //    the range is registered and taken when one of its bits is first set, so nothing grows while faults are
-//    served, and 64 GiB cost at most two planes of 2 MiB; three with write-protect mode.
+//    served, and 64 GiB cost at most three planes of 2 MiB; four with write-protect mode.
 //  - A page outside all registered ranges has no state; asking gives `missing`.
 //  - `in flight` is a claim on a missing page by whoever fetches its data. A removal takes the claim away,
 //    so data fetched before it is never installed after it.
 //  - What another userfaultfd or another process did to the memory is not known here. The kernel's answer
 //    always decides; this is where to look before asking.
 
+import { borderAfter, borderBefore } from './borders';
 import { FRAME, poolForgive, poolGive, poolPromise, poolTakePromised, spanGive, spanTake } from './pool';
 import { rangeAdvance, rangeFind, rangeHere, rangeOverlaps, rangeSeek } from './ranges';
 import { ADAPTIVE, streamNext, streamWindow } from './streams';
@@ -29,14 +35,22 @@ const CHUNK_PAGES: u64 = 1 << CHUNK_SHIFT;
 class Chunk {
   /** Page number >> CHUNK_SHIFT, plus one; 0 marks a free place. */
   key: u64;
-  low: usize;
-  high: usize;
+  removed: usize;
+  present: usize;
+  claimed: usize;
   protect: usize;
-  /** Planes promised or taken: 2, or 3 with write-protect mode. */
+  /** Planes promised or taken, in this order: 1 where nothing is registered, 3, or 4 with write-protect mode. */
   planes: u32;
+  padding: u32;
 }
 
-const CHUNK: usize = 24;
+const CHUNK: usize = 32;
+
+// Where a chunk has which plane.
+const PLANE_REMOVED: usize = offsetof<Chunk>('removed');
+const PLANE_PRESENT: usize = offsetof<Chunk>('present');
+const PLANE_CLAIMED: usize = offsetof<Chunk>('claimed');
+const PLANE_PROTECT: usize = offsetof<Chunk>('protect');
 
 let chunks: usize = 0;
 let chunkCapacity: u32 = 0;
@@ -45,6 +59,8 @@ let pageShift: u32 = 12;
 
 /** Bytes of bitmaps in use. */
 let planesTaken: u32 = 0;
+/** Some page was write-protected since it began. */
+let protectAny: bool = false;
 
 export function pagesStart(shift: u32): void {
   pageShift = shift;
@@ -127,7 +143,7 @@ function remove(chunk: Chunk): void {
 export function pagesWatch(start: u64, end: u64, writeProtect: bool): bool {
   const first = start >> pageShift;
   const last = (end - 1) >> pageShift;
-  const planes: u32 = writeProtect ? 3 : 2;
+  const planes: u32 = writeProtect ? 4 : 3;
   let fresh: u32 = 0;
   let frames: u32 = 0;
   for (let page = first & ~(CHUNK_PAGES - 1); page <= last; page += CHUNK_PAGES) {
@@ -149,19 +165,50 @@ export function pagesWatch(start: u64, end: u64, writeProtect: bool): bool {
   return true;
 }
 
-/** Forgets [start, end), which is registered no more, and gives back chunks that hold no range at all. */
+/** Forgets [start, end), which is not mapped any more, and gives back chunks that hold no range at all. */
 export function pagesForget(start: u64, end: u64): void {
   paint(start, end, PAGE_MISSING);
-  paintProtect(start, end, false);
+  leave(start, end);
+}
+
+/** Whether anything is kept of [start, end). */
+export function pagesKept(start: u64, end: u64): bool {
+  const last = (end - 1) >> pageShift;
+  for (let page = (start >> pageShift) & ~(CHUNK_PAGES - 1); page <= last; page += CHUNK_PAGES) {
+    if (find(page)) return true;
+  }
+  return false;
+}
+
+/** Forgets what [start, end) holds, which is not registered any more, but not what was removed from it. */
+export function pagesLeave(start: u64, end: u64): void {
+  paintPlane(start, end, PLANE_PRESENT, 0);
+  paintPlane(start, end, PLANE_CLAIMED, 0);
+  leave(start, end);
+}
+
+function leave(start: u64, end: u64): void {
+  paintPlane(start, end, PLANE_PROTECT, 0);
   const last = (end - 1) >> pageShift;
   for (let page = (start >> pageShift) & ~(CHUNK_PAGES - 1); page <= last; page += CHUNK_PAGES) {
     const chunk = find(page);
     if (!chunk || rangeOverlaps(page << pageShift, (page + CHUNK_PAGES) << pageShift)) continue;
-    release(chunk.low);
-    release(chunk.high);
-    if (chunk.planes == 3) release(chunk.protect);
+    if (chunk.planes > 1) {
+      release(chunk.present);
+      release(chunk.claimed);
+      if (chunk.planes == 4) release(chunk.protect);
+      chunk.present = chunk.claimed = chunk.protect = 0;
+      chunk.planes = 1;
+    }
+    if (chunk.removed && !isBlank(chunk.removed)) continue;
+    release(chunk.removed);
     remove(chunk);
   }
+}
+
+function isBlank(plane: usize): bool {
+  for (let at: usize = 0; at < FRAME; at += 8) if (load<u64>(plane + at) != 0) return false;
+  return true;
 }
 
 function release(plane: usize): void {
@@ -184,9 +231,16 @@ export function pagesSet(start: u64, end: u64, state: u32): void {
 
 /** Notes whether the registered pages of [start, end) are write-protected, where that mode is on. */
 export function pagesProtect(start: u64, end: u64, on: bool): void {
+  if (on) protectAny = true;
+  else if (!protectAny) return;
   for (let more = rangeSeek(start); more && rangeHere().start < end; more = rangeAdvance()) {
-    paintProtect(max(start, rangeHere().start), min(end, rangeHere().end), on);
+    paintPlane(max(start, rangeHere().start), min(end, rangeHere().end), PLANE_PROTECT, on ? 1 : 0);
   }
+}
+
+/** The same for one range, whose pages are protected no more. */
+export function pagesUnprotect(start: u64, end: u64): void {
+  if (protectAny) paintPlane(start, end, PLANE_PROTECT, 0);
 }
 
 // A chunk may hold pages that are not registered beside those that are: the callers of `paint` know which.
@@ -200,26 +254,28 @@ function paint(start: u64, end: u64, state: u32): void {
     if (chunk) {
       const from = <u32>(page & (CHUNK_PAGES - 1));
       const count = <u32>(chunkEnd - page);
-      chunk.low = setBits(chunk.low, from, count, state & 1);
-      chunk.high = setBits(chunk.high, from, count, state >> 1);
+      if (chunk.planes > 1) {
+        chunk.present = setBits(chunk.present, from, count, state == PAGE_PRESENT ? 1 : 0);
+        chunk.claimed = setBits(chunk.claimed, from, count, state == PAGE_IN_FLIGHT ? 1 : 0);
+      }
+      if (state == PAGE_REMOVED) chunk.removed = setBits(chunk.removed, from, count, 1);
+      if (state == PAGE_MISSING) chunk.removed = setBits(chunk.removed, from, count, 0);
     }
     page = chunkEnd;
   }
 }
 
-function paintProtect(start: u64, end: u64, on: bool): void {
+function paintPlane(start: u64, end: u64, offset: usize, value: u32): void {
   const last = end >> pageShift;
   let page = start >> pageShift;
   while (page < last) {
     const chunkEnd = min((page | (CHUNK_PAGES - 1)) + 1, last);
     const chunk = find(page);
-    if (chunk && chunk.planes == 3) {
-      chunk.protect = setBits(
-        chunk.protect,
-        <u32>(page & (CHUNK_PAGES - 1)),
-        <u32>(chunkEnd - page),
-        on ? 1 : 0,
-      );
+    // Without write-protect mode there is no such plane, and no other where nothing is registered.
+    if (chunk && (offset == PLANE_REMOVED || chunk.planes > (offset == PLANE_PROTECT ? <u32>3 : <u32>1))) {
+      const at = changetype<usize>(chunk) + offset;
+      const plane = setBits(load<usize>(at), <u32>(page & (CHUNK_PAGES - 1)), <u32>(chunkEnd - page), value);
+      store<usize>(at, plane);
     }
     page = chunkEnd;
   }
@@ -252,7 +308,20 @@ export function pageState(address: u64): u32 {
   const chunk = find(address >> pageShift);
   if (!chunk) return PAGE_MISSING;
   const index = <u32>((address >> pageShift) & (CHUNK_PAGES - 1));
-  return bitOf(chunk.low, index) | (bitOf(chunk.high, index) << 1);
+  if (bitOf(chunk.present, index)) return PAGE_PRESENT;
+  if (bitOf(chunk.claimed, index)) return PAGE_IN_FLIGHT;
+  return bitOf(chunk.removed, index) ? PAGE_REMOVED : PAGE_MISSING;
+}
+
+/** Whether a removal of the page that holds `address` was told, whatever was installed there since. */
+export function pageWasRemoved(address: u64): bool {
+  const chunk = find(address >> pageShift);
+  return !!chunk && !!bitOf(chunk.removed, <u32>((address >> pageShift) & (CHUNK_PAGES - 1)));
+}
+
+/** Whether any page may be write-protected. */
+export function pagesProtectAny(): bool {
+  return protectAny;
 }
 
 export function pageProtected(address: u64): bool {
@@ -278,23 +347,81 @@ export function pagesClaim(start: u64, end: u64): u32 {
   return claimed;
 }
 
-/** Carries the states of a range that mremap moved; the old place is missing afterwards. */
+/**
+ * Carries what is known of a range that mremap moved. The target had other pages, which are forgotten. The old place is
+ * empty: where it stays mapped (MREMAP_DONTUNMAP) it reads as zeros, so its pages are removed.
+ */
 export function pagesMove(from: u64, to: u64, length: u64): void {
   const size = (<u64>1) << pageShift;
+  pagesSet(to, to + length, PAGE_MISSING);
+  pagesProtect(to, to + length, false);
   for (let offset: u64 = 0; offset < length; ) {
     const page = (from + offset) >> pageShift;
     const chunk = find(page);
-    if (!chunk || !(chunk.low | chunk.high | chunk.protect)) {
+    if (!chunk || !(chunk.removed | chunk.present | chunk.claimed | chunk.protect)) {
       offset += (((page | (CHUNK_PAGES - 1)) + 1) << pageShift) - (from + offset);
       continue;
     }
     const target = to + offset;
-    pagesSet(target, target + size, pageState(from + offset));
+    if (pageWasRemoved(from + offset)) pagesSet(target, target + size, PAGE_REMOVED);
+    const state = pageState(from + offset);
+    if (state == PAGE_PRESENT || state == PAGE_IN_FLIGHT) pagesSet(target, target + size, state);
     pagesProtect(target, target + size, pageProtected(from + offset));
     offset += size;
   }
-  pagesSet(from, from + length, PAGE_MISSING);
+  pagesSet(from, from + length, PAGE_REMOVED);
   pagesProtect(from, from + length, false);
+}
+
+// ---- to another object --------------------------------------------------------------------------------------
+
+/** One chunk as it travels: its key, then the planes removed, present and protect. */
+export const snapshot: usize = memory.data(8 + 3 * 1024, 8);
+
+/** How many places there are to ask `pagesSave` for. */
+export function pagesPlaces(): u32 {
+  return chunkCapacity;
+}
+
+/** Writes what is known of the chunk at a place into `snapshot`. False: nothing is. Claims do not travel. */
+export function pagesSave(index: u32): bool {
+  const chunk = place(index);
+  if (chunk.key == 0 || !(chunk.removed | chunk.present | chunk.protect)) return false;
+  store<u64>(snapshot, chunk.key);
+  savePlane(8, chunk.removed);
+  savePlane(8 + FRAME, chunk.present);
+  savePlane(8 + 2 * FRAME, chunk.protect);
+  return true;
+}
+
+function savePlane(offset: usize, plane: usize): void {
+  if (plane) memory.copy(snapshot + offset, plane, FRAME);
+  else memory.fill(snapshot + offset, 0, FRAME);
+}
+
+/** Takes over what `snapshot` holds, where its pages are registered here. */
+export function pagesLoad(): void {
+  const key = load<u64>(snapshot);
+  if (key == 0) return;
+  const chunk = find((key - 1) << CHUNK_SHIFT);
+  if (!chunk) return;
+  chunk.removed = loadPlane(8, chunk.removed);
+  chunk.present = loadPlane(8 + FRAME, chunk.present);
+  if (chunk.planes < 4) return;
+  chunk.protect = loadPlane(8 + 2 * FRAME, chunk.protect);
+  if (chunk.protect) protectAny = true;
+}
+
+function loadPlane(offset: usize, plane: usize): usize {
+  if (isBlank(snapshot + offset)) return plane;
+  if (!plane) {
+    plane = poolTakePromised();
+    planesTaken++;
+  }
+  for (let at: usize = 0; at < FRAME; at += 8) {
+    store<u64>(plane + at, load<u64>(plane + at) | load<u64>(snapshot + offset + at));
+  }
+  return plane;
 }
 
 // The answer of `pagesWindow`.
@@ -304,8 +431,8 @@ let windowShift: u32 = 0;
 
 /**
  * The pages to fill for a fault at `address`: the run of pages around it in its state (missing: from the
- * source; removed: zeros), inside its registered range and inside the aligned window of `size` pages, which are
- * the range's own (huge ones, say). An adaptive window begins with the page itself, and grows with a run of faults.
+ * source; removed: zeros), inside its registered range, inside its mapping as far as that is known, and inside the aligned
+ * window of `size` pages, which are the range's own (huge ones, say). An adaptive window begins with the page itself, and grows with a run of faults.
  * A page that should be there comes alone: the kernel says it is not, and knows better. 0: somebody fetches it.
  */
 export function pagesWindow(address: u64, size: u32): u32 {
@@ -324,8 +451,8 @@ export function pagesWindow(address: u64, size: u32): u32 {
   let first = page;
   let end = page + 1;
   if (range) {
-    const lowest = max(base, range.start >> shift);
-    const highest = min(base + size, range.end >> shift);
+    const lowest = max(base, max(range.start, borderBefore(windowFirst)) >> shift);
+    const highest = min(base + size, min(range.end, borderAfter(windowFirst)) >> shift);
     while (first > lowest && pageState((first - 1) << shift) == state) first--;
     while (end < highest && pageState(end << shift) == state) end++;
   }

@@ -10,17 +10,10 @@
 //  - Nobody is left asleep by what comes in between: a mapping change that was read, and a fault for the handler, wait
 //    until the others are awake.
 
-import { answerBegin, answerNext, answerStart } from './answers';
+import { EINTR } from './abi';
+import { answerBegin, answerNext } from './answers';
 import { current, Fault, faultDefer, faultReady, KIND_MISSING } from './faults';
-import {
-  inboxAnswer,
-  inboxNext,
-  inboxNextFault,
-  inboxNoticeRemoval,
-  inboxOpen,
-  inboxSettled,
-  NEXT_FAULT,
-} from './inbox';
+import { inboxAnswer, inboxNext, inboxNextFault, inboxOpen, inboxSettled, NEXT_FAULT } from './inbox';
 import { PAGE_PRESENT, pageState } from './pages';
 import {
   OPTION_DONTWAKE,
@@ -30,8 +23,10 @@ import {
   STEP_FAILED,
   STEP_READ,
   transferCursor,
+  transferInstalled,
   transferResult,
   transferResume,
+  transferStart,
   transferWake,
 } from './transfer';
 
@@ -99,6 +94,8 @@ export function roundNext(now: f64): i32 {
  */
 export function roundResult(result: i32): i32 {
   if (phase != WAKE) return follow(transferResult(result));
+  // Interrupted, it has woken nobody: the same again.
+  if (result == -EINTR) return NEXT_CALL;
   heldEnd = 0;
   return next();
 }
@@ -112,7 +109,6 @@ export function roundResume(): i32 {
 
 /** Begins to answer the fault that is out. False: it is the handler's. */
 function begin(): bool {
-  inboxNoticeRemoval();
   phase = ANSWER;
   interrupted = false;
   quiet = heldEnd != 0 || faultReady();
@@ -126,7 +122,7 @@ function follow(step: i32): i32 {
   const it = changetype<Tally>(tally);
   const fault = changetype<Fault>(current);
   const done = transferCursor() > fault.page;
-  it.bytes += transferCursor() - answerStart;
+  it.bytes += <u64>transferInstalled();
   if (quiet) hold(transferCursor());
   for (let other = answerNext(); other != 0; other = answerNext()) count(other == 2);
   asked = step == STEP_FAILED && !done && !interrupted;
@@ -176,9 +172,10 @@ function count(write: bool): void {
 
 /** Notes who is left asleep: up to `end`. */
 function hold(end: u64): void {
-  if (end == answerStart) return;
-  heldBytes += end - answerStart;
-  heldStart = heldEnd ? min(heldStart, answerStart) : answerStart;
+  const start = transferStart();
+  if (end == start) return;
+  heldBytes += end - start;
+  heldStart = heldEnd ? min(heldStart, start) : start;
   heldEnd = max(heldEnd, end);
 }
 

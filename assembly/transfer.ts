@@ -10,9 +10,14 @@
 //                          read, then the same arguments. If what was read touches the rest, end short. If
 //                          no change was read twice in a row, the change's own thread has to run: end short,
 //                          the fault comes again on its delay. Never spin, however many faults come in.
-//   EEXIST                 the page is there, but nobody was woken: wake that page, step over it
-//                          (MOVE: fail, because the source still holds its pages)
-//   ENOENT                 the mapping is gone or not registered: wake the rest, end
+//   EEXIST                 nobody was woken: wake that page, step over it. Mostly the page is there, but not always
+//                          (doubts.ts), so nothing is noted of it.
+//                          (MOVE: fail, because the source still holds its pages.
+//                          ZEROPAGE, POISON of a write-protected page: it may be a marker without a page. Zeros are
+//                          copied there, still protected; before POISON the marker is lifted)
+//   ENOENT, several pages  the border of two mappings lies among them (borders.ts): try fewer, and then the rest
+//   ENOENT, one page       it is unmapped or not registered: wake it. If the fault that is out is of a page behind it, go on
+//                          with that page; else end
 //                          (MOVE without holes: fail, because the source may have one)
 //   ESRCH                  the process is gone: end
 //   EINTR                  the same again
@@ -48,8 +53,19 @@ import {
   uffdio_range,
   uffdio_zeropage,
 } from './abi';
-import { inboxCut, inboxOverlaps, inboxTaken, pageSizeAt } from './inbox';
-import { PAGE_MISSING, PAGE_PRESENT, pagesProtect, pagesSet } from './pages';
+import { borderAfter, borderPut } from './borders';
+import { doubtAdd, doubtsForget } from './doubts';
+import { inboxCut, inboxOverlaps, inboxPage, inboxTaken, pageSizeAt } from './inbox';
+import {
+  PAGE_IN_FLIGHT,
+  PAGE_MISSING,
+  PAGE_PRESENT,
+  pageProtected,
+  pageState,
+  pagesProtect,
+  pagesProtectAny,
+  pagesSet,
+} from './pages';
 import { argument, request, requestIs } from './request';
 
 // Operations: the rows of the table below.
@@ -73,13 +89,15 @@ export const STEP_READ: i32 = 1;
 export const STEP_DONE: i32 = 2;
 /** A mapping change came first. */
 export const STEP_SHORT: i32 = 3;
-/** The memory is unmapped or not registered; its sleepers were woken. */
+/** The next page is unmapped or not registered; its sleepers were woken. */
 export const STEP_UNMAPPED: i32 = 4;
 /** The process whose memory it is has exited or called exec. */
 export const STEP_EXITED: i32 = 5;
 export const STEP_FAILED: i32 = 6;
 /** Nothing was begun: the handler is to be asked (see answers.ts). */
 export const STEP_ASK: i32 = 7;
+/** Say with `transferZeros` where a page of zeros lies. */
+export const STEP_ZEROS: i32 = 8;
 
 /** How one operation differs from the others. */
 @unmanaged
@@ -114,8 +132,13 @@ const rows: usize = memory.data<u32>([
 const PHASE_FILL: u32 = 0;
 /** The WAKE behind an EEXIST. */
 const PHASE_STEP_OVER: u32 = 1;
-/** The WAKE behind an ENOENT, or behind a MOVE that failed. */
+/** The WAKE behind a MOVE that failed, or of a range outside of any transfer. */
 const PHASE_END: u32 = 2;
+/** The WAKE of a page that is not mapped or not registered. */
+const PHASE_GONE: u32 = 3;
+/** WRITEPROTECT lifts a marker that is in POISON's way; or protects the page again that was there after all. */
+const PHASE_LIFT: u32 = 4;
+const PHASE_PROTECT: u32 = 5;
 
 /** Reads in a row that may bring no mapping change before the transfer ends short. */
 const FRUITLESS_READS: u32 = 2;
@@ -127,6 +150,25 @@ let cursor: u64 = 0;
 let source: u64 = 0;
 let start: u64 = 0;
 let end: u64 = 0;
+/** End of the call under way. */
+let stop: u64 = 0;
+/** A call up to here has crossed the border of two mappings; 0: none has. */
+let crossed: u64 = 0;
+/** Where the call before that, being shorter, has ended: there the border is, if the rest is done in one call. */
+let edge: u64 = 0;
+/** Bytes that were passed over to come to the page that is asked for, and where it went on behind the last of them. */
+let passed: u64 = 0;
+let resumed: u64 = 0;
+/** Bytes that the kernel has installed. */
+let installed: u64 = 0;
+/** Where a page of zeros lies, in the memory of this process; 0: that was not said. */
+let zeros: u64 = 0;
+/** The call under way copies zeros, since ZEROPAGE would lose the page's protection, or find a marker in its way. */
+let substitutes: bool = false;
+/** The call under way leaves its pages write-protected. */
+let protects: bool = false;
+/** This page's marker was lifted for POISON. 0: none. */
+let lifted: u64 = 0;
 let phase: u32 = 0;
 let errno: i32 = 0;
 let fruitless: u32 = 0;
@@ -153,6 +195,12 @@ function begin(op: u32, chosen: u32, from: u64, to: u64, src: u64): i32 {
   end = to;
   source = src;
   cursor = start;
+  crossed = 0;
+  edge = 0;
+  passed = 0;
+  resumed = start;
+  installed = 0;
+  lifted = 0;
   errno = 0;
   fruitless = 0;
   mode =
@@ -162,9 +210,19 @@ function begin(op: u32, chosen: u32, from: u64, to: u64, src: u64): i32 {
   return overtaken() ? cut(STEP_SHORT) : fill();
 }
 
-/** Bytes resolved. */
+/** Bytes resolved: installed, or said to be there already. */
 export function transferDone(): f64 {
-  return <f64>(cursor - start);
+  return <f64>(cursor - start - passed);
+}
+
+/** Bytes that the kernel said it installed. */
+export function transferInstalled(): f64 {
+  return <f64>installed;
+}
+
+/** Where it began, or went on after it had passed over memory that is gone. */
+export function transferStart(): u64 {
+  return resumed;
 }
 
 /** Where it is: everything before that is resolved. */
@@ -187,20 +245,22 @@ export function transferResult(result: i32): i32 {
   if (result == -EINTR) return phase == PHASE_FILL ? fill() : STEP_CALL;
   // A WAKE cannot fail in a way that matters: it says EINVAL or EFAULT for a bad range only.
   if (phase == PHASE_STEP_OVER) return passOver();
-  if (phase == PHASE_END) return errno ? STEP_FAILED : cut(STEP_UNMAPPED);
-  if (result >= 0) return resolved(end - cursor);
-  const done = row().result ? load<i64>(request + <usize>row().result) : 0;
+  if (phase == PHASE_GONE) return passGone();
+  if (phase == PHASE_END) return STEP_FAILED;
+  const at = substitutes ? offsetof<uffdio_copy>('copy') : <usize>row().result;
+  const done = at ? load<i64>(request + at) : 0;
   if (result == -EAGAIN) {
-    if (done > 0 && <u64>done <= end - cursor) return resolved(<u64>done);
+    if (phase == PHASE_FILL && done > 0 && <u64>done <= stop - cursor) return resolved(<u64>done);
     takenBefore = inboxTaken();
     return STEP_READ;
   }
-  if (result == -EEXIST) return stepOver();
-  if (result == -ENOENT) {
-    if (operation == OP_MOVE && !(options & OPTION_HOLES)) errno = ENOENT;
-    return wake(end - cursor, PHASE_END);
-  }
   if (result == -ESRCH) return cut(STEP_EXITED);
+  // If the marker could not be lifted, POISON says so once more, and the page is stepped over.
+  if (phase == PHASE_LIFT) return fill();
+  if (phase == PHASE_PROTECT) return stepOver();
+  if (result >= 0) return resolved(stop - cursor);
+  if (result == -EEXIST) return exists();
+  if (result == -ENOENT) return missed();
   errno = -result;
   return STEP_FAILED;
 }
@@ -210,6 +270,12 @@ export function transferResume(): i32 {
   if (overtaken()) return cut(STEP_SHORT);
   if (inboxTaken() != takenBefore) fruitless = 0;
   else if (++fruitless >= FRUITLESS_READS) return cut(STEP_SHORT);
+  return phase == PHASE_FILL ? fill() : STEP_CALL;
+}
+
+/** Takes the address of a page of zeros, and goes on. */
+export function transferZeros(): i32 {
+  zeros = argument(2);
   return fill();
 }
 
@@ -219,30 +285,92 @@ function overtaken(): bool {
   return !!row().hasSource && operation == OP_MOVE && inboxOverlaps(source, source + (end - cursor));
 }
 
-/** EEXIST: the page at the cursor is there already. */
-function stepOver(): i32 {
+/** EEXIST: the page at the cursor is there already, or a marker is in its place, or the kernel has no page to install. */
+function exists(): i32 {
+  notice();
   if (!row().stepsOver) {
     errno = EEXIST;
-    return wake(pageSizeAt(cursor), PHASE_END);
+    return wake(cursor, cursor + pageSizeAt(cursor), PHASE_END);
   }
-  return options & OPTION_DONTWAKE ? passOver() : wake(pageSizeAt(cursor), PHASE_STEP_OVER);
+  // What was installed is a page for certain, and no marker.
+  if (
+    operation == OP_POISON &&
+    lifted != cursor &&
+    pageProtected(cursor) &&
+    pageState(cursor) != PAGE_PRESENT
+  ) {
+    lifted = cursor;
+    return writeProtect(false, PHASE_LIFT);
+  }
+  return lifted == cursor ? writeProtect(true, PHASE_PROTECT) : stepOver();
 }
 
+function stepOver(): i32 {
+  return options & OPTION_DONTWAKE ? passOver() : wake(cursor, cursor + pageSizeAt(cursor), PHASE_STEP_OVER);
+}
+
+/** Nothing is noted of the page, but that it faults in vain if it does so again. Whoever has claimed it has tried. */
 function passOver(): i32 {
   const to = cursor + pageSizeAt(cursor);
-  pagesSet(cursor, to, PAGE_PRESENT);
+  if (pageState(cursor) == PAGE_IN_FLIGHT) pagesSet(cursor, to, PAGE_MISSING);
+  doubtAdd(cursor);
   return advance(to);
+}
+
+/** ENOENT: what the call was about does not lie in one mapping that is registered. */
+function missed(): i32 {
+  if (operation == OP_MOVE) {
+    if (!(options & OPTION_HOLES)) {
+      errno = ENOENT;
+      return wake(cursor, end, PHASE_END);
+    }
+    return wake(cursor, end, PHASE_GONE);
+  }
+  const size = pageSizeAt(cursor);
+  const pages = (stop - cursor) / size;
+  if (pages > 1) {
+    crossed = stop;
+    return fillTo(cursor + (pages >> 1) * size);
+  }
+  if (edge == cursor) borderPut(cursor);
+  // Who was left asleep in front of it is woken with it: what comes behind it is a run of its own.
+  return wake(options & OPTION_DONTWAKE ? resumed : cursor, cursor + size, PHASE_GONE);
+}
+
+/** The page at the cursor is gone. That says nothing of those behind it: one of them may be asked for. */
+function passGone(): i32 {
+  const size = pageSizeAt(cursor);
+  const next = operation == OP_MOVE ? end : inboxPage(cursor + size, end);
+  if (next == end) return cut(STEP_UNMAPPED);
+  passed += next - cursor;
+  source += next - cursor;
+  cursor = resumed = next;
+  crossed = 0;
+  return fill();
+}
+
+/** The call under way lay in one mapping, whatever else came of it. */
+function notice(): void {
+  if (crossed == 0 || stop != crossed) return;
+  if (edge == cursor) borderPut(edge);
+  crossed = 0;
 }
 
 /** The kernel did `bytes` more. */
 function resolved(bytes: u64): i32 {
   const to = cursor + bytes;
-  if (operation != OP_WRITEPROTECT) pagesSet(cursor, to, PAGE_PRESENT);
+  notice();
+  if (operation != OP_WRITEPROTECT) {
+    pagesSet(cursor, to, PAGE_PRESENT);
+    doubtsForget(cursor, to);
+  }
   if (operation == OP_MOVE) {
     pagesSet(source, source + bytes, PAGE_MISSING);
     pagesProtect(source, source + bytes, false);
   }
-  pagesProtect(cursor, to, (mode & row().writeProtect) != 0);
+  pagesProtect(cursor, to, protects);
+  installed += bytes;
+  edge = crossed ? to : 0;
   return advance(to);
 }
 
@@ -254,42 +382,82 @@ function advance(to: u64): i32 {
 
 /** Prepares a WAKE of [from, to), outside of any transfer. */
 export function transferWake(from: u64, to: u64): void {
-  cursor = from;
-  wake(to - from, PHASE_END);
+  wake(from, to, PHASE_END);
 }
 
-/** Prepares the call for what is left. */
+/** Prepares the call for what is left, as far as one call can do it. */
 function fill(): i32 {
+  return fillTo(min(crossed ? crossed : end, borderAfter(cursor)));
+}
+
+/**
+ * Prepares the call from the cursor to `to`. A page that is write-protected stays so: COPY and CONTINUE are asked for that,
+ * and zeros are copied there, since ZEROPAGE cannot be asked.
+ */
+function fillTo(to: u64): i32 {
   phase = PHASE_FILL;
-  requestIs(row().request);
-  if (row().hasSource) {
+  protects = (mode & row().writeProtect) != 0;
+  substitutes = false;
+  stop = to;
+  if (operation <= OP_CONTINUE && !protects && pagesProtectAny()) keepProtection();
+  if (substitutes && zeros == 0) return STEP_ZEROS;
+  requestIs(substitutes ? UFFDIO_COPY : row().request);
+  if (row().hasSource || substitutes) {
     const it = changetype<uffdio_copy>(request);
     it.dst = cursor;
-    it.src = source;
-    it.len = end - cursor;
-    it.mode = mode;
+    it.src = substitutes ? zeros : source;
+    it.len = stop - cursor;
+    it.mode = callMode();
     it.copy = 0;
   } else {
     const it = changetype<uffdio_zeropage>(request);
     it.start = cursor;
-    it.len = end - cursor;
-    it.mode = mode;
+    it.len = stop - cursor;
+    it.mode = callMode();
     it.zeropage = 0;
   }
   return STEP_CALL;
 }
 
-function wake(bytes: u64, next: u32): i32 {
+/** Cuts the call to pages that are alike in their protection. */
+function keepProtection(): void {
+  const size = pageSizeAt(cursor);
+  protects = pageProtected(cursor);
+  substitutes = protects && operation == OP_ZEROPAGE;
+  let to = cursor + size;
+  if (!substitutes) while (to < stop && pageProtected(to) == protects) to += size;
+  stop = to;
+}
+
+function callMode(): u64 {
+  if (!substitutes) return protects ? mode | row().writeProtect : mode;
+  return UFFDIO_COPY_MODE_WP | (options & OPTION_DONTWAKE ? UFFDIO_COPY_MODE_DONTWAKE : 0);
+}
+
+/** Prepares a WAKE of [from, to). */
+function wake(from: u64, to: u64, next: u32): i32 {
   phase = next;
   requestIs(UFFDIO_WAKE);
   const it = changetype<uffdio_range>(request);
+  it.start = from;
+  it.len = to - from;
+  return STEP_CALL;
+}
+
+/** Prepares a WRITEPROTECT of the page at the cursor that wakes nobody. */
+function writeProtect(on: bool, next: u32): i32 {
+  phase = next;
+  requestIs(UFFDIO_WRITEPROTECT);
+  const it = changetype<uffdio_zeropage>(request);
   it.start = cursor;
-  it.len = bytes;
+  it.len = pageSizeAt(cursor);
+  it.mode = on ? UFFDIO_WRITEPROTECT_MODE_WP : UFFDIO_WRITEPROTECT_MODE_DONTWAKE;
   return STEP_CALL;
 }
 
 /** Ends before the end, and tells the inbox, which may have a fault out on that memory. */
 function cut(step: i32): i32 {
-  inboxCut(cursor, end, step != STEP_SHORT);
+  const alone = step == STEP_UNMAPPED && operation != OP_MOVE;
+  inboxCut(cursor, alone ? cursor + pageSizeAt(cursor) : end, step != STEP_SHORT);
   return step;
 }

@@ -23,6 +23,13 @@ const F_GETFL = 3;
 const F_SETFL = 4;
 const O_NONBLOCK = 0x800;
 
+/** What `fillAhead` did, in bytes: passed over, installed behind that, and left out behind that. */
+export interface Ahead {
+  readonly passed: number;
+  readonly installed: number;
+  readonly leftOut: number;
+}
+
 export class Channel {
   readonly core: Core;
   readonly port: KernelPort;
@@ -53,6 +60,8 @@ export class Channel {
 
   /** Bytes of the system's pages. */
   readonly pageSize: number;
+  /** A page of zeros, once one had to be copied. */
+  #zeros: Uint8Array | undefined;
 
   constructor(core: Core, port: KernelPort, fd: number, pageSize: number) {
     this.core = core;
@@ -157,6 +166,23 @@ export class Channel {
     this.port.close(this.fd);
   }
 
+  /** What is known of the pages, chunk by chunk, for another object that takes the memory over. */
+  *savePages(): Generator<Uint8Array> {
+    const { core } = this;
+    for (let place = 0, places = core.exports.pagesPlaces(); place < places; place++) {
+      if (core.exports.pagesSave(place)) yield core.snapshot;
+    }
+  }
+
+  /** Takes over what another object knew of pages that are registered here. */
+  loadPages(chunks: Iterable<Uint8Array>): void {
+    const { core } = this;
+    for (const chunk of chunks) {
+      core.snapshot.set(chunk);
+      core.exports.pagesLoad();
+    }
+  }
+
   /** Forgets the process. */
   leaveProcess(): void {
     if (this.pidfd >= 0) this.port.close(this.pidfd);
@@ -228,18 +254,21 @@ export class Channel {
     });
   }
 
-  /**
-   * Installs the first run of missing pages of a range from its source. Undefined: the first has none. Else the bytes
-   * that were passed over, and those installed behind them.
-   */
-  ahead(start: bigint, length: number, options: number): { passed: number; installed: number } | undefined {
+  /** Installs the first run of missing pages of a range from its source. Undefined: the first has none. */
+  ahead(start: bigint, length: number, options: number): Ahead | undefined {
     const { exports } = this.core;
     const begun = this.core.arguments(start, length).aheadBegin(options);
     const passed = exports.aheadPassed();
-    if (begun === Step.ask) return passed < length ? undefined : { passed, installed: 0 };
+    if (begun === Step.ask) return passed < length ? undefined : { passed, installed: 0, leftOut: 0 };
     const step = this.#carry(begun);
-    if (step !== Step.failed) return { passed, installed: exports.transferDone() };
-    throw this.#failure(Op.copy, options, start + BigInt(length), exports.transferErrno());
+    if (step === Step.failed) throw this.#failure(Op.copy, options, start + BigInt(length), exports.transferErrno());
+    const installed = exports.transferInstalled();
+    const gone = step === Step.unmapped ? this.pageSizeOf(exports.transferCursor()) : 0;
+    return { passed, installed, leftOut: exports.transferDone() - installed + gone };
+  }
+
+  #pageSizeOf(address: bigint): number {
+    return this.rangeAt(BigInt.asUintN(64, address))?.pageSize ?? this.pageSize;
   }
 
   /** Gives the answers that the core has. How that ended: Next.answered, or Next.fault, which is the handler's. */
@@ -266,12 +295,15 @@ export class Channel {
   #carry(begun: number): number {
     const { exports } = this.core;
     let step = begun;
-    while (step === Step.call || step === Step.read) {
+    for (;;) {
       if (step === Step.call) step = exports.transferResult(this.#call());
-      else {
+      else if (step === Step.read) {
         this.drain();
         step = exports.transferResume();
-      }
+      } else if (step === Step.zeros) {
+        this.#zeros ??= new Uint8Array(this.pageSize);
+        step = this.core.arguments(0n, 0, this.port.addressOf(this.#zeros)).transferZeros();
+      } else break;
     }
     if (step === Step.exited) this.exited = true;
     return step;

@@ -18,6 +18,7 @@ export interface Exports extends Record<string, unknown> {
   scan: MemoryPlace;
   tally: MemoryPlace;
   code: MemoryPlace;
+  snapshot: MemoryPlace;
   /** Once, before anything else: log2 of the page size, and the features granted. */
   start(pageShift: number, features: bigint): void;
   openFlags(userModeOnly: number): number;
@@ -34,6 +35,8 @@ export interface Exports extends Record<string, unknown> {
   pollExited(): number;
   rangePut(modes: number, pageShift: number): number;
   rangeTake(): number;
+  rangeKept(): number;
+  rangeFresh(): void;
   rangeAt(): number;
   rangeMeets(): number;
   rangeFirst(): number;
@@ -45,6 +48,12 @@ export interface Exports extends Record<string, unknown> {
   pagesWindowStart(): bigint;
   pagesWindowSize(): number;
   pagesBytes(): number;
+  /** How many places of the directory there are to ask `pagesSave` for. */
+  pagesPlaces(): number;
+  /** Writes what is known of the pages at a place into `snapshot`. 0: nothing is. */
+  pagesSave(place: number): number;
+  /** Takes over what `snapshot` holds. */
+  pagesLoad(): void;
   messageDecode(offset: number): number;
   inboxPutOff(): number;
   inboxOpen(): void;
@@ -72,6 +81,10 @@ export interface Exports extends Record<string, unknown> {
   transferResult(result: number): number;
   transferResume(): number;
   transferDone(): number;
+  /** Of those, the bytes that the kernel said it installed. */
+  transferInstalled(): number;
+  /** Argument 2: where a page of zeros lies. */
+  transferZeros(): number;
   transferErrno(): number;
   transferCursor(): bigint;
   transferSource(): bigint;
@@ -124,6 +137,7 @@ export const Step = {
   exited: 5,
   failed: 6,
   ask: 7,
+  zeros: 8,
 } as const;
 
 /** Rows of the transfer table (assembly/transfer.ts, OP_*). */
@@ -151,6 +165,10 @@ export const PAGE_STATES = ['missing', 'present', 'removed', 'in-flight'] as con
 
 /** Bytes of a uffd_msg. */
 export const MESSAGE_BYTES = 32;
+
+/** Bytes of a chunk of page states on its way to another core (assembly/pages.ts), and how many bytes of memory it is about. */
+export const SNAPSHOT_BYTES = 8 + 3 * 1024;
+export const snapshotSpan = (pageSize: number): number => 8192 * pageSize;
 
 /** Messages that the buffer at `Core.messages` holds. */
 export const MESSAGES_MOST = 128;
@@ -298,8 +316,11 @@ export class Core {
     return this.words[this.#delivery + index] as bigint;
   }
 
-  /** Of the fault that was delivered: 0 its kind (an index of MODES), 1 whether it is a write, 2 the tid. */
-  deliveredFault(index: 0 | 1 | 2): number {
+  /**
+   * Of the fault that was delivered: 0 its kind (an index of MODES), 1 whether it is a write, 2 the tid, 3 how often in a
+   * row a fill of its page was in vain.
+   */
+  deliveredFault(index: 0 | 1 | 2 | 3): number {
     if (this.#halves.length === 0) this.#views();
     return this.#halves[(this.#delivery + 3) * 2 + index] as number;
   }
@@ -337,6 +358,11 @@ export class Core {
       modes: Number((last as bigint) & 0xffffffffn),
       pageShift: Number((last as bigint) >> 32n),
     };
+  }
+
+  /** A chunk of page states, as `pagesSave` writes and `pagesLoad` reads it. */
+  get snapshot(): Uint8Array {
+    return new Uint8Array(this.memory.buffer, this.exports.snapshot.value, SNAPSHOT_BYTES);
   }
 
   /** The `length` bytes that the kernel wrote at `offset` of the message buffer. */

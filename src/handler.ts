@@ -15,6 +15,12 @@ export interface Pagefault {
   readonly kind: Mode;
   /** The thread that touched, where the feature 'thread-id' is on; else 0. It may belong to another process. */
   readonly tid: number;
+  /**
+   * How often in a row a fill of this page was answered with EEXIST, and the page faulted again all the same: 0, but where
+   * the kernel has no page to install (the pool of huge pages is empty), or others fill the page and take it away. Such a
+   * fault is offered after a delay that grows from 1 to 64 ms.
+   */
+  readonly repeats: number;
 }
 
 /**
@@ -93,4 +99,9 @@ export interface RegisteredRange {
   readonly operations: ReadonlySet<Operation>;
   /** Bytes of a page there: the system's, or the huge page's. */
   readonly pageSize: number;
+  /**
+   * What the object knows of its pages when it gives the descriptor away (`release`): filled in then, for `wrap` to go on
+   * with. Of a range without it, or whose object was not released, `wrap` takes all pages to be missing.
+   */
+  readonly pages?: SharedArrayBuffer;
 }

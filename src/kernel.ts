@@ -122,7 +122,7 @@ export const Note = {
   /** start, length */
   WAKE: 6,
   CLAIM: 7,
-  /** start, length, modes, page size (0: not told) */
+  /** start, length, modes (0: `forget`, which registers nothing), page size (0: not told) */
   REGISTER: 8,
   UNREGISTER: 9,
   /** 0, index of the wait strategy */

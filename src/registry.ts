@@ -144,3 +144,8 @@ export function watchersOf(start: bigint, length: number): Watcher[] {
 export function anyOpen(): boolean {
   return open.size > 0;
 }
+
+/** All of them. */
+export function openOnes(): Userfaultfd[] {
+  return [...open];
+}

@@ -204,8 +204,10 @@ export class Rounds {
         const from = core.delivered(0);
         const to = core.delivered(1);
         const length = Number(core.delivered(2));
+        // Who slept at either place slept on pages that are not there any more.
         this.#served.channel.wake(from, length);
         this.#served.channel.sources.letGo();
+        this.#served.channel.wake(to, length);
         this.#served.channel.past.add(from, from + BigInt(length));
         this.#call(() => this.handler.remapped?.(from, to, length));
         break;
@@ -222,24 +224,35 @@ export class Rounds {
   /** Answers faults from sources, and offers the one behind them that has none. */
   #answer(): void {
     const { channel } = this.#served;
-    const { core, port } = channel;
+    const { core } = channel;
     // The handler may have named the first source in this very round.
     if (this.#times[0] === 0) this.#time(0);
     const fault = channel.answer() === Next.fault ? this.#fault() : undefined;
     const faults = core.answered(0);
     const putOff = core.answered(2);
     const bytes = core.answeredBytes;
-    if (faults + putOff + bytes > 0) {
-      this.#handled += faults + putOff;
-      this.#time(1);
-      this.#just = true;
-      const ns = small(((this.#times[1] as number) - (this.#times[0] as number)) * 1e6);
-      this.handler.answered?.(faults, core.answered(1), putOff, bytes, ns);
+    try {
+      if (faults + putOff + bytes > 0) {
+        this.#handled += faults + putOff;
+        this.#time(1);
+        this.#just = true;
+        const ns = small(((this.#times[1] as number) - (this.#times[0] as number)) * 1e6);
+        this.handler.answered?.(faults, core.answered(1), putOff, bytes, ns);
+      }
+    } catch (error) {
+      if (fault) this.#putBack();
+      throw error;
     }
     if (fault === undefined) return;
     this.#handled++;
     if (this.#goesOn()) this.#offer(fault);
-    else if (core.exports.inboxAnswer(0)) core.exports.inboxDefer(port.now());
+    else this.#putBack();
+  }
+
+  /** Keeps the fault that is out, which the handler did not hear of. */
+  #putBack(): void {
+    const { core, port } = this.#served.channel;
+    if (core.exports.inboxAnswer(0)) core.exports.inboxDefer(port.now());
   }
 
   /** The fault that was delivered. */
@@ -251,6 +264,7 @@ export class Rounds {
       access: core.deliveredFault(1) ? 'write' : 'read',
       kind: MODES[core.deliveredFault(0)] as (typeof MODES)[number],
       tid: core.deliveredFault(2),
+      repeats: core.deliveredFault(3),
     };
   }
 

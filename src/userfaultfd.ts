@@ -18,7 +18,7 @@ import {
   outOfRange,
   wrongType,
 } from './arguments.js';
-import { Channel } from './channel.js';
+import { type Ahead, Channel } from './channel.js';
 import { instantiate, Op, Option, PAGE_STATES } from './core.js';
 import { Errno, UffdError } from './errors.js';
 import {
@@ -55,12 +55,13 @@ import {
   type WrapOptions,
   windowBits,
 } from './options.js';
+import { PageRecords, recordedChunks } from './page-record.js';
 import { checkPlacement } from './placement.js';
 import { enroll, isOwned, strike, unregistered } from './registry.js';
 import type { Served } from './rounds.js';
 import { isStopHandle, Stopper } from './stopper.js';
 import { system } from './system.js';
-import { type Origin, toldRange } from './trace/origin.js';
+import { type Origin, toldChunk, toldRange } from './trace/origin.js';
 import { recordingKernel } from './trace/recording.js';
 import type { TraceWriter } from './trace/writer.js';
 import { explained, noveltiesOf, noveltiesOfModes } from './versions.js';
@@ -88,6 +89,8 @@ export class Userfaultfd implements Disposable {
   readonly #stopper = new Stopper();
   readonly #recorder: TraceWriter | undefined;
   readonly #served: Served;
+  /** What is known of the pages, for the next owner of the descriptor. */
+  readonly #records = new PageRecords();
   #stopFd = -1;
   #state: 'open' | 'released' | 'closed' = 'open';
   #loop: Loop | undefined;
@@ -99,6 +102,7 @@ export class Userfaultfd implements Disposable {
     kernel: Kernel,
     features: bigint,
     ranges: readonly RegisteredRange[],
+    chunks: Iterable<Uint8Array>,
     way?: Way,
     recorder?: TraceWriter,
   ) {
@@ -125,6 +129,7 @@ export class Userfaultfd implements Disposable {
     };
     channel.core.exports.start(Math.log2(kernel.pageSize), features);
     for (const range of ranges) this.#adoptRange(range);
+    channel.loadPages(chunks);
     // Where no descriptor is left, closing this one makes room for the child of a fork that waits for a close.
     if (this.features.has('event-fork')) this.#takeEventfd();
     // No closure here: it would keep this object.
@@ -179,7 +184,7 @@ export class Userfaultfd implements Disposable {
     try {
       const granted = handshake(channel, way, features, optional);
       if (options.pid !== undefined) channel.watchProcess(options.pid);
-      return new Userfaultfd(channel, kernel, granted, [], way, options.record);
+      return new Userfaultfd(channel, kernel, granted, [], [], way, options.record);
     } catch (error) {
       channel.leaveProcess();
       port.close(fd);
@@ -245,12 +250,19 @@ export class Userfaultfd implements Disposable {
     const ranges = [...(options.ranges ?? [])];
     const real = options.kernel ?? system().kernel();
     for (const range of ranges) checkRegistered(range, real.pageSize);
+    const chunks = recordedChunks(ranges);
+    if (!chunks) {
+      throw invalidState(
+        'ranges: more memory was registered after they were read; read `ranges` again, right before `release`',
+      );
+    }
     const kernel = recorded(real, options.record, () => ({
       how: 'wrap',
       fd,
       options: given(options.pid),
       features: [...featureNames(features)],
       ranges: ranges.map(toldRange),
+      ...(chunks.length > 0 ? { pages: chunks.map(toldChunk) } : {}),
     }));
     const core = instantiate();
     const channel = new Channel(core, kernel.attach(core.memory), fd, kernel.pageSize);
@@ -260,7 +272,7 @@ export class Userfaultfd implements Disposable {
     try {
       if (options.pid !== undefined) channel.watchProcess(options.pid);
       channel.unblock();
-      return new Userfaultfd(channel, kernel, features, ranges, undefined, options.record);
+      return new Userfaultfd(channel, kernel, features, ranges, chunks, undefined, options.record);
     } catch (error) {
       channel.leaveProcess();
       throw error;
@@ -301,7 +313,10 @@ export class Userfaultfd implements Disposable {
    * far as the handler has been told, and stays readable after `release` and `close`.
    */
   get ranges(): readonly RegisteredRange[] {
-    return this.#channel.ranges();
+    const ranges = this.#channel.ranges();
+    if (this.closed) return ranges;
+    const pages = this.#records.of(ranges, this.pageSize);
+    return ranges.map((range) => ({ ...range, pages }));
   }
 
   /**
@@ -348,7 +363,8 @@ export class Userfaultfd implements Disposable {
 
   /**
    * Stops watching, and lets every kind of waiter go: missing pages become zeros. (The kernel alone leaves
-   * those who wait for write-protect and minor faults asleep.)
+   * those who wait for write-protect and minor faults asleep.) That pages were removed is remembered, in case the memory is
+   * registered again; if other memory is mapped there by then, say so with `forget`.
    *
    * @throws RangeError, TypeError; UffdError EINVAL, ENOMEM
    */
@@ -362,8 +378,27 @@ export class Userfaultfd implements Disposable {
   }
 
   /**
-   * Installs pages with the bytes of `src` (any alignment) at `dst`, and wakes who waits for them. Pages that
-   * are there already are woken and counted, and keep what they hold.
+   * Forgets what is known of the pages from `start` on: other memory is mapped there than before, though no event said so.
+   * All are missing then. (`Mapping.close` does this by itself.)
+   *
+   * @throws RangeError, TypeError
+   */
+  forget(start: bigint, length: number): void {
+    checkRange(start, length, this.pageSize);
+    this.#mustBeOpen('forget');
+    const exports = this.#channel.core.arguments(start, length);
+    if (!exports.rangeKept()) return;
+    this.#channel.note(Note.REGISTER, start, length);
+    exports.rangeFresh();
+  }
+
+  /**
+   * Installs pages with the bytes of `src` (any alignment) at `dst`, and wakes who waits for them. Pages of which the kernel
+   * says that they are there already (EEXIST) are woken and counted, and keep what they hold. A page that is write-protected
+   * stays so.
+   *
+   * Nothing is noted of a page after EEXIST: the kernel also says it if the pool of huge pages is empty. If such a page
+   * faults again, its fault comes after a delay, with `repeats` set.
    *
    * `src` is read by the kernel on this thread: it must not lie in memory that this thread serves. Into huge pages
    * it should be in memory already: the kernel takes a page more from the pool for a moment otherwise, or says ENOMEM.
@@ -383,8 +418,9 @@ export class Userfaultfd implements Disposable {
    * ```
    *
    * @param length whole pages; default: all of `src`, which must then be whole pages
-   * @returns bytes resolved. Fewer than `length`: a mapping change came first, the memory is gone, or its
-   *   process is; in a handler return `false`, and the fault comes again where it still stands.
+   * @returns bytes resolved. Fewer than `length`: a mapping change came first, a page is not mapped or not registered, or
+   *   the process is gone. The pages in front of it were resolved; in a handler, the page of the fault was, if it is mapped.
+   *   If that page was not resolved return `false`, and the fault comes again if it still stands.
    * @throws RangeError, TypeError; UffdError EFAULT (source), ENOMEM, EINVAL with `transferred`; ENOENT where nothing is
    *   registered and nothing ever was, as far as this object was told (register, `ranges` of wrap, a fork, a move)
    */
@@ -402,7 +438,10 @@ export class Userfaultfd implements Disposable {
     return this.#transfer(Op.copy, dst, bytes, fillBits(options), src, 'dst');
   }
 
-  /** Installs zero pages. Returns and throws like `copy`; EINVAL for huge pages, which have no zero page. */
+  /**
+   * Installs zero pages. Returns and throws like `copy`; EINVAL for huge pages, which have no zero page. A page that is
+   * write-protected gets a copy of zeros, still protected.
+   */
   zero(start: bigint, length: number, options: FillOptions = {}): number {
     return this.#transfer(Op.zero, start, length, fillBits(options));
   }
@@ -453,9 +492,13 @@ export class Userfaultfd implements Disposable {
 
   /**
    * What this object knows of the page that holds `address`: `missing`; `present`, installed by it; `removed`,
-   * taken away by madvise, so zeros are due and never the source's data; `in-flight`, claimed by `claim`. With
-   * 'event-remove', one that was present and faults is `removed`: a fill between the news of a removal and the removal
-   * is lost. What others did to the memory is not known here.
+   * taken away by madvise, so zeros are due and never the source's data; `in-flight`, claimed by `claim`. One that was
+   * removed, was filled since, and faults, is `removed` again: the kernel takes pages away after the event was read, and
+   * with them what was filled in between. One that is `present` and faults without that is to be filled as if it were
+   * missing. What others did to the memory is not known here; nor is what was removed without 'event-remove'.
+   *
+   * What is known goes with the memory: to the object of a forked child, over mremap, and with `ranges` to the object that
+   * wraps a released descriptor.
    */
   pageState(address: bigint): PageState {
     checkAddress(address, 'address');
@@ -559,15 +602,11 @@ export class Userfaultfd implements Disposable {
   /**
    * Installs the first run of missing pages of a range from its source (`answerFrom`), before they are asked for.
    *
-   * @returns bytes from `start` on that were passed over, not being missing, and those that were installed behind them;
-   *   undefined: the first page that is missing has no source
+   * @returns in bytes from `start` on: `passed` over, not being missing; `installed` behind them; and `leftOut` behind those,
+   *   since the kernel said EEXIST, or they are not mapped. Undefined: the first page that is missing has no source
    * @throws what `copy` throws
    */
-  fillAhead(
-    start: bigint,
-    length: number,
-    options: FillOptions = {},
-  ): { passed: number; installed: number } | undefined {
+  fillAhead(start: bigint, length: number, options: FillOptions = {}): Ahead | undefined {
     checkRange(start, length, this.pageSize);
     this.#mustBeOpen('UFFDIO_COPY');
     if (!this.#channel.sourced) return undefined;
@@ -705,6 +744,7 @@ export class Userfaultfd implements Disposable {
     this.#channel.giveUpChanges();
     this.#channel.evict();
     this.#channel.leaveProcess();
+    this.#records.fill(() => this.#channel.savePages());
     this.#evenIfItThrows(() => this.#leave());
     return fd;
   }
@@ -847,7 +887,8 @@ export class Userfaultfd implements Disposable {
         channel,
         this.#kernel,
         featureBits(this.features, 'features'),
-        this.ranges,
+        this.#channel.ranges(),
+        this.#channel.savePages(),
         this.#way,
       );
     } catch (error) {

@@ -60,7 +60,9 @@ expectTypeOf(uffd.ranges).toEqualTypeOf<readonly RegisteredRange[]>();
 expectTypeOf(uffd.register(0n, 4096)).toEqualTypeOf<ReadonlySet<Operation>>();
 expectTypeOf(uffd.copy(0n, new Uint8Array(1))).toEqualTypeOf<number>();
 expectTypeOf(uffd.pageState(0n)).toEqualTypeOf<PageState>();
-expectTypeOf(uffd.fillAhead(0n, 1)).toEqualTypeOf<{ passed: number; installed: number } | undefined>();
+expectTypeOf(uffd.fillAhead(0n, 1)).toEqualTypeOf<
+  { readonly passed: number; readonly installed: number; readonly leftOut: number } | undefined
+>();
 expectTypeOf(uffd.release()).toEqualTypeOf<number>();
 expectTypeOf<PageState>().toEqualTypeOf<'missing' | 'present' | 'removed' | 'in-flight'>();
 expectTypeOf<Mode>().toEqualTypeOf<'missing' | 'write-protect' | 'minor'>();

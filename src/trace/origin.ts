@@ -1,6 +1,6 @@
 // How a recorded object came to be, as its trace's description says it: in JSON, for `open` and `wrap` to do it again.
 
-import { MODES } from '../core.js';
+import { MODES, SNAPSHOT_BYTES } from '../core.js';
 import type { Feature, Mode, Operation } from '../features.js';
 import type { RegisteredRange } from '../handler.js';
 
@@ -25,6 +25,22 @@ export interface Origin {
   readonly features: readonly Feature[];
   readonly optional?: readonly Feature[];
   readonly ranges?: readonly ToldRange[];
+  /** What was known of their pages, in base64: see `snapshot` in assembly/pages.ts. */
+  readonly pages?: readonly string[];
+}
+
+export function toldChunk(chunk: Uint8Array): string {
+  return btoa(Array.from(chunk, (byte) => String.fromCharCode(byte)).join(''));
+}
+
+/** A chunk that a description tells; undefined: it is none. */
+export function chunkTold(text: string): Uint8Array | undefined {
+  try {
+    const chunk = Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
+    return chunk.length === SNAPSHOT_BYTES ? chunk : undefined;
+  } catch {
+    return undefined;
+  }
 }
 
 export function toldRange({ start, length, modes, operations, pageSize }: RegisteredRange): ToldRange {
@@ -43,12 +59,14 @@ export function originOf(meta: Readonly<Record<string, unknown>>): Origin | unde
 
 /** Whether this can be understood as an origin. Names of features are left to who opens. */
 export function isOrigin(told: unknown): boolean {
-  const { how, fd, options, features, optional = [], ranges = [] } = fieldsOf(told);
+  const { how, fd, options, features, optional = [], ranges = [], pages = [] } = fieldsOf(told);
   return (
     (how === 'open' || (how === 'wrap' && isWhole(fd))) &&
     isFields(options) &&
     areTexts(features) &&
     areTexts(optional) &&
+    areTexts(pages) &&
+    pages.every((text) => chunkTold(text) !== undefined) &&
     Array.isArray(ranges) &&
     ranges.every(isToldRange)
   );

@@ -16,9 +16,10 @@ import type { FaultHandler, Pagefault } from '../handler.js';
 import { Note } from '../kernel.js';
 import { WAITS } from '../loop.js';
 import { fillOptions } from '../options.js';
+import { recordOf } from '../page-record.js';
 import { Userfaultfd } from '../userfaultfd.js';
 import { Kind } from './codec.js';
-import { originOf, rangeTold } from './origin.js';
+import { chunkTold, originOf, rangeTold } from './origin.js';
 import { Owed } from './owed.js';
 import { TraceError, type TraceMeta, TraceReader } from './reader.js';
 import { type Difference, Playback, SOURCE_FIELD } from './replaying.js';
@@ -184,7 +185,14 @@ class Run {
     }
     const ranges = (origin.ranges ?? []).map(rangeTold);
     const { pid } = options;
-    return Userfaultfd.wrap(origin.fd as number, { features, ranges, kernel, ...(pid ? { pid } : {}) });
+    const chunks = (origin.pages ?? []).flatMap((text) => chunkTold(text) ?? []);
+    const pages = recordOf(chunks);
+    return Userfaultfd.wrap(origin.fd as number, {
+      features,
+      ranges: ranges.map((range) => ({ ...range, pages })),
+      kernel,
+      ...(pid ? { pid } : {}),
+    });
   }
 
   #callBack(kind: number): void {
@@ -271,6 +279,10 @@ class Run {
   }
 
   #register(uffd: Userfaultfd, start: bigint, length: number): void {
+    if (this.#playback.codec.number(2) === 0) {
+      uffd.forget(start, length);
+      return;
+    }
     const { codec } = this.#playback;
     const pageSize = codec.integer(3);
     uffd.register(start, length, [...modeNames(codec.number(2))], pageSize ? { pageSize } : {});
