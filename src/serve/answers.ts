@@ -5,14 +5,17 @@
 //  - What was removed is zero, and is never read from the file again.
 //  - A window is clipped to what is all missing or all removed, to its region, and to a stretch that is all data or
 //    all hole.
-//  - A read of the file that fails is tried again, later; nobody behind it waits for that.
+//  - A read of the file that fails is tried again, later; nobody behind it waits for that. So is a page for which there is no
+//    memory (shortage.ts).
+//  - A page is there because its state says so behind a fill, not because the fill did not fail: EEXIST fails nothing.
 
 import type { UffdError } from '../errors.js';
 import type { FaultHandler, Pagefault } from '../handler.js';
 import type { Window } from '../options.js';
 import type { Userfaultfd } from '../userfaultfd.js';
 import { wholePages } from '../whole-pages.js';
-import { type Region, regionAt } from './handoff.js';
+import { moveRegions, type Region, regionAt } from './handoff.js';
+import { Shortage, type ShortageOptions } from './shortage.js';
 import type { Count, Tally } from './tally.js';
 
 /** Where pages come from. */
@@ -37,6 +40,8 @@ export interface AnswersOptions {
   readonly latency: (ns: number, faults: number) => void;
   /** A clock, in milliseconds. */
   readonly now: () => number;
+  /** What to do if there is no memory for a page. Default: it is tried again and again, and nobody hears of it. */
+  readonly shortage?: Pick<ShortageOptions, 'onStarved' | 'pool' | 'report'>;
   /** Told once, when the watch ends. */
   readonly closed: (error?: UffdError) => void;
 }
@@ -44,6 +49,10 @@ export interface AnswersOptions {
 /** Tries of a read that fails, and how long it waits between them, in milliseconds. */
 const TRIES = 4;
 const PAUSE_MS = 50;
+/** There is no memory for the page, for now. */
+const NO_MEMORY: ReadonlySet<string> = new Set(['ENOMEM', 'ENOSPC']);
+/** What the page is to hold cannot be read. */
+const UNREADABLE: ReadonlySet<string> = new Set(['EFAULT', 'EIO']);
 /** Pages that may wait for a read of theirs to be tried again; a guest could touch any number. */
 const TROUBLES_MOST = 1024;
 
@@ -58,32 +67,39 @@ const ASLEEP = { dontWake: true };
 /** Memory in huge pages has no zero page: zeros are copied. */
 const HUGE = 4096;
 
+const UNTOLD = { onStarved: 'wait', pool: () => undefined, report() {} } as const;
+
 export class Answers implements FaultHandler {
+  /** Pages for which there is no memory. */
+  readonly shortage: Shortage;
   readonly #options: AnswersOptions;
   readonly #zeros = new Map<number, Uint8Array>();
   /** Reads that failed, by page. */
   readonly #troubles = new Map<bigint, { tries: number; next: number }>();
   /** Whether faults may be answered without a word here: not once a read has failed. */
   #shortcut = true;
+  /** Where they lie now. */
+  #regions: readonly Region[];
 
   constructor(options: AnswersOptions) {
     this.#options = options;
+    this.#regions = options.regions;
+    const { regions, now, shortage = UNTOLD } = options;
+    this.shortage = new Shortage({ ...shortage, regions, now });
   }
 
-  pagefault({ page, access }: Pagefault, uffd: Userfaultfd): boolean {
+  pagefault(fault: Pagefault, uffd: Userfaultfd): boolean {
+    const { page, access } = fault;
     const { tally, latency, now } = this.#options;
     const begun = now();
-    const state = uffd.pageState(page);
-    const region = regionAt(this.#options.regions, page);
+    const region = regionAt(this.#regions, page);
     if (!region) {
-      // A range that the monitor has moved or registered itself: nobody knows what belongs there.
-      uffd.wake(page, uffd.pageSize);
-      return true;
+      throw new Error(
+        `the guest waits for the page at 0x${page.toString(16)}, which is in none of the regions that were handed over: ` +
+          'nothing says what it holds',
+      );
     }
-    if (state === 'present') {
-      uffd.wake(page, region.pageSize);
-      tally.add('present');
-    } else if (!this.#fill(uffd, region, page, state === 'removed')) {
+    if (!this.#fill(uffd, region, fault)) {
       tally.add('deferred');
       return false;
     }
@@ -105,6 +121,12 @@ export class Answers implements FaultHandler {
 
   unmapped(start: bigint, end: bigint): void {
     this.#options.tally.add('taken', Number(end - start));
+    this.shortage.unmapped(start, end);
+  }
+
+  remapped(from: bigint, to: bigint, length: number): void {
+    this.#regions = moveRegions(this.#regions, from, to, length);
+    this.shortage.unmapped(from, from + BigInt(length));
   }
 
   forked(child: Userfaultfd): void {
@@ -118,36 +140,59 @@ export class Answers implements FaultHandler {
 
   /**
    * Installs missing pages from `page` on, in the background: a run of them that are alike, in the next `most` bytes. Who
-   * waits for them may be left asleep. The bytes that were seen to, those that are not missing included; 0: it has to be
-   * tried again.
+   * waits for them may be left asleep.
+   *
+   * @returns in bytes: how many were seen to, those that are not missing included, and how many of them were left out, since
+   *   they are not mapped, or the kernel said EEXIST. None was seen to: a change of the mapping came first
    */
-  fillAhead(uffd: Userfaultfd, region: Region, page: bigint, most: number, count: Count): number {
+  fillAhead(
+    uffd: Userfaultfd,
+    region: Region,
+    page: bigint,
+    most: number,
+    count: Count,
+  ): { seen: number; leftOut: number } {
     const { tally } = this.#options;
     const ahead = uffd.fillAhead(page, most, ASLEEP);
     if (ahead) {
-      tally.add(count, ahead.installed);
-      return ahead.passed + ahead.installed;
+      const { passed, installed, leftOut } = ahead;
+      tally.add(count, installed);
+      return { seen: passed + installed + leftOut, leftOut };
     }
     const { pageSize } = region;
-    if (uffd.pageState(page) !== 'missing') return pageSize;
+    if (uffd.pageState(page) !== 'missing') return { seen: pageSize, leftOut: 0 };
     const { start, length } = uffd.window(page, Math.max(1, AHEAD_BYTES / pageSize));
     const rest = { start: page, length: Math.min(Number(start + BigInt(length) - page), most) };
     const { data, start: from, length: bytes } = this.#alike(region, page, rest);
     if (data) this.#shorten(uffd, region, page);
     const done = data ? this.#copy(uffd, region, from, bytes) : this.#zero(uffd, region, from, bytes);
-    tally.add(count, done);
-    return done;
+    const leftOut = this.#absent(uffd, region, from, done);
+    tally.add(count, done - leftOut);
+    return { seen: done, leftOut };
+  }
+
+  /** Of so many bytes that a fill said were done: how many are not there all the same. */
+  #absent(uffd: Userfaultfd, { pageSize }: Region, from: bigint, done: number): number {
+    let absent = 0;
+    for (let offset = 0; offset < done; offset += pageSize) {
+      if (uffd.pageState(from + BigInt(offset)) !== 'present') absent += pageSize;
+    }
+    return absent;
   }
 
   /** Installs the window around a page. False: not now. */
-  #fill(uffd: Userfaultfd, region: Region, page: bigint, removed: boolean): boolean {
+  #fill(uffd: Userfaultfd, region: Region, { page, repeats }: Pagefault): boolean {
+    const { shortage } = this;
     const { tally, now } = this.#options;
     const trouble = this.#troubles.get(page);
     if (trouble && now() < trouble.next) return false;
-    // In trouble the page alone: its neighbours may be what cannot be read.
-    const window = trouble
-      ? { start: page, length: region.pageSize }
-      : uffd.window(page, this.#options.window);
+    const before = uffd.pageState(page);
+    const removed = before === 'removed';
+    // In trouble the page alone: its neighbours may be what cannot be read, or what there is no memory for.
+    const window =
+      trouble || repeats > 0
+        ? { start: page, length: region.pageSize }
+        : uffd.window(page, this.#options.window);
     const { start, length, data } = removed
       ? { ...clip(region, window), data: false }
       : this.#alike(region, page, window);
@@ -156,14 +201,26 @@ export class Answers implements FaultHandler {
     try {
       done = data ? this.#copy(uffd, region, start, length) : this.#zero(uffd, region, start, length);
     } catch (error) {
-      this.#trouble(uffd, page, error as UffdError);
+      this.#failed(uffd, region, page, error as UffdError);
       return false;
     }
     this.#troubles.delete(page);
-    // Where nothing was ever taken away, a page that seems to be missing again was asked for twice: it is there.
-    if (removed && tally.get('taken') === 0) tally.add('present');
-    else tally.add(removed ? 'removed' : data ? 'copied' : 'hole', done);
-    return start + BigInt(done) > page;
+    if (start + BigInt(done) <= page) return false;
+    if (before === 'present' || uffd.pageState(page) !== 'present') {
+      // EEXIST: it is there, or the kernel has none to install. In that case it faults again.
+      tally.add('present');
+      if (repeats > 0) shortage.failed(uffd, region, page, 'EEXIST', repeats);
+      return true;
+    }
+    shortage.over(page);
+    tally.add(removed ? 'removed' : data ? 'copied' : 'hole', done);
+    return true;
+  }
+
+  /** A page could not be installed: it is tried again, unless there is no more hope. */
+  #failed(uffd: Userfaultfd, region: Region, page: bigint, error: UffdError): void {
+    if (NO_MEMORY.has(error.code)) this.shortage.failed(uffd, region, page, error.code);
+    else this.#trouble(uffd, page, error);
   }
 
   /** Has the faults of a stretch of data answered without being asked. */
@@ -182,7 +239,7 @@ export class Answers implements FaultHandler {
   #trouble(uffd: Userfaultfd, page: bigint, error: UffdError): void {
     const tries = (this.#troubles.get(page)?.tries ?? 0) + 1;
     const many = tries === 1 && !this.#roomForTrouble(uffd);
-    if (error.code !== 'EFAULT' || tries >= TRIES || many) throw error;
+    if (!UNREADABLE.has(error.code) || tries >= TRIES || many) throw error;
     // From now on each read is made here, and no more often than it is meant to be.
     this.#shortcut = false;
     uffd.forgetSources();

@@ -2,26 +2,33 @@
 //
 // Rules:
 //  - One step is short, so that a fault which comes meanwhile waits for no more than that.
+//  - What cannot be installed here is no failure: whoever needs it asks for it. If there is no memory this pauses; what is
+//    not mapped, or cannot be read, is left out, and counted.
 //  - Whoever waits for a page that is installed here is woken behind the step. Woken by the page itself he would be asleep
 //    again at the next one that is missing: as many wake-ups as pages, where that is what prefetching is to spare.
 
-import type { UffdError } from '../errors.js';
+import { UffdError } from '../errors.js';
 import type { Userfaultfd } from '../userfaultfd.js';
 import { wholePages } from '../whole-pages.js';
 import { AHEAD_BYTES, type Answers } from './answers.js';
-import type { Region } from './handoff.js';
+import { type Region, SYSTEM_PAGE } from './handoff.js';
 import type { SharedRuns } from './memory-file.js';
-import type { Count } from './tally.js';
+import type { Count, Tally } from './tally.js';
 
 /** Calls of a step, at most: pages that lie apart take one each. And bytes. */
 const STEP_CALLS = 32;
 const STEP_BYTES = 4 * AHEAD_BYTES;
+/** Calls in a row that see to nothing, until the page is left out. */
+const FRUITLESS_MOST = 4;
+/** There is no memory, for now. */
+const PAUSING: ReadonlySet<string> = new Set(['ENOMEM', 'ENOSPC']);
 
 export interface BackgroundOptions {
   readonly regions: readonly Region[];
   /** In the order in which they are to be installed. */
   readonly prefetch: SharedRuns;
   readonly eager: boolean;
+  readonly tally: Tally;
 }
 
 export class Background {
@@ -31,6 +38,10 @@ export class Background {
   /** Parts of the file: what is prefetched, and from some index on what comes behind that, each region as a whole. */
   readonly #parts: Float64Array;
   readonly #eager: number;
+  readonly #tally: Tally;
+  #pause: string | undefined;
+  /** Calls in a row that have seen to nothing. */
+  #fruitless = 0;
   /** The part that comes next, and the region in which it is looked for. */
   #part = 0;
   #place = 0;
@@ -42,8 +53,9 @@ export class Background {
   #asleepFrom = Number.POSITIVE_INFINITY;
   #asleepTo = 0;
 
-  constructor(answers: Answers, { regions, prefetch, eager }: BackgroundOptions, uffd: Userfaultfd) {
+  constructor(answers: Answers, { regions, prefetch, eager, tally }: BackgroundOptions, uffd: Userfaultfd) {
     this.#answers = answers;
+    this.#tally = tally;
     this.#uffd = uffd;
     this.#regions = regions;
     const rest = eager ? regions.flatMap(({ offset, length }) => [offset, length]) : [];
@@ -53,17 +65,26 @@ export class Background {
     this.#eager = prefetch.length;
   }
 
-  /** A little more. False: there is no more. */
-  step(): boolean {
+  /** Why it pauses; undefined: it does not. */
+  get pause(): string | undefined {
+    return this.#pause;
+  }
+
+  /** A little more. */
+  step(): 'more' | 'done' | 'paused' {
+    this.#pause = undefined;
     try {
       for (let bytes = 0, calls = 0; bytes < STEP_BYTES && calls < STEP_CALLS; calls++) {
-        if (this.#uffd.closed || (this.#at >= this.#to && !this.#next())) return false;
+        if (this.#uffd.closed || (this.#at >= this.#to && !this.#next())) return 'done';
         bytes += this.#fill(this.#region as Region);
+        if (this.#pause) return 'paused';
+        // What was in the way may be read now.
+        if (this.#fruitless > 0) break;
       }
     } finally {
       this.#wake();
     }
-    return true;
+    return 'more';
   }
 
   #wake(): void {
@@ -100,21 +121,36 @@ export class Background {
     const { start, offset, pageSize } = region;
     const most = wholePages(Math.min(AHEAD_BYTES, this.#to - this.#at), pageSize);
     const page = start + BigInt(this.#at - offset);
-    const some = this.#install(region, page, most, this.#part < this.#eager ? 'prefetched' : 'eager');
+    const { seen, leftOut } = this.#install(region, page, most);
     const from = Number(page);
     this.#asleepFrom = Math.min(this.#asleepFrom, from);
-    this.#asleepTo = Math.max(this.#asleepTo, from + some);
-    this.#at += some;
-    return some;
+    this.#asleepTo = Math.max(this.#asleepTo, from + most);
+    if (this.#pause) return 0;
+    if (leftOut > 0 && pageSize > SYSTEM_PAGE && this.#answers.shortage.isDry(pageSize)) {
+      this.#pause = `no page of ${pageSize / 2 ** 20} MiB is free`;
+      return 0;
+    }
+    // A change of the mapping came first, and may do so again; but not for ever.
+    this.#fruitless = seen === 0 ? this.#fruitless + 1 : 0;
+    const over = this.#fruitless < FRUITLESS_MOST ? 0 : pageSize;
+    if (over > 0) this.#fruitless = 0;
+    this.#at += seen + over;
+    if (leftOut + over > 0) this.#tally.add('leftOut', leftOut + over);
+    return seen + over;
   }
 
-  #install(region: Region, page: bigint, most: number, count: Count): number {
+  #install(region: Region, page: bigint, most: number): { seen: number; leftOut: number } {
+    const count: Count = this.#part < this.#eager ? 'prefetched' : 'eager';
     try {
       return this.#answers.fillAhead(this.#uffd, region, page, most, count);
     } catch (error) {
-      // What cannot be read is left to whoever needs it.
-      if ((error as UffdError).code !== 'EFAULT') throw error;
-      return region.pageSize;
+      if (!(error instanceof UffdError)) throw error;
+      // What was installed in front of it counts the next time: it is not missing any more.
+      if (error.transferred > 0) return { seen: error.transferred, leftOut: 0 };
+      const { pageSize } = region;
+      if (!PAUSING.has(error.code)) return { seen: pageSize, leftOut: pageSize };
+      this.#pause = error.message;
+      return { seen: 0, leftOut: 0 };
     }
   }
 }

@@ -194,6 +194,44 @@ export function regionAt(regions: readonly Region[], address: bigint): Region | 
   return regions.find(({ start, length }) => address >= start && address < start + BigInt(length));
 }
 
+/** The regions, where mremap has moved a part of the monitor's memory: over whatever was there. */
+export function moveRegions(
+  regions: readonly Region[],
+  from: bigint,
+  to: bigint,
+  length: number,
+): readonly Region[] {
+  const bytes = BigInt(length);
+  const moved = regions.flatMap((region) => {
+    const part = overlap(region, from, bytes);
+    return part ? [{ ...part, start: part.start - from + to }] : [];
+  });
+  const rest = regions.flatMap((region) => outside(region, from, bytes));
+  return [...rest.flatMap((region) => outside(region, to, bytes)), ...moved];
+}
+
+/** The part of a region inside of `length` bytes at `start`. */
+function overlap(region: Region, start: bigint, length: bigint): Region | undefined {
+  const from = region.start > start ? region.start : start;
+  const end = region.start + BigInt(region.length);
+  const to = end < start + length ? end : start + length;
+  if (from >= to) return undefined;
+  return {
+    ...region,
+    start: from,
+    length: Number(to - from),
+    offset: region.offset + Number(from - region.start),
+  };
+}
+
+/** The parts of a region outside of it. */
+function outside(region: Region, start: bigint, length: bigint): Region[] {
+  const end = region.start + BigInt(region.length);
+  const before = overlap(region, region.start, start > region.start ? start - region.start : 0n);
+  const behind = overlap(region, start + length, end > start + length ? end - start - length : 0n);
+  return [before, behind].flatMap((part) => part ?? []);
+}
+
 /**
  * The regions that a text tells, in ascending order of their addresses.
  *

@@ -85,6 +85,11 @@ export interface ServeOptions {
    * refuses its hand-off. A file that is too short is always refused.
    */
   sizeMismatch?: 'warn' | 'refuse';
+  /**
+   * What becomes of a guest that waits for a page for which there is no memory (an empty pool of huge pages): it waits until
+   * there is, or is ended like any that cannot be served. Default 'wait'.
+   */
+  onStarved?: 'wait' | 'kill';
   /** How long a monitor may take for its hand-off, in milliseconds; default 5000. */
   handOffMs?: number;
   /** How long to wait for the first monitor, in milliseconds; default: for ever. */
@@ -435,6 +440,7 @@ export class Server extends ServerEmitter implements AsyncDisposable {
       wait = record === undefined ? 'adaptive' : 'block',
       placement = 'auto',
       eager = false,
+      onStarved = 'wait',
     } = this.#options;
     let session: Session;
     let mapping: Mapping | undefined;
@@ -451,9 +457,25 @@ export class Server extends ServerEmitter implements AsyncDisposable {
       this.#checkSize(listener, regions);
       const id = this.#begun + 1;
       session = new Session(this.#threads, {
-        ...{ id, fd, regions, window, wait, placement, eager, prefetch, peer: monitor.peer, memory },
+        ...{
+          id,
+          fd,
+          regions,
+          window,
+          wait,
+          placement,
+          eager,
+          prefetch,
+          peer: monitor.peer,
+          memory,
+          onStarved,
+        },
         warned: (reason) => this.emit('warned', `vm ${id}: ${reason}`, vm),
         record: record !== undefined && mapping ? this.#recordOf(record, id, mapping, regions) : undefined,
+        short: (reason) =>
+          reason === undefined
+            ? this.solveProblem(`vm ${id} memory`)
+            : this.reportProblem(`vm ${id} memory`, reason),
       });
     } catch (error) {
       mapping?.release();
@@ -599,7 +621,7 @@ function deferred(): { promise: Promise<void>; resolve: () => void; reject: (err
 }
 
 function checkOptions(options: ServeOptions): void {
-  const { vms, window, wait, placement, onError, onRefused } = options;
+  const { vms, window, wait, placement, onError, onRefused, onStarved } = options;
   const { handOffMs, acceptMs, socketMode, socketOwner } = options;
   if (!Array.isArray(vms) || vms.length === 0) throw wrongType('vms', 'sockets with their memory', vms);
   if (window !== undefined) checkWindow(window, 'window');
@@ -612,6 +634,7 @@ function checkOptions(options: ServeOptions): void {
   checkAbout(options.about);
   if (onError !== undefined) checkOneOf(onError, 'onError', ['kill', 'leave']);
   if (onRefused !== undefined) checkOneOf(onRefused, 'onRefused', ['kill', 'leave']);
+  if (onStarved !== undefined) checkOneOf(onStarved, 'onStarved', ['wait', 'kill']);
   if (handOffMs !== undefined) checkInteger(handOffMs, 'handOffMs', 1, 2 ** 31 - 1);
   if (acceptMs !== undefined) checkInteger(acceptMs, 'acceptMs', 1, 2 ** 31 - 1);
   if (socketMode !== undefined) checkInteger(socketMode, 'socketMode', 0, 0o777);

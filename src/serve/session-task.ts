@@ -33,6 +33,7 @@ export interface SessionTask {
   readonly placement: Placement;
   readonly prefetch: SharedRuns;
   readonly eager: boolean;
+  readonly onStarved: 'wait' | 'kill';
   readonly record: SessionRecord | undefined;
   readonly tally: SharedArrayBuffer;
   /** Nanoseconds; its counts are shared between threads. */
@@ -53,7 +54,9 @@ export interface Recorded {
 export type SessionOrder =
   | { readonly is: 'task'; readonly task: SessionTask }
   /** A session that waits on the event loop is to end. */
-  | { readonly is: 'stop'; readonly id: number };
+  | { readonly is: 'stop'; readonly id: number }
+  /** One whose background pauses is to go on with it. */
+  | { readonly is: 'resume'; readonly id: number };
 
 export type SessionReport =
   /** The first, once: it can be given a task, and it can be ended. */
@@ -63,6 +66,10 @@ export type SessionReport =
   | { readonly is: 'settled' }
   /** What the operator should hear of, and the guest does not suffer from. */
   | { readonly is: 'warned'; readonly reason: string }
+  /** There is no memory for what is installed in the background: to be resumed in a while. */
+  | { readonly is: 'paused'; readonly reason: string }
+  /** There is no memory for pages that are waited for; undefined: there is again. */
+  | { readonly is: 'short'; readonly reason: string | undefined }
   /** The last: whether the descriptor is still open, and its owner's to close. */
   | {
       readonly is: 'ended';

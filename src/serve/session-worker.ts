@@ -4,6 +4,7 @@
 
 import '../linux.js';
 import { EventEmitter, once } from 'node:events';
+import { readFileSync } from 'node:fs';
 import { parentPort } from 'node:worker_threads';
 import { prepareCore } from '../core.js';
 import { Errno, type UffdError } from '../errors.js';
@@ -15,7 +16,7 @@ import { TraceWriter } from '../trace/writer.js';
 import { Userfaultfd } from '../userfaultfd.js';
 import { Answers } from './answers.js';
 import { Background } from './background.js';
-import type { Region } from './handoff.js';
+import { type Region, SYSTEM_PAGE } from './handoff.js';
 import { type MappedFile, Stretches } from './memory-file.js';
 import { openRecord } from './record-file.js';
 import {
@@ -26,6 +27,7 @@ import {
   type SessionTask,
   toldError,
 } from './session-task.js';
+import type { Pool } from './shortage.js';
 import { Tally } from './tally.js';
 
 /** Of sessions that wait on the event loop, by their ids: something has ended them. */
@@ -37,8 +39,8 @@ export function serveSessions(): void {
   Userfaultfd.isSupported();
   prepareCore();
   parentPort?.on('message', (order: SessionOrder) => {
-    if (order.is === 'stop') ends.emit(`${order.id}`);
-    else void serve(order.task);
+    if (order.is === 'task') void serve(order.task);
+    else ends.emit(`${order.id}`);
   });
   report({ is: 'ready' });
 }
@@ -62,6 +64,7 @@ async function serve(task: SessionTask): Promise<void> {
 
 class Serving {
   readonly #task: SessionTask;
+  readonly #tally: Tally;
   #record: TraceWriter | undefined;
   /** Why it is not recorded, though it should be. */
   #unrecorded: string | undefined;
@@ -70,6 +73,7 @@ class Serving {
 
   constructor(task: SessionTask) {
     this.#task = task;
+    this.#tally = new Tally(task.tally);
   }
 
   async run(): Promise<'exited' | 'closed' | 'stopped'> {
@@ -82,17 +86,24 @@ class Serving {
     this.#uffd = uffd;
     const answers = this.#answers(memory);
     report({ is: 'serving', stopHandle: uffd.stopHandle });
-    const background = new Background(answers, this.#task, uffd);
+    const tally = this.#tally;
+    const background = new Background(answers, { ...this.#task, tally }, uffd);
     const word = new Int32Array(stopped);
-    while (!uffd.closed && Atomics.load(word, 0) === 0) {
+    let settled = false;
+    while (!settled && !uffd.closed && Atomics.load(word, 0) === 0) {
       // Whoever waits comes first.
       uffd.poll(answers);
-      if (uffd.closed || background.step()) continue;
-      report({ is: 'settled' });
+      const step = uffd.closed ? 'more' : background.step();
+      if (step === 'more') continue;
+      settled = step === 'done';
+      if (background.pause !== undefined) {
+        tally.add('paused');
+        report({ is: 'paused', reason: background.pause });
+      } else report({ is: 'settled' });
       uffd.start(answers, { wait, placement });
       // On the event loop `start` returns at once.
       if (uffd.waiting) await once(ends, `${id}`);
-      break;
+      if (uffd.waiting && !settled) uffd.stop();
     }
     if (this.#farewell === undefined) return 'stopped';
     return this.#farewell !== 'closed' && this.#farewell.code === 'ESRCH' ? 'exited' : 'closed';
@@ -135,8 +146,8 @@ class Serving {
   }
 
   #answers(file: MappedFile): Answers {
-    const { id, regions, window, latency } = this.#task;
-    const tally = new Tally(this.#task.tally);
+    const { id, regions, window, latency, onStarved } = this.#task;
+    const tally = this.#tally;
     const stretches = new Stretches(file);
     return new Answers({
       regions,
@@ -146,6 +157,7 @@ class Serving {
         bytesAt: (offset) => file.address + BigInt(offset),
       },
       tally,
+      shortage: { onStarved, pool: poolOf, report: (reason) => report({ is: 'short', reason }) },
       window,
       latency(ns, faults) {
         const whole = Math.max(1, Math.round(ns));
@@ -171,6 +183,19 @@ function kernelWithoutPidfds(): Kernel {
     ...kernel,
     attach: (memory) => Object.assign(kernel.attach(memory), { pidfd: () => -(Errno.ENOSYS as number) }),
   };
+}
+
+/** The machine's huge pages of so many bytes. */
+function poolOf(pageSize: number): Pool | undefined {
+  if (pageSize === SYSTEM_PAGE) return undefined;
+  const count = (name: string): number =>
+    Number(readFileSync(`/sys/kernel/mm/hugepages/hugepages-${pageSize / 1024}kB/${name}_hugepages`, 'utf8'));
+  try {
+    // Reserved ones are free, but for their mappings only.
+    return { free: Math.max(0, count('free') - count('resv')), total: count('nr') };
+  } catch {
+    return undefined;
+  }
 }
 
 function toldRecording({ records, bytesWritten, failure }: TraceWriter): Recorded {

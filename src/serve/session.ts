@@ -41,6 +41,11 @@ export class SessionError extends Error {
   }
 }
 
+/** The background pauses for so long when there is no memory. */
+const RESUMED_MS = 1000;
+/** A shortage is told every second while somebody waits. */
+const SHORT_FOR_MS = 5000;
+
 const GONE = new SessionError('its thread has ended', 'ERR_UFFD_THREAD');
 
 /** What a session is made of: its task, but for what it shares with its thread. */
@@ -48,6 +53,8 @@ export interface SessionOptions extends Omit<SessionTask, 'pid' | 'tally' | 'lat
   readonly peer: Peer;
   /** Told of what the operator should hear of, and the guest does not suffer from. */
   readonly warned: (reason: string) => void;
+  /** Pages that are waited for cannot be installed for want of memory, and why; undefined: they can again. */
+  readonly short: (reason: string | undefined) => void;
 }
 
 export class Session {
@@ -70,6 +77,10 @@ export class Session {
   readonly ended: Promise<SessionEnd>;
   readonly #worker: Worker;
   readonly #warned: (reason: string) => void;
+  readonly #short: (reason: string | undefined) => void;
+  /** No word that there is no memory for so long: nobody waits for it any more. */
+  #shortage: NodeJS.Timeout | undefined;
+  #resumption: NodeJS.Timeout | undefined;
   readonly #stopped = new Int32Array(new SharedArrayBuffer(4));
   #stopHandle: SharedArrayBuffer | undefined;
 
@@ -79,7 +90,8 @@ export class Session {
    * @throws UffdError EMFILE; ThreadError
    */
   constructor(threads: Threads, options: SessionOptions) {
-    const { peer, warned, ...rest } = options;
+    const { peer, warned, short, ...rest } = options;
+    this.#short = short;
     const { id, fd, regions } = rest;
     const copy = duplicate(fd);
     if (copy < 0) throw new UffdError(copy, 'fcntl');
@@ -107,6 +119,8 @@ export class Session {
     this.ended = new Promise((resolve) => {
       const end = (how: SessionEnd, open: boolean): void => {
         this.endedMs = performance.now();
+        clearTimeout(this.#resumption);
+        this.#hearShort(undefined);
         worker.off('message', heard).off('error', failed).off('exit', gone);
         if (open) closeDescriptor(copy);
         resolve(how);
@@ -148,10 +162,25 @@ export class Session {
   #hear(report: Exclude<SessionReport, { is: 'ended' }>): void {
     if (report.is === 'warned') this.#warned(report.reason);
     else if (report.is === 'settled') this.settledMs = performance.now();
+    else if (report.is === 'short') this.#hearShort(report.reason);
+    else if (report.is === 'paused') this.#resumption = setTimeout(() => this.#resume(), RESUMED_MS);
     else if (report.is === 'serving') {
       this.#stopHandle = report.stopHandle;
       if (Atomics.load(this.#stopped, 0) !== 0) Userfaultfd.stop(report.stopHandle);
     }
+  }
+
+  /** Its background is to go on: the loop is stopped for that, and begun again. */
+  #resume(): void {
+    if (this.#stopHandle) Userfaultfd.stop(this.#stopHandle);
+    this.#worker.postMessage({ is: 'resume', id: this.id } satisfies SessionOrder);
+  }
+
+  #hearShort(reason: string | undefined): void {
+    clearTimeout(this.#shortage);
+    this.#shortage =
+      reason === undefined ? undefined : setTimeout(() => this.#short(undefined), SHORT_FOR_MS);
+    this.#short(reason);
   }
 }
 

@@ -16,6 +16,10 @@ const COUNTS = [
   /** The same, in the background. */
   'prefetched',
   'eager',
+  /** Bytes that could not be installed in the background: not mapped, not to be read, or said to be there (EEXIST). */
+  'leftOut',
+  /** Times that the background paused for want of memory. */
+  'paused',
   /** Bytes that the monitor took away. */
   'taken',
   /** Reads of the memory file that failed and were tried again. */

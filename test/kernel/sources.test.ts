@@ -192,10 +192,10 @@ test('pages are installed before they are asked for, run by run', async () => {
     assert.is(uffd.fillAhead(base, 16 * P), undefined);
     uffd.copy(at(base, 2), pageOf(1));
     uffd.answerFrom(base, 8 * P, numberedSource(8));
-    assert.equal(uffd.fillAhead(base, 16 * P), { passed: 0, installed: 2 * P });
-    assert.equal(uffd.fillAhead(base, 16 * P), { passed: 3 * P, installed: 5 * P });
+    assert.equal(uffd.fillAhead(base, 16 * P), { passed: 0, installed: 2 * P, leftOut: 0 });
+    assert.equal(uffd.fillAhead(base, 16 * P), { passed: 3 * P, installed: 5 * P, leftOut: 0 });
     assert.is(uffd.fillAhead(base, 16 * P), undefined);
-    assert.equal(uffd.fillAhead(base, 8 * P), { passed: 8 * P, installed: 0 });
+    assert.equal(uffd.fillAhead(base, 8 * P), { passed: 8 * P, installed: 0, leftOut: 0 });
     uffd.start(listening(never).handler);
     assert.equal(await thread.read(at(base, 7)), [8]);
     const gone = unreadable(1);

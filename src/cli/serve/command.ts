@@ -85,6 +85,7 @@ interface Flags {
   onError: 'kill' | 'leave';
   onRefused?: 'kill' | 'leave';
   sizeMismatch: 'warn' | 'refuse';
+  onStarved: 'wait' | 'kill';
   handOffTimeout: number;
   acceptTimeout?: number;
   socketMode?: number;
@@ -146,6 +147,11 @@ export function addServe(program: Command): void {
       new Option('--size-mismatch <what>', 'a guest that has less memory than the file')
         .choices(['warn', 'refuse'])
         .default('warn'),
+    )
+    .addOption(
+      new Option('--on-starved <what>', 'a guest that waits for a page there is no memory for')
+        .choices(['wait', 'kill'])
+        .default('wait'),
     )
     .addOption(
       new Option('--hand-off-timeout <MS>', 'how long a monitor may take to hand over')
