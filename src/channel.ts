@@ -261,9 +261,10 @@ export class Channel {
     const passed = exports.aheadPassed();
     if (begun === Step.ask) return passed < length ? undefined : { passed, installed: 0, leftOut: 0 };
     const step = this.#carry(begun);
-    if (step === Step.failed) throw this.#failure(Op.copy, options, start + BigInt(length), exports.transferErrno());
+    if (step === Step.failed)
+      throw this.#failure(Op.copy, options, start + BigInt(length), exports.transferErrno());
     const installed = exports.transferInstalled();
-    const gone = step === Step.unmapped ? this.pageSizeOf(exports.transferCursor()) : 0;
+    const gone = step === Step.unmapped ? this.#pageSizeOf(exports.transferCursor()) : 0;
     return { passed, installed, leftOut: exports.transferDone() - installed + gone };
   }
 
