@@ -78,6 +78,8 @@ export class Answers implements FaultHandler {
   readonly #troubles = new Map<bigint, { tries: number; next: number }>();
   /** Whether faults may be answered without a word here: not once a read has failed. */
   #shortcut = true;
+  /** The one that a page could not be installed in. */
+  #uffd: Userfaultfd | undefined;
   /** Where they lie now. */
   #regions: readonly Region[];
 
@@ -112,6 +114,7 @@ export class Answers implements FaultHandler {
   answered(faults: number, writes: number, putOff: number, bytes: number, ns: number): void {
     const { tally, latency } = this.#options;
     tally.answered(faults, writes, putOff, bytes);
+    if (this.shortage.any && this.#uffd) this.shortage.look(this.#uffd);
     latency(ns, faults);
   }
 
@@ -219,6 +222,7 @@ export class Answers implements FaultHandler {
 
   /** A page could not be installed: it is tried again, unless there is no more hope. */
   #failed(uffd: Userfaultfd, region: Region, page: bigint, error: UffdError): void {
+    this.#uffd = uffd;
     if (NO_MEMORY.has(error.code)) this.shortage.failed(uffd, region, page, error.code);
     else this.#trouble(uffd, page, error);
   }

@@ -52,6 +52,11 @@ export class Shortage {
     this.#options = options;
   }
 
+  /** Whether some page could not be installed, and was not since. */
+  get any(): boolean {
+    return this.#tries.size > 0;
+  }
+
   /**
    * A page could not be installed.
    *
@@ -77,6 +82,11 @@ export class Shortage {
     if (this.#short.size === 0 || !this.#short.delete(page) || this.#short.size > 0) return;
     this.#reportedMs = Number.NEGATIVE_INFINITY;
     this.#options.report(undefined);
+  }
+
+  /** Pages were installed, by others than who reports failures here: those among them are short no more. */
+  look(uffd: Userfaultfd): void {
+    for (const page of [...this.#tries.keys()]) if (uffd.pageState(page) === 'present') this.over(page);
   }
 
   /** The pages of [start, end) are not mapped any more. */
