@@ -8,7 +8,7 @@
 
 import { closeDescriptor } from '../shim/descriptors.js';
 import * as memory from '../shim/memory.js';
-import { onRelease, watchersOf } from './registry.js';
+import { forgetMemory, onRelease, watchersOf } from './registry.js';
 
 /** Words of the memory that all users of one mapping share. */
 const USERS = 0;
@@ -78,6 +78,7 @@ export class Space {
 
   /** Gives all of it back. */
   free(): void {
+    forgetMemory(this.address, this.mapped);
     memory.munmap(this.address, this.mapped);
     this.closeDescriptor();
   }

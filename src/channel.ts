@@ -5,7 +5,7 @@ import { type Core, MESSAGE_BYTES, Next, Op, Option, type RangeReport, Read, Ste
 import { Errno, UffdError } from './errors.js';
 import { modeNames, type Operation, operationNames } from './features.js';
 import type { RegisteredRange } from './handler.js';
-import type { KernelPort } from './kernel.js';
+import { type KernelPort, Note } from './kernel.js';
 import { PastRanges } from './past-ranges.js';
 import { Sources } from './sources.js';
 
@@ -156,6 +156,14 @@ export class Channel {
       throw new UffdError(Errno.ENOMEM as number, 'userfaultfd core');
     this.sources.letGo();
     this.past.add(start, start + BigInt(length));
+  }
+
+  /** Forgets what is known of pages. Recorded as a registration of no mode. */
+  forget(start: bigint, length: number): void {
+    const exports = this.core.arguments(start, length);
+    if (!exports.rangeKept()) return;
+    this.note(Note.REGISTER, start, length);
+    exports.rangeFresh();
   }
 
   /** Closes the descriptor: every thread that waits goes on. */

@@ -42,7 +42,7 @@ import {
   transparentHugeSize,
 } from './mapping-plan.js';
 import { hex } from './names.js';
-import { openOnes, watchersOf } from './registry.js';
+import { forgetMemory, watchersOf } from './registry.js';
 import { wholePages } from './whole-pages.js';
 
 /** A mapping to be posted to another thread, for `Mapping.attach`. */
@@ -366,8 +366,7 @@ export class Mapping implements Disposable {
       throw new UffdError(Number(replaced), 'mmap', { address, length: mapped });
     }
     this.#closed = true;
-    // Other memory will be there one day.
-    for (const uffd of openOnes()) uffd.forget(address, mapped);
+    forgetMemory(address, mapped);
     mappings.unregister(this);
     space.close();
     space.leave();

@@ -62,6 +62,10 @@ export class Watcher {
     if (this.dropped) this.closeIfIdle();
   }
 
+  forget(start: bigint, length: number): void {
+    this.#remains.channel.forget(start, length);
+  }
+
   /** The object was collected: closes what it left, or warns. */
   drop(): void {
     this.dropped = true;
@@ -145,7 +149,7 @@ export function anyOpen(): boolean {
   return open.size > 0;
 }
 
-/** All of them. */
-export function openOnes(): Userfaultfd[] {
-  return [...open];
+/** Other memory will be mapped at [start, start + length) one day: what is known of its pages is forgotten. */
+export function forgetMemory(start: bigint, length: number): void {
+  for (const watcher of open) watcher.forget(start, length);
 }

@@ -386,10 +386,7 @@ export class Userfaultfd implements Disposable {
   forget(start: bigint, length: number): void {
     checkRange(start, length, this.pageSize);
     this.#mustBeOpen('forget');
-    const exports = this.#channel.core.arguments(start, length);
-    if (!exports.rangeKept()) return;
-    this.#channel.note(Note.REGISTER, start, length);
-    exports.rangeFresh();
+    this.#channel.forget(start, length);
   }
 
   /**

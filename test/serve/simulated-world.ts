@@ -111,12 +111,13 @@ export function background(served: Answers, ahead: Ahead): (world: World) => boo
   return (world) => {
     const { uffd } = world;
     const { regions } = layout(world);
-    work ??= new Background(served, { regions, prefetch: Float64Array.from(prefetch), eager }, uffd);
+    const tally = new Tally();
+    work ??= new Background(served, { regions, prefetch: Float64Array.from(prefetch), eager, tally }, uffd);
     uffd.poll(served);
     if (uffd.closed) return false;
     inStep?.(true);
     try {
-      return work.step();
+      return work.step() !== 'done';
     } finally {
       inStep?.(false);
     }
