@@ -5,9 +5,12 @@
 // Rules:
 //  - A page that faults again after EEXIST is tried again after a while, longer each time; never in a busy loop.
 //  - Only a fill that succeeds, or a change of the mapping, ends that.
+//  - Many can be in doubt at once, one for each thread that has found no huge page. So a page has one of several places. If
+//    all of them are taken, the page that was tried least often gives way: it may be one that is there.
 
-/** Pages whose tries are counted. Two that share a place forget each other's count, and begin anew. */
+/** Pages whose tries are counted, and places that each may have. */
 const DOUBTS: u32 = 256;
+const PLACES: u32 = 16;
 
 @unmanaged
 class Doubt {
@@ -25,8 +28,20 @@ function at(index: u32): Doubt {
   return changetype<Doubt>(doubts + <usize>(index * DOUBT));
 }
 
+/** Place number `index` of those that a page may have. */
+function place(page: u64, index: u32): Doubt {
+  return at((<u32>((page * 0x9e3779b97f4a7c15) >> 56) + index) & (DOUBTS - 1));
+}
+
+/** Where a page is, or would be put. */
 function placeOf(page: u64): Doubt {
-  return at(<u32>((page * 0x9e3779b97f4a7c15) >> 56) & (DOUBTS - 1));
+  let best = place(page, 0);
+  for (let i: u32 = 0; i < PLACES; i++) {
+    const it = place(page, i);
+    if (it.page == page) return it;
+    if (best.page != 0 && (it.page == 0 || it.tries < best.tries)) best = it;
+  }
+  return best;
 }
 
 /** How many there are. */

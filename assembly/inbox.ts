@@ -258,6 +258,11 @@ function eventAt(index: u32): usize {
   return events + <usize>((eventFirst + index) % EVENTS) * SIZEOF_UFFD_MSG;
 }
 
+/** Bytes of a page that is not huge. */
+export function pageSystem(): u64 {
+  return (<u64>1) << pageShift;
+}
+
 /** Bytes of the page that holds `address`: a huge page in a range that has them. */
 export function pageSizeAt(address: u64): u64 {
   const range = rangeNear(address);

@@ -10,7 +10,7 @@
 //  - Bits live in frames that hold one bit of 8192 pages (32 MiB of 4 KiB pages). A frame is promised when
 //    the range is registered and taken when one of its bits is first set, so nothing grows while faults are
 //    served, and 64 GiB cost at most three planes of 2 MiB; four with write-protect mode.
-//  - A page outside all registered ranges has no state; asking gives `missing`.
+//  - A page outside all registered ranges has no state, but that it was removed; asking gives `missing` otherwise.
 //  - `in flight` is a claim on a missing page by whoever fetches its data. A removal takes the claim away,
 //    so data fetched before it is never installed after it.
 //  - What another userfaultfd or another process did to the memory is not known here. The kernel's answer
@@ -399,17 +399,32 @@ function savePlane(offset: usize, plane: usize): void {
   else memory.fill(snapshot + offset, 0, FRAME);
 }
 
-/** Takes over what `snapshot` holds, where its pages are registered here. */
+/** Takes over what `snapshot` holds, where its pages are registered here; of the others, what was removed. */
 export function pagesLoad(): void {
   const key = load<u64>(snapshot);
   if (key == 0) return;
   const chunk = find((key - 1) << CHUNK_SHIFT);
   if (!chunk) return;
   chunk.removed = loadPlane(8, chunk.removed);
+  if (chunk.planes == 1) return;
   chunk.present = loadPlane(8 + FRAME, chunk.present);
-  if (chunk.planes < 4) return;
-  chunk.protect = loadPlane(8 + 2 * FRAME, chunk.protect);
-  if (chunk.protect) protectAny = true;
+  if (chunk.planes == 4) {
+    chunk.protect = loadPlane(8 + 2 * FRAME, chunk.protect);
+    if (chunk.protect) protectAny = true;
+  }
+  let from = ((key - 1) << CHUNK_SHIFT) << pageShift;
+  const end = from + (CHUNK_PAGES << pageShift);
+  for (let more = rangeSeek(from); more && rangeHere().start < end; more = rangeAdvance()) {
+    blank(from, max(from, rangeHere().start));
+    from = min(end, rangeHere().end);
+  }
+  blank(from, end);
+}
+
+/** [start, end) is not registered. */
+function blank(start: u64, end: u64): void {
+  paintPlane(start, end, PLANE_PRESENT, 0);
+  paintPlane(start, end, PLANE_PROTECT, 0);
 }
 
 function loadPlane(offset: usize, plane: usize): usize {

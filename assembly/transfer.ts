@@ -55,7 +55,7 @@ import {
 } from './abi';
 import { borderAfter, borderPut } from './borders';
 import { doubtAdd, doubtsForget } from './doubts';
-import { inboxCut, inboxOverlaps, inboxPage, inboxTaken, pageSizeAt } from './inbox';
+import { inboxCut, inboxOverlaps, inboxPage, inboxTaken, pageSizeAt, pageSystem } from './inbox';
 import {
   PAGE_IN_FLIGHT,
   PAGE_MISSING,
@@ -66,6 +66,7 @@ import {
   pagesProtectAny,
   pagesSet,
 } from './pages';
+import { rangeNear } from './ranges';
 import { argument, request, requestIs } from './request';
 
 // Operations: the rows of the table below.
@@ -167,6 +168,8 @@ let zeros: u64 = 0;
 let substitutes: bool = false;
 /** The call under way leaves its pages write-protected. */
 let protects: bool = false;
+/** Up to here the pages from the cursor on are alike in their protection. */
+let alike: u64 = 0;
 /** This page's marker was lifted for POISON. 0: none. */
 let lifted: u64 = 0;
 let phase: u32 = 0;
@@ -200,6 +203,7 @@ function begin(op: u32, chosen: u32, from: u64, to: u64, src: u64): i32 {
   passed = 0;
   resumed = start;
   installed = 0;
+  alike = 0;
   lifted = 0;
   errno = 0;
   fruitless = 0;
@@ -242,7 +246,7 @@ export function transferErrno(): i32 {
 
 /** Takes the result of the call that `request` held: ≥ 0, or −errno. */
 export function transferResult(result: i32): i32 {
-  if (result == -EINTR) return phase == PHASE_FILL ? fill() : STEP_CALL;
+  if (result == -EINTR) return again();
   // A WAKE cannot fail in a way that matters: it says EINVAL or EFAULT for a bad range only.
   if (phase == PHASE_STEP_OVER) return passOver();
   if (phase == PHASE_GONE) return passGone();
@@ -270,7 +274,12 @@ export function transferResume(): i32 {
   if (overtaken()) return cut(STEP_SHORT);
   if (inboxTaken() != takenBefore) fruitless = 0;
   else if (++fruitless >= FRUITLESS_READS) return cut(STEP_SHORT);
-  return phase == PHASE_FILL ? fill() : STEP_CALL;
+  return again();
+}
+
+/** The same call once more. */
+function again(): i32 {
+  return phase == PHASE_FILL ? fillTo(stop) : STEP_CALL;
 }
 
 /** Takes the address of a page of zeros, and goes on. */
@@ -342,6 +351,8 @@ function passGone(): i32 {
   const size = pageSizeAt(cursor);
   const next = operation == OP_MOVE ? end : inboxPage(cursor + size, end);
   if (next == end) return cut(STEP_UNMAPPED);
+  // What comes behind the page that is asked for begins with it: finding this out is paid for once.
+  borderPut(next);
   passed += next - cursor;
   source += next - cursor;
   cursor = resumed = next;
@@ -370,11 +381,12 @@ function resolved(bytes: u64): i32 {
   }
   pagesProtect(cursor, to, protects);
   installed += bytes;
-  edge = crossed ? to : 0;
   return advance(to);
 }
 
+/** Everything up to `to` lay in one mapping, and is done. */
 function advance(to: u64): i32 {
+  edge = crossed ? to : 0;
   source += to - cursor;
   cursor = min(to, end);
   return cursor == end ? STEP_DONE : fill();
@@ -385,14 +397,16 @@ export function transferWake(from: u64, to: u64): void {
   wake(from, to, PHASE_END);
 }
 
-/** Prepares the call for what is left, as far as one call can do it. */
+/** Prepares the call for what is left, as far as one call can do it: two ranges are never one mapping. */
 function fill(): i32 {
-  return fillTo(min(crossed ? crossed : end, borderAfter(cursor)));
+  const range = rangeNear(cursor);
+  const to = min(crossed ? crossed : end, borderAfter(cursor));
+  return fillTo(range ? min(to, range.end) : to);
 }
 
 /**
  * Prepares the call from the cursor to `to`. A page that is write-protected stays so: COPY and CONTINUE are asked for that,
- * and zeros are copied there, since ZEROPAGE cannot be asked.
+ * and zeros are copied there, since ZEROPAGE cannot be asked. (Huge pages have no ZEROPAGE, and no such zeros.)
  */
 function fillTo(to: u64): i32 {
   phase = PHASE_FILL;
@@ -423,10 +437,16 @@ function fillTo(to: u64): i32 {
 function keepProtection(): void {
   const size = pageSizeAt(cursor);
   protects = pageProtected(cursor);
-  substitutes = protects && operation == OP_ZEROPAGE;
-  let to = cursor + size;
-  if (!substitutes) while (to < stop && pageProtected(to) == protects) to += size;
-  stop = to;
+  if (protects && operation == OP_ZEROPAGE) {
+    substitutes = size == pageSystem();
+    if (substitutes) stop = cursor + size;
+    return;
+  }
+  // What was looked at for the last call need not be again, however many calls there are.
+  let to = max(alike, cursor + size);
+  while (to < stop && pageProtected(to) == protects) to += size;
+  alike = to;
+  stop = min(stop, to);
 }
 
 function callMode(): u64 {

@@ -2,7 +2,7 @@
 // memory is gone do not come again at all. Time is an argument: nothing here waits.
 
 import { strict as assert } from 'node:assert';
-import { type Core, Op, Step } from '../../src/core.js';
+import { type Core, Op, Option, Step } from '../../src/core.js';
 import { suite } from '../harness.js';
 import {
   answer,
@@ -170,11 +170,12 @@ test('a fault whose transfer was cut short is put off, whatever its handler beli
 
 test('a fault whose memory or process is gone is over, whatever its handler says', () => {
   const ends: Record<string, (core: Core) => void> = {
-    ENOENT: (core) => assert.equal(run(core, 4, 4, -2), Step.unmapped),
+    ENOENT: (core) => assert.equal(run(core, 5, 1, -2), Step.unmapped),
+    'ENOENT behind a part': (core) => assert.equal(run(core, 4, 4, -2, -2, 0, -2, -2), Step.unmapped),
     ESRCH: (core) => assert.equal(run(core, 4, 4, -3), Step.exited),
     'short, then ENOENT': (core) => {
       assert.equal(run(core, 4, 4, EAGAIN, EAGAIN), Step.short);
-      assert.equal(run(core, 4, 4, -2), Step.unmapped);
+      assert.equal(run(core, 5, 1, -2), Step.unmapped);
     },
     unregistered: (core) => take(core, 0, 100),
     unmapped: (core) => apply(core, unmap(page(0), page(10))),
@@ -189,18 +190,41 @@ test('a fault whose memory or process is gone is over, whatever its handler says
   }
   const elsewhere = holding(fault(page(5)));
   hear(elsewhere);
-  assert.equal(run(elsewhere, 6, 4, -2), Step.unmapped);
+  assert.equal(run(elsewhere, 6, 1, -2), Step.unmapped);
   take(elsewhere, 6, 4);
   answer(elsewhere, false);
   assert.equal(elsewhere.exports.inboxWaiting(), 1);
+});
+
+test('a neighbour that is gone is not the end of a fault: its own page alone decides', () => {
+  const before = holding(fault(page(5)));
+  hear(before);
+  // Page 4 is gone; 5 to 7 are filled.
+  assert.equal(run(before, 4, 4, -2, -2, -2, 0, 0), Step.done);
+  answer(before, false);
+  assert.equal(before.exports.inboxWaiting(), 1, 'the handler decides');
+  const behind = holding(fault(page(5)));
+  hear(behind);
+  // Page 6 is gone.
+  assert.equal(run(behind, 4, 4, -2, 0, -2, -2), Step.unmapped);
+  answer(behind, false);
+  assert.equal(behind.exports.inboxWaiting(), 1);
+  const move = holding(fault(page(5)));
+  hear(move);
+  // MOVE says ENOENT for all of it.
+  move.arguments(page(4), 4 * PAGE, page(50)).transferBegin(Op.move, Option.allowHoles);
+  move.exports.transferResult(-2);
+  assert.equal(move.exports.transferResult(0), Step.unmapped);
+  answer(move, false);
+  assert.equal(move.exports.inboxWaiting(), 0);
 });
 
 test('what a fault met does not stick to the next one', () => {
   const core = holding(fault(page(5)), fault(page(6)));
   hear(core);
   run(core, 0, 10, EAGAIN, EAGAIN);
-  run(core, 0, 10, -2);
-  answer(core, true);
+  assert.equal(run(core, 5, 1, -2), Step.unmapped);
+  answer(core, false);
   hear(core);
   answer(core, true);
   assert.equal(core.exports.inboxWaiting(), 0);

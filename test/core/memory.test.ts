@@ -1,11 +1,14 @@
 // What watching costs: bitmaps of one bit per page and plane, taken when first needed and given back with the
 // range, and no growth of memory at all while faults are served.
 //
-// The figures for 64 GiB of 4 KiB pages (2048 chunks of 32 MiB; directory 96 KiB):
+// The figures for 64 GiB of 4 KiB pages (2048 chunks of 32 MiB, each with planes of 1 KiB; directory 128 KiB, as 4096 places
+// of 32 bytes are the least that is half empty):
 //   nothing touched                                          only the directory
 //   all present, or every second page present                2 MiB + directory
-//   present and removed (or in flight) pages in every chunk  4 MiB + directory
-//   the same, and write-protected pages in every chunk       6 MiB + directory: the worst there is
+//   present, and removed (or claimed) pages in every chunk   4 MiB + directory
+//   present, removed and claimed pages in every chunk        6 MiB + directory
+//   the same, and write-protected pages in every chunk       8 MiB + directory: the worst there is
+// What was removed is kept when its memory is unregistered: 1 KiB for each chunk in which something was.
 
 import { strict as assert } from 'node:assert';
 import { type Core, Op, Option } from '../../src/core.js';
@@ -28,7 +31,7 @@ import {
 const test = suite('memory');
 const PAGES = 2 ** 36 / PAGE;
 const CHUNK = 8192;
-const DIRECTORY = 4096 * 24;
+const DIRECTORY = 4096 * 32;
 const MIB = 2 ** 20;
 
 function watch64GiB(modes: number, first = 0): Core {
@@ -45,8 +48,8 @@ test('64 GiB watched, nothing touched: the directory only', () => {
   // Setting missing pages to what they are takes nothing.
   assert.equal(stateOf(core, PAGES - 1), 0);
   assert.equal(core.exports.pagesBytes(), DIRECTORY);
-  // Memory holds the two planes that may be needed, so that none has to grow while faults are served.
-  assert.ok(core.memory.buffer.byteLength < 4 * MIB + MIB / 2, `${core.memory.buffer.byteLength}`);
+  // Memory holds the three planes that may be needed, so that none has to grow while faults are served.
+  assert.ok(core.memory.buffer.byteLength < 6 * MIB + MIB / 2, `${core.memory.buffer.byteLength}`);
 });
 
 test('64 GiB watched from the middle of a chunk on: the directory may be twice as large', () => {
@@ -81,15 +84,27 @@ test('64 GiB, present and removed pages everywhere: 4 MiB', () => {
   assert.equal(core.exports.pagesBytes(), 4 * MIB + DIRECTORY);
 });
 
-test('64 GiB, the worst case: 6 MiB, with write-protect mode', () => {
-  const core = watch64GiB(MISSING | WRITE_PROTECT);
-  assert.equal(core.exports.pagesBytes(), DIRECTORY);
-  still(core, 'filling all planes', () => {
-    transfer(core, Op.copy, 0, PAGES, Option.writeProtect);
-    apply(core, remove(page(0), page(PAGES)));
-  });
+test('64 GiB, claimed pages everywhere, then all present, then all removed: 6 MiB', () => {
+  const core = watch64GiB(MISSING);
+  still(core, 'filling all planes', () => fillAll(core, 0));
   assert.equal(core.exports.pagesBytes(), 6 * MIB + DIRECTORY);
 });
+
+test('64 GiB, the worst case: 8 MiB, with write-protect mode', () => {
+  const core = watch64GiB(MISSING | WRITE_PROTECT);
+  assert.equal(core.exports.pagesBytes(), DIRECTORY);
+  // Memory holds all four.
+  assert.ok(core.memory.buffer.byteLength < 8 * MIB + MIB / 2, `${core.memory.buffer.byteLength}`);
+  still(core, 'filling all planes', () => fillAll(core, Option.writeProtect));
+  assert.equal(core.exports.pagesBytes(), 8 * MIB + DIRECTORY);
+});
+
+/** Takes every plane that there can be. */
+function fillAll(core: Core, options: number): void {
+  for (let i = 0; i < PAGES; i += CHUNK) core.arguments(page(i), PAGE).pageClaim();
+  transfer(core, Op.copy, 0, PAGES, options);
+  apply(core, remove(page(0), page(PAGES)));
+}
 
 test('bitmaps are given back with the range, and used again', () => {
   const core = watch64GiB(MISSING | WRITE_PROTECT);
@@ -124,14 +139,46 @@ test('registering and unregistering 1000 times at moving addresses does not grow
     // In pieces, so that ranges are cut on the way.
     take(core, first + CHUNK, 7);
     take(core, first, 3 * CHUNK);
+    // Other memory will be there.
+    core.arguments(page(first), 3 * CHUNK * PAGE).rangeFresh();
   };
-  round(0);
+  // At most places they are parts of four chunks.
+  round(12_345);
   const memory = core.memory.buffer.byteLength;
   const bytes = core.exports.pagesBytes();
   for (let i = 1; i <= 1000; i++) round(i * 12_345);
   assert.equal(core.memory.buffer.byteLength, memory);
   assert.equal(core.exports.pagesBytes(), bytes);
   assert.equal(core.exports.rangeCount(), 0);
+});
+
+test('of memory that is not registered any more only removals are kept: 1 KiB for each chunk with one', () => {
+  const core = makeCore();
+  const modes = MISSING | WRITE_PROTECT;
+  put(core, 0, 10 * CHUNK, { modes });
+  transfer(core, Op.copy, 0, 10 * CHUNK, Option.writeProtect);
+  const directory = 64 * 32;
+  assert.equal(core.exports.pagesBytes(), 20 * 1024 + directory);
+  apply(core, remove(page(CHUNK - 1), page(CHUNK + 1)), remove(page(5 * CHUNK), page(5 * CHUNK + 1)));
+  take(core, 0, 10 * CHUNK);
+  assert.equal(core.exports.pagesBytes(), 3 * 1024 + directory);
+  // Registered again, and once more: no plane is taken twice, and those that may be needed are set aside.
+  for (let i = 0; i < 100; i++) {
+    put(core, 0, 10 * CHUNK, { modes });
+    const memory = core.memory.buffer.byteLength;
+    transfer(core, Op.copy, 0, 10 * CHUNK, Option.writeProtect);
+    assert.equal(core.exports.pagesBytes(), 23 * 1024 + directory);
+    take(core, 0, 10 * CHUNK);
+    assert.equal(core.exports.pagesBytes(), 3 * 1024 + directory);
+    assert.equal(core.memory.buffer.byteLength, memory);
+  }
+  const kept = (first: number) => core.arguments(page(first), CHUNK * PAGE).rangeKept();
+  assert.deepEqual([kept(0), kept(2 * CHUNK), kept(5 * CHUNK)], [1, 0, 1]);
+  core.arguments(page(0), 2 * CHUNK * PAGE).rangeFresh();
+  assert.deepEqual([kept(0), kept(CHUNK), kept(5 * CHUNK)], [0, 0, 1]);
+  assert.equal(core.exports.pagesBytes(), 1024 + directory);
+  core.arguments(page(0), 10 * CHUNK * PAGE).rangeFresh();
+  assert.equal(core.exports.pagesBytes(), directory);
 });
 
 test('the same registration again and again does not grow memory', () => {
@@ -165,8 +212,9 @@ test('a registration too large for the tables is refused, and changes nothing', 
 
 test('a registration refused for its directory leaves the bitmaps to others', () => {
   const core = makeCore();
-  // 16 TiB less 256 GiB: 1008 MiB of bitmaps fit beside nothing, but not beside 24 MiB of directory.
-  assert.equal(core.arguments(page(0), 2 ** 44 - 2 ** 38, 0n).rangePut(MISSING, 12), 0);
+  // 10.5 TiB: 1008 MiB of bitmaps fit beside nothing, but not beside 32 MiB of directory.
+  const chunks = (1008 * 1024) / 3;
+  assert.equal(core.arguments(page(0), chunks * CHUNK * PAGE, 0n).rangePut(MISSING, 12), 0);
   assert.equal(core.exports.rangeCount(), 0);
   for (let i = 0; i < 2; i++)
     assert.equal(core.arguments(page(i * 2 ** 30), 2 ** 42, 0n).rangePut(MISSING, 12), 1);

@@ -2,11 +2,15 @@
 // memory that is not registered, in bitmaps whose size is bounded, and given back with the range.
 
 import { strict as assert } from 'node:assert';
-import { type Core, Op, Option } from '../../src/core.js';
+import { type Core, Op, Option, Step } from '../../src/core.js';
 import { generator, seed, suite } from '../harness.js';
 import {
   apply,
   BASE,
+  brief,
+  fault,
+  feed,
+  hearAll,
   MISSING,
   makeCore,
   P,
@@ -56,17 +60,20 @@ test('pages are missing until a fill was done, and only what the kernel did coun
   }
 });
 
-test('a page that was there already is present, except for MOVE', () => {
-  const core = makeCore();
-  put(core, 0, 4);
-  core.arguments(page(0), 2 * PAGE).transferBegin(Op.copy, 0);
-  core.exports.transferResult(-17);
-  core.exports.transferResult(0);
-  assert.deepEqual(states(core, 0, 2), [present, missing]);
-  core.arguments(page(2), 2 * PAGE, page(100)).transferBegin(Op.move, 0);
-  core.exports.transferResult(-17);
-  core.exports.transferResult(0);
-  assert.deepEqual(states(core, 2, 2), [missing, missing]);
+test('EEXIST says nothing of a page; a claim on it is over', () => {
+  for (const op of [Op.copy, Op.zero, Op.continue, Op.poison, Op.move]) {
+    const core = makeCore();
+    put(core, 0, 4);
+    transfer(core, Op.copy, 3, 1);
+    apply(core, remove(page(2), page(3)));
+    claim(core, 1, 1);
+    for (const [index, state] of [missing, op === Op.move ? inFlight : missing, removed, present].entries()) {
+      core.arguments(page(index), PAGE, page(100)).transferBegin(op, 0);
+      core.exports.transferResult(-17);
+      assert.equal(core.exports.transferResult(0), op === Op.move ? Step.failed : Step.done);
+      assert.equal(stateOf(core, index), state, `page ${index}`);
+    }
+  }
 });
 
 test('MOVE takes the pages from their source, and their protection with them', () => {
@@ -85,6 +92,50 @@ test('MOVE takes the pages from their source, and their protection with them', (
     present,
     missing,
   ]);
+});
+
+test('a removal is remembered through every fill, by unregistering too, and forgotten with the memory', () => {
+  const fills = [Op.copy, Op.zero, Op.continue, Op.poison];
+  for (const fill of fills) {
+    const core = makeCore();
+    put(core, 0, 2);
+    const again = () => {
+      feed(core, fault(page(0)), fault(page(1)));
+      hearAll(core);
+      return states(core, 0, 2);
+    };
+    transfer(core, Op.copy, 0, 2);
+    assert.deepEqual(again(), [present, present], 'never removed');
+    apply(core, remove(page(0), page(1)));
+    for (let time = 0; time < 3; time++) {
+      transfer(core, fill, 0, 1);
+      assert.deepEqual(states(core, 0, 2), [present, present]);
+      assert.deepEqual(again(), [removed, present]);
+    }
+    take(core, 0, 2);
+    put(core, 0, 2);
+    assert.deepEqual(states(core, 0, 2), [removed, missing]);
+    core.arguments(page(1), PAGE).rangeFresh();
+    assert.equal(stateOf(core, 0), removed, 'its neighbour is other memory');
+    core.arguments(page(0), PAGE).rangeFresh();
+    assert.equal(stateOf(core, 0), missing);
+    apply(core, remove(page(0), page(1)));
+    apply(core, unmap(page(0), page(1)));
+    put(core, 0, 1);
+    transfer(core, Op.copy, 0, 1);
+    assert.deepEqual(again(), [present, missing]);
+  }
+});
+
+test('what is forgotten of memory that stays registered is missing, and may be claimed', () => {
+  const core = makeCore();
+  put(core, 0, 8, { modes: BOTH });
+  transfer(core, Op.copy, 0, 2, Option.writeProtect);
+  claim(core, 2, 1);
+  apply(core, remove(page(3), page(4)));
+  core.arguments(page(1), 3 * PAGE).rangeFresh();
+  assert.deepEqual(states(core, 0, 4), [present + writeProtected, missing, missing, missing]);
+  assert.equal(claim(core, 0, 4), 3);
 });
 
 test('a removal takes pages and claims away', () => {
@@ -127,8 +178,12 @@ test('write protection has a plane of its own', () => {
   transfer(core, Op.writeProtect, 2, 2);
   transfer(core, Op.continue, 0, 1, Option.writeProtect);
   assert.deepEqual(states(core, 0, 4), [there, there, present, present]);
-  // A fill without protection puts a page without it.
-  transfer(core, Op.zero, 0, 2);
+  // A fill keeps what is protected, whatever it is asked for; POISON cannot.
+  for (const op of [Op.zero, Op.copy, Op.continue]) {
+    transfer(core, op, 0, 4);
+    assert.deepEqual(states(core, 0, 4), [there, there, present, present]);
+  }
+  transfer(core, Op.poison, 0, 2);
   assert.deepEqual(states(core, 0, 4), [present, present, present, present]);
   // Where the mode is off there is no protection to note, and no room was set aside for it.
   const off = makeCore();
@@ -152,20 +207,47 @@ test('mode added later: protection is known from then on', () => {
   assert.deepEqual(states(core, 0, 2), [present + writeProtected, present]);
 });
 
-test('mremap carries states; the old place is missing, then forgotten', () => {
+test('mremap carries states; the target is not what it was, and the old place is empty', () => {
   const core = makeCore();
-  put(core, 0, 4, { modes: BOTH });
+  put(core, 0, 6, { modes: BOTH });
+  put(core, 8190, 7, { modes: BOTH });
+  transfer(core, Op.copy, 8190, 7, Option.writeProtect);
+  apply(core, remove(page(8192), page(8197)));
   transfer(core, Op.copy, 0, 2, Option.writeProtect);
   claim(core, 2, 1);
-  apply(core, remap(page(0), page(8190), 4n * P));
-  assert.deepEqual(states(core, 0, 4), [missing, missing, missing, missing]);
+  apply(core, remove(page(3), page(5)));
+  transfer(core, Op.zero, 4, 1);
+  apply(core, remap(page(0), page(8190), 6n * P));
+  // With MREMAP_DONTUNMAP it stays registered, and reads as zeros.
+  assert.deepEqual(states(core, 0, 6), [removed, removed, removed, removed, removed, removed]);
   const there = present + writeProtected;
-  assert.deepEqual(states(core, 8190, 4), [there, there, inFlight, missing]);
-  apply(core, unmap(page(0), page(4)));
-  assert.deepEqual(states(core, 8190, 4), [there, there, inFlight, missing]);
+  const moved = [there, there, inFlight, removed, present, missing, removed + writeProtected];
+  assert.deepEqual(states(core, 8190, 7), moved);
+  // That page 4 was removed before it was filled goes along.
+  feed(core, fault(page(8194)), fault(page(8190)));
+  hearAll(core);
+  moved[4] = removed;
+  assert.deepEqual(states(core, 8190, 7), moved);
+  apply(core, unmap(page(0), page(6)));
+  assert.deepEqual(states(core, 8190, 7), moved);
+  put(core, 0, 6);
+  assert.deepEqual(states(core, 0, 6), [0, 0, 0, 0, 0, 0]);
 });
 
-test('unregister and munmap forget', () => {
+test('mremap onto watched memory ends the registration of what the source does not cover', () => {
+  const core = makeCore();
+  put(core, 1, 2);
+  put(core, 20, 4);
+  transfer(core, Op.copy, 20, 4);
+  apply(core, remap(page(0), page(20), 4n * P));
+  assert.deepEqual(brief(core), [
+    [1, 3, 1],
+    [21, 23, 1],
+  ]);
+  assert.deepEqual(states(core, 20, 4), [missing, missing, missing, missing]);
+});
+
+test('unregister and munmap forget what is there', () => {
   const forget = [(core: Core) => take(core, 1, 2), (core: Core) => apply(core, unmap(page(1), page(3)))];
   for (const run of forget) {
     const core = makeCore();
@@ -234,76 +316,145 @@ const STRETCHES = [
 
 interface Known {
   modes: number;
+  /** Missing, present or in flight. */
   state: number;
   protect: boolean;
+}
+
+/** What is known of pages: of those that are registered, and of all that were removed. */
+class Knowledge {
+  readonly known = new Map<number, Known>();
+  readonly gone = new Set<number>();
+
+  said(index: number): number {
+    const known = this.known.get(index);
+    const state = known?.state || (this.gone.has(index) ? removed : missing);
+    return state + (known?.protect ? writeProtected : 0);
+  }
+
+  each(first: number, count: number, change: (known: Known, index: number) => void): void {
+    for (let i = first; i < first + count; i++) {
+      const known = this.known.get(i);
+      if (known) change(known, i);
+    }
+  }
+
+  put(first: number, count: number, modes: number): void {
+    for (let i = first; i < first + count; i++) {
+      const known = this.known.get(i);
+      if (!known) this.known.set(i, { modes, state: missing, protect: false });
+      else if ((known.modes & modes) !== modes) known.modes = modes;
+    }
+  }
+
+  take(first: number, count: number): void {
+    for (let i = first; i < first + count; i++) this.known.delete(i);
+  }
+
+  unmap(first: number, count: number): void {
+    this.take(first, count);
+    for (let i = first; i < first + count; i++) this.gone.delete(i);
+  }
+
+  fresh(first: number, count: number): void {
+    for (let i = first; i < first + count; i++) this.gone.delete(i);
+    this.each(first, count, (known) => Object.assign(known, { state: missing, protect: false }));
+  }
+
+  remove(first: number, count: number): void {
+    this.each(first, count, (known, index) => {
+      known.state = missing;
+      this.gone.add(index);
+    });
+  }
+
+  claim(first: number, count: number): number {
+    let claimed = 0;
+    this.each(first, count, (known, index) => {
+      if (known.state !== missing || this.gone.has(index)) return;
+      known.state = inFlight;
+      claimed++;
+    });
+    return claimed;
+  }
+
+  /** MOVE, whose target is as it was asked for. */
+  move(from: number, to: number, count: number): void {
+    this.each(to, count, (known) => Object.assign(known, { state: present, protect: false }));
+    this.each(from, count, (known, index) => {
+      Object.assign(known, { state: missing, protect: false });
+      this.gone.delete(index);
+    });
+  }
+
+  /** mremap. */
+  remap(from: number, to: number, count: number): void {
+    this.unmap(to, count);
+    this.each(from, count, (known, index) => {
+      const target = to + index - from;
+      this.known.set(target, { ...known });
+      if (this.gone.has(index)) this.gone.add(target);
+      Object.assign(known, { state: missing, protect: false });
+      this.gone.add(index);
+    });
+  }
+
+  fill(first: number, count: number, protect: boolean): void {
+    this.each(first, count, (known) =>
+      Object.assign(known, { state: present, protect: known.protect || protect }),
+    );
+  }
+
+  fault(index: number): void {
+    const known = this.known.get(index);
+    if (known?.state === present && this.gone.has(index)) known.state = missing;
+  }
 }
 
 test('60,000 random steps agree with a map of pages', () => {
   // For every page, registered or not, the core says what the map says; windows follow from it.
   const random = generator(seed());
   const core = makeCore();
-  const map = new Map<number, Known>();
-  const said = (index: number) => {
-    const known = map.get(index);
-    return known ? known.state + (known.protect ? writeProtected : 0) : missing;
-  };
+  const map = new Knowledge();
   const all = STRETCHES.flatMap(({ first, count }) => Array.from({ length: count }, (_, i) => first + i));
-  const each = (first: number, count: number, change: (known: Known) => void) => {
-    for (let i = first; i < first + count; i++) {
-      const known = map.get(i);
-      if (known) change(known);
-    }
-  };
   const pick = () => {
     const stretch = STRETCHES[random(3)] as (typeof STRETCHES)[number];
     const count = 1 + random(random(10) ? 12 : 300);
     return { first: stretch.first + random(stretch.count - count + 1), count, modes: stretch.modes };
   };
-  const forget = (first: number, count: number) => {
-    for (let i = first; i < first + count; i++) map.delete(i);
-  };
 
   for (let step = 0; step < 60_000; step++) {
     const { first, count, modes } = pick();
-    const protectable = Array.from({ length: count }, (_, i) => map.get(first + i)).every(
+    const protectable = Array.from({ length: count }, (_, i) => map.known.get(first + i)).every(
       (known) => known && known.modes & WRITE_PROTECT,
     );
     const options = protectable && random(2) ? Option.writeProtect : 0;
-    switch (random(10)) {
+    switch (random(12)) {
       case 0:
       case 1:
         put(core, first, count, { modes });
-        for (let i = first; i < first + count; i++) {
-          const known = map.get(i);
-          if (!known) map.set(i, { modes, state: missing, protect: false });
-          else if ((known.modes & modes) !== modes) known.modes = modes;
-        }
+        map.put(first, count, modes);
         break;
       case 2:
-        if (random(2)) take(core, first, count);
-        else apply(core, unmap(page(first), page(first + count)));
-        forget(first, count);
+        if (random(2)) {
+          take(core, first, count);
+          map.take(first, count);
+        } else {
+          apply(core, unmap(page(first), page(first + count)));
+          map.unmap(first, count);
+        }
         break;
       case 3:
         apply(core, remove(page(first), page(first + count)));
-        each(first, count, (known) => {
-          known.state = removed;
-        });
+        map.remove(first, count);
         break;
-      case 4: {
-        let claimed = 0;
-        each(first, count, (known) => {
-          if (known.state !== missing) return;
-          known.state = inFlight;
-          claimed++;
-        });
-        assert.equal(claim(core, first, count), claimed);
+      case 4:
+        assert.equal(claim(core, first, count), map.claim(first, count));
         break;
-      }
       case 5:
         if (!protectable) break;
         transfer(core, Op.writeProtect, first, count, options);
-        each(first, count, (known) => {
+        map.each(first, count, (known) => {
           known.protect = options !== 0;
         });
         break;
@@ -318,56 +469,66 @@ test('60,000 random steps agree with a map of pages', () => {
         }
         if (random(2)) {
           transfer(core, Op.move, to, count, 0, page(first));
-          each(to, count, (known) => Object.assign(known, { state: present, protect: false }));
-          each(first, count, (known) => Object.assign(known, { state: missing, protect: false }));
+          map.move(first, to, count);
           break;
         }
-        apply(core, unmap(page(to), page(to + count)), remap(page(first), page(to), BigInt(count) * P));
-        forget(to, count);
-        for (let i = 0; i < count; i++) {
-          const known = map.get(first + i);
-          if (!known) continue;
-          map.set(to + i, { ...known });
-          Object.assign(known, { state: missing, protect: false });
-        }
+        apply(core, remap(page(first), page(to), BigInt(count) * P));
+        map.remap(first, to, count);
         if (random(3) === 0) break;
         apply(core, unmap(page(first), page(first + count)));
-        forget(first, count);
+        map.unmap(first, count);
         break;
       }
-      default:
-        transfer(core, [Op.copy, Op.continue][random(2)] as number, first, count, options);
-        each(first, count, (known) => Object.assign(known, { state: present, protect: options !== 0 }));
+      case 7:
+        for (let i = 0; i < 5; i++) {
+          const index = first + random(count);
+          feed(core, fault(page(index)));
+          hearAll(core);
+          map.fault(index);
+        }
+        break;
+      case 8:
+        if (random(3)) break;
+        core.arguments(page(first), count * PAGE).rangeFresh();
+        map.fresh(first, count);
+        break;
+      default: {
+        const op = [Op.copy, Op.continue, Op.zero][random(3)] as number;
+        transfer(core, op, first, count, options);
+        map.fill(first, count, options !== 0 && op !== Op.zero);
+      }
     }
     for (let i = first; i < first + count; i++) {
-      if (stateOf(core, i) !== said(i)) assert.equal(stateOf(core, i), said(i), `step ${step}, page ${i}`);
+      if (stateOf(core, i) !== map.said(i))
+        assert.equal(stateOf(core, i), map.said(i), `step ${step}, page ${i}`);
     }
     checkWindow(core, map, all[random(all.length)] as number, 1 + random(40));
     if (step % 500 === 0)
       assert.deepEqual(
         all.map((i) => stateOf(core, i)),
-        all.map(said),
+        all.map((i) => map.said(i)),
         `step ${step}`,
       );
   }
   for (const { first, count } of STRETCHES) take(core, first, count);
-  assert.equal(core.exports.pagesBytes() % 1024, (64 * 24) % 1024, 'all bitmaps were given back');
+  for (const { first, count } of STRETCHES) core.arguments(page(first), count * PAGE).rangeFresh();
+  assert.equal(core.exports.pagesBytes(), 64 * 32, 'all bitmaps were given back');
 });
 
-function checkWindow(core: Core, map: Map<number, Known>, index: number, size: number): void {
+function checkWindow(core: Core, map: Knowledge, index: number, size: number): void {
   const number = Number(BASE / P) + index;
   const lowest = index - (number % size);
-  const own = map.get(index) ?? { modes: 0, state: missing };
+  const { known } = map;
+  const own = map.said(index) & 3;
   const alike = (other: number) => {
-    const known = map.get(other);
-    return known !== undefined && known.modes === own.modes && known.state === own.state;
+    return known.get(other)?.modes === known.get(index)?.modes && (map.said(other) & 3) === own;
   };
   let first = index;
   let end = index + 1;
-  while (map.has(index) && first > lowest && alike(first - 1)) first--;
-  while (map.has(index) && end < lowest + size && alike(end)) end++;
-  const run = own.state === missing || own.state === removed ? [first, end - first] : undefined;
-  const expected = run ?? [index, own.state === inFlight ? 0 : 1];
+  while (known.has(index) && first > lowest && known.has(first - 1) && alike(first - 1)) first--;
+  while (known.has(index) && end < lowest + size && known.has(end) && alike(end)) end++;
+  const run = own === missing || own === removed ? [first, end - first] : undefined;
+  const expected = run ?? [index, own === inFlight ? 0 : 1];
   const [start, count] = windowOf(core, index, size);
   assert.ok(
     start === expected[0] && count === expected[1],

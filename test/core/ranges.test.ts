@@ -50,7 +50,9 @@ class Line {
     this.cells.fill(undefined, first, first + count);
   }
 
+  /** What was at the target is not there any more. */
   move(from: number, to: number, count: number): void {
+    this.take(to, count);
     for (let i = 0; i < count; i++) {
       const cell = this.cells[from + i];
       if (cell) this.put(to + i, 1, cell);

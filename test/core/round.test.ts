@@ -1,14 +1,18 @@
 // Faults that were read together and have sources: who is left asleep until when, and what the handler hears of it.
 
 import { strict as assert } from 'node:assert';
-import { type Core, Next } from '../../src/core.js';
+import { type Core, Next, Op } from '../../src/core.js';
 import { generator, seed, suite } from '../harness.js';
 import {
+  apply,
   BASE,
   drain,
   EAGAIN,
+  FLAG_MINOR,
+  FLAG_WP,
   fault,
   feed,
+  type Message,
   makeCore,
   P,
   PAGE,
@@ -18,11 +22,13 @@ import {
   State,
   stateOf,
   still,
+  transfer,
 } from './support.js';
 import {
   DATA,
   EEXIST,
   EFAULT,
+  EINTR,
   ENOENT,
   ESRCH,
   partly,
@@ -157,10 +163,145 @@ test('who faults in what was installed for others is woken with them, and is no 
   assert.equal(done(core, reread(core, next), wakeOf(0, 56)), Next.answered);
   assert.deepEqual(tallied(core), { faults: 4, writes: 0, putOff: 0, pages: 24 });
   assert.equal(core.exports.roundNext(0), Next.none);
-  // Once more, and it was taken away.
+  // Once more: it is missing, so it is copied, alone.
+  together(core, 3);
+  assert.equal(done(core, core.exports.roundNext(0), copyOf(3, 1, 0n)), Next.answered);
+  // And if it was ever removed, it is removed now.
+  apply(core, remove(page(3), page(4)));
+  transfer(core, Op.copy, 3, 1, 0, DATA);
   together(core, 3);
   assert.equal(core.exports.roundNext(0), Next.fault);
   assert.equal(stateOf(core, 3), State.removed);
+});
+
+test('only a missing page that was installed for others, between them, is no question', () => {
+  /** Pages 20 to 27 are installed for who sleeps on 20, and 40 to 47; then what was read finds this fault. */
+  const held = (message: Message, prepare?: (core: Core) => void): { core: Core; next: number } => {
+    const core = world(100, 8);
+    prepare?.(core);
+    together(core, 20, 40);
+    let next = done(core, core.exports.roundNext(0), copyOf(16, 8));
+    next = done(core, next, copyOf(40, 8));
+    assert.equal(next, Next.reread);
+    feed(core, message);
+    drain(core);
+    return { core, next: core.exports.roundResume() };
+  };
+  const faults = (core: Core) => [core.answered(0), core.answered(2)];
+  // It is: nothing but the WAKE is next.
+  for (const index of [16, 23, 47]) {
+    const { core, next } = held(fault(page(index)));
+    assert.equal(done(core, next, wakeOf(16, 48)), Next.answered, `page ${index}`);
+    assert.deepEqual(faults(core), [3, 0]);
+  }
+  // In front of them, and behind them: each is present, and asked for once more.
+  for (const index of [15, 48]) {
+    const before = (core: Core) => {
+      transfer(core, Op.copy, 15, 1, 0, DATA);
+      transfer(core, Op.copy, 48, 1, 0, DATA);
+    };
+    const { core, next } = held(fault(page(index)), before);
+    assert.equal(next, Next.call);
+    assert.deepEqual(requested(core), copyOf(index), `page ${index}`);
+  }
+  // Between them, but not installed: it is as missing as any.
+  {
+    const { core, next } = held(fault(page(30)));
+    assert.equal(next, Next.call);
+    assert.deepEqual(requested(core), copyOf(24, 8));
+  }
+  // Of another kind: the handler's, once the others are awake.
+  for (const flags of [FLAG_WP | FLAG_WRITE, FLAG_MINOR]) {
+    const { core, next } = held(fault(page(21), flags));
+    assert.equal(done(core, next, wakeOf(16, 48)), Next.fault);
+    assert.deepEqual(faults(core), [2, 0]);
+  }
+  // Removed before it was installed: the removal takes it away as well.
+  {
+    const { core, next } = held(fault(page(30)), (one) => {
+      apply(one, remove(page(30), page(31)));
+      transfer(one, Op.copy, 30, 1, 0, DATA);
+    });
+    assert.equal(done(core, next, wakeOf(16, 48)), Next.fault);
+    assert.equal(stateOf(core, 30), State.removed);
+  }
+});
+
+test('a WAKE that was interrupted is made again, until it is done', () => {
+  const core = world();
+  together(core, 1, 5);
+  let next = done(core, core.exports.roundNext(0), copyOf(1));
+  next = reread(core, done(core, next, copyOf(5)));
+  for (let i = 0; i < 5; i++) {
+    assert.equal(next, Next.call);
+    assert.deepEqual(requested(core), wakeOf(1, 6));
+    next = core.exports.roundResult(EINTR);
+  }
+  assert.equal(done(core, next, wakeOf(1, 6)), Next.answered);
+  assert.deepEqual(tallied(core), { faults: 2, writes: 0, putOff: 0, pages: 2 });
+  // Nobody is held now: the next one is woken by its own copy.
+  together(core, 9);
+  assert.equal(done(core, core.exports.roundNext(0), copyOf(9, 1, 0n)), Next.answered);
+});
+
+test('a page of the window that is gone: who was asked for is answered, whoever sleeps in front of it is awake', () => {
+  const core = world(100, 8);
+  together(core, 5, 50, 9);
+  // Page 3 is gone.
+  assert.equal(core.exports.roundNext(0), Next.call);
+  const calls: [Requested, number][] = [
+    [copyOf(0, 8), ENOENT],
+    [copyOf(0, 4), ENOENT],
+    [copyOf(0, 2), 0],
+    [copyOf(2, 2), ENOENT],
+    [copyOf(2, 1), 0],
+    [copyOf(3, 1), ENOENT],
+    [wakeOf(0, 4), 0],
+    [copyOf(5, 3), 0],
+    [copyOf(48, 8), 0],
+    [copyOf(8, 8), 0],
+  ];
+  let next: number = Next.call;
+  for (const [call, result] of calls) {
+    assert.equal(next, Next.call);
+    assert.deepEqual(requested(core), call);
+    next = core.exports.roundResult(result);
+  }
+  assert.equal(done(core, reread(core, next), wakeOf(5, 56)), Next.answered);
+  assert.deepEqual(tallied(core), { faults: 3, writes: 0, putOff: 0, pages: 22 });
+  assert.equal(core.exports.inboxWaiting(), 0);
+});
+
+test('a fault whose own page is gone is over; the others are answered', () => {
+  const core = world();
+  together(core, 1, 5);
+  assert.equal(core.exports.roundNext(0), Next.call);
+  assert.deepEqual(requested(core), copyOf(1));
+  assert.equal(core.exports.roundResult(ENOENT), Next.call);
+  let next = done(core, Next.call, wakeOf(1, 2));
+  next = done(core, next, copyOf(5, 1, 0n));
+  assert.equal(next, Next.answered);
+  assert.deepEqual(tallied(core), { faults: 1, writes: 0, putOff: 0, pages: 1 });
+  assert.equal(core.exports.inboxWaiting(), 0);
+});
+
+test('a fault behind EEXIST waits, and is left to the handler; others are answered meanwhile', () => {
+  const core = world();
+  together(core, 1);
+  assert.equal(core.exports.roundNext(0), Next.call);
+  assert.equal(core.exports.roundResult(EEXIST), Next.call);
+  assert.deepEqual(requested(core), wakeOf(1, 2));
+  assert.equal(core.exports.roundResult(0), Next.answered);
+  together(core, 1, 7);
+  // Between them nothing is to be answered, so 7 is woken alone; or with others where the first still may be.
+  let next = core.exports.roundNext(10);
+  next = done(core, next, copyOf(7, 1, 0n));
+  assert.equal(next, Next.answered);
+  assert.equal(core.exports.inboxDelay(10), 1);
+  assert.equal(core.exports.roundNext(10.9), Next.none);
+  assert.equal(core.exports.roundNext(11), Next.fault);
+  assert.equal(core.delivered(1), page(1));
+  assert.equal(core.deliveredFault(3), 1);
 });
 
 test('a page that is there already is woken with the others; the end of the process is told', () => {
@@ -182,9 +323,9 @@ test('neighbours that others wait for come in one call, inside the range and the
   next = done(core, next, copyOf(40, 2));
   done(core, reread(core, next), wakeOf(3, 42));
   assert.deepEqual(tallied(core), { faults: 7, writes: 0, putOff: 0, pages: 7 });
-  // A fault of such a page that is read later is a new question.
+  // A fault of such a page that is read later is a new question; its neighbours are there.
   together(core, 6);
-  assert.equal(core.exports.roundNext(0), Next.fault);
+  assert.equal(done(core, core.exports.roundNext(0), copyOf(6, 1, 0n)), Next.answered);
 
   const many = world(100);
   together(many, ...Array.from({ length: 60 }, (_, index) => index + 10));

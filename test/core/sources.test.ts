@@ -103,11 +103,37 @@ test('the handler is asked without a source, for pages that are not missing, and
   assert.equal(copied(core, 1), undefined);
   core.arguments(page(2), PAGE).pageClaim();
   assert.equal(copied(core, 2), undefined);
-  // It was there, so it was removed.
+  // It was removed once, and filled; it goes with the removal.
+  apply(core, remove(page(3), page(4)));
   transfer(core, Op.copy, 3, 1, 0, DATA);
   assert.equal(copied(core, 3), undefined);
+  assert.equal(stateOf(core, 3), State.removed);
   assert.equal(copied(core, 4, FLAG_WP), undefined);
   assert.deepEqual(answered(core, 0), [0, 1, DATA]);
+});
+
+test('a page that was filled, never removed, and is missing again is copied once more, alone', () => {
+  const core = world();
+  name(core, 0, 16, 8);
+  assert.deepEqual(answered(core, 3), [0, 8, DATA]);
+  transfer(core, Op.copy, 9, 1, 0, DATA);
+  for (const index of [3, 9]) {
+    assert.deepEqual(answered(core, index), [index, 1, DATA + BigInt(index) * P]);
+  }
+  // What the handler is told of the page's state is as before.
+  assert.equal(stateOf(core, 3), State.present);
+  // A copy that was in vain leaves the next fault of its page to the handler, when it has waited.
+  assert.deepEqual(copied(core, 3), [3, 1, DATA + 3n * P]);
+  core.exports.roundResult(EEXIST);
+  core.exports.roundResult(0);
+  feed(core, fault(page(3)));
+  drain(core);
+  assert.equal(core.exports.roundNext(0), Next.none);
+  assert.equal(core.exports.roundNext(1), Next.fault);
+  answer(core, true);
+  // It was filled: the next one is answered here again.
+  transfer(core, Op.copy, 3, 1, 0, DATA);
+  assert.deepEqual(answered(core, 3), [3, 1, DATA + 3n * P]);
 });
 
 test('a copy that fails half-way leaves its fault to the handler; what came is there, and is told', () => {
@@ -137,10 +163,23 @@ test('a removal that was read on the way puts the fault off; memory that is gone
   const gone = world();
   name(gone, 0, 8, 8);
   copied(gone, 5);
-  assert.equal(gone.exports.roundResult(ENOENT), Next.call);
-  assert.equal(requested(gone).is, 'wake');
+  // The pages in front of it come, then it is tried alone: pages 0 to 4, and 5.
+  const calls: [pages: number, result: number][] = [
+    [8, ENOENT],
+    [4, 0],
+    [4, ENOENT],
+    [2, ENOENT],
+    [1, 0],
+    [1, ENOENT],
+  ];
+  for (const [pages, result] of calls) {
+    const call = requested(gone);
+    assert.ok(call.is === 'copy' && call.pages === pages);
+    assert.equal(gone.exports.roundResult(result), Next.call);
+  }
+  assert.deepEqual(requested(gone), { is: 'wake', start: 5, pages: 1 });
   assert.equal(gone.exports.roundResult(0), Next.answered);
-  assert.deepEqual(tallied(gone), { faults: 0, writes: 0, putOff: 0, pages: 0 });
+  assert.deepEqual(tallied(gone), { faults: 0, writes: 0, putOff: 0, pages: 5 });
   assert.equal(gone.exports.inboxWaiting(), 0);
 });
 
@@ -152,7 +191,9 @@ test('a page of the window that is there is woken and stepped over', () => {
   assert.deepEqual(requested(core), { is: 'wake', start: 0, pages: 1 });
   assert.equal(core.exports.roundResult(0), Next.call);
   assert.equal(core.exports.roundResult(0), Next.answered);
-  assert.deepEqual(tallied(core), { faults: 1, writes: 0, putOff: 0, pages: 8 });
+  // Seven were installed; of the one that was there nothing is noted.
+  assert.deepEqual(tallied(core), { faults: 1, writes: 0, putOff: 0, pages: 7 });
+  assert.deepEqual([stateOf(core, 0), stateOf(core, 1)], [State.missing, State.present]);
 });
 
 test('a source ends with the registration of its memory', () => {

@@ -3,7 +3,7 @@
 
 import { strict as assert } from 'node:assert';
 import { readFileSync } from 'node:fs';
-import { Core, instantiate, MODES, Next, type RangeReport, Read } from '../../src/core.js';
+import { Core, instantiate, MODES, Next, type RangeReport, Read, Step } from '../../src/core.js';
 
 export const PAGE = 4096;
 export const P = 4096n;
@@ -296,7 +296,10 @@ export function windowOf(core: Core, index: number, size: number): [first: numbe
   return [Number((start - BASE) / P), count];
 }
 
-/** Runs a transfer of `count` pages that the kernel does at once. */
+/** Where a page of zeros lies. */
+export const ZEROS = 0x66bb_0000_0000n;
+
+/** Runs a transfer of `count` pages of which the kernel does everything that it is asked for. */
 export function transfer(
   core: Core,
   op: number,
@@ -306,7 +309,12 @@ export function transfer(
   source = 0n,
 ): void {
   still(core, 'a transfer', () => {
-    core.arguments(page(first), count * PAGE, source).transferBegin(op, options);
-    core.exports.transferResult(0);
+    let step = core.arguments(page(first), count * PAGE, source).transferBegin(op, options);
+    for (;;) {
+      if (step === Step.call) step = core.exports.transferResult(0);
+      else if (step === Step.zeros) step = core.arguments(0n, 0, ZEROS).transferZeros();
+      else break;
+    }
+    assert.equal(step, Step.done);
   });
 }

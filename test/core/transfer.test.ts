@@ -2,9 +2,28 @@
 // follows from every answer, and how far it came. No answer of the kernel's makes a transfer endless.
 
 import { strict as assert } from 'node:assert';
-import { Op, Option, Step } from '../../src/core.js';
+import { ADAPTIVE, Op, Option, Step } from '../../src/core.js';
 import { suite } from '../harness.js';
-import { EAGAIN, fault, feed, fork, makeCore, P, page, put, remap, remove, unmap } from './support.js';
+import {
+  answer,
+  apply,
+  EAGAIN,
+  fault,
+  feed,
+  fork,
+  hear,
+  holding,
+  makeCore,
+  P,
+  PAGE,
+  page,
+  pagesOf,
+  put,
+  remap,
+  remove,
+  unmap,
+  windowOf,
+} from './support.js';
 import { EEXIST, EINTR, ENOENT, ESRCH, FILLS, ROWS, type Row, Run, SOURCE, STEPPERS } from './transfers.js';
 
 const test = suite('transfer');
@@ -111,15 +130,19 @@ for (const row of ROWS) {
   });
 
   test(`${row.name}: EINTR makes the same call again`, () => {
-    const run = new Run(row, 8, row.plain).isFill(0).answers(EINTR, -4n).isFill(0).answers(EINTR).isFill(0);
-    run.answers(ENOENT, -2n).isWake(0, 8).answers(EINTR).isWake(0, 8).answers(0).ends(Step.unmapped, 0);
+    const run = new Run(row, 1, row.plain).isFill(0).answers(EINTR, -4n).isFill(0).answers(EINTR).isFill(0);
+    run.answers(ENOENT, -2n).isWake(0, 1).answers(EINTR).isWake(0, 1).answers(0).ends(Step.unmapped, 0);
+    // A call that was narrowed stays so.
+    if (row.op === Op.move) return;
+    const narrowed = new Run(row).answers(ENOENT, -2n).isFill(0, 4).answers(EINTR).isFill(0, 4);
+    narrowed.answers(EAGAIN, -11n).reads().isFill(0, 4);
   });
 
-  test(`${row.name}: ENOENT wakes the rest and ends`, () => {
-    new Run(row, 8, row.plain).answers(ENOENT, -2n).isWake(0, 8).answers(0).ends(Step.unmapped, 0);
+  test(`${row.name}: ENOENT of one page wakes it and ends`, () => {
+    new Run(row, 1, row.plain).answers(ENOENT, -2n).isWake(0, 1).answers(0).ends(Step.unmapped, 0);
     // Also where the sleepers were to be left asleep: nobody can wake them later.
-    const asleep = new Run(row, 8, row.plain | Option.dontWake).answers(ENOENT, -2n);
-    asleep.isWake(0, 8).answers(-22).ends(Step.unmapped, 0);
+    const asleep = new Run(row, 1, row.plain | Option.dontWake).answers(ENOENT, -2n);
+    asleep.isWake(0, 1).answers(-22).ends(Step.unmapped, 0);
   });
 
   test(`${row.name}: ESRCH ends at once`, () => {
@@ -170,7 +193,9 @@ for (const row of FILLS) {
       .isFill(3)
       .answers(0)
       .ends(Step.done, 8);
-    part().answers(ENOENT, -2n).isWake(3, 5).answers(0).ends(Step.unmapped, 3);
+    const last = part().answers(ENOENT, -2n);
+    if (row.op === Op.move) last.isWake(3, 5).answers(0).ends(Step.unmapped, 3);
+    else last.plays([3, 5, ENOENT], [3, 4, ENOENT]).isWake(3, 1).answers(0).ends(Step.unmapped, 3);
     part().answers(ESRCH).ends(Step.exited, 3);
     part().answers(-14, -14n).ends(Step.failed, 3, 14);
     part().answers(EINTR).isFill(3);
@@ -185,13 +210,166 @@ for (const row of FILLS) {
 
   test(`${row.name}: more than 4 GiB in one transfer`, () => {
     const count = 3 * 2 ** 20;
-    const run = new Run(row, count)
+    const core = makeCore();
+    put(core, 0, count);
+    const run = new Run(row, count, 0, core)
       .isFill(0)
       .answers(EAGAIN, 2n ** 33n)
       .isFill(2 ** 21);
     run.answers(0).ends(Step.done, count);
   });
 }
+
+// ---- two mappings under one call -----------------------------------------------------------------------------
+
+const NARROWED = ROWS.filter((row) => row.op !== Op.move);
+
+for (const row of NARROWED) {
+  test(`${row.name}: ENOENT on several pages halves the call; the border is found, and costs nothing again`, () => {
+    // The second mapping begins with page 5.
+    const run = new Run(row, 16).plays([0, 16, ENOENT], [0, 8, ENOENT], [0, 4], [4, 8, ENOENT]);
+    run.plays([4, 6, ENOENT], [4, 5], [5, 6], [6, 16]).ends(Step.done, 16);
+    new Run(row, 16, 0, run.core).plays([0, 5], [5, 16]).ends(Step.done, 16);
+    new Run(row, 5, 0, run.core).plays([0, 5]).ends(Step.done, 5);
+  });
+
+  test(`${row.name}: a border is found behind a part, too, and right where a call was halved`, () => {
+    const parts = new Run(row, 8).plays([0, 8, ENOENT]).isFill(0, 4);
+    if (row.result === undefined) parts.answers(0);
+    else parts.answers(EAGAIN, 2n * P).plays([2, 8, ENOENT], [2, 5, ENOENT], [2, 3], [3, 5, ENOENT], [3, 4]);
+    parts.plays(row.result === undefined ? [4, 8] : [4, 5]);
+    if (row.result !== undefined) parts.plays([5, 8]);
+    parts.ends(Step.done, 8);
+    new Run(row, 8, 0, parts.core).plays([0, 4], [4, 8]).ends(Step.done, 8);
+  });
+
+  test(`${row.name}: a page in the middle that is gone ends it there, and is woken alone`, () => {
+    const run = new Run(row, 8).plays([0, 8, ENOENT], [0, 4], [4, 8, ENOENT], [4, 6, ENOENT], [4, 5, ENOENT]);
+    run.isWake(4, 1).answers(0).ends(Step.unmapped, 4);
+    // Where it begins is known from then on.
+    new Run(row, 8, 0, run.core).plays([0, 4], [4, 8, ENOENT], [4, 6, ENOENT], [4, 5, ENOENT]).isWake(4, 1);
+  });
+
+  test(`${row.name}: with dontWake, who was left asleep is woken with the page that is gone`, () => {
+    const run = new Run(row, 4, Option.dontWake).plays(
+      [0, 4, ENOENT],
+      [0, 2],
+      [2, 4, ENOENT],
+      [2, 3, ENOENT],
+    );
+    run.isWake(0, 3).answers(0).ends(Step.unmapped, 2);
+  });
+
+  test(`${row.name}: if the page of the fault that is out lies behind the gone one, it goes on there`, () => {
+    const core = holding(fault(page(5)));
+    assert.equal(hear(core).is, 'fault');
+    const run = new Run(row, 8, 0, core).plays(
+      [0, 8, ENOENT],
+      [0, 4, ENOENT],
+      [0, 2, ENOENT],
+      [0, 1, ENOENT],
+    );
+    run.isWake(0, 1).answers(0).plays([5, 8]).ends(Step.done, 3);
+    answer(core, true);
+    assert.equal(core.exports.inboxWaiting(), 0);
+    // The next fill that reaches so far stops in front of it.
+    new Run(row, 8, 0, core).isFill(0, 5);
+  });
+
+  test(`${row.name}: with dontWake, behind the jump a run of its own begins`, () => {
+    const core = holding(fault(page(5)));
+    hear(core);
+    const run = new Run(row, 8, Option.dontWake, core);
+    run.plays([0, 8, ENOENT], [0, 4], [4, 8, ENOENT], [4, 6, ENOENT], [4, 5, ENOENT]).isWake(0, 5);
+    run.answers(0).plays([5, 8, ENOENT], [5, 6], [6, 8, ENOENT], [6, 7, ENOENT]).isWake(5, 2);
+    run.answers(0).ends(Step.unmapped, 5);
+    assert.equal(BigInt.asUintN(64, core.exports.transferCursor()), page(6));
+    answer(core, true);
+    assert.equal(core.exports.inboxWaiting(), 0, 'its page was filled');
+  });
+
+  test(`${row.name}: if the page of the fault that is out is gone itself, the fault is over`, () => {
+    const core = holding(fault(page(2)), fault(page(6)));
+    hear(core);
+    new Run(row, 3, 0, core)
+      .plays([0, 3, ENOENT], [0, 1], [1, 3, ENOENT], [1, 2], [2, 3, ENOENT])
+      .isWake(2, 1)
+      .answers(0);
+    answer(core, false);
+    assert.equal(core.exports.inboxWaiting(), 1);
+    // A page in front of it says nothing of it, however often.
+    assert.deepEqual(pagesOf([hear(core)]), [6]);
+    new Run(row, 5, 0, core)
+      .plays([0, 2, ENOENT], [0, 1, ENOENT])
+      .isWake(0, 1)
+      .answers(0)
+      .ends(Step.unmapped, 0);
+    answer(core, false);
+    assert.equal(core.exports.inboxWaiting(), 1);
+  });
+
+  test(`${row.name}: two ranges are two calls from the first time on, whatever the size of their pages`, () => {
+    const huge = 512;
+    const core = makeCore();
+    put(core, 0, 2 * huge, { pageShift: 21 });
+    put(core, 2 * huge, 8);
+    put(core, 2 * huge + 8, huge - 8, { operations: 0n });
+    new Run(row, 2 * huge + 20, 0, core)
+      .plays([0, 2 * huge], [2 * huge, 2 * huge + 8], [2 * huge + 8, 2 * huge + 20])
+      .ends(Step.done, 2 * huge + 20);
+    const narrowed = new Run(row, 2 * huge + 20, 0, core).plays([0, 2 * huge, ENOENT], [0, huge, ENOENT]);
+    narrowed.isWake(0, huge).answers(0).ends(Step.unmapped, 0);
+  });
+}
+
+test('a border is forgotten with its memory; a wrong one costs a call and nothing else', () => {
+  const row = ROWS[Op.copy] as Row;
+  const { core } = new Run(row, 8).plays([0, 8, ENOENT], [0, 4], [4, 8]);
+  for (const forget of [unmap(page(5), page(9)), unmap(page(0), page(4)), remap(page(40), page(5), 4n * P)]) {
+    apply(core, forget);
+    put(core, 0, 64);
+    new Run(row, 8, 0, core).plays([0, 4], [4, 8]);
+  }
+  for (const forget of [unmap(page(4), page(5)), remap(page(40), page(1), 4n * P)]) {
+    apply(core, forget);
+    put(core, 0, 64);
+    new Run(row, 8, 0, core).plays([0, 8, ENOENT], [0, 4], [4, 8]);
+  }
+});
+
+test('windows stop at borders, in front of them and behind', () => {
+  const row = ROWS[Op.writeProtect] as Row;
+  const { core } = new Run(row, 16).plays([0, 16, ENOENT], [0, 8], [8, 16]);
+  new Run(row, 32, 0, core).plays([0, 8], [8, 32, ENOENT], [8, 20], [20, 32]);
+  assert.deepEqual(windowOf(core, 3, 64), [0, 8]);
+  assert.deepEqual(windowOf(core, 8, 64), [8, 12]);
+  assert.deepEqual(windowOf(core, 19, 64), [8, 12]);
+  assert.deepEqual(windowOf(core, 20, 64), [20, 44]);
+  assert.deepEqual(windowOf(core, 20, ADAPTIVE + 64), [20, 1]);
+  assert.deepEqual(windowOf(core, 5, ADAPTIVE + 64), [5, 1]);
+  // A run of faults that has come to 4 pages.
+  assert.deepEqual(windowOf(core, 6, ADAPTIVE + 64), [6, 2], 'it would come to page 8 by itself');
+});
+
+test('4,096 borders are known at once; with one more they are found anew', () => {
+  const core = makeCore();
+  put(core, 0, 10_000);
+  /** How many pages the first call for two pages is about. */
+  const begun = (first: number) => {
+    assert.equal(core.arguments(page(first), 2 * PAGE).transferBegin(Op.zero, 0), Step.call);
+    return Number(core.words.subarray(core.request >>> 3)[1]) / PAGE;
+  };
+  const learn = (first: number) => {
+    assert.equal(begun(first), 2);
+    for (const result of [ENOENT, 0, 0]) core.exports.transferResult(result);
+  };
+  // In no order.
+  for (let i = 0; i < 4096; i++) learn(((i * 1237) % 4096) * 2);
+  for (let i = 0; i < 4096; i++) assert.equal(begun(2 * i), 1, `border ${2 * i + 1}`);
+  learn(9000);
+  assert.equal(begun(9000), 1);
+  for (let i = 0; i < 4096; i++) assert.equal(begun(2 * i), 2, `border ${2 * i + 1}`);
+});
 
 for (const row of STEPPERS) {
   test(`${row.name}: EEXIST wakes that page and steps over it`, () => {

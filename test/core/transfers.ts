@@ -2,7 +2,7 @@
 
 import { strict as assert } from 'node:assert';
 import { type Core, Op, Option, Step } from '../../src/core.js';
-import { BASE, EAGAIN, feed, type Message, makeCore, P, PAGE, page, put, still } from './support.js';
+import { BASE, EAGAIN, feed, type Message, makeCore, P, PAGE, page, put, still, ZEROS } from './support.js';
 
 export const EINTR = -4;
 export const EEXIST = -17;
@@ -12,6 +12,8 @@ export const EFAULT = -14;
 /** Where sources lie: page by page as far behind it as behind BASE. */
 export const DATA = 0x55aa_0000_0000n;
 const WAKE = 0x8010aa02;
+const COPY = 0xc028aa03;
+const WRITEPROTECT = 0xc018aa06;
 export const SOURCE = 0x55aa_0000_1234n;
 const PATTERN = 0xeeee_eeee_eeee_eeeen;
 
@@ -93,18 +95,47 @@ export class Run {
     return this.core.exports.transferDone();
   }
 
-  /** The call to make is the operation, from page `first` on, with its result zeroed. */
-  isFill(first: number): this {
-    const { row, count } = this;
+  /** The call to make is the operation, from page `first` on up to page `end`, with its result zeroed. */
+  isFill(first: number, end = this.count, mode = this.mode): this {
+    const { row } = this;
     assert.equal(this.step, Step.call);
     assert.equal(this.core.code >>> 0, row.request);
-    const length = BigInt(count - first) * P;
+    const length = BigInt(end - first) * P;
     const expected = row.source
-      ? [page(first), SOURCE + BigInt(first) * P, length, this.mode, 0n]
-      : [page(first), length, this.mode, 0n];
+      ? [page(first), SOURCE + BigInt(first) * P, length, mode, 0n]
+      : [page(first), length, mode, 0n];
     // WRITEPROTECT's struct ends before the result.
     const size = row.result === undefined ? 3 : row.result + 1;
     assert.deepEqual([...this.words.subarray(0, size)], expected.slice(0, size));
+    return this;
+  }
+
+  /** The call to make is a COPY of zeros to page `first` alone, in this mode. */
+  isZeros(first: number, mode: bigint): this {
+    assert.equal(this.step, Step.call);
+    assert.equal(this.core.code >>> 0, COPY);
+    assert.deepEqual([...this.words.subarray(0, 5)], [page(first), ZEROS, P, mode, 0n]);
+    return this;
+  }
+
+  /** The call to make is a WRITEPROTECT of page `first` alone, in this mode. */
+  isProtect(first: number, mode: bigint): this {
+    assert.equal(this.step, Step.call);
+    assert.equal(this.core.code >>> 0, WRITEPROTECT);
+    assert.deepEqual([...this.words.subarray(0, 3)], [page(first), P, mode]);
+    return this;
+  }
+
+  /** The address of zeros is asked for: this is it. */
+  zeros(): this {
+    assert.equal(this.step, Step.zeros);
+    this.step = still(this.core, 'transferZeros', () => this.core.arguments(0n, 0, ZEROS).transferZeros());
+    return this;
+  }
+
+  /** Calls in a row, each `first` to `end` (exclusive), and what the kernel answers: 0, or −errno. */
+  plays(...calls: readonly (readonly [first: number, end: number, result?: number])[]): this {
+    for (const [first, end, result = 0] of calls) this.isFill(first, end).answers(result);
     return this;
   }
 
@@ -154,7 +185,7 @@ export function requested(core: Core): Requested {
   const [start = 0n, second = 0n, third = 0n, mode = 0n] = core.words.subarray(core.request >>> 3);
   const first = Number((start - BASE) / P);
   if (code === WAKE) return { is: 'wake', start: first, pages: Number(second / P) };
-  assert.equal(code, 0xc028aa03);
+  assert.equal(code, COPY);
   return { is: 'copy', start: first, pages: Number(third / P), source: second, mode };
 }
 
