@@ -322,6 +322,18 @@ for (const row of NARROWED) {
   });
 }
 
+test('a border is found behind a page that was stepped over, too', () => {
+  for (const row of STEPPERS) {
+    const run = new Run(row, 4).plays([0, 4, ENOENT], [0, 2], [2, 4, ENOENT]).isFill(2, 3);
+    run.answers(EEXIST).isWake(2, 1).answers(0).plays([3, 4]).ends(Step.done, 4);
+    new Run(row, 4, 0, run.core).plays([0, 3], [3, 4]).ends(Step.done, 4);
+    // And where the page that is there is the first of the second mapping.
+    const other = new Run(row, 4).plays([0, 4, ENOENT], [0, 2]).isFill(2).answers(EEXIST).isWake(2, 1);
+    other.answers(0).plays([3, 4]).ends(Step.done, 4);
+    new Run(row, 4, 0, other.core).plays([0, 2], [2, 4]).ends(Step.done, 4);
+  }
+});
+
 test('a border is forgotten with its memory; a wrong one costs a call and nothing else', () => {
   const row = ROWS[Op.copy] as Row;
   const { core } = new Run(row, 8).plays([0, 8, ENOENT], [0, 4], [4, 8]);
