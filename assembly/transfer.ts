@@ -155,7 +155,7 @@ let end: u64 = 0;
 let stop: u64 = 0;
 /** A call up to here has crossed the border of two mappings; 0: none has. */
 let crossed: u64 = 0;
-/** Where the call before that, being shorter, has ended: there the border is, if the rest is done in one call. */
+/** Where the call before that, being shorter, has ended: there the border is, if the next page is gone. */
 let edge: u64 = 0;
 /** Bytes that were passed over to come to the page that is asked for, and where it went on behind the last of them. */
 let passed: u64 = 0;
@@ -360,10 +360,10 @@ function passGone(): i32 {
   return fill();
 }
 
-/** The call under way lay in one mapping, whatever else came of it. */
+/** The call under way lay in one mapping, whatever else came of it. If it is the rest of one that did not, it is behind the border. */
 function notice(): void {
   if (crossed == 0 || stop != crossed) return;
-  if (edge == cursor) borderPut(edge);
+  borderPut(cursor);
   crossed = 0;
 }
 
@@ -475,9 +475,8 @@ function writeProtect(on: bool, next: u32): i32 {
   return STEP_CALL;
 }
 
-/** Ends before the end, and tells the inbox, which may have a fault out on that memory. */
+/** Ends before the end, and tells the inbox, which may have a fault out on that memory: not behind a page that is gone. */
 function cut(step: i32): i32 {
-  const alone = step == STEP_UNMAPPED && operation != OP_MOVE;
-  inboxCut(cursor, alone ? cursor + pageSizeAt(cursor) : end, step != STEP_SHORT);
+  inboxCut(cursor, end, step != STEP_SHORT);
   return step;
 }
