@@ -48,7 +48,7 @@ const LAYERS = [
   ['src/serve/session-task.ts'],
   ['src/serve/background.ts'],
   ['src/serve/answers.ts', 'src/serve/memory-file.ts', 'src/serve/notify.ts', 'src/serve/socket-path.ts'],
-  ['src/serve/memory-identity.ts', 'src/serve/record-file.ts'],
+  ['src/serve/memory-identity.ts', 'src/serve/record-file.ts', 'src/serve/shortage.ts'],
   ['src/serve/handoff.ts', 'src/serve/tally.ts', 'src/serve/events.ts', 'src/serve/directory.ts'],
   ['src/index.ts', 'src/portable.ts', 'src/dirty/index.ts', 'src/trace/index.ts', 'src/sim/index.ts'],
   ['src/dirty/tracker.ts'],
@@ -73,6 +73,7 @@ const LAYERS = [
       'src/channel.ts',
       'src/rounds.ts',
       'src/mapping-plan.ts',
+      'src/page-record.ts',
       'src/address-space.ts',
       'src/trace/codec.ts',
     ],
@@ -392,11 +393,11 @@ const MAY_GROW = [
   'sourcePut',
 ];
 
-test('the release modules import nothing, and are at most 18 KiB each', () => {
+test('the release modules import nothing, and are at most 24 KiB each', () => {
   for (const file of [release, join(dirname(release), 'trace.wasm')]) {
     const binary = readFileSync(file);
     assert.deepEqual(WebAssembly.Module.imports(new WebAssembly.Module(binary)), []);
-    assert.ok(binary.length <= 18 * 1024, `${relative(root, file)} is ${binary.length} bytes`);
+    assert.ok(binary.length <= 24 * 1024, `${relative(root, file)} is ${binary.length} bytes`);
   }
 });
 

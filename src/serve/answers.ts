@@ -196,9 +196,10 @@ export class Answers implements FaultHandler {
       trouble || repeats > 0
         ? { start: page, length: region.pageSize }
         : uffd.window(page, this.#options.window);
-    const { start, length, data } = removed
-      ? { ...clip(region, window), data: false }
-      : this.#alike(region, page, window);
+    const alike = removed ? { ...clip(region, window), data: false } : this.#alike(region, page, window);
+    // Zeros of huge pages are copied one by one, and one in front of this page may not be mapped.
+    const alone = !alike.data && region.pageSize > HUGE;
+    const { start, length, data } = alone ? { start: page, length: region.pageSize, data: false } : alike;
     if (data && !trouble) this.#shorten(uffd, region, page);
     let done: number;
     try {

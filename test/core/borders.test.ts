@@ -232,7 +232,7 @@ test('a guest over many mappings, answered from a source: every thread has its p
     const core = makeCore();
     put(core, 0, pages);
     const memory = new Memory(below, pages, 12, 3);
-    core.arguments(BASE, pages * PAGE, DATA).sourcePut(1 << below(7));
+    core.arguments(BASE, pages * PAGE, DATA).sourcePut(1 << below(7), 0);
     const asleep = new Set<number>();
     for (let round = 0; round < 60; round++) {
       const touched = new Set(Array.from({ length: 1 + below(6) }, () => below(pages)));
