@@ -67,7 +67,7 @@ export type SessionReport =
   /** What the operator should hear of, and the guest does not suffer from. */
   | { readonly is: 'warned'; readonly reason: string }
   /** There is no memory for what is installed in the background: to be resumed in a while. */
-  | { readonly is: 'paused'; readonly reason: string }
+  | { readonly is: 'paused' }
   /** There is no memory for pages that are waited for; undefined: there is again. */
   | { readonly is: 'short'; readonly reason: string | undefined }
   /** The last: whether the descriptor is still open, and its owner's to close. */

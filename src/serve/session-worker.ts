@@ -96,10 +96,11 @@ class Serving {
       const step = uffd.closed ? 'more' : background.step();
       if (step === 'more') continue;
       settled = step === 'done';
-      if (background.pause !== undefined) {
+      if (background.pause === undefined) this.#settled(tally.get('leftOut'));
+      else {
+        this.#paused(background.pause);
         tally.add('paused');
-        report({ is: 'paused', reason: background.pause });
-      } else report({ is: 'settled' });
+      }
       uffd.start(answers, { wait, placement });
       // On the event loop `start` returns at once.
       if (uffd.waiting) await once(ends, `${id}`);
@@ -107,6 +108,22 @@ class Serving {
     }
     if (this.#farewell === undefined) return 'stopped';
     return this.#farewell !== 'closed' && this.#farewell.code === 'ESRCH' ? 'exited' : 'closed';
+  }
+
+  /** The background is done. */
+  #settled(leftOut: number): void {
+    report({ is: 'settled' });
+    if (leftOut === 0) return;
+    const reason = `${leftOut} bytes were left out in the background: not mapped, not to be read, or there already`;
+    report({ is: 'warned', reason });
+  }
+
+  /** The background waits for memory; that is said once. */
+  #paused(reason: string): void {
+    if (this.#tally.get('paused') === 0) {
+      report({ is: 'warned', reason: `nothing is installed in the background for now: ${reason}` });
+    }
+    report({ is: 'paused' });
   }
 
   #watch(): Userfaultfd {

@@ -57,6 +57,18 @@ function createRegistry(server: Server, ledger: Ledger): Registry {
   counter('uffd_killed_total', 'Monitors that were killed', registers, () => ledger.killed);
   counter('uffd_failed_total', 'Guests that could not be served', registers, () => ledger.failures);
   counter(
+    'uffd_left_out_bytes_total',
+    'Bytes that could not be installed in the background',
+    registers,
+    () => totals().counts.leftOut,
+  );
+  counter(
+    'uffd_pauses_total',
+    'Times that installing in the background paused for want of memory',
+    registers,
+    () => totals().counts.paused,
+  );
+  counter(
     'uffd_taken_bytes_total',
     'Bytes that monitors took away',
     registers,
