@@ -10,6 +10,8 @@ import { type SimulateOptions, simulate, type World } from '../../src/testing/in
 /** Runs of each scenario, by seed. */
 export const RUNS = 50;
 const DONTNEED = 4;
+/** Virtual milliseconds for which the background leaves off where there is no memory. */
+const BACKGROUND_PAUSE_MS = 5;
 /** An address at which nothing is: a copy from there is EFAULT, as it is from behind the end of a file. */
 const NOWHERE = 0x1000_0000_0000n;
 
@@ -72,6 +74,11 @@ export function answers(world: World, served: Served = {}): Answers {
   return new Answers({
     ...{ regions, tally, window, latency() {}, now: () => world.kernel.now },
     closed: (error) => closed?.(error?.code),
+    shortage: {
+      onStarved: 'wait',
+      pool: (size) => (size > world.kernel.pageSize ? world.kernel.hugePool : undefined),
+      report() {},
+    },
     source: {
       mapped,
       stretchAt(offset) {
@@ -97,6 +104,7 @@ export interface Ahead {
   /** Bytes of the file by offset and length, in this order. */
   prefetch?: readonly number[];
   eager?: boolean;
+  tally?: Tally;
   /** Told when a step begins and when it is over. */
   inStep?: (is: boolean) => void;
 }
@@ -106,18 +114,22 @@ export interface Ahead {
  * nothing left. For `prepare` of `simulate`.
  */
 export function background(served: Answers, ahead: Ahead): (world: World) => boolean {
-  const { prefetch = [], eager = false, inStep } = ahead;
+  const { prefetch = [], eager = false, inStep, tally = new Tally() } = ahead;
   let work: Background | undefined;
+  let pausedUntil = 0;
   return (world) => {
-    const { uffd } = world;
+    const { uffd, kernel } = world;
+    if (uffd.closed) return false;
     const { regions } = layout(world);
-    const tally = new Tally();
     work ??= new Background(served, { regions, prefetch: Float64Array.from(prefetch), eager, tally }, uffd);
     uffd.poll(served);
     if (uffd.closed) return false;
+    if (kernel.now < pausedUntil) return true;
     inStep?.(true);
     try {
-      return work.step() !== 'done';
+      const step = work.step();
+      if (step === 'paused') pausedUntil = kernel.now + BACKGROUND_PAUSE_MS;
+      return step !== 'done';
     } finally {
       inStep?.(false);
     }
