@@ -13,7 +13,7 @@ import { KINDS, worldOf } from './unkind-worlds.js';
 
 const test = suite('serve/unkind');
 
-const SEEDS = Number(process.env.UFFD_SEEDS ?? 400);
+const SEEDS = Number(process.env.UFFD_SEEDS ?? 100);
 
 for (const kind of KINDS) {
   test(`${kind.says}: no page is wrong, nobody sleeps for ever, nobody is ended`, async () => {

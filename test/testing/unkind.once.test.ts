@@ -13,7 +13,7 @@ import { seed, suite } from '../harness.js';
 
 const test = suite('testing/unkind');
 
-const SEEDS = Number(process.env.UFFD_SEEDS ?? 400);
+const SEEDS = Number(process.env.UFFD_SEEDS ?? 100);
 const P = 4096;
 
 /** Zeros: huge pages have no zero page. */
