@@ -500,6 +500,20 @@ const MUTANTS: Mutant[] = [
     to: '  changetype<Delivery>(delivery).c = (<u64>1) << pageShift;',
     test: 'core/huge-pages',
   },
+  {
+    breaks: 'a write to a protected page that is held is a question',
+    file: 'round.ts',
+    from: 'it.kind == KIND_MISSING && pageState',
+    to: 'pageState',
+    test: 'core/held',
+  },
+  {
+    breaks: 'a missing page between those that are held is a question',
+    file: 'round.ts',
+    from: ' && pageState(it.page) == PAGE_PRESENT\n  );',
+    to: '\n  );',
+    test: 'core/held',
+  },
 ];
 
 /** The core as it is: were it not to pass, noticing a mutant would mean nothing. */
