@@ -124,7 +124,10 @@ export function background(served: Answers, ahead: Ahead): (world: World) => boo
     work ??= new Background(served, { regions, prefetch: Float64Array.from(prefetch), eager, tally }, uffd);
     uffd.poll(served);
     if (uffd.closed) return false;
-    if (kernel.now < pausedUntil) return true;
+    if (kernel.now < pausedUntil) {
+      slowly(world, 0.5);
+      return true;
+    }
     inStep?.(true);
     try {
       const step = work.step();
