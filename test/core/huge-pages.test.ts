@@ -2,7 +2,7 @@
 // windows, steps and wakes take it as a whole, and nothing of its neighbours.
 
 import { strict as assert } from 'node:assert';
-import { type Core, Op, Option, Step } from '../../src/core.js';
+import { type Core, Next, Op, Option, Step } from '../../src/core.js';
 import { generator, seed, suite } from '../harness.js';
 import {
   answer,
@@ -248,6 +248,30 @@ test('20,000 random steps on huge pages beside small ones agree with a map', () 
       assert.equal(stateOf(core, address), expected, `step ${step}, unit ${i}`);
     }
   }
+});
+
+test('a source that begins or ends inside of a huge page answers for whole huge pages alone', () => {
+  const core = makeCore();
+  putHuge(core, 0, 4);
+  const data = 0x55aa_0000_0000n;
+  // From the middle of the first huge page to the middle of the third.
+  core.arguments(page(HUGE / 2), 2 * HUGE * PAGE, data).sourcePut(1, 0);
+  for (const index of [0, 2]) {
+    feed(core, fault(page(index * HUGE)));
+    drain(core);
+    assert.equal(hear(core).is, 'fault', `huge page ${index} is the handler's`);
+    answer(core, true);
+  }
+  feed(core, fault(page(HUGE)));
+  drain(core);
+  assert.equal(core.exports.roundNext(0), Next.call);
+  const [dst, src, length] = core.words.subarray(core.request >>> 3);
+  assert.deepEqual([dst, src, length], [page(HUGE), data + BigInt((HUGE / 2) * PAGE), BigInt(HUGE * PAGE)]);
+  assert.equal(core.exports.roundResult(0), Next.answered);
+  // The same ahead of any fault: what is missing behind the last whole page has no source.
+  core.arguments(page(HUGE), 3 * HUGE * PAGE);
+  assert.equal(core.exports.aheadBegin(0), Step.ask);
+  assert.equal(core.exports.aheadPassed(), HUGE * PAGE);
 });
 
 test.run();
