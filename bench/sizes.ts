@@ -55,7 +55,7 @@ async function sizes(): Promise<Size[]> {
   const entries = ['core', 'trace', 'sim', 'testing'];
   const bundles = await Promise.all(entries.map(bundled));
   return [
-    { what: 'the package, packed, without koffi', bytes: packed(), aim: 300_000 },
+    { what: 'the package, packed, without koffi', bytes: packed(), aim: 340_000 },
     { what: 'the core, release build', bytes: bytesOf('core/release.wasm'), aim: 24 * 1024 },
     { what: 'the codec of traces, release build', bytes: bytesOf('core/trace.wasm'), aim: 16 * 1024 },
     ...entries.map((entry, index) => ({

@@ -2,6 +2,7 @@
 
 import './linux.js';
 
+export type { Ahead } from './channel.js';
 export { UffdError, UnsupportedError } from './errors.js';
 export type { Feature, KnownFeature, KnownOperation, Mode, Operation } from './features.js';
 export { FEATURES, featureSince, OPERATIONS, operationSince } from './features.js';

@@ -14,6 +14,7 @@ export { RecordError } from './record-file.js';
 export { type ServeOptions, type Server, serve, type Vm } from './server.js';
 export { type Session, type SessionEnd, SessionError } from './session.js';
 export type { Recorded } from './session-task.js';
+export { type Pool, type Shortage, ShortageError, type ShortageOptions } from './shortage.js';
 export { SocketError } from './socket-path.js';
 export { type Count, LATENCY_BOUNDS, Tally } from './tally.js';
 export { WorkingSetError } from './working-set.js';

@@ -4,6 +4,7 @@ export { Userfaultfd } from '../userfaultfd.js';
 export { Stuck } from './clock.js';
 export { INJECTIONS, type Inject, type Injection } from './injection.js';
 export { SimulatedKernel, type SimulatedMemory, type SimulationOptions } from './kernel.js';
+export type { HugePool } from './pool.js';
 export { type Chooser, Noted, Random, Script } from './random.js';
 export {
   type Action,
