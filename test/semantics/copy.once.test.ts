@@ -4,13 +4,14 @@
 import { strict as assert } from 'node:assert';
 import { MADV_DONTNEED } from '../../shim/memory.js';
 import { MISSING, openUffd, WITH_WP, WP } from './calls.js';
-import { DONE, EEXIST, EFAULT, EINVAL } from './requests.js';
+import { DONE, EEXIST, EFAULT, EINVAL, ENOMEM } from './requests.js';
 import { stateOf } from './states.js';
 import {
   at,
   checks,
   EVERY_KIND,
   elsewhere,
+  fault,
   fill,
   HUGETLB,
   P,
@@ -19,6 +20,7 @@ import {
   source,
   watching,
 } from './support.js';
+import type { Actor, World } from './world.js';
 
 const check = checks('semantics/copy');
 
@@ -72,6 +74,71 @@ for (const [id, kind] of [
     { ...EVERY_KIND, has: [kind] },
   );
 }
+
+// ---- a pool of huge pages that is empty ---------------------------------------------------------------------
+
+const MADV_POPULATE_WRITE = 23;
+/** More huge pages than are free. */
+const HOARD_MOST = 64;
+
+/** Private huge pages that are watched, bytes for one of them, and a hoard that has taken every page of the pool. */
+function emptied(world: World) {
+  const set = setting(world, watching({ kind: 'private-hugetlb', pages: 1 }));
+  const bytes = source(world, set.area.length / P);
+  const hoarder = world.thread();
+  const hoard = world.map('private-hugetlb', HOARD_MOST);
+  let taken = 0;
+  while (populate(hoarder, at(hoard.address, 0, taken * hoard.pageSize), hoard.pageSize)) taken++;
+  assert.ok(taken < HOARD_MOST, 'the pool was emptied');
+  /** Gives one page back to the pool. */
+  const release = (): void => {
+    assert.equal(hoarder.madvise(hoard.address, hoard.pageSize, MADV_DONTNEED), 0);
+  };
+  return { ...set, bytes, release, size: set.area.length };
+}
+
+function populate(thread: Actor, address: bigint, length: number): boolean {
+  return thread.madvise(address, length, MADV_POPULATE_WRITE) === 0;
+}
+
+const POOL = { ...EVERY_KIND, has: ['private-hugetlb'] } as const;
+
+check(
+  'copy.eexist.empty-pool',
+  'private huge pages, not reserved, and none is free: EEXIST, though no page is there; when one is free: done',
+  (world) =>
+    world.withPool(() => {
+      const { uffd, base, thread, bytes, release, size } = emptied(world);
+      assert.equal(thread.read(base), 'fault');
+      assert.equal(uffd.take().length, 1);
+      assert.deepEqual(uffd.copy(base, bytes, size), EEXIST);
+      assert.ok(!thread.page(base).present, 'nothing is there');
+      assert.equal(uffd.wake(base, size), 'ok');
+      assert.equal(thread.outcome(), 'fault', 'it faults again');
+      assert.deepEqual(uffd.take(), [fault(base)]);
+      release();
+      assert.deepEqual(uffd.copy(base, bytes, size), ['ok', size]);
+      assert.equal(thread.outcome(), 0x61);
+    }),
+  POOL,
+);
+
+check(
+  'copy.enomem.absent-source',
+  'one huge page is free, and the source is not in memory: ENOMEM; again, when it is: done',
+  (world) =>
+    world.withPool(() => {
+      const { uffd, base, release, size } = emptied(world);
+      release();
+      const absent = world.map('anonymous', size / P).address;
+      assert.deepEqual(uffd.copy(base, absent, size), ENOMEM);
+      assert.deepEqual(uffd.copy(base, absent, size), ['ok', size]);
+    }),
+  // The simulated kernel has no sources that are not in memory.
+  { ...EVERY_KIND, has: ['private-hugetlb', 'hugetlb'] },
+);
+
+// ---- sources and targets ------------------------------------------------------------------------------------
 
 check('copy.efault.source', 'a source that is not mapped: EFAULT', (world) => {
   const { uffd, base, thread } = setting(world);

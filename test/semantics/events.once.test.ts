@@ -293,6 +293,25 @@ check('remap.dontunmap', 'MREMAP_DONTUNMAP posts REMAP only; both places are reg
 });
 
 check(
+  'remap.dontunmap-old',
+  'MREMAP_DONTUNMAP leaves the old place empty, without a REMOVE; it can be filled again',
+  (world) => {
+    const { uffd, base, thread } = setting(world, {
+      features: Feature.eventRemap | Feature.eventUnmap | Feature.eventRemove,
+      filled: 0x61,
+    });
+    const to = world.vacant(4);
+    assert.equal(thread.mremap(base, 4 * P, 4 * P, MAYMOVE | FIXED | DONTUNMAP, to), 'event');
+    assert.deepEqual(uffd.take(), [remap(base, to, 4)]);
+    assert.equal(thread.outcome(), Number(to));
+    assert.deepEqual(uffd.take(), []);
+    assert.equal(stateOf(base, thread), 'none');
+    assert.deepEqual(uffd.zeropage(to, P), ['EEXIST', -17], 'the pages are in the new place');
+    assert.deepEqual(uffd.zeropage(base, P), ['ok', P]);
+  },
+);
+
+check(
   'remap.off',
   'without EVENT_REMAP the new place is not registered, and not write-protected',
   (world) => {

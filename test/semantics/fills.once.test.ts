@@ -2,14 +2,27 @@
 // memory; and the places that neither they nor COPY fill. What they make of a page's state is in pages, the order of rules in order.
 
 import { strict as assert } from 'node:assert';
-import { DONTWAKE, MINOR, MISSING, WITH_WP, WP } from './calls.js';
+import { DONTWAKE, MINOR, MISSING, PROTECT, PROTECT_DONTWAKE, WITH_WP, WP } from './calls.js';
 import { DONE, EEXIST, EFAULT, EINVAL, ENOENT } from './requests.js';
-import { at, checks, EVERY_KIND, fault, HUGETLB, P, SHMEM, setting, source, watching } from './support.js';
+import {
+  at,
+  checks,
+  EVERY_KIND,
+  fault,
+  HUGETLB,
+  P,
+  type Setting,
+  SHMEM,
+  setting,
+  source,
+  watching,
+} from './support.js';
 import type { MemoryKind, World } from './world.js';
 
 const check = checks('semantics/fills');
 
 const MADV_DONTDUMP = 16;
+const MAYMOVE_FIXED = 3;
 
 // ---- ranges that are not in one registered mapping --------------------------------------------------------
 
@@ -79,6 +92,142 @@ for (const [id, request, place] of NOWHERE) {
     EVERY_KIND,
   );
 }
+
+// ---- borders ----------------------------------------------------------------------------------------------
+
+/** What makes a border in front of page 2 of 4, without a message. */
+const BORDERS = {
+  mprotect: ({ thread, base }: Setting) => assert.equal(thread.mprotect(at(base, 2), 2 * P, 1), 0),
+  madvise: ({ thread, base }: Setting) => assert.equal(thread.madvise(at(base, 2), 2 * P, MADV_DONTDUMP), 0),
+  mlock: ({ thread, base, uffd }: Setting) => {
+    // It waits for pages that are missing.
+    assert.deepEqual(uffd.zeropage(at(base, 3), P), DONE);
+    assert.equal(thread.mlock(at(base, 3), P), 0);
+  },
+};
+
+for (const [id, what, behind] of [
+  ['border.mprotect', 'mprotect', 2],
+  ['border.madvise', 'madvise', 2],
+  ['border.mlock', 'mlock', 3],
+] as const) {
+  check(
+    id,
+    `a COPY over a border that ${what} has made: ENOENT, nothing is installed, nobody is woken; each side by itself: done`,
+    (world) => {
+      const set = setting(world, watching({}));
+      const { uffd, base, thread } = set;
+      const bytes = source(world, 2);
+      BORDERS[what](set);
+      const before = at(base, behind - 1);
+      assert.equal(thread.read(before), 'fault');
+      assert.deepEqual(uffd.copy(before, bytes, 2 * P), ENOENT);
+      assert.equal(thread.outcome(), 'fault');
+      assert.deepEqual(uffd.copy(before, bytes, P), DONE);
+      assert.equal(thread.outcome(), 0x61);
+      assert.deepEqual(uffd.copy(at(base, behind), at(bytes, 1), P), behind === 3 ? EEXIST : DONE);
+    },
+    EVERY_KIND,
+  );
+}
+
+check(
+  'border.hole',
+  'a COPY over a hole: ENOENT; a page in the hole by itself: ENOENT; those beside it: done',
+  (world) => {
+    const { uffd, base, thread } = setting(world, watching({}));
+    const bytes = source(world, 3);
+    assert.equal(thread.munmap(at(base, 1), P), 0);
+    assert.deepEqual(uffd.copy(base, bytes, 3 * P), ENOENT);
+    assert.deepEqual(uffd.copy(at(base, 1), bytes, P), ENOENT);
+    assert.deepEqual(uffd.copy(base, bytes, P), DONE);
+    assert.deepEqual(uffd.copy(at(base, 2), bytes, P), DONE);
+  },
+  EVERY_KIND,
+);
+
+check(
+  'border.two-objects',
+  'a COPY over the border of two memfds side by side, in one registered range: ENOENT; each side by itself: done',
+  (world) => {
+    const { uffd, base, thread } = setting(world, watching({ kind: 'shmem', mode: 0n }));
+    const bytes = source(world, 2);
+    const other = world.map('shmem', 2).address;
+    assert.equal(thread.mremap(other, 2 * P, 2 * P, MAYMOVE_FIXED, at(base, 2)), Number(at(base, 2)));
+    assert.equal(uffd.register(base, 4 * P, MISSING)[0], 'ok');
+    assert.deepEqual(uffd.copy(at(base, 1), bytes, 2 * P), ENOENT);
+    assert.deepEqual(uffd.copy(at(base, 1), bytes, P), DONE);
+    assert.deepEqual(uffd.copy(at(base, 2), at(bytes, 1), P), DONE);
+  },
+  SHMEM,
+);
+
+check(
+  'border.gone',
+  'a COPY to one page: ENOENT if it is not mapped or not registered, and a thread that waits there sleeps on',
+  (world) => {
+    const { uffd, base, thread } = setting(world, watching({}));
+    const bytes = source(world, 1);
+    assert.equal(thread.read(base), 'fault');
+    const other = world.thread();
+    assert.equal(other.munmap(base, P), 0);
+    assert.deepEqual(uffd.copy(base, bytes, P), ENOENT);
+    assert.equal(thread.outcome(), 'fault');
+    assert.equal(uffd.unregister(at(base, 1), P), 'ok');
+    assert.deepEqual(uffd.copy(at(base, 1), bytes, P), ENOENT);
+  },
+  EVERY_KIND,
+);
+
+// ---- markers ----------------------------------------------------------------------------------------------
+
+check(
+  'marker.zeropage',
+  'a thread waits at a write-protect marker: ZEROPAGE is EEXIST, a WAKE brings the fault again, COPY with MODE_WP resolves it',
+  (world) => {
+    const { uffd, base, thread } = setting(world, watching({ mode: MISSING | WP }));
+    assert.equal(uffd.writeprotect(base, P, PROTECT), 'ok');
+    assert.equal(thread.read(base), 'fault');
+    assert.deepEqual(uffd.take(), [fault(base)]);
+    assert.deepEqual(uffd.zeropage(base, P), EEXIST);
+    assert.equal(uffd.wake(base, P), 'ok');
+    assert.equal(thread.outcome(), 'fault');
+    assert.deepEqual(uffd.take(), [fault(base)]);
+    assert.deepEqual(uffd.copy(base, source(world, 1), P, WITH_WP), DONE);
+    assert.equal(thread.outcome(), 0x61);
+    assert.equal(thread.write(base, 1), 'fault', 'it is protected as before');
+    assert.deepEqual(uffd.take(), [fault(base, 3)]);
+  },
+  EVERY_KIND,
+);
+
+check(
+  'marker.poison',
+  'POISON of a write-protect marker is EEXIST; done after WRITEPROTECT has lifted the marker',
+  (world) => {
+    const { uffd, base, thread } = setting(world, watching({ mode: MISSING | WP }));
+    assert.equal(uffd.writeprotect(base, P, PROTECT), 'ok');
+    assert.equal(thread.read(base), 'fault');
+    assert.deepEqual(uffd.poison(base, P), EEXIST);
+    assert.equal(uffd.writeprotect(base, P, PROTECT_DONTWAKE), 'ok');
+    assert.deepEqual(uffd.poison(base, P), DONE);
+    assert.equal(thread.outcome(), 'SIGBUS');
+  },
+  EVERY_KIND,
+);
+
+check(
+  'marker.shmem',
+  'a write-protect marker of shmem: ZEROPAGE is done, and the page is not protected any more; POISON is EEXIST',
+  (world) => {
+    const { uffd, base, thread } = setting(world, watching({ kind: 'shmem', mode: MISSING | WP }));
+    assert.equal(uffd.writeprotect(base, 2 * P, PROTECT), 'ok');
+    assert.deepEqual(uffd.zeropage(base, P), DONE);
+    assert.equal(thread.write(base, 1), 0, 'no message');
+    assert.deepEqual(uffd.poison(at(base, 1), P), EEXIST);
+  },
+  SHMEM,
+);
 
 // ---- ZEROPAGE ---------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ import { libc } from '../../shim/libc.js';
 import {
   MADV_NOHUGEPAGE,
   MAP_ANONYMOUS,
+  MAP_HUGETLB,
   MAP_NORESERVE,
   MAP_PRIVATE,
   MAP_SHARED,
@@ -67,6 +68,7 @@ function diskFolder(): string | undefined {
 export function lacks(what: Facility): string | undefined {
   switch (what) {
     case 'hugetlb':
+    case 'private-hugetlb':
       return lacksHugePages();
     case 'thp':
       if (!existsSync(THP)) return 'this kernel has no transparent huge pages';
@@ -131,14 +133,16 @@ export class RealMemory {
     pages: number,
     { protection = PROT_READ | PROT_WRITE, objectLength }: MapOptions,
   ): Area {
-    const unit = kind === 'hugetlb' ? hugePageSize() : pageSize();
+    const huge = kind === 'hugetlb' || kind === 'private-hugetlb';
+    const unit = huge ? hugePageSize() : pageSize();
     const length = pages * unit;
     const aliased = ['shmem', 'private-shmem', 'hugetlb', 'file'].includes(kind);
     const object = this.#object(kind, objectLength ?? length);
-    const priv = ['anonymous', 'thp', 'private-shmem', 'private-file'].includes(kind);
-    const flags = (priv ? MAP_PRIVATE : MAP_SHARED) | (object < 0 ? MAP_ANONYMOUS | MAP_NORESERVE : 0);
+    const priv = ['anonymous', 'thp', 'private-hugetlb', 'private-shmem', 'private-file'].includes(kind);
+    const pool = kind === 'private-hugetlb' ? MAP_HUGETLB : 0;
+    const flags = (priv ? MAP_PRIVATE : MAP_SHARED) | (object < 0 ? MAP_ANONYMOUS | MAP_NORESERVE : 0) | pool;
     const address = this.#place(length, kind === 'read-only-shmem' ? PROT_READ : protection, flags, object);
-    if (object < 0) madvise(address, length, kind === 'thp' ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+    if (object < 0 && !huge) madvise(address, length, kind === 'thp' ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
     const alias = aliased ? this.#place(length, PROT_READ | PROT_WRITE, MAP_SHARED, object) : 0n;
     return { address, length, pageSize: unit, alias };
   }
@@ -155,7 +159,7 @@ export class RealMemory {
 
   /** The descriptor of what is mapped; −1 for anonymous memory. */
   #object(kind: MemoryKind, length: number): number {
-    if (kind === 'anonymous' || kind === 'thp') return -1;
+    if (kind === 'anonymous' || kind === 'thp' || kind === 'private-hugetlb') return -1;
     if (kind === 'file' || kind === 'private-file') return this.#file(length);
     const fd = libc().memfd_create('semantics', kind === 'hugetlb' ? MFD_CLOEXEC | MFD_HUGETLB : MFD_CLOEXEC);
     if (fd < 0) throw new Error(`memfd_create: errno ${libc().errno()}`);

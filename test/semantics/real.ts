@@ -6,6 +6,7 @@ import { linuxKernel } from '../../shim/linux.js';
 import { PROT_READ, PROT_WRITE } from '../../shim/memory.js';
 import { errnoName } from '../../src/errors.js';
 import type { Kernel } from '../../src/kernel.js';
+import { withHugePages } from '../kernel/huge-pages.js';
 import { compileLibrary } from '../kernel/support.js';
 import { lacks, RealMemory } from './memory.js';
 import { pageBits, pagesOfSelf } from './pagemap.js';
@@ -293,6 +294,10 @@ export class RealWorld implements World {
     if (library().queueOf(info, counts) < 0) throw new Error(`${fd} is no userfaultfd`);
     const [pending = 0, total = 0] = counts;
     return { pending: Number(pending), total: Number(total) };
+  }
+
+  async withPool(body: () => void): Promise<void> {
+    await withHugePages(0, body);
   }
 
   withoutDescriptors(body: () => void): void {

@@ -15,6 +15,7 @@ export const EEXIST = refused('EEXIST');
 export const EFAULT = refused('EFAULT');
 export const EINVAL = refused('EINVAL');
 export const ENOENT = refused('ENOENT');
+export const ENOMEM = refused('ENOMEM');
 
 /** The words of a call whose arguments are in order: everything but the output field. */
 export function words(request: Request, start: bigint, length: bigint, from: bigint, mode = 0n): bigint[] {

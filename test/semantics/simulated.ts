@@ -189,8 +189,11 @@ function pageBits(space: AddressSpace, address: bigint): PageBits {
 /** Where the structs of calls lie, one world after another. */
 const memory = new WebAssembly.Memory({ initial: 1, maximum: 1 });
 
+/** Huge pages of its pool. */
+const HUGE_PAGES = 8;
+
 export class SimulatedWorld implements World {
-  readonly kernel = new SimulatedKernel();
+  readonly kernel = new SimulatedKernel({ hugePages: HUGE_PAGES });
   readonly memory = memory;
   readonly #ends: (() => void)[] = [];
 
@@ -199,13 +202,17 @@ export class SimulatedWorld implements World {
   }
 
   static lacks(what: Facility): string | undefined {
-    if (['anonymous', 'guard', 'privileges', 'device'].includes(what)) return undefined;
+    const has: readonly Facility[] = ['anonymous', 'private-hugetlb', 'guard', 'privileges', 'device'];
+    if (has.includes(what)) return undefined;
     return `the simulated kernel has no ${what}`;
   }
 
-  map(_kind: MemoryKind, pages: number, options: MapOptions = {}): Area {
-    const address = this.kernel.map(pages, options.protection);
-    return { address, length: pages * P, pageSize: P, alias: 0n };
+  map(kind: MemoryKind, pages: number, { protection }: MapOptions = {}): Area {
+    const huge = kind === 'private-hugetlb';
+    const pageSize = huge ? this.kernel.hugePageSize : P;
+    const memory = protection === undefined ? { huge } : { huge, protection };
+    const address = this.kernel.mapMemory(pages, memory);
+    return { address, length: pages * pageSize, pageSize, alias: 0n };
   }
 
   pages(address: bigint, count: number): PageBits[] {
@@ -241,6 +248,10 @@ export class SimulatedWorld implements World {
     if (file?.is !== 'userfaultfd') throw new Error(`${fd} is no userfaultfd`);
     const { pending, reading } = file.context;
     return { pending: pending.length, total: pending.length + reading.length };
+  }
+
+  async withPool(body: () => void): Promise<void> {
+    body();
   }
 
   withoutDescriptors(body: () => void): void {

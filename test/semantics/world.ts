@@ -21,6 +21,8 @@ export type MemoryKind =
   | 'private-shmem'
   /** Shared mapping of a memfd in huge pages, with an alias. */
   | 'hugetlb'
+  /** Private anonymous, in huge pages of the pool that are not reserved (MAP_NORESERVE). */
+  | 'private-hugetlb'
   /** Shared and private mapping of a file on a disk. */
   | 'file'
   | 'private-file'
@@ -131,6 +133,8 @@ export interface World {
   thread(): Actor;
   /** A descriptor's unread faults, and those together with the faults that were read and sleep on. */
   queue(fd: number): { pending: number; total: number };
+  /** Runs a body while no other test uses the machine's pool of huge pages. */
+  withPool(body: () => void): Promise<void>;
   /** Runs a body while no new descriptor can be had. */
   withoutDescriptors(body: () => void): void;
   /** Waits for something that callbacks of the port's event loop bring about. */
