@@ -64,7 +64,8 @@ const CHANGING: Reason = {
 
 const NO_MAPPING: Reason = {
   cause: 'nothing is mapped at {page}, or nothing registered, or the range spans mappings that differ',
-  remedy: 'the library wakes who waits there and returns how far it came; fill each mapping by itself',
+  remedy:
+    'the library fills each mapping by itself, wakes who waits at a page that is not mapped, and returns how far it came',
 };
 
 const NEVER_TOLD: Reason = {
@@ -76,6 +77,19 @@ const NEVER_TOLD: Reason = {
 const PRESENT: Reason = {
   cause: 'page {page} is there already',
   remedy: 'the library wakes who waits for it, counts it and goes on; what it holds stays',
+};
+
+const PRESENT_OR_MARKED: Reason = {
+  cause: 'page {page} is there already, or a marker (write protection, poison, a guard) is in its place',
+  remedy: PRESENT.remedy,
+};
+
+const PRESENT_OR_POOL_EMPTY: Reason = {
+  when: hugeRange,
+  cause: 'page {page} is there already, or no huge page of {pageSize} bytes is free',
+  remedy:
+    'the library wakes who waits for it, counts it and goes on; if it faults again, its fault comes after a delay, ' +
+    'with repeats set',
 };
 
 const FULL: Reason = {
@@ -100,11 +114,18 @@ const NOT_FOR_WRITE_PROTECT: Reason = {
   remedy: "register it with the mode 'write-protect' as well, or leave the option writeProtect out",
 };
 
-/** What every fill may meet. ENOSPC is how Linux 4.11 and 4.12 say ESRCH. */
+const NO_ROOM: Reason = {
+  cause:
+    'the process whose memory this is has exited or called exec (Linux 4.11 and 4.12 say so), or there is no room ' +
+    'for page {page} in what is mapped there',
+  remedy: 'close the userfaultfd of a process that is gone; else make room there, and fill again',
+};
+
+/** What every fill may meet. */
 const FILL = {
   EAGAIN: CHANGING,
   ENOENT: [NEVER_TOLD, NO_MAPPING],
-  ENOSPC: GONE,
+  ENOSPC: NO_ROOM,
   ESRCH: GONE,
 } satisfies Reasons;
 
@@ -197,7 +218,7 @@ export const IOCTLS: Readonly<Record<string, Reasons>> = {
 
   UFFDIO_COPY: {
     ...FILL,
-    EEXIST: PRESENT,
+    EEXIST: [PRESENT_OR_POOL_EMPTY, PRESENT],
     EFAULT: {
       cause:
         'the source cannot be read at {source}: it is not mapped, lies behind the end of a file that ' +
@@ -211,7 +232,7 @@ export const IOCTLS: Readonly<Record<string, Reasons>> = {
 
   UFFDIO_ZEROPAGE: {
     ...FILL,
-    EEXIST: PRESENT,
+    EEXIST: PRESENT_OR_MARKED,
     EFAULT: BEHIND_FILE,
     EINVAL: [
       {
@@ -251,7 +272,7 @@ export const IOCTLS: Readonly<Record<string, Reasons>> = {
 
   UFFDIO_POISON: {
     ...FILL,
-    EEXIST: PRESENT,
+    EEXIST: PRESENT_OR_MARKED,
     EFAULT: BEHIND_FILE,
     EINVAL: [
       {
