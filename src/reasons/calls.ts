@@ -228,6 +228,13 @@ export const CALLS: Readonly<Record<string, Reasons>> = {
     },
   },
 
+  lseek: {
+    EIO: {
+      cause: 'the device behind the memory file does not say how long it is',
+      remedy: 'see what the kernel says of it (dmesg); serve a copy of its contents in a file',
+    },
+  },
+
   mmap: {
     EACCES: {
       cause: 'the file was opened in a way that does not allow this mapping',

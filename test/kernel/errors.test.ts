@@ -557,6 +557,7 @@ const UNPROVOKED: Record<string, Record<string, string>> = {
     connect: 'EACCES EAGAIN ECONNREFUSED ENAMETOOLONG ENOENT',
     accept4: 'EMFILE ENFILE ENOMEM',
     sendmsg: 'EAGAIN EPIPE',
+    lseek: 'EIO',
   },
   'page-size.test.ts provokes one that stands for all': {
     '/proc/PID/smaps': 'EACCES EIO ENFILE ENOENT ENOMEM EPERM ESRCH',
