@@ -24,7 +24,7 @@ const PRINTS: Record<string, { kernel?: true; lines: (string | RegExp)[] }> = {
   'src/userfaultfd.ts: open': { kernel: true, lines: [/^(syscall|device) (true|false) \[/] },
   'src/userfaultfd.ts: wrap': { kernel: true, lines: ['1'] },
   'src/userfaultfd.ts: copy': { kernel: true, lines: ['8192 present missing'] },
-  'src/userfaultfd.ts: answerFrom': { kernel: true, lines: ['true', '{ passed: 0, installed: 65536 }'] },
+  'src/userfaultfd.ts: answerFrom': { kernel: true, lines: ['true', '{ passed: 0, installed: 65536, leftOut: 0 }'] },
   'src/userfaultfd.ts: start': { kernel: true, lines: ['read', '42', 'closed'] },
 };
 
