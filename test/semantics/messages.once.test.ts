@@ -80,7 +80,8 @@ check('read.einval.short', 'a buffer of less than a message: EINVAL, the message
   const { uffd, base, thread } = setting(world);
   assert.equal(thread.read(base), 'fault');
   assert.equal(uffd.read(31), 'EINVAL');
-  assert.equal(uffd.read(0), 'EINVAL');
+  // By read(2) itself: the port may read in another way, which passes over an empty buffer.
+  assert.equal(world.thread().readInto(uffd.fd, world.map('anonymous', 1).address, 0), 'EINVAL');
   assert.deepEqual(uffd.take(), [fault(base)]);
 });
 

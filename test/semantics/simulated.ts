@@ -156,7 +156,7 @@ class SimulatedActor implements Actor {
         yield { place: 'read', over: () => file.context.readable };
         const result = port.read(fd, READ_AT, length);
         if (result > 0) poke(space, Number(address), new Uint8Array(world.memory.buffer, READ_AT, result));
-        return result;
+        return result < 0 ? errnoName(-result) : result;
       },
     });
   }
