@@ -94,7 +94,10 @@ export interface ServeOptions {
   handOffMs?: number;
   /** How long to wait for the first monitor, in milliseconds; default: for ever. */
   acceptMs?: number;
-  /** Mode of the sockets, 0 to 0o777, and their owner. A socket has them from the moment that it has its name. */
+  /**
+   * Mode of the sockets, 0 to 0o777, and their owner. A socket has them from the moment that it has its name. Another owner
+   * needs CAP_CHOWN and CAP_FOWNER.
+   */
   socketMode?: number;
   socketOwner?: { readonly uid: number; readonly gid: number };
 }

@@ -74,8 +74,11 @@ export class ListeningSocket {
         const inside = bytes > SHOWN_MOST ? 'socket' : name;
         const fd = listening(room.at(inside));
         try {
-          const stat = give(room.at(inside), access);
-          publish(room, inside, directory, name, path);
+          const stat = privileged(access, () => {
+            const given = give(room.at(inside), access);
+            publish(room, inside, directory, name, path);
+            return given;
+          });
           return new ListeningSocket(fd, name, directory, stat);
         } catch (error) {
           closeDescriptor(fd);
@@ -136,6 +139,19 @@ function give(path: string, { mode, owner }: SocketAccess): Stats {
     return fstatSync(fd);
   } finally {
     closeSync(fd);
+  }
+}
+
+/** Says which privilege is missing: the kernel's EPERM does not. A socket that was given away needs one to be linked, too. */
+function privileged<T>({ owner }: SocketAccess, body: () => T): T {
+  try {
+    return body();
+  } catch (error) {
+    if (!owner || (error as NodeJS.ErrnoException).code !== 'EPERM') throw error;
+    throw new Error(
+      'EPERM: to give the socket to another user needs CAP_CHOWN and CAP_FOWNER; without them, make it in a setgid directory ' +
+        "of that user's group, with socketMode (--socket-mode) 660",
+    );
   }
 }
 

@@ -1,7 +1,7 @@
 // `uffd serve` as an operator has it: how it says that it is ready, what it writes, and how it ends.
 
-import { spawn } from 'node:child_process';
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { spawn, spawnSync } from 'node:child_process';
+import { existsSync, linkSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import * as assert from 'uvu/assert';
@@ -31,6 +31,74 @@ test('one guest: ready, served, logged; statistics at the end; exit 0', () =>
     assert.is(counts.copied, PAGES * P);
     assert.ok(counts.faults >= PAGES / 4 && counts.faults <= PAGES);
   }));
+
+test('statistics are never written over what is served, read or recorded: refused at the start', async () => {
+  await inDirectory(async (directory) => {
+    const at = (name: string): string => join(directory, name);
+    const memory = memoryFile(directory, 1);
+    const [served, before] = [['--socket', at('socket'), '--memory', memory], readFileSync(memory)];
+    writeFileSync(at('trace'), 'a trace');
+    writeFileSync(at('trace.3'), 'a trace of a third session');
+    symlinkSync('memory', at('link'));
+    linkSync(memory, at('second'));
+    linkSync(at('trace.3'), at('third'));
+    mkdirSync(at('folder'));
+    for (const [file, message, options] of [
+      [memory, /cannot write statistics to .*memory: it is the memory file .*memory\n/, []],
+      [at('link'), /it is the memory file/, []],
+      [at('second'), /it is the memory file/, []],
+      [at('trace'), /it is the trace .*trace\n/, ['--prefetch', at('trace')]],
+      [at('new'), /a session is recorded to it/, ['--record', at('new')]],
+      [at('folder/../new.12'), /a session is recorded to it/, ['--record', at('new')]],
+      [at('third'), /it is the recording .*trace\.3/, ['--record', at('trace')]],
+      [at('folder'), /it is a directory/, []],
+      [at('none/stats'), /ENOENT/, []],
+    ] as const) {
+      const ended = await uffd([
+        'serve',
+        ...served,
+        '--accept-timeout',
+        '1',
+        '--stats-json',
+        file,
+        ...options,
+      ]);
+      assert.is(ended.code, 1, `${file}: ${ended.stderr}`);
+      assert.match(ended.stderr, message);
+      assert.not.match(ended.stderr, /no monitor|\n\s+at /);
+    }
+    assert.ok(readFileSync(memory).equals(before));
+    assert.is(readFileSync(at('trace'), 'utf8'), 'a trace');
+    assert.is(readFileSync(at('trace.3'), 'utf8'), 'a trace of a third session');
+    assert.not(existsSync(at('new')));
+  });
+});
+
+test('statistics whose file has become the recording meanwhile: nothing is overwritten; exit 1', () =>
+  served(['--once', '--record', 'trace', '--stats-json', 'stats'], async (it) => {
+    symlinkSync('trace', join(it.directory, 'stats'));
+    await touchAll(it);
+    assert.is(await it.ended, 1);
+    assert.ok(readFileSync(join(it.directory, 'trace')).length > PAGES);
+    assert.is(readFileSync(join(it.directory, 'trace')).includes('"sessions"'), false);
+  }));
+
+test('statistics through a pipe: its reader gets all of them, and no end before', async () => {
+  needKernel();
+  await inDirectory(async (directory) => {
+    const [pipe, memory] = [join(directory, 'pipe'), memoryFile(directory, 1)];
+    spawnSync('mkfifo', [pipe]);
+    const reader = spawn('timeout', ['30', 'cat', pipe], { stdio: ['ignore', 'pipe', 'ignore'] });
+    const served = ['--socket', join(directory, 'socket'), '--memory', memory, '--accept-timeout', '50'];
+    const under = ['timeout', '30'];
+    const [chunks, ended] = await Promise.all([
+      reader.stdout.toArray(),
+      uffd(['serve', ...served, '--stats-json', pipe], { under }),
+    ]);
+    assert.match(ended.stderr, /no monitor has connected/);
+    assert.equal(JSON.parse(Buffer.concat(chunks).toString()).sessions, []);
+  });
+});
 
 test('readiness on a descriptor of its own', () =>
   served(

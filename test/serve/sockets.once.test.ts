@@ -25,7 +25,7 @@ import { Guest } from '../../src/cli/guest/guest.js';
 import { Directory } from '../../src/serve/directory.js';
 import { serve } from '../../src/serve/index.js';
 import { ListeningSocket } from '../../src/serve/socket-path.js';
-import { inDirectory } from '../cli/command.js';
+import { inDirectory, uffd } from '../cli/command.js';
 import { skip, suite } from '../harness.js';
 import { needKernel } from '../kernel/support.js';
 import { descriptors, memoryFile } from './support.js';
@@ -263,6 +263,27 @@ test('abstract names: served, closed, and refused with a reason', async () => {
     await refused(join(memory, 's'), /cannot listen at .*ENOTDIR/);
     await refused('s', /socketMode must be/, { socketMode: 0o1000 });
     await refused('s', /socketOwner.uid must be/, { socketOwner: { uid: 2 ** 32 - 1, gid: 0 } });
+  });
+});
+
+test('--socket-owner without the privileges for it: says which are missing', async () => {
+  if (process.geteuid?.() !== 0) skip('root is needed to have some privileges and not others');
+  await inDirectory(async (directory) => {
+    const places = ['--socket', join(directory, 'socket'), '--memory', memoryFile(directory, 1)];
+    for (const kept of ['+kill', '+kill,+chown']) {
+      const ended = await uffd(
+        ['serve', ...places, '--socket-owner', `${OTHER}:${OTHER}`, '--accept-timeout', '1'],
+        {
+          under: ['setpriv', '--inh-caps', '-all', '--bounding-set', `-all,${kept}`],
+        },
+      );
+      assert.equal(ended.code, 1);
+      assert.match(
+        ended.stderr,
+        /cannot listen at .*: EPERM: .* needs CAP_CHOWN and CAP_FOWNER; .*--socket-mode/,
+      );
+      assert.deepEqual(readdirSync(directory), ['memory']);
+    }
   });
 });
 

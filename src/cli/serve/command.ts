@@ -10,6 +10,7 @@ import { announce, announceStopping } from './announce.js';
 import { createDisplay } from './display.js';
 import { Ledger } from './ledger.js';
 import { serveMetrics } from './metrics.js';
+import { checkStats, writeStats } from './stats-file.js';
 
 const MS_MOST = 2 ** 31 - 1;
 
@@ -51,6 +52,11 @@ A guest that cannot be served:
   --on-refused is for monitors whose hand-off does not fit the memory file. A
   connection without a userfaultfd, of a user who is not allowed, or whose text
   is no hand-off, is closed, and nobody is killed.
+
+A guest that there is no memory for (an empty pool of huge pages):
+  It waits, /readyz says what is missing, and its pages get the file's bytes as
+  soon as there is room. --on-starved kill ends it like one that cannot be
+  served.
 
 Exit codes:
   0    all went well
@@ -183,10 +189,12 @@ export function addServe(program: Command): void {
 
 async function run(flags: Flags): Promise<void> {
   const options = serveOptions(flags);
+  const { statsJson } = flags;
+  if (statsJson !== undefined) checkStats(statsJson, options);
   const ledger = new Ledger();
   const server = await serve(options);
   const display = createDisplay(server);
-  ledger.follow(server, flags.statsJson !== undefined);
+  ledger.follow(server, statsJson !== undefined);
   let leaving: number | undefined;
   const signals = onSignals((name, times) => {
     if (times === 1) {
@@ -209,7 +217,7 @@ async function run(flags: Flags): Promise<void> {
     signals.close();
     metrics?.close();
     display.end();
-    if (flags.statsJson !== undefined) ledger.write(flags.statsJson);
+    if (statsJson !== undefined) writeStats(statsJson, ledger.report(), options);
   }
 }
 

@@ -1,6 +1,5 @@
 // What was served, from the first monitor to the last: for --stats-json and for metrics.
 
-import { writeFileSync } from 'node:fs';
 import {
   type Count,
   LATENCY_BOUNDS,
@@ -71,7 +70,7 @@ export class Ledger {
   /** Of those that have ended. Added up, so that neither memory nor the time of a look grows with them. */
   readonly #past = new Sum();
 
-  /** `each`: what is known of each session that has ended is kept, for `write`. */
+  /** `each`: what is known of each session that has ended is kept, for `report`. */
   follow(server: Server, each: boolean): void {
     server.on('refused', (error, _peer, _vm, guest) => {
       this.refused++;
@@ -112,15 +111,11 @@ export class Ledger {
     return sum;
   }
 
-  /** Writes it as JSON. */
-  write(file: string): void {
+  /** All of it as JSON, for --stats-json. */
+  report(): string {
     const { refused, killed } = this;
-    const text = JSON.stringify(
-      { sessions: this.#sessions, refused, refusals: this.#refusals, killed },
-      null,
-      2,
-    );
-    writeFileSync(file, `${text}\n`);
+    const facts = { sessions: this.#sessions, refused, refusals: this.#refusals, killed };
+    return `${JSON.stringify(facts, null, 2)}\n`;
   }
 }
 
