@@ -46,9 +46,6 @@ async function worlds(): Promise<void> {
 }
 
 async function guests(): Promise<void> {
-  // Each thread's young generation takes up to 48 MiB, a page at a time, and holds garbage: with a small one what is left
-  // of it does not cover what is kept.
-  process.env.NODE_OPTIONS = `${process.env.NODE_OPTIONS ?? ''} --max-semi-space-size=1`;
   const tell = teller(FAULTS / 20);
   const options = ['--window', '16'];
   const seen = await churn({ faults: FAULTS, rounds: GUEST_ROUNDS, seed: first, options, tell });

@@ -20,6 +20,11 @@ const IDLE_FEW = 2;
 const IDLE_MS = 30_000;
 /** When the next is made, behind the one that was taken: a guest that was just handed over needs the processors. */
 const SPARE_AFTER_MS = 500;
+/**
+ * V8's young generation of such a thread, at most. A loop makes some bytes of garbage for a fault; where they fill 48 MiB,
+ * V8's own choice, before they are collected, memory seems to grow for a million faults.
+ */
+const YOUNG_MB = 4;
 /** It is made only where so many descriptors are left: Node loses some where a thread cannot have its own. */
 const SPARE_DESCRIPTORS = 64;
 
@@ -119,7 +124,8 @@ export class Threads {
 
 function startedThread(): Worker {
   try {
-    return startThread('session', { name: 'vm' }, { file: '../part.js', module: import.meta.url });
+    const options = { name: 'vm', resourceLimits: { maxYoungGenerationSizeMb: YOUNG_MB } };
+    return startThread('session', options, { file: '../part.js', module: import.meta.url });
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== 'ERR_WORKER_INIT_FAILED') throw error;
     throw new ThreadError(
