@@ -8,7 +8,7 @@ import { readFileSync } from 'node:fs';
 import { parentPort } from 'node:worker_threads';
 import { prepareCore } from '../core.js';
 import { Errno, type UffdError } from '../errors.js';
-import type { Operation } from '../features.js';
+import { FEATURES, featureNames, type KnownFeature, type Operation } from '../features.js';
 import type { RegisteredRange } from '../handler.js';
 import type { Kernel } from '../kernel.js';
 import { system } from '../system.js';
@@ -110,6 +110,19 @@ class Serving {
     return this.#farewell !== 'closed' && this.#farewell.code === 'ESRCH' ? 'exited' : 'closed';
   }
 
+  /** Those that the monitor has turned on, which decide what is told. */
+  #features(fd: number): readonly KnownFeature[] {
+    const features = featuresOf(fd);
+    if (features === undefined) return ['event-remove'];
+    if (!features.includes('event-remove')) {
+      const reason =
+        "the monitor's userfaultfd does not tell removals ('event-remove' is off): pages that it takes away, for a balloon " +
+        'say, hold what the memory file has when they are touched again, and not zeros';
+      report({ is: 'warned', reason });
+    }
+    return features;
+  }
+
   /** The background is done. */
   #settled(leftOut: number): void {
     report({ is: 'settled' });
@@ -129,7 +142,7 @@ class Serving {
   #watch(): Userfaultfd {
     const { fd, pid, regions } = this.#task;
     return Userfaultfd.wrap(fd, {
-      features: ['event-remove'],
+      features: this.#features(fd),
       ranges: regions.map(rangeOf),
       // One that cannot be seen from here has to be watched all the same; nothing is looked up by the number then.
       pid: pid > 0 ? pid : process.pid,
@@ -200,6 +213,19 @@ function kernelWithoutPidfds(): Kernel {
     ...kernel,
     attach: (memory) => Object.assign(kernel.attach(memory), { pidfd: () => -(Errno.ENOSYS as number) }),
   };
+}
+
+/** The features that are on, as the kernel's fdinfo says; undefined: it cannot be read. */
+function featuresOf(fd: number): readonly KnownFeature[] | undefined {
+  try {
+    const info = readFileSync(`/proc/self/fdinfo/${fd}`, 'latin1');
+    const bits = /^API:\s*[0-9a-f]+:([0-9a-f]+):/m.exec(info)?.[1];
+    if (bits === undefined) return undefined;
+    const names = featureNames(BigInt(`0x${bits}`));
+    return FEATURES.filter((name) => names.has(name));
+  } catch {
+    return undefined;
+  }
 }
 
 /** The machine's huge pages of so many bytes. */
