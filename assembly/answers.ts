@@ -3,7 +3,7 @@
 // removed or claimed, what could not be copied, and what was copied in vain. In the same way pages are installed that nobody has asked for yet.
 
 import { current, Fault, faultFilled, faultWaits, KIND_MISSING } from './faults';
-import { inboxTries, pageSizeAt } from './inbox';
+import { inboxTellsRemovals, inboxTries, pageSizeAt } from './inbox';
 import {
   PAGE_MISSING,
   PAGE_PRESENT,
@@ -32,9 +32,10 @@ export function answerBegin(chosen: u32): i32 {
   const fault = changetype<Fault>(current);
   const page = fault.page;
   if (fault.kind != KIND_MISSING || inboxTries() > 0) return STEP_ASK;
-  // One that was installed and is missing again, though no removal was told, is as missing as before.
+  // One that was installed and is missing again is as missing as before if no removal was told; if none is ever told, it was
+  // removed, and what it should hold is for the handler to say.
   const state = pageState(page);
-  if (state != PAGE_MISSING && state != PAGE_PRESENT) return STEP_ASK;
+  if (state != PAGE_MISSING && (state != PAGE_PRESENT || !inboxTellsRemovals())) return STEP_ASK;
   const source = sourceOf(page);
   if (!source) return STEP_ASK;
   const pages = <u64>pagesWindow(page, source.window);

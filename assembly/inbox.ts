@@ -26,6 +26,7 @@ import {
   UFFD_EVENT_REMAP,
   UFFD_EVENT_REMOVE,
   UFFD_EVENT_UNMAP,
+  UFFD_FEATURE_EVENT_REMOVE,
   UFFD_FEATURE_EVENT_UNMAP,
   UFFD_PAGEFAULT_FLAG_MINOR,
   UFFD_PAGEFAULT_FLAG_WP,
@@ -127,6 +128,7 @@ export const delivery: usize = memory.data(40, 8);
 
 let pageShift: u32 = 12;
 let tellsUnmap: bool = false;
+let tellsRemove: bool = false;
 let drained: bool = false;
 /** Bytes that the read under way may bring. */
 let asked: u32 = 0;
@@ -141,6 +143,7 @@ let gone: bool = false;
 export function inboxStart(shift: u32, features: u64): void {
   pageShift = shift;
   tellsUnmap = (features & UFFD_FEATURE_EVENT_UNMAP) != 0;
+  tellsRemove = (features & UFFD_FEATURE_EVENT_REMOVE) != 0;
 }
 
 /** How many mapping changes came in so far, to see whether a read brought one. Wraps around. */
@@ -315,6 +318,11 @@ export function inboxNextFault(now: f64): bool {
     pagesSet(fault.page, fault.page + pageSizeAt(fault.page), PAGE_REMOVED);
   }
   return true;
+}
+
+/** Whether removals are told: a page that is gone without one was not removed. */
+export function inboxTellsRemovals(): bool {
+  return tellsRemove;
 }
 
 /** How often in a row a fill of the page of the fault that is out was in vain. */

@@ -22,7 +22,7 @@ const FAILED = 1;
 const LOST_MS = 1000;
 const LOOK_MS = 5;
 /** A thread that has told the kernel of its fault is asleep a moment later. */
-const FALLS_ASLEEP_MS = 100;
+const FALLS_ASLEEP_MS = 500;
 /** A thread may fault behind the last look. A process with an open userfaultfd that has not ended after so long is killed. */
 const END_MOST_S = 3;
 
@@ -85,7 +85,9 @@ function aThreadSleeps(): boolean {
   const open = userfaultfds();
   for (let waited = 0; ; waited += LOOK_MS) {
     if (threadIds().some(waitsForUserfaultfd)) return true;
-    if (waited >= FALLS_ASLEEP_MS || !open.some(hasWaiters)) break;
+    // A rejection has woken its thread, so that it asks again: it may be on its way into the same fault.
+    const mayCome = open.length > 0 && (uncaught !== undefined || open.some(hasWaiters));
+    if (waited >= FALLS_ASLEEP_MS || !mayCome) break;
     pause();
   }
   if (open.length > 0) killAfter(END_MOST_S);

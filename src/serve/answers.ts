@@ -2,7 +2,8 @@
 // pages are zeros. Nothing here knows of sockets or threads; it runs on any kernel, a simulated one included.
 //
 // Rules:
-//  - What was removed is zero, and is never read from the file again.
+//  - What was removed is zero, and is never read from the file again. That it was removed an event says; only if the monitor
+//    has turned these events off is a page that was installed, and faults again, taken for one.
 //  - A window is clipped to what is all missing or all removed, to its region, and to a stretch that is all data or
 //    all hole.
 //  - A read of the file that fails is tried again, later; nobody behind it waits for that. So is a page for which there is no
@@ -190,7 +191,9 @@ export class Answers implements FaultHandler {
     const trouble = this.#troubles.get(page);
     if (trouble && now() < trouble.next) return false;
     const before = uffd.pageState(page);
-    const removed = before === 'removed';
+    // If no removal is ever told, one that was installed and is missing was removed: no other way leads there.
+    const untold = before === 'present' && !uffd.features.has('event-remove');
+    const removed = before === 'removed' || untold;
     // In trouble the page alone: its neighbours may be what cannot be read, or what there is no memory for.
     const window =
       trouble || repeats > 0

@@ -116,8 +116,8 @@ class Serving {
     if (features === undefined) return ['event-remove'];
     if (!features.includes('event-remove')) {
       const reason =
-        "the monitor's userfaultfd does not tell removals ('event-remove' is off): pages that it takes away, for a balloon " +
-        'say, hold what the memory file has when they are touched again, and not zeros';
+        "the monitor's userfaultfd does not tell removals ('event-remove' is off): a page that it takes away, for a balloon " +
+        'say, before it was ever touched holds what the memory file has, and not zeros';
       report({ is: 'warned', reason });
     }
     return features;

@@ -158,15 +158,23 @@ for (const told of [true, false]) {
   });
 }
 
-test('where removals are not told, a page that was taken away is filled again, and nobody waits for ever', async () => {
+test('where removals are not told, the handler is asked about a page that was taken away, and nobody waits for ever', async () => {
   await withUffd([], async (uffd, thread) => {
     const base = map(PAGES);
+    const source = numberedSource(PAGES);
     uffd.register(base, PAGES * P);
-    uffd.answerFrom(base, PAGES * P, numberedSource(PAGES));
-    uffd.start({ pagefault: () => assert.unreachable('the core knows the answer') });
+    uffd.answerFrom(base, PAGES * P, source);
+    const states: string[] = [];
+    uffd.start({
+      pagefault({ page }) {
+        states.push(uffd.pageState(page));
+        return uffd.copy(page, source + (page - base), P) === P;
+      },
+    });
     assert.equal(await thread.read(base), [1]);
     await thread.madvise(base, P, MADV_DONTNEED);
     assert.equal(await thread.read(base), [1]);
+    assert.equal(states, ['present']);
   });
 });
 

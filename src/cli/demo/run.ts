@@ -8,6 +8,7 @@ import { type Recorded, type ServeOptions, type Server, type Session, serve } fr
 import { Refusal } from '../exit.js';
 import { Guest } from '../guest/guest.js';
 import { aborted } from '../signals.js';
+import { printable } from '../text.js';
 import { checkWritable, sizeOf } from './file.js';
 import type { Progress } from './progress.js';
 import { aboutOf, createReport, type DemoOptions, type Found, type Report } from './report.js';
@@ -72,6 +73,7 @@ async function serveGuest(
     once: true,
     ...how,
   });
+  server.on('warned', (reason) => void process.stderr.write(`uffd: ${printable(reason)}\n`));
   const ended = endOf(server);
   const guest = new Guest({ socket, memory, handOver: false });
   progress.follow(server, title);

@@ -12,9 +12,10 @@ const EXIT: Record<Verdict, number> = { usable: 0, 'usable with limits': 1, 'not
 const HELP = `
 What it does:
   It opens a userfaultfd in every way there is, then tries every feature and
-  every operation that the kernel offers, on scratch pages. Both are done in
-  processes of their own, so that one that is killed is told. It changes nothing on the system. Where something cannot be had, it
-  says why, and what would help, as commands to paste.
+  every operation that the kernel offers, on scratch pages. Both run in
+  processes of their own, so a filter that kills them is reported. It changes
+  nothing on the system. If something does not work, it says why, and what
+  would help, as commands to paste.
 
 Outcomes of a trial:
   ok         a real fault was answered, or did what the feature promises
