@@ -23,7 +23,7 @@ const MUTANTS: Mutant[] = [
   {
     breaks: 'what was removed never comes from a source',
     file: 'answers.ts',
-    from: '  if (state != PAGE_MISSING && state != PAGE_PRESENT) return STEP_ASK;\n',
+    from: '  if (state != PAGE_MISSING && (state != PAGE_PRESENT || !inboxTellsRemovals())) return STEP_ASK;\n',
     to: '',
     test: 'core/sources',
   },

@@ -84,9 +84,8 @@ export function setTimeout(delayMs: number): Promise<void> {
   return new Promise((resolve) => globalThis.setTimeout(resolve, delayMs));
 }
 
-export const [readFileSync, openSync, closeSync, readSync, writeSync, readdirSync, readlinkSync] = Array(
-  7,
-).fill(needs('files'));
+export const [readFileSync, openSync, closeSync, readSync, writeSync, readdirSync, readlinkSync, statfsSync] =
+  Array(8).fill(needs('files'));
 export const [existsSync, mkdtempSync, rmSync, writeFileSync, tmpdir, dirname, join] = Array(7).fill(
   needs('files'),
 );
