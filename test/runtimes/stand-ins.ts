@@ -66,7 +66,12 @@ export const strict = {
     check(thrown !== NOTHING, message ?? 'nothing was thrown');
     asExpected(thrown, expected, message);
   },
-  async rejects(promise: Promise<unknown>, expected?: Expected, message?: string): Promise<void> {
+  async rejects(
+    given: Promise<unknown> | (() => Promise<unknown>),
+    expected?: Expected,
+    message?: string,
+  ): Promise<void> {
+    const promise = typeof given === 'function' ? given() : given;
     const thrown = await promise.then(
       () => NOTHING,
       (error) => error,
