@@ -3,7 +3,17 @@
 // Rule: recording does no harm. A path that cannot be written, or that is a file which is served or read (whatever link or
 // second name leads to it), is refused when the server begins; what comes to be so later ends the recording and no guest.
 
-import { closeSync, constants, fstatSync, ftruncateSync, openSync, statSync, unlinkSync } from 'node:fs';
+import {
+  closeSync,
+  constants,
+  fstatSync,
+  ftruncateSync,
+  mkdirSync,
+  openSync,
+  statSync,
+  unlinkSync,
+} from 'node:fs';
+import { dirname } from 'node:path';
 
 /** A file that must not be written to: its identity, which all of its names share. */
 export interface KeptFile {
@@ -31,12 +41,14 @@ export function recordPath(path: string, session: number): string {
 }
 
 /**
- * Whether a file can be recorded to. It is left as it is, and is not there afterwards if it was not before.
+ * Whether a file can be recorded to. It is left as it is, and is not there afterwards if it was not before. Its folder is made
+ * if it is missing.
  *
  * @throws RecordError
  */
 export function checkRecord(path: string, kept: readonly KeptFile[]): void {
   try {
+    mkdirSync(dirname(path), { recursive: true });
     closeSync(openSync(path, constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL));
     unlinkSync(path);
     return;
