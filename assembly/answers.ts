@@ -1,6 +1,7 @@
 // Answers faults without the handler: a missing page whose data lies in memory is copied from there, with the window
 // around it, and with neighbours that others wait for: one call for all of them. Everything else is the handler's: what was
-// removed or claimed, what could not be copied, and what was copied in vain. In the same way pages are installed that nobody has asked for yet.
+// removed or claimed, what could not be copied, and what a copy was answered with EEXIST for. In the same way pages are
+// installed before they are asked for.
 
 import { current, Fault, faultFilled, faultWaits, KIND_MISSING } from './faults';
 import { inboxTellsRemovals, inboxTries, pageSizeAt } from './inbox';
@@ -32,8 +33,8 @@ export function answerBegin(chosen: u32): i32 {
   const fault = changetype<Fault>(current);
   const page = fault.page;
   if (fault.kind != KIND_MISSING || inboxTries() > 0) return STEP_ASK;
-  // One that was installed and is missing again is as missing as before if no removal was told; if none is ever told, it was
-  // removed, and what it should hold is for the handler to say.
+  // A page that was installed and faults again is filled from the source if removals are reported and none was reported for
+  // it. If removals are not reported, it was removed: the handler decides what it holds.
   const state = pageState(page);
   if (state != PAGE_MISSING && (state != PAGE_PRESENT || !inboxTellsRemovals())) return STEP_ASK;
   const source = sourceOf(page);

@@ -40,7 +40,7 @@ export class Fault {
   next: u32;
   /** The next with the same hash. */
   chain: u32;
-  /** 1: it has waited, because an earlier fill of its page was in vain. */
+  /** 1: it was delayed, because an earlier fill of its page was answered with EEXIST. */
   waited: u32;
 }
 
@@ -194,7 +194,7 @@ export function faultDefer(now: f64): void {
   waiting++;
 }
 
-/** Puts the fault in `current` off because `tries` fills of its page were in vain. */
+/** Delays the fault in `current`, because `tries` fills of its page in a row were answered with EEXIST. */
 export function faultWait(now: f64, tries: u32): void {
   const fault = changetype<Fault>(current);
   fault.waited = 1;

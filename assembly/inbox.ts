@@ -111,7 +111,8 @@ let eventCount: u32 = 0;
 
 /**
  * The last thing handed out. Fault: address, page. Removed, unmapped: start, end. Remapped: from, to, length.
- * Forked: the child's descriptor. `tries`: how often in a row a fill of a fault's page was in vain.
+ * Forked: the child's descriptor. `tries`: how often in a row a fill of a fault's page was
+ * answered with EEXIST.
  */
 @unmanaged
 class Delivery {
@@ -156,7 +157,7 @@ export function inboxWaiting(): u32 {
   return faultCount() + eventCount;
 }
 
-/** Whether faults were put off, or may have to be: only they need to know what time it is. */
+/** Whether faults are deferred, or may have to be: only then the current time is needed. */
 export function inboxPutOff(): bool {
   return faultPutOff() > 0 || doubtCount() > 0;
 }
@@ -325,7 +326,7 @@ export function inboxTellsRemovals(): bool {
   return tellsRemove;
 }
 
-/** How often in a row a fill of the page of the fault that is out was in vain. */
+/** How often in a row a fill of the page of the fault that is out was answered with EEXIST. */
 export function inboxTries(): u32 {
   return changetype<Delivery>(delivery).tries;
 }

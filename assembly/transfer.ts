@@ -318,7 +318,7 @@ function stepOver(): i32 {
   return options & OPTION_DONTWAKE ? passOver() : wake(cursor, cursor + pageSizeAt(cursor), PHASE_STEP_OVER);
 }
 
-/** Nothing is noted of the page, but that it faults in vain if it does so again. Whoever has claimed it has tried. */
+/** Notes nothing but that EEXIST was the answer; a claim of the page ends, since its fill was tried. */
 function passOver(): i32 {
   const to = cursor + pageSizeAt(cursor);
   if (pageState(cursor) == PAGE_IN_FLIGHT) pagesSet(cursor, to, PAGE_MISSING);

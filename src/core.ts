@@ -318,7 +318,7 @@ export class Core {
 
   /**
    * Of the fault that was delivered: 0 its kind (an index of MODES), 1 whether it is a write, 2 the tid, 3 how often in a
-   * row a fill of its page was in vain.
+   * row a fill of its page was answered with EEXIST.
    */
   deliveredFault(index: 0 | 1 | 2 | 3): number {
     if (this.#halves.length === 0) this.#views();

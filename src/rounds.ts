@@ -204,10 +204,10 @@ export class Rounds {
         const from = core.delivered(0);
         const to = core.delivered(1);
         const length = Number(core.delivered(2));
-        // Who slept at either place slept on pages that are not there any more.
+        // Threads that sleep at either place wait for pages that are not there any more.
         this.#served.channel.wake(from, length);
-        this.#served.channel.sources.letGo();
         this.#served.channel.wake(to, length);
+        this.#served.channel.sources.letGo();
         this.#served.channel.past.add(from, from + BigInt(length));
         this.#call(() => this.handler.remapped?.(from, to, length));
         break;

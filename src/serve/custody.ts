@@ -21,8 +21,6 @@ const KEPT_MOST = 16;
 /** How long until it is looked again, in milliseconds: first, and at most. */
 const LOOK_MS = 2;
 const LOOK_MOST_MS = 200;
-/** An address below all that is handed over; a WAKE there wakes nobody. */
-const NOBODY = 1n << 32n;
 
 export interface KeptEvents {
   /** The memory is gone, and the descriptor closed. */
@@ -54,7 +52,7 @@ class Questions {
   /** Whether a thread can wait at it now, or ever again: its process is there, and its handshake is done. */
   canBeWaitedFor(fd: number): boolean {
     const channel = this.#channel(fd);
-    return channel.wake(NOBODY, 4096) !== -(Errno.EINVAL as number) && channel.present();
+    return channel.probe() !== -(Errno.EINVAL as number) && channel.present();
   }
 }
 

@@ -451,7 +451,7 @@ export class Server extends ServerEmitter implements AsyncDisposable {
       const regions = parseRegions(text, listener.memory.refresh());
       let memory: SessionTask['memory'];
       try {
-        mapping = listener.memory.take(Math.max(...regions.map(({ offset, length }) => offset + length)));
+        mapping = listener.memory.take(endOf(regions));
         memory = mapping.file;
       } catch (error) {
         // The guest's memory is here already: it has a session, which fails.
@@ -499,7 +499,7 @@ export class Server extends ServerEmitter implements AsyncDisposable {
 
   /** A memory file that is larger than its guest belongs to another snapshot, it may be. */
   #checkSize({ memory: { bytes }, vm }: Listener, regions: readonly Region[]): void {
-    const end = Math.max(...regions.map(({ offset, length }) => offset + length));
+    const end = endOf(regions);
     if (bytes <= end) return;
     const reason = `the memory file ${vm.memory} has ${bytes} bytes, and its guest only ${end}: is it of another snapshot?`;
     if (this.#options.sizeMismatch === 'refuse') throw new HandOffError(reason, { ofGuest: true });
@@ -608,6 +608,11 @@ export class Server extends ServerEmitter implements AsyncDisposable {
       monitor.leave();
     }
   }
+}
+
+/** Where the part of the memory file ends that these regions take. */
+function endOf(regions: readonly Region[]): number {
+  return Math.max(...regions.map(({ offset, length }) => offset + length));
 }
 
 function noRoom(left: number, needed: number): string {
