@@ -1,13 +1,14 @@
-// The kernel's own shapes: every struct, request number and flag of <linux/userfaultfd.h> that this library
-// speaks, to Linux 6.18, PAGEMAP_SCAN of <linux/fs.h>, and the few errno values its answers are sorted by. Nothing
-// here decides anything.
+// The kernel's declarations: every struct, request number and flag of <linux/userfaultfd.h> that this library uses, up
+// to Linux 6.18; PAGEMAP_SCAN of <linux/fs.h>; and the errno values that the core distinguishes. There is no logic
+// here.
 //
-// Rules: one @unmanaged class per struct, padding written out; names are the header's; a class that overlays
-// a union member repeats the fields before it. test/abi.test.ts compares all of it with the C header.
+// Rules: there is one @unmanaged class per struct, with its padding written out. Names are the header's. The class of a
+// union's member repeats the fields before the union. A comment such as `5.7` is the Linux version that brought the
+// declarations below it. test/abi.test.ts compares the file with the C header.
 
 // ---- uffd_msg: 32 bytes, packed -------------------------------------------------------------------------
 
-/** What all messages share; the rest depends on `event`. */
+/** The fields that all messages share. What the arguments mean depends on `event`. */
 @unmanaged
 export class uffd_msg {
   event: u8;
@@ -26,7 +27,7 @@ export class uffd_msg_pagefault {
   reserved2: u16;
   reserved3: u32;
   flags: u64;
-  /** Masked to the page (hugetlb: the huge page) unless EXACT_ADDRESS is on. */
+  /** Aligned down to the page (in hugetlb memory to the huge page) unless EXACT_ADDRESS is on. */
   address: u64;
   /** 0 unless THREAD_ID is on. */
   ptid: u32;
@@ -53,11 +54,11 @@ export class uffd_msg_remap {
   reserved3: u32;
   from: u64;
   to: u64;
-  /** The old length, after any shrink. */
+  /** Bytes that were moved: the old length, or the new one if mremap shrank the mapping. */
   len: u64;
 }
 
-/** REMOVE and UNMAP. */
+/** The arguments of REMOVE and UNMAP. */
 @unmanaged
 export class uffd_msg_remove {
   event: u8;
@@ -104,7 +105,7 @@ export class uffdio_register {
   start: u64;
   len: u64;
   mode: u64;
-  /** Out: a bit per operation the whole range allows; bits this library does not know are kept. */
+  /** Out: a bit for each operation that the whole range allows. Bits that this library does not know are kept. */
   ioctls: u64;
 }
 
@@ -114,7 +115,10 @@ export class uffdio_copy {
   src: u64;
   len: u64;
   mode: u64;
-  /** Out, signed: bytes copied, or −errno. Pre-zeroed, because kernels before 6.15 left it alone on EAGAIN. */
+  /**
+   * Out, signed: bytes copied, or −errno. The core zeroes it before the call, because kernels before 6.15 do not write
+   * it on EAGAIN.
+   */
   copy: i64;
 }
 
@@ -195,7 +199,7 @@ export const _UFFDIO_API: u32 = 0x3f;
 
 export const O_CLOEXEC: u32 = 0x80000;
 export const O_NONBLOCK: u32 = 0x800;
-/** userfaultfd(2), 5.11: only faults of user mode are served, and no privilege is needed. */
+/** Flag of userfaultfd(2), 5.11: the descriptor reports only faults of user mode. It needs no privilege. */
 export const UFFD_USER_MODE_ONLY: u32 = 1;
 
 export const UFFDIO_REGISTER_MODE_MISSING: u64 = 1;
@@ -210,7 +214,7 @@ export const UFFDIO_CONTINUE_MODE_WP: u64 = 2;
 export const UFFDIO_POISON_MODE_DONTWAKE: u64 = 1;
 export const UFFDIO_MOVE_MODE_DONTWAKE: u64 = 1;
 export const UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES: u64 = 2;
-// The other way round than COPY's.
+// Here the bits for WP and DONTWAKE are swapped compared with COPY's.
 export const UFFDIO_WRITEPROTECT_MODE_WP: u64 = 1;
 export const UFFDIO_WRITEPROTECT_MODE_DONTWAKE: u64 = 2;
 
@@ -252,12 +256,12 @@ export class pm_scan_arg {
   flags: u64;
   start: u64;
   end: u64;
-  /** Out: where the walk ended, `end` where it is complete. */
+  /** Out: the address at which the walk ended. It is `end` if the walk is complete. */
   walk_end: u64;
   /** Address of an array of `page_region`. */
   vec: u64;
   vec_len: u64;
-  /** 0: without limit. */
+  /** 0: no limit. */
   max_pages: u64;
   category_inverted: u64;
   category_mask: u64;
@@ -275,15 +279,15 @@ export class page_region {
 
 export const PAGEMAP_SCAN: u32 = 0xc0606610;
 
-/** Write-protects what matches. */
+/** Write-protects the pages that match. */
 export const PM_SCAN_WP_MATCHING: u64 = 1;
-/** EPERM where a part is not registered for asynchronous write-protection. */
+/** Makes the scan fail with EPERM if a part of the range is not registered for asynchronous write-protection. */
 export const PM_SCAN_CHECK_WPASYNC: u64 = 2;
 
 export const PAGE_IS_WPALLOWED: u64 = 1 << 0;
 export const PAGE_IS_WRITTEN: u64 = 1 << 1;
 export const PAGE_IS_PRESENT: u64 = 1 << 3;
-/** In swap, or a marker that is there instead of a page. */
+/** The page is in swap, or replaced by a marker. */
 export const PAGE_IS_SWAPPED: u64 = 1 << 4;
 
 // ---- struct pollfd --------------------------------------------------------------------------------------
@@ -304,6 +308,7 @@ export const ESRCH: i32 = 3;
 export const EINTR: i32 = 4;
 export const EBADF: i32 = 9;
 export const EAGAIN: i32 = 11;
+export const ENOMEM: i32 = 12;
 export const EEXIST: i32 = 17;
 export const ENFILE: i32 = 23;
 export const EMFILE: i32 = 24;

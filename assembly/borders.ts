@@ -1,15 +1,16 @@
-// Addresses at which one mapping of the watched memory ends and another begins, as far as fills have found out.
+// Borders: addresses at which one mapping of the watched memory ends and another begins. Only the borders that fills
+// have found are known.
 //
 // Rules:
-//  - No fill crosses the border of two mappings: the kernel answers ENOENT to the whole call (mprotect, madvise, mlock and
-//    mbind split a mapping without an event; so do holes, and two memfds side by side). A border that was found is kept, so
-//    that finding it is paid for once.
-//  - A border that is none any more costs one call more and nothing else, so a mapping change need not be exact about them.
+//  - One call cannot fill pages on both sides of a border: the kernel refuses the whole call with ENOENT. The table
+//    keeps each border, so that fills search for it only once. (mprotect, madvise, mlock and mbind split a mapping
+//    without an event. There are also borders at holes, and between adjacent memfds.)
+//  - The only cost of a stale border is one extra call, so mapping changes need not update borders exactly.
 
-/** More are not kept: what was found is forgotten then, and found again where it matters. */
+/** Most borders in the table. A full table is cleared, and fills find the borders again that still matter. */
 const BORDERS: u32 = 4096;
 
-/** In ascending order. */
+/** The borders, in ascending order. */
 const borders: usize = memory.data(BORDERS * 8, 8);
 let count: u32 = 0;
 
@@ -17,7 +18,7 @@ function at(index: u32): u64 {
   return load<u64>(borders + ((<usize>index) << 3));
 }
 
-/** The first that lies behind `address`; `count`: none does. */
+/** Index of the first border above `address`; `count` if there is none. */
 function seek(address: u64): u32 {
   let low: u32 = 0;
   let high = count;
@@ -29,21 +30,21 @@ function seek(address: u64): u32 {
   return low;
 }
 
-/** The next border behind `address`; the highest address: none is known. */
+/** The next known border above `address`; the highest address if none is known. */
 export function borderAfter(address: u64): u64 {
   if (count == 0) return u64.MAX_VALUE;
   const index = seek(address);
   return index < count ? at(index) : u64.MAX_VALUE;
 }
 
-/** The last border at or before `address`; 0: none is known. */
+/** The last known border at or below `address`; 0 if none is known. */
 export function borderBefore(address: u64): u64 {
   if (count == 0) return 0;
   const index = seek(address);
   return index > 0 ? at(index - 1) : 0;
 }
 
-/** Notes a border. */
+/** Adds a border. */
 export function borderPut(address: u64): void {
   if (count == BORDERS) count = 0;
   const index = seek(address);

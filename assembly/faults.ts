@@ -1,14 +1,15 @@
-// Page faults that were read and not answered yet: first come, first served; one entry per page and kind;
-// what a handler put off comes again by itself on a growing delay.
+// The queue of page faults that were read and not answered yet, in order of arrival, with one entry per page and kind.
+// A fault that the handler deferred is offered to it again after a growing delay.
 //
 // Rules:
-//  - A repeat of a waiting page merges into its entry, and a write upgrades a read: two threads on one page,
-//    or one thread that a signal made fault twice, are one question to the handler.
-//  - An entry leaves the table when it is handed out. A repeat read after that is a new question, because
-//    the answer to the first may have been given before the repeat arose.
-//  - A deferred fault blocks nobody. Delays are powers of two, so there is one queue per delay and each is
-//    in order by itself. A mapping change makes all of them due, with the delay starting over.
-//  - Time is an argument, in milliseconds of any monotonic clock.
+//  - A repeated fault of a queued page merges into the entry of that page, and a write turns the entry into a write. So
+//    the handler is called once if two threads fault on one page, or if one thread faults twice because of a signal.
+//  - An entry leaves the table when the handler gets the fault. If the page is reported again after that, this is a new
+//    fault, because the thread may have faulted again after the answer to the first one.
+//  - A deferred fault delays no other fault. Delays are powers of two. Each delay has a queue of its own, in which
+//    faults become due in the order in which they were deferred. A mapping change makes all deferred faults due, and
+//    resets their delays.
+//  - The caller passes the time, in milliseconds of any monotonic clock.
 
 import { spanGive, spanTake } from './pool';
 
@@ -16,7 +17,7 @@ export const KIND_MISSING: u32 = 0;
 export const KIND_WRITE_PROTECT: u32 = 1;
 export const KIND_MINOR: u32 = 2;
 
-/** First delay 1 ms, then 2, 4, … and at last 64 ms for as long as it takes. */
+/** Number of delays: 1, 2, 4, … 64 ms. All further delays are 64 ms. */
 const LEVELS: u32 = 7;
 
 const FREE: u32 = 0;
@@ -27,26 +28,26 @@ const DROPPED: u32 = 3;
 @unmanaged
 export class Fault {
   page: u64;
-  /** As the kernel said it: equal to `page` unless EXACT_ADDRESS is on. */
+  /** The address as the kernel reported it. It equals `page` unless EXACT_ADDRESS is on. */
   address: u64;
   due: f64;
   tid: u32;
   kind: u32;
   write: u32;
-  /** How often it was put off, up to LEVELS. */
+  /** How often the fault was deferred, counted up to LEVELS. */
   level: u32;
   state: u32;
-  /** The next in its queue, or in the list of free entries. */
+  /** The next entry in its queue, or in the list of free entries. */
   next: u32;
-  /** The next with the same hash. */
+  /** The next entry with the same hash. */
   chain: u32;
-  /** 1: it was delayed, because an earlier fill of its page was answered with EEXIST. */
+  /** 1: the fault was delayed because an earlier fill of its page was answered with EEXIST. */
   waited: u32;
 }
 
 const FAULT: usize = offsetof<Fault>();
 const FIRST_CAPACITY: u32 = 256;
-/** Entries are numbered from 1; 0 is none. */
+/** Entries are numbered from 1. 0 means no entry. */
 const NONE: u32 = 0;
 
 let entries: usize = 0;
@@ -56,14 +57,25 @@ let used: u32 = 0;
 let freeHead: u32 = NONE;
 let freeCount: u32 = 0;
 let waiting: u32 = 0;
-let putOff: u32 = 0;
+let deferredCount: u32 = 0;
 
 // The ready queue is queue 0; deferred faults of level n are in queue n.
 const heads: usize = memory.data((LEVELS + 1) * 4, 4);
 const tails: usize = memory.data((LEVELS + 1) * 4, 4);
 
-/** The fault that was handed out last: a copy, so that the table may change under the handler. */
-export const current: usize = memory.data(64, 8);
+/** A copy of the current fault, because the table may change while the handler runs. */
+const taken: usize = memory.data(64, 8);
+/**
+ * Whether the current fault is being answered; whether a mapping change cut a fill of its page short; and whether its
+ * memory or process is gone.
+ */
+let open: bool = false;
+let cutShort: bool = false;
+let gone: bool = false;
+
+export function current(): Fault {
+  return changetype<Fault>(taken);
+}
 
 function entry(index: u32): Fault {
   return changetype<Fault>(entries + <usize>(index - 1) * FAULT);
@@ -78,26 +90,28 @@ function bucket(page: u64, kind: u32): usize {
   return buckets + <usize>((hash & (capacity - 1)) << 2);
 }
 
-/** Faults waiting for a handler, deferred ones included. */
+/** Number of queued faults, deferred ones included. */
 export function faultCount(): u32 {
   return waiting;
 }
 
-/** Whether there may be one that was not put off. */
+/** Whether a fault may be ready: the ready queue has an entry, which may be a dropped one. */
 export function faultReady(): bool {
   return head(0) != NONE;
 }
 
-/** Entries in the queues of deferred faults, those included that were dropped since. */
-export function faultPutOff(): u32 {
-  return putOff;
+/** Number of entries in the queues of deferred faults, dropped entries included. */
+export function faultDeferred(): u32 {
+  return deferredCount;
 }
 
-/** Makes room for `count` more, and for the one that is out to come back. False: no memory left. */
+/**
+ * Makes room for `count` more entries, and for the current fault, which the handler may defer. False: out of memory.
+ */
 export function faultReserve(count: u32): bool {
   count++;
   if (freeCount + (capacity - used) >= count) return true;
-  // A power of two: the hash is cut down with a mask.
+  // A power of two, because the hash is reduced with a mask.
   let next = max<u32>(FIRST_CAPACITY, capacity);
   while (next - used + freeCount < count) next *= 2;
   const nextEntries = spanTake(<usize>next * FAULT);
@@ -122,7 +136,7 @@ export function faultReserve(count: u32): bool {
   return true;
 }
 
-/** Takes in a fault, or merges it into the entry of its page. */
+/** Adds a fault, or merges it into the entry of its page and kind. */
 export function faultPut(page: u64, address: u64, kind: u32, write: u32, tid: u32): void {
   const at = bucket(page, kind);
   const known = search(at, page, kind);
@@ -145,9 +159,9 @@ export function faultPut(page: u64, address: u64, kind: u32, write: u32, tid: u3
   waiting++;
 }
 
-/** Hands out the next fault that is ready or due at `now`, into `current`. False: there is none. */
+/** Makes the next fault that is ready, or due at `now`, the current one. False: there is none. */
 export function faultTake(now: f64): bool {
-  for (let level: u32 = 1; putOff > 0 && level <= LEVELS; level++) {
+  for (let level: u32 = 1; deferredCount > 0 && level <= LEVELS; level++) {
     for (let index = head(level); index != NONE && entry(index).due <= now; index = head(level)) {
       shift(level);
       if (entry(index).state == DROPPED) {
@@ -165,17 +179,22 @@ export function faultTake(now: f64): bool {
       continue;
     }
     unlink(index);
-    memory.copy(current, changetype<usize>(entry(index)), FAULT);
+    memory.copy(taken, changetype<usize>(entry(index)), FAULT);
     release(index);
     waiting--;
+    open = true;
+    cutShort = gone = false;
     return true;
   }
   return false;
 }
 
-/** Puts the fault in `current` off: it comes again after its delay, or when its page faults anew before that. */
+/**
+ * Defers the current fault until its delay has passed. If its page has faulted again meanwhile, merges it into that
+ * entry.
+ */
 export function faultDefer(now: f64): void {
-  const fault = changetype<Fault>(current);
+  const fault = current();
   const at = bucket(fault.page, fault.kind);
   const known = search(at, fault.page, fault.kind);
   if (known != NONE) {
@@ -184,26 +203,26 @@ export function faultDefer(now: f64): void {
     return;
   }
   const index = obtain();
-  memory.copy(changetype<usize>(entry(index)), current, FAULT);
-  const deferred = entry(index);
-  deferred.level = min<u32>(deferred.level + 1, LEVELS);
-  deferred.due = now + <f64>((<u32>1) << (deferred.level - 1));
-  deferred.state = DEFERRED;
+  memory.copy(changetype<usize>(entry(index)), taken, FAULT);
+  const again = entry(index);
+  again.level = min<u32>(again.level + 1, LEVELS);
+  again.due = now + <f64>((<u32>1) << (again.level - 1));
+  again.state = DEFERRED;
   link(at, index);
-  append(deferred.level, index);
+  append(again.level, index);
   waiting++;
 }
 
-/** Delays the fault in `current`, because `tries` fills of its page in a row were answered with EEXIST. */
+/** Delays the current fault, because the last `tries` fills of its page were answered with EEXIST. */
 export function faultWait(now: f64, tries: u32): void {
-  const fault = changetype<Fault>(current);
+  const fault = current();
   fault.waited = 1;
   fault.level = max(fault.level, min(tries, LEVELS) - 1);
   faultDefer(now);
 }
 
-/** A mapping change came: whatever was put off is due now, and its delay starts over. */
-export function faultHurry(): void {
+/** To call when a mapping change is delivered. All deferred faults become due, and their delays start at 1 ms again. */
+export function faultsDueNow(): void {
   for (let level: u32 = 1; level <= LEVELS; level++) {
     for (let index = head(level); index != NONE; index = head(level)) {
       shift(level);
@@ -218,7 +237,7 @@ export function faultHurry(): void {
   }
 }
 
-/** Forgets the faults of [start, end): the memory is gone, and its sleepers are woken by the caller. */
+/** Drops the faults of [start, end), whose memory is gone. The caller wakes the waiters. */
 export function faultDrop(start: u64, end: u64): void {
   if (waiting == 0) return;
   for (let i: u32 = 1; i <= used; i++) {
@@ -226,18 +245,18 @@ export function faultDrop(start: u64, end: u64): void {
     if (fault.state != READY && fault.state != DEFERRED) continue;
     if (fault.page < start || fault.page >= end) continue;
     unlink(i);
-    // It stays in its queue until that queue reaches it.
+    // The entry stays in its queue until that queue reaches it.
     fault.state = DROPPED;
     waiting--;
   }
 }
 
-/** Whether a fault of this page waits, that is missing. */
+/** Whether a missing-page fault of this page is queued. */
 export function faultWaits(page: u64): bool {
   return waiting > 0 && search(bucket(page, KIND_MISSING), page, KIND_MISSING) != NONE;
 }
 
-/** Forgets the fault of a missing page that was filled, its sleepers woken: 0 where there is none, 1 a read, 2 a write. */
+/** Drops the missing-page fault of a page that was filled. Returns 0 if there is none, 1 for a read, 2 for a write. */
 export function faultFilled(page: u64): u32 {
   if (waiting == 0) return 0;
   const index = search(bucket(page, KIND_MISSING), page, KIND_MISSING);
@@ -248,7 +267,7 @@ export function faultFilled(page: u64): u32 {
   return entry(index).write ? 2 : 1;
 }
 
-/** Milliseconds until a fault is due: 0 at once, −1 never. */
+/** Milliseconds until the next fault is due. 0: a fault is due now; −1: no fault is queued. */
 export function faultDelay(now: f64): f64 {
   if (waiting == 0) return -1;
   if (head(0) != NONE) return 0;
@@ -258,6 +277,41 @@ export function faultDelay(now: f64): f64 {
     if (index != NONE) soonest = min(soonest, entry(index).due);
   }
   return max<f64>(soonest - now, 0);
+}
+
+// ---- the current fault ----------------------------------------------------------------------------------
+
+/**
+ * The page of the current fault, if this fault is being answered and its page lies in [start, end); otherwise `end`.
+ */
+export function currentPage(start: u64, end: u64): u64 {
+  const page = current().page;
+  return open && page >= start && page < end ? page : end;
+}
+
+/**
+ * Records, for a current fault in [start, end), that a mapping change cut a fill of this range short; or, with
+ * `forEver`, that the memory or its process is gone.
+ */
+export function currentCut(start: u64, end: u64, forEver: bool): void {
+  if (currentPage(start, end) == end) return;
+  if (forEver) gone = true;
+  else cutShort = true;
+}
+
+export function currentOpen(): bool {
+  return open;
+}
+
+/**
+ * Ends the current fault, and returns whether to defer it. It is deferred if it was not resolved, or if a mapping
+ * change cut a fill of its page short, whatever the handler returned. It is not deferred if its memory or process is
+ * gone.
+ */
+export function currentEnd(resolved: bool): bool {
+  if (!open) return false;
+  open = false;
+  return !gone && (!resolved || cutShort);
 }
 
 // ---- the hash --------------------------------------------------------------------------------------------
@@ -304,7 +358,7 @@ function release(index: u32): void {
 }
 
 function append(queue: u32, index: u32): void {
-  if (queue > 0) putOff++;
+  if (queue > 0) deferredCount++;
   entry(index).next = NONE;
   const tail = tails + <usize>(queue << 2);
   if (head(queue) == NONE) store<u32>(heads + <usize>(queue << 2), index);
@@ -313,6 +367,6 @@ function append(queue: u32, index: u32): void {
 }
 
 function shift(queue: u32): void {
-  if (queue > 0) putOff--;
+  if (queue > 0) deferredCount--;
   store<u32>(heads + <usize>(queue << 2), entry(head(queue)).next);
 }

@@ -1,8 +1,9 @@
-// The core's exports: verbs with their noun in front. One instance serves one userfaultfd; addresses travel
-// through `parameters` and `report` in linear memory, counts and answers as small integers.
+// What the module exports: the inputs of the session (session.ts), and queries about ranges and pages. One instance of
+// the module serves one userfaultfd. Functions take and return small integers. Addresses and byte counts are passed in
+// the exchange (exchange.ts).
 
 import { UFFDIO_REGISTER_MODE_WP } from './abi';
-import { inboxForget, inboxStart } from './inbox';
+import { argument, argumentEnd, prepareWake, shared } from './exchange';
 import {
   pageProtected,
   pageState,
@@ -14,7 +15,10 @@ import {
   pagesUnprotect,
   pagesWatch,
   pagesWindow,
+  pagesWindowShift,
+  pagesWindowStart,
 } from './pages';
+import { queueForget, queueStart } from './queue';
 import {
   Range,
   rangeAdvance,
@@ -24,105 +28,83 @@ import {
   rangeOverlaps,
   rangeRemove,
   rangeSeek,
+  rangesStart,
 } from './ranges';
-import { argument } from './request';
+import { settled } from './session';
 
-export { aheadBegin, aheadPassed } from './answers';
-export {
-  delivery,
-  inboxAnswer,
-  inboxDefer,
-  inboxDelay,
-  inboxEvict,
-  inboxNextEvent,
-  inboxOpen,
-  inboxPutOff,
-  inboxRoom,
-  inboxTake,
-  inboxUnknown,
-  inboxWaiting,
-  messageDecode,
-  messages,
-} from './inbox';
 export {
   dirtyMark,
   dirtyOpen,
   entriesBegin,
   entriesNext,
-  entriesOffset,
   entriesRoom,
   entriesTake,
   planeClear,
   planeMove,
   planeNext,
   planeSet,
-  runEnd,
-  runStart,
   scan,
   scanBegin,
   scanBuffer,
   scanCheckRequest,
   scanRequest,
   scanTake,
-} from './pagemap';
+} from './dirty/pagemap';
 export {
-  pagesBytes,
-  pagesLoad,
-  pagesPlaces,
-  pagesSave,
-  pagesWindowSize,
-  pagesWindowStart,
-  snapshot,
-} from './pages';
-export { rangeCount } from './ranges';
-export {
-  apiFeatures,
-  apiOperations,
-  code,
+  apiGranted,
+  exchange,
   openFlags,
   openRequest,
-  parameters,
   pollExited,
   polled,
   pollWatch,
-  registerOperations,
+  registerGranted,
   request,
   requestApi,
   requestPresence,
   requestRegister,
   requestUnregister,
-  requestWake,
-} from './request';
-export { roundNext, roundResult, roundResume, tally } from './round';
-export { sourceEnded, sourcePut, sourcesClear } from './sources';
+} from './exchange';
+export { pagesBytes, pagesLoad, pagesPlaces, pagesSave, snapshot } from './pages';
+export { messageDecode, messages } from './queue';
+export { rangeCount } from './ranges';
 export {
-  transferBegin,
-  transferCursor,
-  transferDone,
-  transferErrno,
-  transferInstalled,
-  transferResult,
-  transferResume,
-  transferSource,
-  transferZeros,
-} from './transfer';
+  abandon,
+  begin,
+  beginAhead,
+  beginEnd,
+  beginFill,
+  delay,
+  handleAnswer,
+  handleExit,
+  handleRead,
+  handleResult,
+  handleTime,
+  handleZeros,
+  next,
+} from './session';
+export { sourceEnded, sourcePut, sourcesClear } from './sources';
 
-/** The range or window that the last question found: a `Range`. */
-export const report: usize = memory.data(32, 8);
-
-/** Called once, before anything else. `shift` is log2 of the system's page size. */
-export function start(shift: u32, features: u64): void {
+/**
+ * To call once, before any other function. `shift`: log2 of the system's page size. Argument 2: the features that are
+ * on.
+ */
+export function start(shift: u32): void {
+  rangesStart(shift);
   pagesStart(shift);
-  inboxStart(shift, features);
+  queueStart(argument(2));
 }
 
-/** Arguments 0 (start), 1 (length), 2 (operations): the kernel registered this. False: no memory left. */
+/**
+ * Adds the range of arguments 0 (start) and 1 (length), which the kernel has registered. Argument 2: its operations.
+ * False: out of memory.
+ */
 export function rangePut(modes: u32, pageShift: u32): bool {
   const from = argument(0);
-  const to = from + argument(1);
+  const to = argumentEnd();
   if (!pagesWatch(from, to, (modes & <u32>UFFDIO_REGISTER_MODE_WP) != 0)) return false;
   if (!rangeInsert(from, to, modes, argument(2), pageShift)) return false;
-  // Registering again with other modes ends the protection where write-protect mode was one of them.
+  // If a range with write-protect mode is registered again without that mode, its protection ends.
   for (let more = rangeSeek(from); more && rangeHere().start < to; more = rangeAdvance()) {
     if (!(rangeHere().modes & <u32>UFFDIO_REGISTER_MODE_WP))
       pagesUnprotect(max(from, rangeHere().start), min(to, rangeHere().end));
@@ -130,68 +112,83 @@ export function rangePut(modes: u32, pageShift: u32): bool {
   return true;
 }
 
-/** Arguments 0 (start), 1 (length): the kernel unregistered this. False: no memory left. */
+/** Removes the range of arguments 0 (start) and 1 (length), which the kernel has unregistered. False: out of memory. */
 export function rangeTake(): bool {
   const from = argument(0);
-  const to = from + argument(1);
+  const to = argumentEnd();
   if (!rangeRemove(from, to)) return false;
   pagesLeave(from, to);
-  inboxForget(from, to);
+  queueForget(from, to);
+  settled();
   return true;
 }
 
-/** Arguments 0 (start), 1 (length): whether there is anything to forget. */
+/** Whether any page state is kept for the range of arguments 0 (start) and 1 (length). */
 export function rangeKept(): bool {
-  return pagesKept(argument(0), argument(0) + argument(1));
+  return pagesKept(argument(0), argumentEnd());
 }
 
-/** Arguments 0 (start), 1 (length): other memory is mapped there now than before; nothing is known of its pages. */
+/** Forgets the state of the pages of arguments 0 (start) and 1 (length), because other memory is mapped there now. */
 export function rangeFresh(): void {
-  pagesForget(argument(0), argument(0) + argument(1));
+  pagesForget(argument(0), argumentEnd());
 }
 
-function tell(range: Range): void {
-  memory.copy(report, changetype<usize>(range), offsetof<Range>());
-}
-
-/** Argument 0: the range that holds this address, into `report`. */
+/** Writes the range that holds the address in argument 0 into the exchange. False: there is none. */
 export function rangeAt(): bool {
   const range = rangeFind(argument(0));
   if (!range) return false;
-  tell(range);
+  report(range);
   return true;
 }
 
-/** Arguments 0 (start), 1 (length): whether any part of it is registered. */
+/** Whether any part of the range of arguments 0 (start) and 1 (length) is registered. */
 export function rangeMeets(): bool {
-  return rangeOverlaps(argument(0), argument(0) + argument(1));
+  return rangeOverlaps(argument(0), argumentEnd());
 }
 
-/** The lowest range, into `report`. */
-export function rangeFirst(): bool {
-  const found = rangeSeek(0);
-  if (found) tell(rangeHere());
+/** Writes the first range that ends above the address in argument 0 into the exchange. False: there is none. */
+export function rangeFrom(): bool {
+  const found = rangeSeek(argument(0));
+  if (found) report(rangeHere());
   return found;
 }
 
-/** The range behind the one reported last, into `report`. */
-export function rangeNext(): bool {
-  const found = rangeSeek(changetype<Range>(report).end);
-  if (found) tell(rangeHere());
-  return found;
+function report(range: Range): void {
+  const it = shared();
+  it.start = range.start;
+  it.end = range.end;
+  it.third = range.operations;
+  it.modes = range.modes;
+  it.pageShift = range.pageShift;
 }
 
-/** Argument 0: the state of the page that holds this address; +4 where it is write-protected. */
+/**
+ * Prepares a WAKE of arguments 0 (start) and 1 (length). If the handler's current fault lies there, it counts as
+ * resolved.
+ */
+export function requestWake(): u32 {
+  prepareWake(argument(0), argumentEnd());
+  settled();
+  return shared().code;
+}
+
+/** The state of the page that holds the address in argument 0, plus 4 if the page is write-protected. */
 export function pageAt(): u32 {
   return pageState(argument(0)) | (pageProtected(argument(0)) ? 4 : 0);
 }
 
-/** Arguments 0 (start), 1 (length): claims the missing pages there; how many they were. */
+/** Claims the missing pages of the range of arguments 0 (start) and 1 (length). Returns how many pages were claimed. */
 export function pageClaim(): u32 {
-  return pagesClaim(argument(0), argument(0) + argument(1));
+  return pagesClaim(argument(0), argumentEnd());
 }
 
-/** Argument 0: how many pages around this address to fill at once, at most `size`; see pagesWindowStart. */
+/**
+ * How many pages around the address in argument 0 to fill together, at most `size` (see pagesWindow). Writes the start
+ * of these pages, and log2 of their page size, into the exchange.
+ */
 export function pageWindow(size: u32): u32 {
-  return pagesWindow(argument(0), size);
+  const pages = pagesWindow(argument(0), size);
+  shared().start = pagesWindowStart();
+  shared().pageShift = pagesWindowShift();
+  return pages;
 }

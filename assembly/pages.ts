@@ -1,52 +1,58 @@
-// What this userfaultfd knows of each registered page: what the kernel said it installed, and what was removed. Three
-// bits: present, claimed, removed; a fourth (only with write-protect mode) says whether the page is write-protected.
+// The state of each registered page, in three bits. `present`: a fill has installed it. `claimed`: a caller fetches its
+// data. `removed`: the kernel reported its removal. With write-protect mode a fourth bit says whether the page is
+// write-protected.
 //
 // Rules:
-//  - Nothing is noted that was not seen: a page is present because a fill of it succeeded, and removed because an event
-//    said so. EEXIST says neither.
-//  - A removal is remembered through later fills: the kernel takes pages away a moment after the event was read, so a page
-//    that was filled in between goes too. If it faults again it is removed, and never filled from its source.
-//  - A removal is also remembered when its memory is unregistered, in case it is registered again. An unmapping ends it.
-//  - Bits live in frames that hold one bit of 8192 pages (32 MiB of 4 KiB pages). A frame is promised when
-//    the range is registered and taken when one of its bits is first set, so nothing grows while faults are
-//    served, and 64 GiB cost at most three planes of 2 MiB; four with write-protect mode.
-//  - A page outside all registered ranges has no state, but that it was removed; asking gives `missing` otherwise.
-//  - `in flight` is a claim on a missing page by whoever fetches its data. A removal takes the claim away,
-//    so data fetched before it is never installed after it.
-//  - What another userfaultfd or another process did to the memory is not known here. The kernel's answer
-//    always decides; this is where to look before asking.
+//  - A page is recorded as present only after a fill of it succeeded, and as removed only after an event reported that.
+//    EEXIST proves neither.
+//  - The record of a removal is kept when the page is filled later. The kernel takes pages away a moment after the
+//    event was read, so it also takes a page that was filled in between. If such a page faults again, it counts as
+//    removed, and is never filled with its source's data.
+//  - The record of a removal is also kept when the memory is unregistered, in case it is registered again. It ends when
+//    the memory is unmapped.
+//  - A frame holds one of these bits for 8192 pages (32 MiB of 4 KiB pages). It is reserved when the range is
+//    registered, and allocated when one of its bits is first set. So memory does not grow while faults are served, and
+//    64 GiB take at most three times 2 MiB, or four times with write-protect mode.
+//  - Outside all registered ranges the only state is "removed". For any other page there, a query returns `missing`.
+//  - A missing page is `in flight` if the caller that fetches its data has claimed it. A removal ends the claim, so
+//    data that was fetched before the removal is never installed after it.
+//  - Changes by another userfaultfd or another process are not recorded. The kernel's answer to a call is
+//    authoritative. The bits are only a hint before the call.
 
 import { borderAfter, borderBefore } from './borders';
 import { FRAME, poolForgive, poolGive, poolPromise, poolTakePromised, spanGive, spanTake } from './pool';
 import { rangeAdvance, rangeFind, rangeHere, rangeOverlaps, rangeSeek } from './ranges';
-import { ADAPTIVE, streamNext, streamWindow } from './streams';
+import { ADAPTIVE, streamNext, streamWindow } from './readahead';
 
 export const PAGE_MISSING: u32 = 0;
 export const PAGE_PRESENT: u32 = 1;
 export const PAGE_REMOVED: u32 = 2;
 export const PAGE_IN_FLIGHT: u32 = 3;
 
-/** Bits of one plane of one chunk. */
-const CHUNK_SHIFT: u32 = 13;
+/** log2 of the number of pages in a chunk. Each plane of the chunk has one bit for each of these pages. */
+export const CHUNK_SHIFT: u32 = 13;
 const CHUNK_PAGES: u64 = 1 << CHUNK_SHIFT;
 
-/** 8192 pages. A plane is 0 until one of its bits is set. */
+/** The state of 8192 pages. The address of a plane is 0 until one of its bits is set. */
 @unmanaged
 class Chunk {
-  /** Page number >> CHUNK_SHIFT, plus one; 0 marks a free place. */
+  /** Page number >> CHUNK_SHIFT, plus one; 0 marks a free slot. */
   key: u64;
   removed: usize;
   present: usize;
   claimed: usize;
   protect: usize;
-  /** Planes promised or taken, in this order: 1 where nothing is registered, 3, or 4 with write-protect mode. */
+  /**
+   * How many planes, in this order, are reserved or allocated: 1 if none of the pages is registered; otherwise 3, or 4
+   * with write-protect mode.
+   */
   planes: u32;
   padding: u32;
 }
 
 const CHUNK: usize = 32;
 
-// Where a chunk has which plane.
+// Offset of each plane in a chunk.
 const PLANE_REMOVED: usize = offsetof<Chunk>('removed');
 const PLANE_PRESENT: usize = offsetof<Chunk>('present');
 const PLANE_CLAIMED: usize = offsetof<Chunk>('claimed');
@@ -57,16 +63,16 @@ let chunkCapacity: u32 = 0;
 let chunkCount: u32 = 0;
 let pageShift: u32 = 12;
 
-/** Bytes of bitmaps in use. */
+/** Number of allocated planes. */
 let planesTaken: u32 = 0;
-/** Some page was write-protected since it began. */
+/** Whether any page was ever write-protected. */
 let protectAny: bool = false;
 
 export function pagesStart(shift: u32): void {
   pageShift = shift;
 }
 
-/** Bytes that the bitmaps and their directory take now. */
+/** Bytes that the planes and their directory take now. */
 export function pagesBytes(): u32 {
   return planesTaken * <u32>FRAME + chunkCapacity * <u32>CHUNK;
 }
@@ -122,7 +128,7 @@ function reserveChunks(count: u32): bool {
   return true;
 }
 
-/** Takes a chunk out and closes the gap it leaves in its probe sequence. */
+/** Deletes a chunk and closes the gap in its probe sequence. */
 function remove(chunk: Chunk): void {
   let gap = <u32>((changetype<usize>(chunk) - chunks) / CHUNK);
   const mask = chunkCapacity - 1;
@@ -139,7 +145,7 @@ function remove(chunk: Chunk): void {
 
 // ---- watching --------------------------------------------------------------------------------------------
 
-/** Sets aside what the pages of [start, end) can need at most. False: no memory left, and nothing changed. */
+/** Reserves the memory that the state of [start, end) can need. False: out of memory, and nothing changed. */
 export function pagesWatch(start: u64, end: u64, writeProtect: bool): bool {
   const first = start >> pageShift;
   const last = (end - 1) >> pageShift;
@@ -165,13 +171,13 @@ export function pagesWatch(start: u64, end: u64, writeProtect: bool): bool {
   return true;
 }
 
-/** Forgets [start, end), which is not mapped any more, and gives back chunks that hold no range at all. */
+/** Forgets [start, end), which is no longer mapped, and frees chunks in which no range is registered. */
 export function pagesForget(start: u64, end: u64): void {
   paint(start, end, PAGE_MISSING);
   leave(start, end);
 }
 
-/** Whether anything is kept of [start, end). */
+/** Whether any state is kept for [start, end). */
 export function pagesKept(start: u64, end: u64): bool {
   const last = (end - 1) >> pageShift;
   for (let page = (start >> pageShift) & ~(CHUNK_PAGES - 1); page <= last; page += CHUNK_PAGES) {
@@ -180,7 +186,7 @@ export function pagesKept(start: u64, end: u64): bool {
   return false;
 }
 
-/** Forgets what [start, end) holds, which is not registered any more, but not what was removed from it. */
+/** Forgets the state of [start, end), which is no longer registered. Only the record of removed pages is kept. */
 export function pagesLeave(start: u64, end: u64): void {
   paintPlane(start, end, PLANE_PRESENT, 0);
   paintPlane(start, end, PLANE_CLAIMED, 0);
@@ -222,14 +228,14 @@ function release(plane: usize): void {
 
 // ---- setting and asking ----------------------------------------------------------------------------------
 
-/** Gives every registered page of [start, end) a state. */
+/** Sets the state of every registered page of [start, end). */
 export function pagesSet(start: u64, end: u64, state: u32): void {
   for (let more = rangeSeek(start); more && rangeHere().start < end; more = rangeAdvance()) {
     paint(max(start, rangeHere().start), min(end, rangeHere().end), state);
   }
 }
 
-/** Notes whether the registered pages of [start, end) are write-protected, where that mode is on. */
+/** Records whether the registered pages of [start, end) are write-protected, if their range has that mode. */
 export function pagesProtect(start: u64, end: u64, on: bool): void {
   if (on) protectAny = true;
   else if (!protectAny) return;
@@ -238,12 +244,12 @@ export function pagesProtect(start: u64, end: u64, on: bool): void {
   }
 }
 
-/** The same for one range, whose pages are protected no more. */
+/** Records that the pages of [start, end), which lie in one range, are no longer protected. */
 export function pagesUnprotect(start: u64, end: u64): void {
   if (protectAny) paintPlane(start, end, PLANE_PROTECT, 0);
 }
 
-// A chunk may hold pages that are not registered beside those that are: the callers of `paint` know which.
+// A chunk may hold unregistered pages next to registered ones. `paint` does not check that; its callers do.
 
 function paint(start: u64, end: u64, state: u32): void {
   const last = end >> pageShift;
@@ -271,7 +277,8 @@ function paintPlane(start: u64, end: u64, offset: usize, value: u32): void {
   while (page < last) {
     const chunkEnd = min((page | (CHUNK_PAGES - 1)) + 1, last);
     const chunk = find(page);
-    // Without write-protect mode there is no such plane, and no other where nothing is registered.
+    // The protect plane exists only with write-protect mode. The present and claimed planes exist only if a page is
+    // registered.
     if (chunk && (offset == PLANE_REMOVED || chunk.planes > (offset == PLANE_PROTECT ? <u32>3 : <u32>1))) {
       const at = changetype<usize>(chunk) + offset;
       const plane = setBits(load<usize>(at), <u32>(page & (CHUNK_PAGES - 1)), <u32>(chunkEnd - page), value);
@@ -313,7 +320,7 @@ export function pageState(address: u64): u32 {
   return bitOf(chunk.removed, index) ? PAGE_REMOVED : PAGE_MISSING;
 }
 
-/** Whether a removal of the page that holds `address` was told, whatever was installed there since. */
+/** Whether a removal of the page that holds `address` was reported, even if the page was filled since. */
 export function pageWasRemoved(address: u64): bool {
   const chunk = find(address >> pageShift);
   return !!chunk && !!bitOf(chunk.removed, <u32>((address >> pageShift) & (CHUNK_PAGES - 1)));
@@ -330,8 +337,8 @@ export function pageProtected(address: u64): bool {
 }
 
 /**
- * Claims the missing pages of [start, end) for whoever fetches their data; the others stay what they are. A huge
- * page is one page, and claimed whole where any of it is meant.
+ * Claims the missing pages of [start, end) for a caller that fetches their data. Other pages keep their state. A huge
+ * page is claimed whole if any part of it is in the range.
  */
 export function pagesClaim(start: u64, end: u64): u32 {
   let claimed: u32 = 0;
@@ -348,8 +355,8 @@ export function pagesClaim(start: u64, end: u64): u32 {
 }
 
 /**
- * Carries what is known of a range that mremap moved. The target had other pages, which are forgotten. The old place is
- * empty: where it stays mapped (MREMAP_DONTUNMAP) it reads as zeros, so its pages are removed.
+ * Moves the page states of a range that mremap moved, and forgets the states of the pages that were at the target. If
+ * the old addresses stay mapped (MREMAP_DONTUNMAP), they read as zeros, so the pages there count as removed.
  */
 export function pagesMove(from: u64, to: u64, length: u64): void {
   const size = (<u64>1) << pageShift;
@@ -375,15 +382,16 @@ export function pagesMove(from: u64, to: u64, length: u64): void {
 
 // ---- to another object --------------------------------------------------------------------------------------
 
-/** One chunk as it travels: its key, then the planes removed, present and protect. */
+/** One chunk in transfer format: its key, then the planes removed, present and protect. */
+export const SNAPSHOT_BYTES: u32 = 8 + 3 * 1024;
 export const snapshot: usize = memory.data(8 + 3 * 1024, 8);
 
-/** How many places there are to ask `pagesSave` for. */
+/** Number of slots. `pagesSave` takes the index of a slot. */
 export function pagesPlaces(): u32 {
   return chunkCapacity;
 }
 
-/** Writes what is known of the chunk at a place into `snapshot`. False: nothing is. Claims do not travel. */
+/** Writes the chunk in a slot into `snapshot`. False: there is no state to transfer. Claims are not transferred. */
 export function pagesSave(index: u32): bool {
   const chunk = place(index);
   if (chunk.key == 0 || !(chunk.removed | chunk.present | chunk.protect)) return false;
@@ -399,7 +407,10 @@ function savePlane(offset: usize, plane: usize): void {
   else memory.fill(snapshot + offset, 0, FRAME);
 }
 
-/** Takes over what `snapshot` holds, where its pages are registered here; of the others, what was removed. */
+/**
+ * Adds the states in `snapshot` to the pages that are registered here. For other pages, adds only whether they were
+ * removed.
+ */
 export function pagesLoad(): void {
   const key = load<u64>(snapshot);
   if (key == 0) return;
@@ -421,7 +432,7 @@ export function pagesLoad(): void {
   blank(from, end);
 }
 
-/** [start, end) is not registered. */
+/** Clears the state of [start, end), which is not registered. */
 function blank(start: u64, end: u64): void {
   paintPlane(start, end, PLANE_PRESENT, 0);
   paintPlane(start, end, PLANE_PROTECT, 0);
@@ -439,16 +450,18 @@ function loadPlane(offset: usize, plane: usize): usize {
   return plane;
 }
 
-// The answer of `pagesWindow`.
+// The result of `pagesWindow`.
 let windowFirst: u64 = 0;
 let windowPages: u32 = 0;
 let windowShift: u32 = 0;
 
 /**
- * The pages to fill for a fault at `address`: the run of pages around it in its state (missing: from the
- * source; removed: zeros), inside its registered range, inside its mapping as far as that is known, and inside the aligned
- * window of `size` pages, which are the range's own (huge ones, say). An adaptive window begins with the page itself, and grows with a run of faults.
- * A page that should be there comes alone: the kernel says it is not, and knows better. 0: somebody fetches it.
+ * Finds the pages to fill for a fault at `address`: the run of pages around it that have the same state (missing pages
+ * get the source's data, removed pages get zeros). The run stays inside the registered range, inside the mapping as far
+ * as its borders are known, and inside the aligned window of `size` pages of the range's page size. An adaptive window
+ * begins with the page itself, and grows with the length of the sequential run. A page that is recorded as present is
+ * returned alone, because its fault shows that the record is out of date. Returns the number of pages; 0: the page is
+ * claimed.
  */
 export function pagesWindow(address: u64, size: u32): u32 {
   const range = rangeFind(address);
@@ -460,7 +473,7 @@ export function pagesWindow(address: u64, size: u32): u32 {
   windowPages = state == PAGE_IN_FLIGHT ? 0 : 1;
   if (state == PAGE_IN_FLIGHT || state == PAGE_PRESENT) return windowPages;
   const adaptive = (size & ADAPTIVE) != 0;
-  // Its most is told in pages of 4 KiB: larger ones bring as much.
+  // `size` counts pages of 4 KiB. With larger pages, the window has the same number of bytes.
   if (adaptive) size = streamWindow(windowFirst, max<u32>(1, ((size & ~ADAPTIVE) << 12) >> shift));
   const base = adaptive ? page : page - (page % size);
   let first = page;
@@ -481,7 +494,7 @@ export function pagesWindowStart(): u64 {
   return windowFirst;
 }
 
-/** Bytes of a page of the window. */
-export function pagesWindowSize(): f64 {
-  return <f64>((<u64>1) << windowShift);
+/** log2 of the page size of the window. */
+export function pagesWindowShift(): u32 {
+  return windowShift;
 }

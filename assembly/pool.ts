@@ -1,19 +1,19 @@
-// The only owner of linear memory behind the static data: frames of 1 KiB for the tables, and spans of
-// several frames in a row for the directories that index them.
+// Allocates all linear memory above the static data: frames of 1 KiB for the tables, and spans of several contiguous
+// frames for the directories that index the tables.
 //
 // Rules:
-//  - Memory grows in `grow`, and nowhere else. Who needs frames reserves or promises them first, on a path
-//    that may grow (a registration, a mapping change, the room for a read); taking one can then not fail.
-//  - A promise is a frame set aside for later: page bitmaps are promised when a range is registered and
-//    taken when a page in them first changes its state. Untouched memory costs the host nothing.
-//  - What is handed out is zero.
+//  - Memory grows only in `grow`. Callers reserve or promise frames in advance, in operations that may grow memory (a
+//    registration, a mapping change, making room for a read). After that, taking a frame cannot fail.
+//  - A promise sets a frame aside. Frames for page bitmaps are promised when a range is registered, and taken when a
+//    page in them first changes its state. Linear memory that was never touched takes no memory of the host.
+//  - Frames and spans are zeroed when they are taken.
 
 export const FRAME: usize = 1024;
 const WASM_PAGE: usize = 65536;
 
-/** First byte that was never handed out. */
+/** First byte that was never allocated. */
 let top: usize = (__heap_base + FRAME - 1) & ~(FRAME - 1);
-/** Frames that came back, linked through their first word. */
+/** Freed frames, linked through their first word. */
 let freeHead: usize = 0;
 let freeCount: u32 = 0;
 let promised: u32 = 0;
@@ -23,17 +23,20 @@ function untouched(): u32 {
 }
 
 function grow(frames: u32): bool {
-  // In wasm pages: the bytes of all frames asked for may not fit into 32 bits.
+  // Count in WebAssembly pages: the bytes of all requested frames may not fit into 32 bits.
   return memory.grow(<i32>(frames / <u32>(WASM_PAGE / FRAME) + 1)) >= 0;
 }
 
-/** Makes sure that `frames` frames can be taken beside those promised. False: the memory's maximum is reached. */
+/**
+ * Makes sure that `frames` frames can be taken in addition to the promised frames. False: linear memory has reached its
+ * maximum.
+ */
 export function poolReserve(frames: u32): bool {
   const spare = freeCount + untouched() - promised;
   return spare >= frames || grow(frames - spare);
 }
 
-/** Sets `frames` frames aside until they are taken with `poolTakePromised` or given up with `poolForgive`. */
+/** Sets `frames` frames aside until `poolTakePromised` takes them or `poolForgive` releases them. */
 export function poolPromise(frames: u32): bool {
   if (!poolReserve(frames)) return false;
   promised += frames;
@@ -45,7 +48,7 @@ export function poolForgive(frames: u32): void {
   promised -= frames;
 }
 
-/** A zeroed frame, reserved before. */
+/** Takes a zeroed frame. The caller must have reserved it. */
 export function poolTake(): usize {
   if (freeHead) {
     const frame = freeHead;
@@ -54,7 +57,7 @@ export function poolTake(): usize {
     memory.fill(frame, 0, FRAME);
     return frame;
   }
-  assert(untouched() > 0, 'a frame was taken that nobody reserved');
+  assert(untouched() > 0, 'a frame was taken without a reservation');
   const frame = top;
   top += FRAME;
   return frame;
@@ -72,10 +75,10 @@ export function poolGive(frame: usize): void {
   freeCount++;
 }
 
-/** `bytes` zeroed bytes in a row, or 0 where the memory's maximum is reached. */
+/** Takes `bytes` contiguous zeroed bytes; 0 if linear memory has reached its maximum. */
 export function spanTake(bytes: usize): usize {
   const frames = framesOf(bytes);
-  // The row comes from untouched memory; what is promised must remain beside it.
+  // The span comes from untouched memory. What is left, with the freed frames, must still cover all promises.
   if (!poolReserve(frames)) return 0;
   const rest = untouched();
   if (rest < frames && !grow(frames - rest)) return 0;

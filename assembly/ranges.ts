@@ -1,9 +1,9 @@
-// What is registered: disjoint ranges in ascending order, each with its modes, the operations the kernel
-// allows there and its page size.
+// The registered ranges: disjoint, in ascending order, each with its modes, the operations that the kernel allows and
+// its page size.
 //
-// Invariants: no two ranges overlap; none is empty; neighbours that touch differ in modes, operations or
-// page size. A lookup is two binary searches (over the directory, then inside one block), so it stays
-// logarithmic; an insertion moves at most one block and the directory.
+// Invariants: no two ranges overlap; no range is empty; adjacent ranges differ in modes, operations or page size. A
+// lookup is two binary searches (in the directory, then inside one block), so it takes logarithmic time. An insertion
+// moves at most the entries of one block and of the directory.
 
 import { FRAME, poolGive, poolReserve, poolTake, spanGive, spanTake } from './pool';
 
@@ -20,7 +20,10 @@ export class Range {
   pageShift: u32;
 }
 
-/** A block holds up to PER_BLOCK ranges in order; the directory holds a line per block, in order. */
+/**
+ * An entry of the directory. The directory has one entry for each block, in ascending order. A block holds up to
+ * PER_BLOCK ranges, in ascending order.
+ */
 @unmanaged
 class Line {
   first: u64;
@@ -33,12 +36,15 @@ const LINE: usize = 16;
 const PER_BLOCK: u32 = <u32>(FRAME / RANGE);
 const HALF: u32 = PER_BLOCK / 2;
 
+/** log2 of the system's page size. */
+let systemShift: u32 = 12;
+
 let lines: usize = 0;
 let lineCount: u32 = 0;
 let lineCapacity: u32 = 0;
 let total: u32 = 0;
 
-// Where the last `rangeSeek` or `rangeAdvance` stopped.
+// Position of the last `rangeSeek` or `rangeAdvance`.
 let atLine: u32 = 0;
 let atSlot: u32 = 0;
 
@@ -50,16 +56,31 @@ function slot(block: usize, index: u32): Range {
   return changetype<Range>(block + <usize>index * RANGE);
 }
 
+export function rangesStart(shift: u32): void {
+  systemShift = shift;
+}
+
+/** Size in bytes of a page that is not huge. */
+export function pageSystem(): u64 {
+  return (<u64>1) << systemShift;
+}
+
+/** Size in bytes of the page that holds `address`, which is a huge page if the range there has huge pages. */
+export function pageSizeAt(address: u64): u64 {
+  const range = rangeNear(address);
+  return (<u64>1) << (range ? range.pageShift : systemShift);
+}
+
 export function rangeCount(): u32 {
   return total;
 }
 
-/** The range at which the last seek or advance stopped. */
+/** The range at the current position. */
 export function rangeHere(): Range {
   return slot(line(atLine).block, atSlot);
 }
 
-/** Goes to the range that holds `address`, or else to the next one above it. False: there is none. */
+/** Moves to the range that holds `address`, or else to the next one above it. False: there is none. */
 export function rangeSeek(address: u64): bool {
   let low: u32 = 0;
   let high = lineCount;
@@ -86,7 +107,7 @@ export function rangeSeek(address: u64): bool {
   return slot(block, atSlot).end > address || rangeAdvance();
 }
 
-/** Goes to the next range. False: that was the last. */
+/** Moves to the next range. False: there is none. */
 export function rangeAdvance(): bool {
   atSlot++;
   if (atSlot == line(atLine).count) {
@@ -106,7 +127,10 @@ export function rangeFind(address: u64): Range | null {
   return rangeSeek(address) && rangeHere().start <= address ? rangeHere() : null;
 }
 
-/** The same, quick where it is the range at which the last seek stopped: faults come in runs. */
+/**
+ * As `rangeFind`, but faster if the range at the current position holds `address`, which is likely: faults come in
+ * runs.
+ */
 export function rangeNear(address: u64): Range | null {
   if (atLine < lineCount && atSlot < line(atLine).count) {
     const here = rangeHere();
@@ -116,9 +140,8 @@ export function rangeNear(address: u64): Range | null {
 }
 
 /**
- * Registers [start, end) as the kernel does: where the modes asked for are among those a part already has,
- * that part keeps its modes (registering a subset changes nothing); everywhere else they are replaced.
- * False: no memory left, and nothing changed.
+ * Registers [start, end) by the kernel's rule. A part that already has all requested modes keeps the modes that it has.
+ * Any other part gets the requested modes in place of its own. False: out of memory, and nothing changed.
  */
 export function rangeInsert(start: u64, end: u64, modes: u32, operations: u64, pageShift: u32): bool {
   assert(start < end, 'an empty range');
@@ -150,14 +173,14 @@ export function rangeInsert(start: u64, end: u64, modes: u32, operations: u64, p
   return true;
 }
 
-/** Forgets [start, end), cutting ranges that reach beyond it. False: no memory left, and nothing changed. */
+/** Forgets [start, end), splitting ranges that extend beyond it. False: out of memory, and nothing changed. */
 export function rangeRemove(start: u64, end: u64): bool {
   if (!reserve(1)) return false;
   carve(start, end);
   return true;
 }
 
-/** Room for `pieces` more ranges wherever they fall: each splits at most one block. */
+/** Makes room for `pieces` more ranges at any position. Each new range splits at most one block. */
 function reserve(pieces: u32): bool {
   const blocks = pieces / HALF + 3;
   if (lineCount + blocks > lineCapacity) {
@@ -173,7 +196,7 @@ function reserve(pieces: u32): bool {
 }
 
 function carve(start: u64, end: u64): void {
-  // An empty piece would cut the range around it in two.
+  // An empty piece would split the range around it.
   while (start < end && rangeSeek(start) && rangeHere().start < end) {
     const here = rangeHere();
     const hereEnd = here.end;
@@ -193,7 +216,7 @@ function carve(start: u64, end: u64): void {
   }
 }
 
-/** Puts a range where none is. */
+/** Inserts a range at addresses that no range covers. */
 function place(start: u64, end: u64, modes: u32, operations: u64, pageShift: u32): void {
   let index: u32 = 0;
   let position: u32 = 0;
@@ -210,7 +233,7 @@ function place(start: u64, end: u64, modes: u32, operations: u64, pageShift: u32
   }
   if (line(index).count == PER_BLOCK) {
     addLine(index + 1);
-    // Ascending insertions fill blocks to the brim; others halve them.
+    // Insertions in ascending order fill blocks completely. Other insertions split a full block in half.
     if (position < PER_BLOCK) {
       const upper = line(index + 1);
       memory.copy(upper.block, line(index).block + <usize>HALF * RANGE, <usize>(PER_BLOCK - HALF) * RANGE);
@@ -237,7 +260,7 @@ function place(start: u64, end: u64, modes: u32, operations: u64, pageShift: u32
   total++;
 }
 
-/** Takes out the range at which the last seek stopped. */
+/** Deletes the range at the current position. */
 function drop(): void {
   const here = line(atLine);
   const address = changetype<usize>(rangeHere());
@@ -253,7 +276,7 @@ function drop(): void {
   if (atLine > 0) join(atLine - 1);
 }
 
-/** Makes one block of two that are nearly empty. */
+/** Merges a block with the next one if the ranges of both fill at most half a block. */
 function join(index: u32): void {
   if (index + 1 == lineCount) return;
   const here = line(index);
@@ -282,7 +305,7 @@ function dropLine(index: u32): void {
   memory.copy(address, address + LINE, <usize>(lineCount - index) * LINE);
 }
 
-/** Joins neighbours in and around [start, end] that touch and are alike. */
+/** Merges adjacent ranges in and around [start, end] that are alike. */
 function merge(start: u64, end: u64): void {
   let more = rangeSeek(start > 0 ? start - 1 : 0);
   while (more) {

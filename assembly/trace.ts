@@ -1,26 +1,27 @@
-// The codec of traces: records in, blocks of bytes out, and back. A module of its own; it shares nothing with the
-// core but the kernel's numbers.
+// The codec of traces: encodes records into blocks of bytes, and decodes them. It is a WebAssembly module of its own,
+// and shares only the kernel's numbers with the core.
 //
 // Rules:
-//  - A block stands for itself: its header has its length and checksum, and nothing of an earlier block is needed to
-//    read it. A trace that was cut is readable to its last whole block.
-//  - Each record is predicted from those before it, in the same way by writer and reader, and only what differs is
-//    written: its kind from the two kinds before it, its fields from the last record of its kind, addresses from the
-//    fault that is being answered. A record that is as predicted is one byte, its time included.
-//  - Bytes from outside are checked before they are used: a damaged block is an answer (BAD), not a crash, and reading
-//    it takes no more memory than a whole one.
+//  - A block is self-contained: its header has its length and checksum, and reading it needs no earlier
+//    block. A truncated trace is readable up to its last whole block.
+//  - The writer and the reader predict each record from the records before it, by the same rules, and only differences
+//    are written. A kind is predicted from the two kinds before it, fields from the last record of the same kind, and
+//    addresses from the fault that is being answered. A record that matches its prediction takes one byte, which
+//    includes its time.
+//  - Bytes from outside are checked before they are used. A damaged block gives the result BAD, not a crash, and takes
+//    no more memory to read than an intact block.
 
 import { SIZEOF_UFFD_MSG, UFFD_EVENT_PAGEFAULT, UFFDIO_API, uffd_msg_pagefault } from './abi';
 
 // ---- records -----------------------------------------------------------------------------------------------
 
-/** A record: what crossed the port. `fields` follow it. */
+/** A record: one call or note that crossed the port. `fields` follow it. */
 @unmanaged
 class Record {
   kind: u32;
   /** Bytes in `payload`. */
   payloadBytes: u32;
-  /** Microseconds since the recording began; never less than those of the record before. */
+  /** Microseconds since the recording began; never less than in the record before. */
   time: u64;
 }
 
@@ -28,74 +29,61 @@ const FIELDS: u32 = 28;
 export const record: usize = memory.data(16 + 28 * 8, 8);
 const fields: usize = record + 16;
 
-/** The records that were read last, each where its number divided by HISTORY leaves its place. */
+/** Length of the ring of the records that were read last. The ring is indexed by record number modulo HISTORY. */
 const HISTORY: u32 = 16;
 const RECORD_BYTES: u32 = 16 + 28 * 8;
 const history: usize = memory.data(16 * (16 + 28 * 8), 8);
 let recordsRead: u32 = 0;
 
+/** Bytes of the largest payload. */
 export const PAYLOAD_MOST: u32 = 32768;
 export const payload: usize = memory.data(32768, 8);
 
-// Kinds. Those from IOCTL on are one for each request, by its lowest bits; those from NOTE on one for each code.
-export const META: u32 = 0;
-export const USERFAULTFD: u32 = 1;
-export const OPEN_DEVICE: u32 = 2;
-export const IOCTL_VALUE: u32 = 3;
-export const READ: u32 = 4;
-/** A read that found the queue empty. */
-export const READ_EMPTY: u32 = 5;
-export const POLL: u32 = 6;
-export const FCNTL: u32 = 7;
-export const CLOSE: u32 = 8;
-export const EVENTFD: u32 = 9;
-export const PIDFD: u32 = 10;
-export const OPEN_PAGEMAP: u32 = 11;
-export const PAGE_SIZE_AT: u32 = 12;
-/** Its answer is the record's own time. */
-export const NOW: u32 = 13;
-export const ADDRESS_OF: u32 = 14;
-export const WATCH: u32 = 15;
-export const AFTER: u32 = 16;
-export const UNWATCH: u32 = 17;
-export const READY: u32 = 18;
-export const DUE: u32 = 19;
-export const CONTENT: u32 = 20;
-/** The last record of a trace that was closed. */
-export const LAST: u32 = 21;
+// The kinds of records that the codec distinguishes; src/trace/codec.ts has all kinds. From IOCTL on, there is one kind
+// for each request, by the lowest bits of its number. From NOTE on, there is one kind for each code of a note.
+const READ: u32 = 4;
+/** A read that found the kernel's queue empty. */
+const READ_EMPTY: u32 = 5;
+const ADDRESS_OF: u32 = 14;
+/** A run of empty reads. */
 const REPEAT: u32 = 31;
-export const IOCTL: u32 = 32;
-export const NOTE: u32 = 48;
+const IOCTL: u32 = 32;
+const NOTE: u32 = 48;
 const KINDS: u32 = 64;
 
-// Notes: what the program asked of the library, and what its handler answered. The first six resolve faults.
+// Notes: what the program called, and how its handler answered. The first six resolve faults.
 export const NOTE_WRITEPROTECT: u32 = 5;
 export const NOTE_ANSWER: u32 = 15;
+/** An answer below this number comes from a fault's callback: deferred, or answered. */
+const ANSWERS_OF_FAULTS: u64 = 2;
 
-/** Fields that a record of each kind has; ioctls have more, by their request. */
+/** How many fields a record of each kind has; ioctls have more, depending on their request. */
 // biome-ignore format: a table
 const counts: usize = memory.data<u8>([
-  0, 2, 1, 4, 3, 2, 9, 4, 2, 1, 2, 2, 3, 0, 2, 2, 2, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+  0, 2, 1, 4, 3, 2, 9, 4, 2, 1, 2, 2, 3, 0, 2, 2, 2, 1, 1, 1, 0, 0, 4, 3, 3, 0, 0, 0, 0, 0, 0, 0,
   3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3,
   4, 4, 4, 4, 4, 4, 2, 2, 4, 2, 2, 1, 2, 1, 1, 1,
 ]);
 
-/** Where a note has its source, and where the answer to ADDRESS_OF is. */
+/** The field of a note that holds its source address, and the field of ADDRESS_OF that holds the result. */
 const SOURCE_FIELD: u32 = 3;
 const ADDRESS_FIELD: u32 = 1;
 
-// Fields of an ioctl: the descriptor, these, then the struct's words as they were given, then as they came back.
+// Fields of an ioctl: the descriptor, the request, the result, the words of the struct before the call, and the words
+// after it.
 const IOCTL_REQUEST: u32 = 1;
 const IOCTL_RESULT: u32 = 2;
 const IOCTL_WORDS: u32 = 3;
 const WORDS_MOST: u32 = 12;
+/** How many of the first words before the call may be predicted from something else than the last call's words. */
+const SPECIAL_WORDS: u32 = 3;
 
-/** The kind of an ioctl's record. */
+/** The record kind of an ioctl. */
 export function traceIoctlKind(request: u32): u32 {
   return IOCTL + (request == UFFDIO_API ? 15 : request & 15);
 }
 
-/** Words of the struct that a request takes: its number says how many bytes. */
+/** Number of words in the struct of a request. The request number encodes the size of the struct in bytes. */
 function wordsOf(request: u64): u32 {
   return min(<u32>((request >> 16) & 0x3fff) >> 3, WORDS_MOST);
 }
@@ -104,30 +92,30 @@ function field(index: u32): u64 {
   return load<u64>(fields + <usize>(index << 3));
 }
 
-/** How many fields the record has, as far as it is known. */
+/** How many fields the record has. For an ioctl this depends on its request, so that field must be known. */
 function countOf(kind: u32): u32 {
   const count = <u32>load<u8>(counts + kind);
   return kind >= IOCTL && kind < NOTE ? count + 2 * wordsOf(field(IOCTL_REQUEST)) : count;
 }
 
-/** How many fields the record that was read has. */
+/** How many fields the record has that was read last. */
 export function traceFields(): u32 {
   return countOf(changetype<Record>(record).kind);
 }
 
-/** Where the record lies that was read so many before the last one: 1 to HISTORY. */
+/** Address of the record that was read `back` records before the last one: 1 to HISTORY. */
 export function traceBefore(back: u32): usize {
   return history + ((recordsRead - back) % HISTORY) * RECORD_BYTES;
 }
 
-/** Keeps the record that was read, before another takes its place. */
+/** Saves the last read record to the ring before the next one overwrites it. */
 function keep(): void {
   const slot = history + (recordsRead % HISTORY) * RECORD_BYTES;
   copyWords(slot, record, 2 + traceFields());
   recordsRead++;
 }
 
-/** memory.copy takes longer than so few words do. */
+/** Copies words. For a few words this is faster than memory.copy. */
 function copyWords(to: usize, from: usize, count: u32): void {
   for (let at: usize = 0; at < <usize>(count << 3); at += 8) store<u64>(to + at, load<u64>(from + at));
 }
@@ -143,13 +131,17 @@ let expectedCount: u32 = 0;
 let kindBefore: u32 = 0;
 let kindLast: u32 = 0;
 let timeLast: u64 = 0;
-/** Of the last fault that was read. */
+/** Address, flags and thread of the last fault that was read. */
 let faultAddress: u64 = 0;
 let faultFlags: u64 = 0;
 let faultTid: u32 = 0;
-/** Of the last call that was to resolve a fault: start, length, options, source. */
+/** Kind of the last note of a call that resolves a fault; its fields are start, length, options, source. */
 let noted: u32 = NOTE;
-/** By how much the address of bytes differed from the one before it. */
+/** Whether that note belongs to the fault that is being answered. If not, the core fills the page from its source. */
+let called: bool = false;
+/** The version of the trace. In version 1 every fill is predicted from the last note. */
+let version: u32 = 2;
+/** Difference between the last two addresses of views. */
 let addressStep: u64 = 0;
 
 function forget(): void {
@@ -164,7 +156,13 @@ function forget(): void {
   faultFlags = 0;
   faultTid = 0;
   noted = NOTE;
+  called = version == 1;
   addressStep = 0;
+}
+
+/** Sets the version of the trace to read. To call before its first block is opened. */
+export function traceVersion(its: u32): void {
+  version = its;
 }
 
 function lastOf(kind: u32, index: u32): u64 {
@@ -175,12 +173,12 @@ function predictedKind(): u32 {
   return <u32>load<u8>(following + kindBefore * KINDS + kindLast);
 }
 
-/** The page that is being answered, or the one that was answered last. */
+/** The page of the fault that is being answered, or was answered last. */
 function expectedPage(): u64 {
   return load<u64>(expected + <usize>((expectedFirst % EXPECTED_MOST) << 3));
 }
 
-/** A field from what is known: earlier fields of the same record included. */
+/** The predicted value of a field, from earlier records and earlier fields of this one. */
 function predicted(kind: u32, index: u32): u64 {
   if (kind >= NOTE) return predictedNote(kind, index);
   if (kind >= IOCTL && index >= IOCTL_WORDS) return predictedWord(kind, index - IOCTL_WORDS);
@@ -198,13 +196,13 @@ function predictedNote(kind: u32, index: u32): u64 {
   return lastOf(kind, index);
 }
 
-/** The source that the program named; where it gave bytes, their address was asked just before. */
+/** The predicted source address. If the program passed a view, ADDRESS_OF was recorded right before the fill. */
 function predictedSource(): u64 {
   const told = lastOf(noted, SOURCE_FIELD);
   return told != 0 ? told : lastOf(ADDRESS_OF, ADDRESS_FIELD);
 }
 
-/** Whether a request has a source behind its target: COPY and MOVE. */
+/** Whether a request has a source field behind its target, as COPY and MOVE have. */
 function sourced(kind: u32): bool {
   return kind == IOCTL + 3 || kind == IOCTL + 5;
 }
@@ -222,39 +220,70 @@ function predictedWord(kind: u32, index: u32): u64 {
 function predictedInput(kind: u32, index: u32): u64 {
   if (kind < IOCTL + 3 || kind > IOCTL + 8) return lastOf(kind, IOCTL_WORDS + index);
   const source = sourced(kind);
+  if (!called) return predictedFromSource(kind, index, source);
   if (index == 0) return lastOf(noted, 0);
   if (source && index == 1) return predictedSource();
   if (index == (source ? <u32>2 : <u32>1)) return lastOf(noted, 1);
   return lastOf(kind, IOCTL_WORDS + index);
 }
 
-/** What comes back is what was given, but for the result: all of it, or the errno. */
+/**
+ * The predicted input of a fill from a source. The distance between its data and the last fill's data is expected to be
+ * the distance between their pages.
+ */
+function predictedFromSource(kind: u32, index: u32, source: bool): u64 {
+  const before = lastOf(kind, IOCTL_WORDS + index);
+  if (index == 0) return expectedPage();
+  return source && index == 1 ? before + (field(IOCTL_WORDS) - lastOf(kind, IOCTL_WORDS)) : before;
+}
+
+/**
+ * A predicted word of the struct after the call: the same as before the call, except for the result field, which has
+ * the whole length or −errno.
+ */
 function predictedOutput(kind: u32, index: u32, words: u32): u64 {
   if (!fills(kind) || index != words - 1) return field(IOCTL_WORDS + index);
   const result = field(IOCTL_RESULT);
   return result == 0 ? field(IOCTL_WORDS + (sourced(kind) ? <u32>2 : <u32>1)) : result;
 }
 
-/** Takes in a record that was written or read. */
-function learn(): void {
-  const kind = changetype<Record>(record).kind;
-  const count = countOf(kind);
-  const addressBefore = lastOf(ADDRESS_OF, ADDRESS_FIELD);
-  if (kind == ADDRESS_OF && addressBefore != 0) addressStep = field(ADDRESS_FIELD) - addressBefore;
+/** Updates the predictor with the fields of a record that was written or read. */
+function keepFields(kind: u32, count: u32): void {
+  if (kind == ADDRESS_OF) {
+    const before = lastOf(ADDRESS_OF, ADDRESS_FIELD);
+    if (before != 0) addressStep = field(ADDRESS_FIELD) - before;
+  }
   copyWords(last + <usize>((kind * FIELDS) << 3), fields, count);
+}
+
+/** Updates the predictor with everything else of the record. */
+function learn(kind: u32): void {
   store<u8>(following + kindBefore * KINDS + kindLast, <u8>kind);
   kindBefore = kindLast;
   kindLast = kind;
   timeLast = changetype<Record>(record).time;
-  if (kind >= NOTE && kind <= NOTE + NOTE_WRITEPROTECT) noted = kind;
-  if (kind == NOTE + NOTE_ANSWER && expectedCount > 1) {
-    expectedFirst++;
-    expectedCount--;
+  if (kind == READ) {
+    expectFaults();
+  } else if (kind == NOTE + NOTE_ANSWER) {
+    if (version == 1 || field(0) < ANSWERS_OF_FAULTS) expectNext();
+    called = version == 1;
+  } else if (kind >= NOTE) {
+    if (kind > NOTE + NOTE_WRITEPROTECT) return;
+    noted = kind;
+    called = true;
+  } else if (!called && fills(kind) && field(IOCTL_RESULT) == 0) {
+    expectNext();
   }
-  if (kind == READ) expectFaults();
 }
 
-/** A read that brings no fault changes nothing. */
+/** Continues with the next expected page, because the current one is answered. */
+function expectNext(): void {
+  if (expectedCount <= 1) return;
+  expectedFirst++;
+  expectedCount--;
+}
+
+/** Remembers the addresses of the faults that a read returned; a read without faults changes nothing. */
 function expectFaults(): void {
   const bytes = changetype<Record>(record).payloadBytes;
   let count: u32 = 0;
@@ -271,13 +300,13 @@ function expectFaults(): void {
 
 // ---- blocks ------------------------------------------------------------------------------------------------
 
-/** What stands at the start of a block. */
+/** The header of a block. */
 @unmanaged
 class Header {
   magic: u32;
-  /** Bytes behind the header. */
+  /** Bytes after the header. */
   bytes: u32;
-  /** CRC-32 of everything behind this field. */
+  /** CRC-32 of everything after this field. */
   checksum: u32;
   records: u32;
   /** Microseconds at which the block begins. */
@@ -286,10 +315,11 @@ class Header {
 
 export const HEADER_BYTES: u32 = 24;
 const CHECKED_FROM: u32 = 12;
-/** "UFTB", as bytes in this order. */
+/** The bytes "UFTB". */
 export const MAGIC: u32 = 0x42544655;
+/** Bytes of the largest block after its header. */
 export const BLOCK_MOST: u32 = 131072;
-/** A block that is longer than this is to be sealed. */
+/** A block longer than this has to be sealed. */
 export const BLOCK_FULL: u32 = 65536;
 export const block: usize = memory.data(24 + 131072, 8);
 
@@ -298,28 +328,52 @@ let limit: usize = 0;
 let records: u32 = 0;
 let blockTime: u64 = 0;
 
-// What reading answers.
+// Results of reading.
 export const BAD: i32 = -1;
 export const END: i32 = 0;
 export const OK: i32 = 1;
 
-const table: usize = memory.data(256 * 4, 4);
+/** How many bytes each step of the checksum processes. */
+const STRIDE: u32 = 8;
+/** For each distance of a byte from the end of the step: what each value of that byte contributes to the checksum. */
+const tables: usize = memory.data(8 * 256 * 4, 4);
 
 function checksum(from: usize, bytes: u32): u32 {
-  if (load<u32>(table + 4) == 0) makeTable();
+  if (load<u32>(tables + 4) == 0) makeTables();
   let crc: u32 = 0xffffffff;
-  for (let i: u32 = 0; i < bytes; i++) {
-    crc = load<u32>(table + <usize>(((crc ^ <u32>load<u8>(from + i)) & 0xff) << 2)) ^ (crc >>> 8);
+  let at = from;
+  const end = from + <usize>bytes;
+  for (; at + STRIDE <= end; at += STRIDE) {
+    const low = crc ^ load<u32>(at);
+    const high = load<u32>(at + 4);
+    crc =
+      entry(7, low) ^
+      entry(6, low >>> 8) ^
+      entry(5, low >>> 16) ^
+      entry(4, low >>> 24) ^
+      entry(3, high) ^
+      entry(2, high >>> 8) ^
+      entry(1, high >>> 16) ^
+      entry(0, high >>> 24);
   }
+  for (; at < end; at++) crc = entry(0, crc ^ <u32>load<u8>(at)) ^ (crc >>> 8);
   return ~crc;
 }
 
-/** The reflected polynomial of CRC-32 (IEEE 802.3). */
-function makeTable(): void {
+function entry(distance: u32, byte: u32): u32 {
+  return load<u32>(tables + <usize>(((distance << 8) | (byte & 0xff)) << 2));
+}
+
+/** Makes the tables, from the reflected polynomial of CRC-32 (IEEE 802.3). */
+function makeTables(): void {
   for (let i: u32 = 0; i < 256; i++) {
     let value = i;
     for (let bit = 0; bit < 8; bit++) value = value & 1 ? (value >>> 1) ^ 0xedb88320 : value >>> 1;
-    store<u32>(table + <usize>(i << 2), value);
+    store<u32>(tables + <usize>(i << 2), value);
+  }
+  for (let i: u32 = 256; i < STRIDE * 256; i++) {
+    const before = load<u32>(tables + <usize>((i - 256) << 2));
+    store<u32>(tables + <usize>(i << 2), entry(0, before) ^ (before >>> 8));
   }
 }
 
@@ -337,7 +391,7 @@ function putNumber(value: u64): void {
   putByte(<u32>value);
 }
 
-/** The difference between two words, small ones short, whichever is larger. */
+/** Writes the signed difference of two words in few bytes if it is small. */
 function putDifference(value: u64, from: u64): void {
   const difference = <i64>(value - from);
   putNumber(((<u64>difference) << 1) ^ <u64>(difference >> 63));
@@ -371,11 +425,12 @@ function takeDifference(from: u64): u64 {
 
 // ---- writing -----------------------------------------------------------------------------------------------
 
-/** Reads that found nothing, in a row behind another, which are not written yet. They are not learnt from. */
+/** Number of consecutive empty reads that are not written yet. They do not update the predictor. */
 let run: u32 = 0;
 let runTime: u64 = 0;
 
-// A head: as predicted, and the time behind it; or the kind, and whether the fields are as predicted.
+// The first byte of a record has one of two forms: AS_PREDICTED and the time; or the kind, and whether the fields are
+// as predicted.
 const AS_PREDICTED: u32 = 0x80;
 const FIELDS_PREDICTED: u32 = 0x40;
 const LONG_TIME: u32 = 0x7f;
@@ -390,12 +445,35 @@ export function traceBegin(time: u64): void {
   timeLast = time;
 }
 
-/** Writes the record that lies at `record`. True: the block is full, and is to be sealed before the next. */
-export function traceAppend(): bool {
+// Each of the next three functions writes a record, and empties its payload. `time`: whole microseconds since the
+// recording began. The result is whether the block is full. A full block has to be sealed before the next record.
+
+/** Writes an ioctl. The caller has put its struct, before and after the call, into the record. */
+export function traceIoctl(time: f64, fd: i32, request: u32, result: i32): bool {
+  store<i64>(fields, fd);
+  store<u64>(fields + 8, request);
+  store<i64>(fields + 16, result);
+  return traceAppend(traceIoctlKind(request), time);
+}
+
+/**
+ * Writes a record whose first three fields are integers. The caller has put the other fields and the payload into the
+ * record.
+ */
+export function traceNumbers(kind: u32, time: f64, first: i32, second: i32, third: i32): bool {
+  store<i64>(fields, first);
+  store<i64>(fields + 8, second);
+  store<i64>(fields + 16, third);
+  return traceAppend(kind, time);
+}
+
+/** Writes a record. The caller has put its fields and its payload into the record. */
+export function traceAppend(kind: u32, time: f64): bool {
   const it = changetype<Record>(record);
-  const kind = it.kind;
-  if (it.time < timeLast) it.time = timeLast;
-  const same = fieldsAsPredicted(kind);
+  it.kind = kind;
+  it.time = max(<u64>time, timeLast);
+  const count = countOf(kind);
+  const same = fieldsAsPredicted(kind, count);
   if (kind == READ_EMPTY && kindLast == READ_EMPTY && same) {
     run++;
     runTime = it.time;
@@ -411,48 +489,58 @@ export function traceAppend(): bool {
   } else {
     putByte(kind | (same ? FIELDS_PREDICTED : 0));
     putNumber(delta);
-    if (!same) putFields(kind);
+    if (!same) putFields(kind, count);
     putPayload(kind);
   }
-  learn();
+  if (!same || !predictedByLast(kind)) keepFields(kind, count);
+  learn(kind);
   records++;
+  it.payloadBytes = 0;
   return cursor - block > BLOCK_FULL;
 }
 
-function fieldsAsPredicted(kind: u32): bool {
-  const count = countOf(kind);
-  // Most kinds are predicted by their last record alone, and so are an ioctl's fields before its words.
-  const ioctl = kind >= IOCTL && kind < NOTE;
-  const plain = ioctl
-    ? IOCTL_WORDS
-    : kind == ADDRESS_OF || (kind >= NOTE && kind <= NOTE + NOTE_WRITEPROTECT)
-      ? 0
-      : count;
+/** Whether every field of this kind is predicted by the last record of the kind alone. */
+function predictedByLast(kind: u32): bool {
+  return kind < IOCTL ? kind != ADDRESS_OF : kind > NOTE + NOTE_WRITEPROTECT;
+}
+
+function fieldsAsPredicted(kind: u32, count: u32): bool {
+  if (predictedByLast(kind)) return asLast(kind, 0, count);
+  if (kind >= IOCTL && kind < NOTE) return asLast(kind, 0, IOCTL_WORDS) && wordsAsPredicted(kind);
+  for (let i: u32 = 0; i < count; i++) if (field(i) != predicted(kind, i)) return false;
+  return true;
+}
+
+/** Whether the fields from `first` to before `end` are those of the last record of this kind. */
+function asLast(kind: u32, first: u32, end: u32): bool {
   const before = last + <usize>((kind * FIELDS) << 3);
-  for (let at: usize = 0; at < <usize>(plain << 3); at += 8) {
+  for (let at = <usize>(first << 3); at < <usize>(end << 3); at += 8) {
     if (load<u64>(fields + at) != load<u64>(before + at)) return false;
   }
-  if (ioctl) return wordsAsPredicted(kind);
-  for (let i = plain; i < count; i++) if (field(i) != predicted(kind, i)) return false;
   return true;
 }
 
-/** The same of an ioctl's words: what comes back is most often what was given. */
+/** Whether the words of an ioctl are as predicted. The words after the call are mostly the same as before it. */
 function wordsAsPredicted(kind: u32): bool {
   const words = wordsOf(field(IOCTL_REQUEST));
-  for (let i: u32 = 0; i < words; i++) {
+  if (words == 0) return true;
+  const special = min(words, SPECIAL_WORDS);
+  for (let i: u32 = 0; i < special; i++) {
     if (field(IOCTL_WORDS + i) != predictedInput(kind, i)) return false;
-    const output = i < words - 1 ? field(IOCTL_WORDS + i) : predictedOutput(kind, i, words);
-    if (field(IOCTL_WORDS + words + i) != output) return false;
   }
-  return true;
+  if (!asLast(kind, IOCTL_WORDS + special, IOCTL_WORDS + words)) return false;
+  const given = fields + <usize>(IOCTL_WORDS << 3);
+  const after = given + <usize>(words << 3);
+  for (let at: usize = 0; at < <usize>((words - 1) << 3); at += 8) {
+    if (load<u64>(given + at) != load<u64>(after + at)) return false;
+  }
+  return field(IOCTL_WORDS + 2 * words - 1) == predictedOutput(kind, words - 1, words);
 }
 
-function putFields(kind: u32): void {
+function putFields(kind: u32, count: u32): void {
   // The request comes first: it says how many fields follow.
   const ioctl = kind >= IOCTL && kind < NOTE;
   if (ioctl) putDifference(field(IOCTL_REQUEST), lastOf(kind, IOCTL_REQUEST));
-  const count = countOf(kind);
   let different: u64 = 0;
   for (let i: u32 = 0; i < count; i++) {
     if (!(ioctl && i == IOCTL_REQUEST) && field(i) != predicted(kind, i)) different |= (<u64>1) << i;
@@ -475,7 +563,7 @@ function putPayload(kind: u32): void {
   for (let at: u32 = 0; at < bytes; at += SIZEOF_UFFD_MSG) putMessage(payload + at);
 }
 
-// A message: a fault like the one before but for its address; another fault; or 32 bytes as they are.
+// Encodings of a message: a fault that differs from the last one only in its address; any other fault; 32 raw bytes.
 const LIKE_LAST: u32 = 0;
 const FAULT: u32 = 1;
 const RAW: u32 = 2;
@@ -489,7 +577,7 @@ function putMessage(at: usize): void {
     cursor += SIZEOF_UFFD_MSG;
     return;
   }
-  // Whole pages are told in pages: what is left of the lowest twelve bits goes into the head.
+  // Page-aligned addresses are written as page numbers. A bit of the head byte says so.
   const aligned = (it.address | faultAddress) & 0xfff ? <u32>0 : <u32>4;
   if (it.flags == faultFlags && it.ptid == faultTid) {
     putByte(LIKE_LAST | aligned);
@@ -518,7 +606,7 @@ function endRun(): void {
   run = 0;
 }
 
-/** Ends the block: how many bytes from `block` on are to be written; 0: there is nothing in it. */
+/** Ends the block. Returns how many bytes to write, from `block` on; 0: the block is empty. */
 export function traceSeal(): u32 {
   endRun();
   if (records == 0) return 0;
@@ -533,13 +621,13 @@ export function traceSeal(): u32 {
 
 // ---- reading -----------------------------------------------------------------------------------------------
 
-/** Bytes of the block whose header lies at `block`, header included; BAD where it is none. */
+/** Length in bytes of the block whose header lies at `block`, header included; BAD if there is no valid header. */
 export function traceMeasure(): i32 {
   const it = changetype<Header>(block);
   return it.magic == MAGIC && it.bytes <= BLOCK_MOST ? <i32>(HEADER_BYTES + it.bytes) : BAD;
 }
 
-/** Opens the block that lies at `block`: OK, or BAD where it was damaged. */
+/** Opens the block at `block`: OK, or BAD if it is damaged. */
 export function traceOpen(): i32 {
   const it = changetype<Header>(block);
   if (traceMeasure() == BAD) return BAD;
@@ -582,7 +670,8 @@ export function traceNext(): i32 {
     takePayload(it.kind);
   }
   if (broken) return BAD;
-  learn();
+  keepFields(it.kind, countOf(it.kind));
+  learn(it.kind);
   return OK;
 }
 

@@ -1,30 +1,29 @@
-// One state machine for every call that resolves faults: COPY, ZEROPAGE, CONTINUE, POISON, MOVE and
-// WRITEPROTECT. It fills in the kernel's struct, is told the result, and says what is next. Progress has one
-// shape everywhere: bytes done, and a step.
+// One fill: a COPY, ZEROPAGE, CONTINUE, POISON, MOVE or WRITEPROTECT of a range, with all the calls that it takes. This
+// file fills in the kernel's struct, takes in the result of each call, and returns the next step.
 //
-// The retry rule (kernel's answer → what follows):
+// The retry rule (the kernel's answer, with its result field `out` → what follows):
 //
 //   0                      done
-//   EAGAIN, out > 0        go on from there: waiters in the part that was done are awake
-//   EAGAIN, out ≤ 0        a mapping change is going on, and its thread sleeps until its event is read:
-//                          read, then the same arguments. If what was read touches the rest, end short. If
-//                          no change was read twice in a row, the change's own thread has to run: end short,
-//                          the fault comes again on its delay. Never spin, however many faults come in.
-//   EEXIST                 nobody was woken: wake that page, step over it. Mostly the page is there, but not always
-//                          (doubts.ts), so nothing is noted of it.
+//   EAGAIN, out > 0        continue after the part that is done: its waiters are awake
+//   EAGAIN, out ≤ 0        a mapping change is under way, and its thread sleeps until the event is read:
+//                          read, then repeat the call. If a change that was read touches the rest, end short. If two reads
+//                          in a row brought no change, the changing thread needs time to run: end short, and the
+//                          fault is offered again after its delay. Never spin, however many faults come in.
+//   EEXIST                 the kernel woke no thread: wake the waiters of that page, and step over it. Usually the page
+//                          is there, but not always (doubts.ts), so its state is not recorded.
 //                          (MOVE: fail, because the source still holds its pages.
-//                          ZEROPAGE, POISON of a write-protected page: it may be a marker without a page. Zeros are
-//                          copied there, still protected; before POISON the marker is lifted)
-//   ENOENT, several pages  the border of two mappings lies among them (borders.ts): try fewer, and then the rest
-//   ENOENT, one page       it is unmapped or not registered: wake it. If the fault that is out is of a page behind it, go on
-//                          with that page; else end
-//                          (MOVE without holes: fail, because the source may have one)
+//                          POISON of a write-protected page: there may be a marker and no page, so lift the marker and
+//                          repeat. ZEROPAGE avoids markers: it copies zeros to a protected page, still protected)
+//   ENOENT, several pages  the range crosses the border of two mappings (borders.ts): fill fewer pages, and then the rest
+//   ENOENT, one page       it is unmapped or not registered: wake its waiters. If the current fault is of a later page,
+//                          continue with that page; else end
+//                          (MOVE without ALLOW_HOLES: fail, because the source may have a hole)
 //   ESRCH                  the process is gone: end
-//   EINTR                  the same again
-//   any other              failed; `transferErrno` says why, `transferDone` how far it came
+//   EINTR                  repeat the call
+//   any other              fail; `errno` is the cause, `resolved` the bytes done before it
 //
-// The kernel's result field is signed (it holds −errno after a failure) and zeroed before every call, since
-// older kernels leave it alone on EAGAIN. After a partial success the cause shows only on the next call.
+// The kernel's result field is signed: after a failure it holds −errno. The core zeroes it before every call, because
+// older kernels do not write it on EAGAIN. After a partial success only the next call shows the cause.
 
 import {
   EAGAIN,
@@ -43,19 +42,18 @@ import {
   UFFDIO_MOVE_MODE_DONTWAKE,
   UFFDIO_POISON,
   UFFDIO_POISON_MODE_DONTWAKE,
-  UFFDIO_WAKE,
   UFFDIO_WRITEPROTECT,
   UFFDIO_WRITEPROTECT_MODE_DONTWAKE,
   UFFDIO_WRITEPROTECT_MODE_WP,
   UFFDIO_ZEROPAGE,
   UFFDIO_ZEROPAGE_MODE_DONTWAKE,
   uffdio_copy,
-  uffdio_range,
   uffdio_zeropage,
 } from './abi';
 import { borderAfter, borderPut } from './borders';
 import { doubtAdd, doubtsForget } from './doubts';
-import { inboxCut, inboxOverlaps, inboxPage, inboxTaken, pageSizeAt, pageSystem } from './inbox';
+import { argument, argumentEnd, prepareWake, request, shared } from './exchange';
+import { currentCut, currentPage } from './faults';
 import {
   PAGE_IN_FLIGHT,
   PAGE_MISSING,
@@ -66,49 +64,55 @@ import {
   pagesProtectAny,
   pagesSet,
 } from './pages';
-import { rangeNear } from './ranges';
-import { argument, request, requestIs } from './request';
+import { queueOverlaps, queueTaken } from './queue';
+import { pageSizeAt, pageSystem, rangeNear } from './ranges';
 
-// Operations: the rows of the table below.
-export const OP_COPY: u32 = 0;
-export const OP_ZEROPAGE: u32 = 1;
-export const OP_CONTINUE: u32 = 2;
-export const OP_POISON: u32 = 3;
-export const OP_MOVE: u32 = 4;
-export const OP_WRITEPROTECT: u32 = 5;
+/** Operations: the rows of the table below. */
+export enum Operation {
+  COPY,
+  ZEROPAGE,
+  CONTINUE,
+  POISON,
+  MOVE,
+  WRITEPROTECT,
+}
 
-// Options, the same for all operations; the row says which bit the kernel has for each.
-export const OPTION_DONTWAKE: u32 = 1;
-export const OPTION_WP: u32 = 2;
-export const OPTION_HOLES: u32 = 4;
+/** Options, the same for all operations; the table has the kernel's bit for each. */
+export enum Option {
+  DONTWAKE = 1,
+  WRITE_PROTECT = 2,
+  ALLOW_HOLES = 4,
+}
 
-// Steps.
-/** Issue the ioctl that `request` holds, and pass its result to `transferResult`. */
-export const STEP_CALL: i32 = 0;
-/** Read events until the queue is empty, then `transferResume`. */
-export const STEP_READ: i32 = 1;
-export const STEP_DONE: i32 = 2;
-/** A mapping change came first. */
-export const STEP_SHORT: i32 = 3;
-/** The next page is unmapped or not registered; its sleepers were woken. */
-export const STEP_UNMAPPED: i32 = 4;
-/** The process whose memory it is has exited or called exec. */
-export const STEP_EXITED: i32 = 5;
-export const STEP_FAILED: i32 = 6;
-/** Nothing was begun: the handler is to be asked (see answers.ts). */
-export const STEP_ASK: i32 = 7;
-/** Say with `transferZeros` where a page of zeros lies. */
-export const STEP_ZEROS: i32 = 8;
+/** How a fill ended, or what it needs next. */
+export enum Step {
+  DONE,
+  /** A mapping change cut the fill short. */
+  SHORT,
+  /** The next page is unmapped or not registered; its waiters were woken. */
+  UNMAPPED,
+  /** The process that has the memory has exited or called exec. */
+  EXITED,
+  FAILED,
+  /** Nothing was begun: the handler has to answer. */
+  ASK,
+  /** Issue the ioctl that `request` holds, and pass its result to `transferResult`. */
+  CALL,
+  /** Read until the kernel's queue is empty, then call `transferResume`. */
+  READ,
+  /** Pass the address of a page of zeros to `transferZeros`. */
+  ZEROS,
+}
 
 /** How one operation differs from the others. */
 @unmanaged
 class Row {
   request: u32;
-  /** 1: dst, src, len, mode; 0: start, len, mode. */
+  /** Fields of the struct. 1: dst, src, len, mode; 0: start, len, mode. */
   hasSource: u32;
-  /** Where the signed result is; 0: there is none. */
+  /** Offset of the signed result; 0: there is none. */
   result: u32;
-  /** The kernel's mode bits for the options; 0: not allowed. */
+  /** The kernel's mode bit for each option; 0: the operation has no such option. */
   dontWake: u32;
   writeProtect: u32;
   holes: u32;
@@ -129,48 +133,57 @@ const rows: usize = memory.data<u32>([
   UFFDIO_WRITEPROTECT,  0,  0,  <u32>UFFDIO_WRITEPROTECT_MODE_DONTWAKE, <u32>UFFDIO_WRITEPROTECT_MODE_WP, 0,                                     0,
 ]);
 
-// What the next result belongs to.
+// The purpose of the pending call.
 const PHASE_FILL: u32 = 0;
-/** The WAKE behind an EEXIST. */
+/** The WAKE after an EEXIST. */
 const PHASE_STEP_OVER: u32 = 1;
-/** The WAKE behind a MOVE that failed, or of a range outside of any transfer. */
+/** The WAKE after a MOVE that failed. */
 const PHASE_END: u32 = 2;
 /** The WAKE of a page that is not mapped or not registered. */
 const PHASE_GONE: u32 = 3;
-/** WRITEPROTECT lifts a marker that is in POISON's way; or protects the page again that was there after all. */
+/**
+ * The WRITEPROTECT that lifts a marker that blocks POISON; and the WRITEPROTECT that protects the page again, if it was
+ * a page and no marker.
+ */
 const PHASE_LIFT: u32 = 4;
 const PHASE_PROTECT: u32 = 5;
 
-/** Reads in a row that may bring no mapping change before the transfer ends short. */
+/** After this many reads in a row without a mapping change the fill ends short. */
 const FRUITLESS_READS: u32 = 2;
 
-let operation: u32 = 0;
+let operation: u32 = Operation.COPY;
 let options: u32 = 0;
 let mode: u64 = 0;
 let cursor: u64 = 0;
 let source: u64 = 0;
 let start: u64 = 0;
 let end: u64 = 0;
-/** End of the call under way. */
+/** End of the current call. */
 let stop: u64 = 0;
-/** A call up to here has crossed the border of two mappings; 0: none has. */
+/** End of a call that crossed the border of two mappings; 0: no call has. */
 let crossed: u64 = 0;
-/** Where the call before that, being shorter, has ended: there the border is, if the next page is gone. */
+/**
+ * Where the last call ended, if it was shortened because of a border; otherwise 0. If the page there is gone, this is
+ * the border.
+ */
 let edge: u64 = 0;
-/** Bytes that were passed over to come to the page that is asked for, and where it went on behind the last of them. */
+/**
+ * Bytes that were skipped to reach the page of the current fault; and the address at which the fill continued after the
+ * last skip.
+ */
 let passed: u64 = 0;
 let resumed: u64 = 0;
 /** Bytes that the kernel has installed. */
 let installed: u64 = 0;
-/** Where a page of zeros lies, in the memory of this process; 0: that was not said. */
+/** Address of a page of zeros in this process; 0: not known yet. */
 let zeros: u64 = 0;
-/** The call under way copies zeros, since ZEROPAGE would lose the page's protection, or find a marker in its way. */
+/** Whether the current call copies zeros, because ZEROPAGE would lose the page's protection or fail on a marker. */
 let substitutes: bool = false;
-/** The call under way leaves its pages write-protected. */
+/** Whether the current call leaves its pages write-protected. */
 let protects: bool = false;
-/** Up to here the pages from the cursor on are alike in their protection. */
+/** The address up to which all pages from the cursor on have the same protection. */
 let alike: u64 = 0;
-/** This page's marker was lifted for POISON. 0: none. */
+/** The page whose marker was lifted for POISON; 0: none. */
 let lifted: u64 = 0;
 let phase: u32 = 0;
 let errno: i32 = 0;
@@ -182,16 +195,12 @@ function row(): Row {
 }
 
 /** Begins an operation over arguments 0 (dst or start), 1 (length) and 2 (src). The caller has checked them. */
-export function transferBegin(op: u32, chosen: u32): i32 {
-  return begin(op, chosen, argument(0), argument(0) + argument(1), argument(2));
+export function transferBegin(op: u32, chosen: u32): Step {
+  return transferOver(op, chosen, argument(0), argumentEnd(), argument(2));
 }
 
-/** Begins a COPY to [from, to). */
-export function transferCopy(chosen: u32, from: u64, to: u64, src: u64): i32 {
-  return begin(OP_COPY, chosen, from, to, src);
-}
-
-function begin(op: u32, chosen: u32, from: u64, to: u64, src: u64): i32 {
+/** Begins an operation over [from, to). */
+export function transferOver(op: u32, chosen: u32, from: u64, to: u64, src: u64): Step {
   operation = op;
   options = chosen;
   start = from;
@@ -208,102 +217,117 @@ function begin(op: u32, chosen: u32, from: u64, to: u64, src: u64): i32 {
   errno = 0;
   fruitless = 0;
   mode =
-    (chosen & OPTION_DONTWAKE ? row().dontWake : 0) |
-    (chosen & OPTION_WP ? row().writeProtect : 0) |
-    (chosen & OPTION_HOLES ? row().holes : 0);
-  return overtaken() ? cut(STEP_SHORT) : fill();
+    (chosen & Option.DONTWAKE ? row().dontWake : 0) |
+    (chosen & Option.WRITE_PROTECT ? row().writeProtect : 0) |
+    (chosen & Option.ALLOW_HOLES ? row().holes : 0);
+  return overtaken() ? cut(Step.SHORT) : fill();
 }
 
-/** Bytes resolved: installed, or said to be there already. */
-export function transferDone(): f64 {
-  return <f64>(cursor - start - passed);
+/** Writes the progress of the fill into the exchange. */
+export function transferReport(): void {
+  const it = shared();
+  it.operation = operation;
+  it.start = cursor;
+  it.third = source;
+  it.resolved = <f64>(cursor - start - passed);
+  it.installed = <f64>installed;
+  it.errno = errno;
 }
 
-/** Bytes that the kernel said it installed. */
-export function transferInstalled(): f64 {
-  return <f64>installed;
+/** Bytes that the kernel reported installed. */
+export function transferInstalled(): u64 {
+  return installed;
 }
 
-/** Where it began, or went on after it had passed over memory that is gone. */
+/** The requested range. */
+export function transferFrom(): u64 {
+  return start;
+}
+
+export function transferTo(): u64 {
+  return end;
+}
+
+/**
+ * Whether the fill wakes the threads that wait for its pages. With DONTWAKE it does not, and protecting pages does not.
+ */
+export function transferWakes(): bool {
+  if (options & Option.DONTWAKE) return false;
+  return operation != Operation.WRITEPROTECT || !(options & Option.WRITE_PROTECT);
+}
+
+/** Where the fill began, or continued after it skipped memory that is gone. */
 export function transferStart(): u64 {
   return resumed;
 }
 
-/** Where it is: everything before that is resolved. */
+/** The cursor: all pages before this address are resolved or skipped. */
 export function transferCursor(): u64 {
   return cursor;
 }
 
-/** Where the data for that lies. */
-export function transferSource(): u64 {
-  return source;
-}
-
-/** The positive errno behind STEP_FAILED. */
-export function transferErrno(): i32 {
-  return errno;
-}
-
-/** Takes the result of the call that `request` held: ≥ 0, or −errno. */
-export function transferResult(result: i32): i32 {
+/** Takes in the result of the call that `request` held: ≥ 0, or −errno. */
+export function transferResult(result: i32): Step {
   if (result == -EINTR) return again();
-  // A WAKE cannot fail in a way that matters: it says EINVAL or EFAULT for a bad range only.
+  // Errors of a WAKE do no harm, because a WAKE fails only for an invalid range.
   if (phase == PHASE_STEP_OVER) return passOver();
   if (phase == PHASE_GONE) return passGone();
-  if (phase == PHASE_END) return STEP_FAILED;
+  if (phase == PHASE_END) return Step.FAILED;
   const at = substitutes ? offsetof<uffdio_copy>('copy') : <usize>row().result;
   const done = at ? load<i64>(request + at) : 0;
   if (result == -EAGAIN) {
     if (phase == PHASE_FILL && done > 0 && <u64>done <= stop - cursor) return resolved(<u64>done);
-    takenBefore = inboxTaken();
-    return STEP_READ;
+    takenBefore = queueTaken();
+    return Step.READ;
   }
-  if (result == -ESRCH) return cut(STEP_EXITED);
-  // If the marker could not be lifted, POISON says so once more, and the page is stepped over.
+  if (result == -ESRCH) return cut(Step.EXITED);
+  // If the marker could not be lifted, POISON fails again with EEXIST, and the page is stepped over.
   if (phase == PHASE_LIFT) return fill();
   if (phase == PHASE_PROTECT) return stepOver();
   if (result >= 0) return resolved(stop - cursor);
   if (result == -EEXIST) return exists();
   if (result == -ENOENT) return missed();
   errno = -result;
-  return STEP_FAILED;
+  return Step.FAILED;
 }
 
-/** Goes on after the events were read. */
-export function transferResume(): i32 {
-  if (overtaken()) return cut(STEP_SHORT);
-  if (inboxTaken() != takenBefore) fruitless = 0;
-  else if (++fruitless >= FRUITLESS_READS) return cut(STEP_SHORT);
+/** Continues after the kernel's queue was read. */
+export function transferResume(): Step {
+  if (overtaken()) return cut(Step.SHORT);
+  if (queueTaken() != takenBefore) fruitless = 0;
+  else if (++fruitless >= FRUITLESS_READS) return cut(Step.SHORT);
   return again();
 }
 
-/** The same call once more. */
-function again(): i32 {
-  return phase == PHASE_FILL ? fillTo(stop) : STEP_CALL;
+/** Repeats the current call. */
+function again(): Step {
+  return phase == PHASE_FILL ? fillTo(stop) : Step.CALL;
 }
 
-/** Takes the address of a page of zeros, and goes on. */
-export function transferZeros(): i32 {
+/** Takes in the address of a page of zeros, and continues. */
+export function transferZeros(): Step {
   zeros = argument(2);
   return fill();
 }
 
-/** Whether a mapping change that the handler has not heard of touches what is left. */
+/** Whether a mapping change that is not delivered to the handler yet touches the rest of the fill. */
 function overtaken(): bool {
-  if (inboxOverlaps(cursor, end)) return true;
-  return !!row().hasSource && operation == OP_MOVE && inboxOverlaps(source, source + (end - cursor));
+  if (queueOverlaps(cursor, end)) return true;
+  return !!row().hasSource && operation == Operation.MOVE && queueOverlaps(source, source + (end - cursor));
 }
 
-/** EEXIST: the page at the cursor is there already, or a marker is in its place, or the kernel has no page to install. */
-function exists(): i32 {
+/**
+ * Handles EEXIST: the page at the cursor is there, or a marker is in its place, or the kernel has no page to install.
+ */
+function exists(): Step {
   notice();
   if (!row().stepsOver) {
     errno = EEXIST;
     return wake(cursor, cursor + pageSizeAt(cursor), PHASE_END);
   }
-  // What was installed is a page for certain, and no marker.
+  // A page that is recorded as present is certainly a page, and no marker.
   if (
-    operation == OP_POISON &&
+    operation == Operation.POISON &&
     lifted != cursor &&
     pageProtected(cursor) &&
     pageState(cursor) != PAGE_PRESENT
@@ -314,22 +338,25 @@ function exists(): i32 {
   return lifted == cursor ? writeProtect(true, PHASE_PROTECT) : stepOver();
 }
 
-function stepOver(): i32 {
-  return options & OPTION_DONTWAKE ? passOver() : wake(cursor, cursor + pageSizeAt(cursor), PHASE_STEP_OVER);
+function stepOver(): Step {
+  return options & Option.DONTWAKE ? passOver() : wake(cursor, cursor + pageSizeAt(cursor), PHASE_STEP_OVER);
 }
 
-/** Notes nothing but that EEXIST was the answer; a claim of the page ends, since its fill was tried. */
-function passOver(): i32 {
+/**
+ * Steps over the page, and records only that the kernel returned EEXIST. A claim of the page ends, because a fill of it
+ * was tried.
+ */
+function passOver(): Step {
   const to = cursor + pageSizeAt(cursor);
   if (pageState(cursor) == PAGE_IN_FLIGHT) pagesSet(cursor, to, PAGE_MISSING);
   doubtAdd(cursor);
   return advance(to);
 }
 
-/** ENOENT: what the call was about does not lie in one mapping that is registered. */
-function missed(): i32 {
-  if (operation == OP_MOVE) {
-    if (!(options & OPTION_HOLES)) {
+/** Handles ENOENT: the range of the call does not lie in one registered mapping. */
+function missed(): Step {
+  if (operation == Operation.MOVE) {
+    if (!(options & Option.ALLOW_HOLES)) {
       errno = ENOENT;
       return wake(cursor, end, PHASE_END);
     }
@@ -342,16 +369,20 @@ function missed(): i32 {
     return fillTo(cursor + (pages >> 1) * size);
   }
   if (edge == cursor) borderPut(cursor);
-  // Who was left asleep in front of it is woken with it: what comes behind it is a run of its own.
-  return wake(options & OPTION_DONTWAKE ? resumed : cursor, cursor + size, PHASE_GONE);
+  // With DONTWAKE, the waiters of the pages before this one were left asleep. Wake them, too, because the fill may
+  // continue elsewhere.
+  return wake(options & Option.DONTWAKE ? resumed : cursor, cursor + size, PHASE_GONE);
 }
 
-/** The page at the cursor is gone. That says nothing of those behind it: one of them may be asked for. */
-function passGone(): i32 {
+/**
+ * Skips the page at the cursor, which is gone. Later pages may still be mapped, and the current fault may be of one of
+ * them.
+ */
+function passGone(): Step {
   const size = pageSizeAt(cursor);
-  const next = operation == OP_MOVE ? end : inboxPage(cursor + size, end);
-  if (next == end) return cut(STEP_UNMAPPED);
-  // What comes behind the page that is asked for begins with it: finding this out is paid for once.
+  const next = operation == Operation.MOVE ? end : currentPage(cursor + size, end);
+  if (next == end) return cut(Step.UNMAPPED);
+  // Record a border at that page, so that the next fill does not have to find it again.
   borderPut(next);
   passed += next - cursor;
   source += next - cursor;
@@ -360,22 +391,25 @@ function passGone(): i32 {
   return fill();
 }
 
-/** The call under way lay in one mapping, whatever else came of it. If it is the rest of one that did not, it is behind the border. */
+/**
+ * Records a border if the current call is the rest of a call that crossed one. The current call lay in one mapping, so
+ * the border is at the cursor.
+ */
 function notice(): void {
   if (crossed == 0 || stop != crossed) return;
   borderPut(cursor);
   crossed = 0;
 }
 
-/** The kernel did `bytes` more. */
-function resolved(bytes: u64): i32 {
+/** Continues after the kernel has resolved `bytes` more. */
+function resolved(bytes: u64): Step {
   const to = cursor + bytes;
   notice();
-  if (operation != OP_WRITEPROTECT) {
+  if (operation != Operation.WRITEPROTECT) {
     pagesSet(cursor, to, PAGE_PRESENT);
     doubtsForget(cursor, to);
   }
-  if (operation == OP_MOVE) {
+  if (operation == Operation.MOVE) {
     pagesSet(source, source + bytes, PAGE_MISSING);
     pagesProtect(source, source + bytes, false);
   }
@@ -384,38 +418,37 @@ function resolved(bytes: u64): i32 {
   return advance(to);
 }
 
-/** Everything up to `to` lay in one mapping, and is done. */
-function advance(to: u64): i32 {
+/** Continues after everything up to `to` is done. */
+function advance(to: u64): Step {
   edge = crossed ? to : 0;
   source += to - cursor;
   cursor = min(to, end);
-  return cursor == end ? STEP_DONE : fill();
+  return cursor == end ? Step.DONE : fill();
 }
 
-/** Prepares a WAKE of [from, to), outside of any transfer. */
-export function transferWake(from: u64, to: u64): void {
-  wake(from, to, PHASE_END);
-}
-
-/** Prepares the call for what is left, as far as one call can do it: two ranges are never one mapping. */
-function fill(): i32 {
+/**
+ * Prepares a call for as much of the rest as one call can fill. It ends where the registered range ends at the latest,
+ * because two ranges are never one mapping.
+ */
+function fill(): Step {
   const range = rangeNear(cursor);
   const to = min(crossed ? crossed : end, borderAfter(cursor));
   return fillTo(range ? min(to, range.end) : to);
 }
 
 /**
- * Prepares the call from the cursor to `to`. A page that is write-protected stays so: COPY and CONTINUE are asked for that,
- * and zeros are copied there, since ZEROPAGE cannot be asked. (Huge pages have no ZEROPAGE, and no such zeros.)
+ * Prepares the call from the cursor to `to`. A write-protected page stays protected. COPY and CONTINUE have an option
+ * for that. ZEROPAGE has none, so zeros are copied instead. (Huge pages have no ZEROPAGE, so no zeros are copied to
+ * them.)
  */
-function fillTo(to: u64): i32 {
+function fillTo(to: u64): Step {
   phase = PHASE_FILL;
   protects = (mode & row().writeProtect) != 0;
   substitutes = false;
   stop = to;
-  if (operation <= OP_CONTINUE && !protects && pagesProtectAny()) keepProtection();
-  if (substitutes && zeros == 0) return STEP_ZEROS;
-  requestIs(substitutes ? UFFDIO_COPY : row().request);
+  if (operation <= <u32>Operation.CONTINUE && !protects && pagesProtectAny()) keepProtection();
+  if (substitutes && zeros == 0) return Step.ZEROS;
+  shared().code = substitutes ? UFFDIO_COPY : row().request;
   if (row().hasSource || substitutes) {
     const it = changetype<uffdio_copy>(request);
     it.dst = cursor;
@@ -430,19 +463,19 @@ function fillTo(to: u64): i32 {
     it.mode = callMode();
     it.zeropage = 0;
   }
-  return STEP_CALL;
+  return Step.CALL;
 }
 
-/** Cuts the call to pages that are alike in their protection. */
+/** Limits the call to pages that have the same protection. */
 function keepProtection(): void {
   const size = pageSizeAt(cursor);
   protects = pageProtected(cursor);
-  if (protects && operation == OP_ZEROPAGE) {
+  if (protects && operation == Operation.ZEROPAGE) {
     substitutes = size == pageSystem();
     if (substitutes) stop = cursor + size;
     return;
   }
-  // What was looked at for the last call need not be again, however many calls there are.
+  // Continue where the last check ended, so that each page is checked only once in all calls together.
   let to = max(alike, cursor + size);
   while (to < stop && pageProtected(to) == protects) to += size;
   alike = to;
@@ -451,32 +484,28 @@ function keepProtection(): void {
 
 function callMode(): u64 {
   if (!substitutes) return protects ? mode | row().writeProtect : mode;
-  return UFFDIO_COPY_MODE_WP | (options & OPTION_DONTWAKE ? UFFDIO_COPY_MODE_DONTWAKE : 0);
+  return UFFDIO_COPY_MODE_WP | (options & Option.DONTWAKE ? UFFDIO_COPY_MODE_DONTWAKE : 0);
 }
 
-/** Prepares a WAKE of [from, to). */
-function wake(from: u64, to: u64, next: u32): i32 {
+function wake(from: u64, to: u64, next: u32): Step {
   phase = next;
-  requestIs(UFFDIO_WAKE);
-  const it = changetype<uffdio_range>(request);
-  it.start = from;
-  it.len = to - from;
-  return STEP_CALL;
+  prepareWake(from, to);
+  return Step.CALL;
 }
 
-/** Prepares a WRITEPROTECT of the page at the cursor that wakes nobody. */
-function writeProtect(on: bool, next: u32): i32 {
+/** Prepares a WRITEPROTECT of the page at the cursor that wakes no thread. */
+function writeProtect(on: bool, next: u32): Step {
   phase = next;
-  requestIs(UFFDIO_WRITEPROTECT);
+  shared().code = UFFDIO_WRITEPROTECT;
   const it = changetype<uffdio_zeropage>(request);
   it.start = cursor;
   it.len = pageSizeAt(cursor);
   it.mode = on ? UFFDIO_WRITEPROTECT_MODE_WP : UFFDIO_WRITEPROTECT_MODE_DONTWAKE;
-  return STEP_CALL;
+  return Step.CALL;
 }
 
-/** Ends before the end, and tells the inbox, which may have a fault out on that memory: not behind a page that is gone. */
-function cut(step: i32): i32 {
-  inboxCut(cursor, end, step != STEP_SHORT);
+/** Ends the fill early; the current fault may be of a page after the cursor. */
+function cut(step: i32): Step {
+  currentCut(cursor, end, step != Step.SHORT);
   return step;
 }

@@ -1,11 +1,11 @@
-// The circumstances in which guests are served: a cell is one level of each factor.
+// The conditions under which guests are served: a cell is one level of each factor.
 //
-// Rule: all factors at once would be hundreds of cells. So each is varied by itself around a base, unless levels are
-// named: then all that are named are combined, and the other factors stay at the base.
+// Rule: all combinations of factors would be hundreds of cells. So each factor is varied by itself around a base,
+// unless levels are named: then the named levels are combined, and the other factors stay at the base.
 
 import type { PlacementName } from './faults.js';
 
-/** Neighbours: all threads side by side, each with every so-many-th page. */
+/** The orders in which threads touch pages. 'neighbours': each of n threads touches every n-th page, side by side. */
 export const ORDERS = ['ascending', 'random', 'zipf', 'neighbours'] as const;
 export type Order = (typeof ORDERS)[number];
 
@@ -16,12 +16,12 @@ export interface Cell {
   readonly placement: PlacementName;
   readonly threads: number;
   readonly order: Order;
-  /** Pages to fill for each fault. */
+  /** The handler's window: how many pages it may fill for each fault. */
   readonly window: number;
   readonly pageSize: number;
-  /** Another thread of the guest gives pages back meanwhile. */
+  /** Whether another thread of the guest removes pages meanwhile, as a balloon does. */
   readonly balloon: boolean;
-  /** Another process keeps a processor busy. */
+  /** Whether another process keeps a processor busy. */
   readonly busy: boolean;
 }
 
@@ -48,10 +48,13 @@ export const BASE: Cell = {
   busy: false,
 };
 
-/** Where wake-ups decide, and where the handler does: what is varied is varied in both. */
+/**
+ * The placements of the two bases. Wake-ups dominate the first, and the handler dominates the second. Each factor is
+ * varied in both.
+ */
 const VARIED_IN: readonly PlacementName[] = ['free', 'same'];
 
-/** Each factor by itself. */
+/** The cells in which one factor differs from a base. */
 export function oneByOne(): Cell[] {
   const cells = VARIED_IN.flatMap((placement) => {
     const base = { ...BASE, placement };
@@ -68,7 +71,7 @@ export function oneByOne(): Cell[] {
   return sorted([...cells.filter(isPossible), ...sideBySide, { ...BASE, placement: 'other' }]);
 }
 
-/** What a minute has room for. */
+/** The cells that can be measured in a minute. */
 export function fewest(): Cell[] {
   return sorted([
     BASE,
@@ -78,7 +81,7 @@ export function fewest(): Cell[] {
   ]);
 }
 
-/** All combinations of what is named; of everything, where that is wanted. */
+/** All combinations of the named levels. `everything`: factors without named levels take all of theirs. */
 export function combined(chosen: Chosen, everything: boolean): Cell[] {
   let cells: Cell[] = [BASE];
   for (const factor of Object.keys(LEVELS) as (keyof Cell)[]) {
@@ -88,19 +91,22 @@ export function combined(chosen: Chosen, everything: boolean): Cell[] {
   return sorted(cells.filter(isPossible));
 }
 
-/** A window of huge pages is larger than what it is for, huge pages have no zero page, and nobody is his own neighbour. */
+/**
+ * Whether a cell can be measured. Not measured are: huge pages with a window above 1 (too large) or with a balloon (no
+ * zero page), and the order 'neighbours' with one thread.
+ */
 function isPossible({ pageSize, window, balloon, order, threads }: Cell): boolean {
   return (pageSize === SMALL_PAGE || (window === 1 && !balloon)) && (order !== 'neighbours' || threads > 1);
 }
 
-/** Cells that the same handlers can serve, one after the other, are neighbours. */
+/** Sorts cells, so that cells of the same handler processes are adjacent. */
 function sorted(cells: readonly Cell[]): Cell[] {
   const groups = new Map<string, Cell[]>();
   for (const cell of cells) groups.set(groupOf(cell), [...(groups.get(groupOf(cell)) ?? []), cell]);
   return [...groups.values()].flat();
 }
 
-/** What a handler is started with. */
+/** The factors that decide how a handler is started. Cells with the same text use the same processes. */
 export function groupOf({ placement, window, pageSize }: Cell): string {
   return [placement, window, pageSize].join(' ');
 }

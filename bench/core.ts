@@ -1,7 +1,14 @@
-// The core by itself: no kernel, no koffi, no other thread. What each figure covers is said beside it, in
-// `covers`; the clock's own cost (some 50 ns a sample) is in all of them.
+// The core by itself: no kernel, no koffi, no other thread. `covers` says what each figure includes; the clock's own
+// cost (some 50 ns a sample) is in all of them.
 
-import { type Core, instantiate, MESSAGE_BYTES, Next, Op, Step } from '../src/core.js';
+import {
+  Action,
+  SIZEOF_UFFD_MSG as MESSAGE_BYTES,
+  Operation as Op,
+  Step,
+  UFFDIO_COPY,
+} from '../src/bindings/core.js';
+import { type Core, instantiate } from '../src/uffd/core.js';
 import { type Spread, spread } from './statistics.js';
 
 export interface CoreFigure {
@@ -16,21 +23,20 @@ const PAGE = 2 ** PAGE_SHIFT;
 const BASE = 0x7f00_0000_0000n;
 const EAGAIN = 11;
 const EEXIST = 17;
-const UFFDIO_COPY = 0xc028aa03 | 0;
 /** UFFD_EVENT_PAGEFAULT. */
 const PAGEFAULT = 0x12n;
-/** Messages of one read: all that the core's buffer holds. */
+/** Messages of one read: as many as the core's buffer holds. */
 const READ_MESSAGES = 128;
 const SAMPLE_MS = 200;
 const RANGES = 100_000;
 const PAGES = 8192;
-/** A prime: its multiples, modulo any count here, are all of it in no order. */
+/** A prime. Its multiples, modulo any of the counts below, visit all indices in scattered order. */
 const SCATTER = 48_611;
 
-/** Does something for a moment: how long that took, and how many things it did. */
+/** Works for a moment, and returns the milliseconds and the number of operations. */
 type Sample = () => { ms: number; done: number };
 
-/** Runs `sample` (which answers the milliseconds and the things it did) for a while; things a second. */
+/** Runs `sample` for a while; returns operations per second. */
 function rate(sample: Sample): number {
   let ms = 0;
   let done = 0;
@@ -46,7 +52,7 @@ function rate(sample: Sample): number {
 /** A core with `count` ranges of one page each, 2 pages apart, or one range of `count` pages. */
 function coreWith(count: number, apart: boolean): Core {
   const core = instantiate();
-  core.exports.start(PAGE_SHIFT, 0n);
+  core.arguments(0n).start(PAGE_SHIFT);
   const operations = 0x1ffn;
   if (!apart) core.arguments(BASE, count * PAGE, operations).rangePut(1, PAGE_SHIFT);
   for (let i = 0; apart && i < count; i++) {
@@ -70,44 +76,45 @@ function rawReads(pages: number): Uint8Array[] {
   return reads;
 }
 
-/** Hands out everything that waits. How many faults that was. */
-function empty(core: Core): number {
+/** Begins a batch, whose read fills the buffer. */
+function beginBatch(core: Core): void {
+  if (core.exports.begin() !== Action.READ || core.room !== READ_MESSAGES * MESSAGE_BYTES)
+    throw new Error('the core does not ask for a read of the whole buffer');
+}
+
+/** Continues the batch: the queue is empty, and every fault is answered. Returns how many faults there were. */
+function answerAll(core: Core): number {
   const { exports } = core;
   let taken = 0;
-  exports.inboxTake(-EAGAIN);
-  while (exports.roundNext(0) === Next.fault) {
-    exports.inboxAnswer(1);
+  for (let next = exports.handleRead(-EAGAIN); next === Action.FAULT; next = exports.handleAnswer(true, true))
     taken++;
-  }
   return taken;
 }
 
 function decoding(): Sample {
   const core = coreWith(PAGES, false);
   const reads = rawReads(PAGES);
-  const buffer = core.messageBytes(0, READ_MESSAGES * MESSAGE_BYTES);
   let turn = 0;
   return () => {
-    buffer.set(reads[turn++ % reads.length] as Uint8Array);
-    core.exports.inboxOpen();
+    core.messageBytes(0, READ_MESSAGES * MESSAGE_BYTES).set(reads[turn++ % reads.length] as Uint8Array);
     const begin = performance.now();
-    core.exports.inboxTake(core.exports.inboxRoom());
+    beginBatch(core);
+    core.exports.handleRead(core.room);
     const ms = performance.now() - begin;
-    return { ms, done: counted(empty(core)) };
+    return { ms, done: counted(answerAll(core)) };
   };
 }
 
 function cycle(): Sample {
   const core = coreWith(PAGES, false);
   const reads = rawReads(PAGES);
-  const buffer = core.messageBytes(0, READ_MESSAGES * MESSAGE_BYTES);
   let turn = 0;
   return () => {
-    buffer.set(reads[turn++ % reads.length] as Uint8Array);
+    core.messageBytes(0, READ_MESSAGES * MESSAGE_BYTES).set(reads[turn++ % reads.length] as Uint8Array);
     const begin = performance.now();
-    core.exports.inboxOpen();
-    core.exports.inboxTake(core.exports.inboxRoom());
-    const taken = empty(core);
+    beginBatch(core);
+    core.exports.handleRead(core.room);
+    const taken = answerAll(core);
     return { ms: performance.now() - begin, done: counted(taken) };
   };
 }
@@ -143,10 +150,10 @@ function transfer(pages: number): Sample {
     const begin = performance.now();
     for (const destination of destinations) {
       const exports = core.arguments(destination, PAGE, BASE);
-      exports.transferBegin(Op.copy, 0);
+      exports.beginFill(Op.COPY, 0);
       codes += core.code === UFFDIO_COPY ? 1 : 0;
-      exports.transferResult(0);
-      bytes += exports.transferDone();
+      exports.handleResult(0);
+      bytes += core.outcome === Step.DONE ? core.resolved : 0;
     }
     const ms = performance.now() - begin;
     if (bytes !== count * PAGE || codes !== count)
@@ -155,7 +162,9 @@ function transfer(pages: number): Sample {
   };
 }
 
-/** Steps of one long COPY whose pages are all there: EEXIST, a WAKE, and on to the next page. */
+/**
+ * Steps of one long COPY whose pages are all present. Each page takes an EEXIST and a WAKE, then the next page follows.
+ */
 function steps(): Sample {
   const pages = 4096;
   const core = coreWith(pages, false);
@@ -163,10 +172,10 @@ function steps(): Sample {
   return () => {
     let done = 0;
     const begin = performance.now();
-    core.arguments(BASE, pages * PAGE, BASE).transferBegin(Op.copy, 0);
-    for (let step: number = Step.call; step === Step.call; done++) {
+    let action = core.arguments(BASE, pages * PAGE, BASE).beginFill(Op.COPY, 0);
+    for (; action === Action.IOCTL; done++) {
       const copies = core.code === UFFDIO_COPY;
-      step = exports.transferResult(copies ? -EEXIST : 0);
+      action = exports.handleResult(copies ? -EEXIST : 0);
     }
     const ms = performance.now() - begin;
     if (done !== 2 * pages) throw new Error(`the core took ${done} steps, ${2 * pages} were expected`);
@@ -184,16 +193,15 @@ const MEASURES = [
     make: decoding,
     convert: perSecond,
     covers:
-      'inboxRoom and inboxTake on reads of 128 raw page faults: decoded, rounded to their page by its ' +
-      'range, merged by page and queued. Putting the bytes there (the kernel does) and emptying the queue ' +
-      'are not timed',
+      'begin and handleRead of 128 raw page faults: decoded, rounded to their page by its range, merged by page ' +
+      'and queued. Putting the bytes there (the kernel does) and answering the faults are not timed',
   },
   {
     name: 'whole cycle',
     unit: 'million messages/s',
     make: cycle,
     convert: perSecond,
-    covers: 'the same, and roundNext and inboxAnswer for each message, called from TypeScript',
+    covers: 'the same, a read that finds no more, and handleAnswer for each message, called from TypeScript',
   },
   {
     name: 'range lookup',
@@ -208,8 +216,8 @@ const MEASURES = [
     make: () => transfer(PAGES),
     convert: nanoseconds,
     covers:
-      'one page COPY with the ioctl left out: core.arguments, transferBegin, core.code, ' +
-      'transferResult, transferDone',
+      'one page COPY with the ioctl left out: core.arguments, beginFill, core.code, handleResult, core.outcome ' +
+      'and core.resolved',
   },
   {
     name: 'transfer step',
@@ -217,11 +225,11 @@ const MEASURES = [
     make: steps,
     convert: nanoseconds,
     covers:
-      'core.code and transferResult, of a COPY over 4,096 pages that are all there: EEXIST and WAKE in turn',
+      'core.code and handleResult, of a COPY over 4,096 pages that are all there: EEXIST and WAKE in turn',
   },
 ] as const;
 
-/** Each figure `rounds` times, after one that is not counted. */
+/** Measures each figure `rounds` times, after an uncounted first time that warms up. */
 export function benchCore(rounds: number): CoreFigure[] {
   return MEASURES.map(({ name, unit, make, convert, covers }) => {
     const sample = make();
@@ -236,12 +244,12 @@ function nanosecondsOf(sample: Sample, rounds: number): Spread {
   return spread(Array.from({ length: rounds }, () => nanoseconds(rate(sample))));
 }
 
-/** Nanoseconds of a lookup among so many ranges. */
+/** Nanoseconds of a lookup among this number of ranges. */
 export function lookupNs(ranges: number, rounds: number): Spread {
   return nanosecondsOf(lookup(ranges), rounds);
 }
 
-/** Nanoseconds of a transfer without its ioctl, somewhere in a range of so many pages. */
+/** Nanoseconds of a transfer without its ioctl, anywhere in a range of this number of pages. */
 export function transferNs(pages: number, rounds: number): Spread {
   return nanosecondsOf(transfer(pages), rounds);
 }

@@ -1,26 +1,26 @@
-// Single-page missing faults of one thread, answered by C and by us in turn. Only the handler differs between
-// the two: process, memory, toucher, source page and placement are the same.
+// Missing faults of one thread, one page each, answered in turn by a handler in C and by this library. Only the handler
+// differs: process, memory, toucher, source page and placement are the same.
 //
 // Rules:
-//  - A figure belongs to a placement, and a ratio to two rounds that follow each other.
-//  - After every round each page is compared with the source, and the answers with the touches: what is wrong
-//    does not count, it throws.
+//  - A figure is measured in one placement. A ratio compares two successive rounds.
+//  - After every round, each page is compared with the source, and the number of answers with the number of touches. If
+//    they differ, the benchmark throws, and the round does not count.
 
 import { mkdtempSync, rmSync, statSync } from 'node:fs';
 import { freemem, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import * as memory from '../shim/memory.js';
 import { Mapping } from '../src/index.js';
-import { WAITS, type Wait } from '../src/loop.js';
+import { WAITS, type Wait } from '../src/uffd/event-loop.js';
 import { type Arena, cHandler, type Handler, ourHandler } from './handlers.js';
 import { CWait, checked, load, type Native } from './native.js';
 import { percentile } from './statistics.js';
 
 /** Pages touched before the clock starts. */
 const LEAD = 256;
-/** Until V8 has compiled what a handler runs. */
+/** Faults until V8 has compiled the code of a handler. */
 const WARM_FAULTS = 16_384;
-/** A round ends here even if pages are left. */
+/** A round ends after this time even if pages are left. */
 const ROUND_LIMIT_NS = 2e10;
 
 export interface Round {
@@ -37,7 +37,7 @@ export interface Pair {
   handler: Round;
 }
 
-/** One handler beside C's on poll, in one placement. */
+/** One handler compared with the handler in C on poll(2), in one placement. */
 export interface Contest {
   handler: string;
   pairs: Pair[];
@@ -53,16 +53,19 @@ export interface Placement {
   handler: number;
 }
 
-/** The handlers in C that are compared with C's on poll(2) as ours are: the first is that very one again. */
+/**
+ * The handlers in C that, like this library, are compared with the handler in C on poll(2). `C again` is that handler
+ * itself.
+ */
 const C_HANDLERS = { 'C again': CWait.sleep, 'C read first': CWait.readFirst, 'C spin': CWait.spin } as const;
 
 export const HANDLERS = [...WAITS, ...(Object.keys(C_HANDLERS) as (keyof typeof C_HANDLERS)[])] as const;
 export type HandlerName = (typeof HANDLERS)[number];
 
-/** Wrong pages, missing answers or none at all: no figure is worth anything after that. */
+/** Thrown if pages are wrong or answers are missing: the figures are worthless then. */
 export class WrongAnswer extends Error {}
 
-/** The placements this machine has, and why the others are left out. */
+/** The placements that this machine allows, and why the others are left out. */
 export function placements(native: Native): { possible: Placement[]; leftOut: string[] } {
   const first = native.processor(0);
   const second = native.processor(1);
@@ -91,7 +94,7 @@ export class FaultBench {
   readonly #latency: Uint32Array;
   readonly #elapsed = new BigUint64Array(1);
   readonly native: Native;
-  /** Microseconds that a page of memory took to be provided, the first time and the last. */
+  /** Microseconds in which the host provides a page of memory: means of the first pass of `#warm`, and of the last. */
   readonly warmth: { firstUs: number; lastUs: number };
 
   constructor(library: string, pages: number, otherRanges = 0) {
@@ -113,7 +116,7 @@ export class FaultBench {
     this.#arena.source.close();
   }
 
-  /** Touches four times the memory that a round needs, as far as there is, and then again. */
+  /** Touches four times the memory of a round (or half of the free memory if that is less), three times. */
   #warm(): { firstUs: number; lastUs: number } {
     const { region, pageSize } = this.#arena;
     const bytes = Math.min(region.length * 4, Math.floor(freemem() / 2 / pageSize) * pageSize);
@@ -123,7 +126,10 @@ export class FaultBench {
     return { firstUs, lastUs: perPage() };
   }
 
-  /** A handler's pairs in a placement, after some that are not counted: it is compiled as it runs. */
+  /**
+   * Measures a handler's pairs of rounds in a placement. The first pairs do not count, because V8 compiles a handler as
+   * it runs.
+   */
   async contest(placement: Placement, name: HandlerName, rounds: number): Promise<Contest> {
     const c = cHandler(this.#arena, 'C', CWait.sleep);
     const handler = this.#handler(name);
@@ -136,7 +142,7 @@ export class FaultBench {
         if (i >= 0) pairs.push(pair);
       }
     } catch (error) {
-      // What failed is what counts, not that its thread cannot leave in peace.
+      // Report the first failure, not the failure to end its thread cleanly.
       await handler.dismiss().catch(() => {});
       throw error;
     }
@@ -144,7 +150,10 @@ export class FaultBench {
     return { handler: name, pairs };
   }
 
-  /** Faults/s of a loop that records by those of one that does not, pair by pair; and what a fault takes in the trace. */
+  /**
+   * Faults per second of a loop that records, divided by those of a loop that does not, pair by pair; and bytes per
+   * fault in the trace. Both loops answer from a source, because a call of the handler would take most of the time.
+   */
   async recording(
     placement: Placement,
     wait: Wait,
@@ -152,12 +161,12 @@ export class FaultBench {
   ): Promise<{ ratios: number[]; bytesPerFault: number }> {
     const folder = mkdtempSync(join(tmpdir(), 'uffd-bench-'));
     const file = join(folder, 'trace');
-    const plain = ourHandler(this.#arena, wait);
-    const recorded = ourHandler(this.#arena, wait, file);
+    const plain = ourHandler(this.#arena, wait, { sourced: true });
+    const recorded = ourHandler(this.#arena, wait, { sourced: true, record: file });
     const ratios: number[] = [];
     let faults = 0;
     try {
-      for (let i = -1; i < rounds; i++) {
+      for (let i = -Math.max(1, Math.ceil(WARM_FAULTS / this.#pages)); i < rounds; i++) {
         const without = await this.#round(placement, plain);
         const round = await this.#round(placement, recorded);
         faults += round.faults + LEAD;

@@ -1,7 +1,7 @@
-// The guest (bench/serve/guest.c): a process of its own that knows nothing of who serves it. Each run of it is a
-// hand-off and every touch that it was told to make.
+// The guest (bench/serve/guest.c): a process of its own, independent of its handler. In each run it hands its memory
+// over, then makes all touches.
 //
-// Rule: a run in which it found a wrong page does not count, it throws.
+// Rule: a run with a wrong page throws instead of counting.
 
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
@@ -14,27 +14,42 @@ import { WrongAnswer } from './faults.js';
 import { setUntilExit } from './machine.js';
 import { compileC } from './native.js';
 
-/** Pages that another thread of the guest gives back at once, where there is a balloon. */
+/** Pages that the balloon thread of a guest gives back to the kernel at once. */
 const BALLOON = 16;
 const SOURCE = fileURLToPath(new URL('../../bench/serve/guest.c', import.meta.url));
 const HUGE_PAGES = '/proc/sys/vm/nr_hugepages';
 
-export interface GuestOptions extends Pick<Cell, 'threads' | 'order' | 'pageSize' | 'balloon'> {
+export interface GuestOptions extends Pick<Cell, 'threads' | 'pageSize' | 'balloon'> {
+  /** `spread`: pages at equal distances. */
+  readonly order: Cell['order'] | 'spread';
   readonly pages: number;
-  /** How many touches; else one for each page. */
+  /** The number of touches; default: one for each page. */
   readonly touches?: number;
-  /** Where its threads run; negative: anywhere. */
+  /** The processor that its threads run on; negative: any. */
   readonly cpu: number;
+  /** Mappings of its memory, each handed over as a region; default 1. */
+  readonly regions?: number;
+  /** Whether the guest gives all of its memory back to the kernel at the end, and writes it again. */
+  readonly reuse?: boolean;
+  /** Whether the memory file has holes, whose pages are zeros. */
+  readonly sparse?: boolean;
+  /** Milliseconds that the guest stays after its last touch. */
+  readonly holdMs?: number;
 }
 
-/** What a guest tells of a run. */
+/** The results of a run. */
 export interface Told {
-  /** Different pages that were touched. */
+  /** Distinct pages that were touched. */
   pages: number;
   ns: number;
   p50Ns: number;
   p99Ns: number;
   p999Ns: number;
+  maxNs: number;
+  /** Time from the hand-off until the first thread has its first page. */
+  firstNs: number;
+  /** Time in which the guest writes the memory again that it gave back. */
+  reuseNs: number;
 }
 
 export class Guest {
@@ -51,7 +66,7 @@ export class Guest {
     return told(status, stdout, stderr);
   }
 
-  /** The same, beside others. */
+  /** Like `run`, but other guests can run at the same time. */
   async runBeside(socket: string, options: GuestOptions): Promise<Told> {
     const child = spawn(this.#program, words(socket, options), { stdio: ['ignore', 'pipe', 'pipe'] });
     const [[status], out, error] = await Promise.all([
@@ -65,6 +80,7 @@ export class Guest {
 
 function words(socket: string, options: GuestOptions): string[] {
   const { pages, touches = pages, threads, order, pageSize, balloon, cpu } = options;
+  const { regions = 1, reuse, sparse, holdMs = 0 } = options;
   const numbers = {
     pages,
     touches,
@@ -73,6 +89,10 @@ function words(socket: string, options: GuestOptions): string[] {
     'page-size': pageSize,
     balloon: balloon ? BALLOON : 0,
     cpu,
+    regions,
+    reuse: reuse ? 1 : 0,
+    sparse: sparse ? 1 : 0,
+    hold: holdMs,
   };
   return Object.entries({ socket, ...numbers }).flatMap(([name, value]) => [`--${name}`, `${value}`]);
 }
@@ -82,7 +102,7 @@ function told(status: number | null, stdout: string, stderr: string): Told {
   throw new WrongAnswer(`a guest that was served ended with ${status}: ${stderr}${stdout}`);
 }
 
-/** Writes memory for a guest: every 4 KiB end with their number, as guest.c expects it. */
+/** Writes the memory file of a guest: each 4 KiB block ends with its number, as guest.c expects. */
 export function writeMemory(file: string, bytes: number): void {
   const page = Buffer.alloc(SMALL_PAGE);
   const descriptor = openSync(file, 'w');
@@ -95,8 +115,8 @@ export function writeMemory(file: string, bytes: number): void {
 }
 
 /**
- * Sets huge pages aside until the process ends. Why there are none, or nothing. The kernel needs one more than there
- * will be: where it cannot copy at once it fills a page of its own first.
+ * Reserves huge pages until the process ends. Returns why that failed, or undefined. The kernel needs one extra page:
+ * if it cannot copy at once, it first fills a page of its own.
  */
 export function reserveHugePages(guestPages: number): string | undefined {
   const count = guestPages + 1;
@@ -109,12 +129,12 @@ export function reserveHugePages(guestPages: number): string | undefined {
   }
 }
 
-/** How many pages a guest has, if it is to have that many small ones. */
+/** The number of pages of a guest: `pages` small ones, or fewer if they are huge. */
 export function pagesOf(pages: number, pageSize: number): number {
   return pageSize === HUGE_PAGE ? Math.min(Math.max(pages / 256, 16), 64) : pages;
 }
 
-/** A process that does nothing, as fast as it can. */
+/** A process that keeps a processor busy. */
 export function keepBusy(): ChildProcess {
   return spawn(process.execPath, ['-e', 'for(;;);'], { stdio: 'ignore' });
 }

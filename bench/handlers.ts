@@ -1,5 +1,5 @@
-// Who answers the faults of a round: a thread in C, or a worker that runs our loop. Both register the region
-// and bind their thread to a processor before a round, and let go of the region behind it.
+// The handlers of a round: a thread in C, or a worker that runs the library's loop. Both register the region and bind
+// their thread to a processor before a round, and unregister the region after it.
 
 import { once } from 'node:events';
 import { Worker } from 'node:worker_threads';
@@ -7,14 +7,14 @@ import { type Mapping, Userfaultfd, type Wait } from '../src/index.js';
 import { type CWait, checked, type Native } from './native.js';
 import type { ServerData, ServerOrder, ServerReport } from './server.js';
 
-/** What every handler answers with: the memory, and the page that goes everywhere. */
+/** What every handler works on: the region, and the page that the handler copies to each faulting page. */
 export interface Arena {
   native: Native;
   library: string;
   region: Mapping;
   source: Mapping;
   pageSize: number;
-  /** Registered ranges of ours besides the region, a page each. */
+  /** How many ranges of one page each the library's handler registers besides the region. */
   otherRanges: number;
 }
 
@@ -22,9 +22,9 @@ export interface Handler {
   readonly name: string;
   /** Serves the region from a thread on processor `cpu`; −1: wherever the scheduler puts it. */
   begin(cpu: number): Promise<void>;
-  /** Stops; how many faults it answered. */
+  /** Stops; returns how many faults it answered. */
   end(): Promise<number>;
-  /** It is not needed any more. */
+  /** Ends the handler. */
   dismiss(): Promise<void>;
 }
 
@@ -43,8 +43,12 @@ export function cHandler(arena: Arena, name: string, wait: CWait): Handler {
   };
 }
 
-/** `record`: the file to record to. */
-export function ourHandler(arena: Arena, wait: Wait, record?: string): Handler {
+/** `more`: whether the handler answers from a source, and the file that it records to. */
+export function ourHandler(
+  arena: Arena,
+  wait: Wait,
+  more: Pick<ServerData, 'sourced' | 'record'> = {},
+): Handler {
   const { library, region, source, pageSize, otherRanges } = arena;
   const workerData: ServerData = {
     library,
@@ -53,7 +57,7 @@ export function ourHandler(arena: Arena, wait: Wait, record?: string): Handler {
     source: source.share(),
     pageSize,
     otherRanges,
-    ...(record === undefined ? {} : { record }),
+    ...more,
   };
   const worker = new Worker(new URL('server.js', import.meta.url), { workerData });
   const ended = once(worker, 'exit').then(() => {

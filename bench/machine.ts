@@ -1,13 +1,13 @@
-// What the figures were taken on, and whether the machine was busy with something else meanwhile.
+// Describes the machine, and detects other work on it.
 
 import { readFileSync, writeFileSync } from 'node:fs';
 import { availableParallelism, cpus, loadavg, release } from 'node:os';
 
-/** Load averages from here on, and shares of other work, are worth a warning. */
+/** A load average, or a share of other work, of at least this value causes a warning. */
 const BUSY_LOAD = 0.5;
 const BUSY_SHARE = 0.05;
 
-/** The machine in words, without its name. */
+/** The machine in words, without its host name. */
 export function machine(): string {
   const count = availableParallelism();
   const kind = text('/proc/cpuinfo').includes(' hypervisor') ? 'virtual machine' : 'machine';
@@ -18,18 +18,18 @@ export function machine(): string {
   return `${processors} ${kind} (${model}), ${system}, ${process.arch}, Node ${process.versions.node}`;
 }
 
-/** A warning where the load average says that somebody else is at work. */
+/** A warning if the load average says that the machine is busy. */
 export function loadWarning(): string | undefined {
   const [load = 0] = loadavg();
   if (load < BUSY_LOAD) return undefined;
   return `the load average is ${load.toFixed(2)}: this machine is busy, and the figures will show it`;
 }
 
-/** What the processors did besides this process and those that it has started, between two looks. */
+/** Measures the processor time of other processes between two calls. */
 export class OtherWork {
   readonly #begin = look();
 
-  /** The share of all processors' time, 0 to 1, that went to others; undefined where that cannot be known. */
+  /** The share of all processors' time, 0 to 1, that other processes used; undefined if it is unknown. */
   share(): number | undefined {
     const begin = this.#begin;
     const end = look();
@@ -44,7 +44,7 @@ export class OtherWork {
   }
 }
 
-/** The processors' time in hundredths of a second, as the kernel counts it for user space. */
+/** The processors' time in the kernel's unit for user space (USER_HZ), hundredths of a second. */
 function look(): { total: number; busy: number; own: number } | undefined {
   const [, ...fields] = (text('/proc/stat').split('\n')[0] ?? '').split(/\s+/);
   const [user = 0, nice = 0, system = 0, idle = 0, iowait = 0, irq = 0, softirq = 0, steal = 0] =
@@ -55,7 +55,7 @@ function look(): { total: number; busy: number; own: number } | undefined {
   return { total, busy, own: timeOf(process.pid) };
 }
 
-/** What a process, those that it has started and those that it has waited for have had. */
+/** The processor time of a process and of its children, recursively. */
 function timeOf(pid: number): number {
   const stat = text(`/proc/${pid}/stat`);
   const [, user = 0, system = 0, waitedUser = 0, waitedSystem = 0] =
@@ -67,7 +67,7 @@ function timeOf(pid: number): number {
   );
 }
 
-/** Gives a setting of the kernel's another value until this process ends. What it was. Throws where that is not allowed. */
+/** Changes a kernel setting until this process ends. Returns the old value. Throws if the kernel forbids the change. */
 export function setUntilExit(path: string, next: (before: number) => number): number {
   const before = Number(readFileSync(path, 'utf8'));
   writeFileSync(path, `${next(before)}`);

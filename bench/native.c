@@ -1,6 +1,6 @@
-// The native half of the benchmark: the thread that touches memory, whoever answers it, and the handler in C
-// that ours is compared with. Loaded into the benchmark's process, so that memory, process and toucher are
-// the same for both. Functions answer a number >= 0, or -errno.
+// The native half of the benchmark: the thread that touches memory, and the handler in C that the library is compared
+// with. The process of the benchmark loads this code, so memory, process and toucher are the same for both handlers.
+// Functions return a number >= 0, or -errno.
 
 #define _GNU_SOURCE
 #include <errno.h>
@@ -40,7 +40,7 @@ int processor(int index) {
   return -1;
 }
 
-// Binds the calling thread to one processor; -1: all that the process may use.
+// Binds the calling thread to one processor; -1: to all processors that the process may use.
 int pin(int cpu) {
   cpu_set_t set = allowed;
   if (cpu >= 0) {
@@ -50,7 +50,7 @@ int pin(int cpu) {
   return sched_setaffinity(0, sizeof set, &set) ? -errno : 0;
 }
 
-// Nanoseconds of processor time that another process has had, with the threads of it that have ended.
+// Nanoseconds of processor time that another process has used, its ended threads included.
 int64_t cpu_ns(int pid) {
   clockid_t clock;
   struct timespec time;
@@ -59,7 +59,7 @@ int64_t cpu_ns(int pid) {
   return clock_gettime(clock, &time) ? -errno : time.tv_sec * 1000000000ll + time.tv_nsec;
 }
 
-// Has the host back `bytes` of this machine's memory: gets it, touches it, gives it back. Nanoseconds.
+// Makes the host provide `bytes` of memory to this machine: maps, touches and unmaps them. Returns nanoseconds.
 int64_t warm(size_t bytes) {
   uint64_t begin = now();
   void *memory = mmap(0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
@@ -82,7 +82,7 @@ struct touch {
 static void *touch_pages(void *argument) {
   struct touch *t = argument;
   pin(t->cpu);
-  // The first ones are not timed: the handler may still be on its way into its loop.
+  // The first touches are not timed, because the handler may not have entered its loop yet.
   for (int i = 0; i < t->first; i++) t->region[i * t->page];
   uint64_t begin = now(), before = begin;
   for (int i = 0; i < t->count && before - begin < t->limit; i++) {
@@ -96,12 +96,12 @@ static void *touch_pages(void *argument) {
   return 0;
 }
 
-// Reads one byte of each page, in ascending order, from a thread of its own on `cpu`: `first` untimed, then
-// `count` with the nanoseconds of each in `latency`, until `limit` nanoseconds are over. How many were timed;
-// their time in `elapsed`. -ETIMEDOUT: some page is not answered.
+// Reads one byte of each page, in ascending order, from a thread of its own on `cpu`: `first` pages untimed, then at
+// most `count` timed ones, until `limit` nanoseconds are over. Writes the nanoseconds of each touch to `latency`, and
+// those of all to `elapsed`. Returns how many touches were timed; -ETIMEDOUT: a fault was not answered.
 int touch(void *region, size_t page, int first, int count, int cpu, uint64_t limit, uint32_t *latency,
           uint64_t *elapsed) {
-  // Not on the stack: after a time-out the thread lives on.
+  // Not on the stack, because the thread still runs after a time-out.
   static struct touch t;
   t = (struct touch){region, page, first, count, cpu, limit, 0, latency, 0};
   pthread_t thread;
@@ -115,7 +115,7 @@ int touch(void *region, size_t page, int first, int count, int cpu, uint64_t lim
   return error ? -error : t.touched;
 }
 
-// How many of `count` pages do not hold what the page `source` holds.
+// Returns how many of `count` pages differ from the page `source`.
 int wrong_pages(const char *region, size_t page, int count, const char *source) {
   int wrong = 0;
   for (int i = 0; i < count; i++) wrong += memcmp(region + i * page, source, page) != 0;
@@ -124,8 +124,8 @@ int wrong_pages(const char *region, size_t page, int count, const char *source) 
 
 // ---- the handler -----------------------------------------------------------------------------------------
 
-// How it waits. SLEEP: poll(2), read, answer, as the example in userfaultfd(2). READ_FIRST: sleeps in poll(2)
-// only after a read that found nothing. SPIN: reads again and again.
+// How the handler waits. SLEEP: poll(2), read, answer, as in the example of userfaultfd(2). READ_FIRST: sleeps in
+// poll(2) only after a read that found nothing. SPIN: reads again and again.
 enum { SLEEP, READ_FIRST, SPIN };
 
 static struct {
@@ -163,7 +163,7 @@ static void *serve(__attribute__((unused)) void *argument) {
       if (answer(&messages[i])) goto out;
   }
 out:
-  // Whoever still waits goes on with zeros, which wrong_pages finds.
+  // Closing lets threads that still wait continue with zeros, which wrong_pages detects.
   close(server.uffd);
   return 0;
 }
@@ -197,7 +197,7 @@ int serve_begin(void *region, size_t bytes, size_t page, void *source, int wait,
   return -pthread_create(&server.thread, 0, serve, 0);
 }
 
-// Stops it, and closes its userfaultfd. How many faults it answered.
+// Stops the handler, and closes its userfaultfd. Returns how many faults it answered.
 int serve_end(void) {
   atomic_store(&server.stopping, 1);
   eventfd_write(server.stop, 1);

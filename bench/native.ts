@@ -1,4 +1,4 @@
-// native.c from TypeScript: compiled when the benchmark starts, into a directory that goes with the process.
+// Access to native.c from TypeScript: compiled when the benchmark starts, into a folder that is removed at the end.
 
 import { spawnSync } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
@@ -7,18 +7,18 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import koffi from 'koffi';
 
-/** From dist/bench as from bench: two levels down, or one. */
+/** The path of native.c, which this file finds from build/bench and from bench. */
 const SOURCE = fileURLToPath(
-  new URL(import.meta.url.includes('/dist/') ? '../../bench/native.c' : 'native.c', import.meta.url),
+  new URL(import.meta.url.includes('/build/') ? '../../bench/native.c' : 'native.c', import.meta.url),
 );
 
 const FLAGS = ['-O2', '-shared', '-fPIC', '-pthread'];
 
-/** How the handler in C waits: the numbers of native.c. */
+/** How the handler in C waits, numbered as in native.c. */
 export const CWait = { sleep: 0, readFirst: 1, spin: 2 } as const;
 export type CWait = (typeof CWait)[keyof typeof CWait];
 
-/** What native.c offers; the meaning of each is told there. */
+/** The functions of native.c, which are described there. */
 export interface Native {
   processor(index: number): number;
   pin(cpu: number): number;
@@ -39,7 +39,7 @@ export interface Native {
   serveEnd(): number;
 }
 
-/** Compiles native.c: where the library is, or why there is none. */
+/** Compiles native.c. Returns the path of the library, or why it could not be compiled. */
 export function compile(): { library: string } | { reason: string } {
   const directory = mkdtempSync(join(tmpdir(), 'uffd-bench-'));
   process.on('exit', () => rmSync(directory, { recursive: true, force: true }));
@@ -48,7 +48,7 @@ export function compile(): { library: string } | { reason: string } {
   return reason === undefined ? { library } : { reason };
 }
 
-/** Compiles a C file: why it cannot be done, or nothing. */
+/** Compiles a C file. Returns why that failed, or undefined. */
 export function compileC(source: string, output: string, flags: readonly string[]): string | undefined {
   const compiler = process.env.CC || 'cc';
   const result = spawnSync(compiler, [...flags, '-o', output, source], { encoding: 'utf8' });
@@ -56,7 +56,7 @@ export function compileC(source: string, output: string, flags: readonly string[
   return result.status === 0 ? undefined : `${compiler} could not compile ${source}:\n${result.stderr}`;
 }
 
-/** Loads the library on this thread. All threads that load it share its one set of variables. */
+/** Loads the library on this thread. All threads that load it share its static variables. */
 export function load(library: string): Native {
   const c = koffi.load(library);
   return {
@@ -80,7 +80,7 @@ export function load(library: string): Native {
   };
 }
 
-/** The number that a function of native.c answered, or an error where it failed. */
+/** The result of a function of native.c, or an error if it failed. */
 export function checked(what: string, result: number): number {
   if (result < 0) throw new Error(`${what} failed: errno ${-result}`);
   return result;

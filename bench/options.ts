@@ -1,4 +1,4 @@
-// What `npm run bench --` takes.
+// The options of `npm run bench --`.
 
 import { Command, InvalidArgumentError, Option } from 'commander';
 import {
@@ -12,9 +12,12 @@ import {
   SMALL_PAGE,
 } from './cells.js';
 import { HANDLERS, PLACEMENTS } from './faults.js';
+import { PAGER_PARTS } from './pager.js';
 import { SERVERS } from './peers.js';
 
-/** What `--quick` has room for. */
+/** Rounds of a run with `--pager`. */
+const PAGER_ROUNDS = 5;
+/** The sizes of a run with `--quick`. */
 const QUICK = { rounds: 3, pages: 4096 };
 const SIZES: Record<string, number> = { '4K': SMALL_PAGE, '2M': HUGE_PAGE };
 
@@ -33,6 +36,9 @@ export interface Options extends Chosen {
   withBalloon?: boolean;
   withBusy?: boolean;
   quick?: boolean;
+  operator?: boolean;
+  scale?: boolean;
+  pager?: true | readonly string[];
   plots?: string;
   json?: string | true;
   markdown?: boolean;
@@ -46,7 +52,7 @@ function upTo(most: number): (text: string) => number {
   };
 }
 
-/** Several of them. */
+/** Parses an option that may be given several times. */
 function several(most: number): (text: string, before?: readonly number[]) => readonly number[] {
   return (text, before = []) => [...before, upTo(most)(text)];
 }
@@ -89,14 +95,24 @@ export function parse(): Options {
     .option('--no-serve', 'leave out guests that are served')
     .option('--no-faults', 'leave out the faults of one thread in this process')
     .option('--no-growth', 'leave out how figures grow with pages, ranges, threads and userfaultfds')
+    .option(
+      '--operator',
+      'only what the operator of `uffd serve` feels: start, first page, first guest, balloon, crowds, memory; and garbage, ' +
+        'replay, recording',
+    )
+    .option('--scale', 'only how one server grows: guests at once and in a row, regions, sparse memory')
+    .addOption(
+      new Option('--pager [parts...]', 'only pagers: all of it, or these parts').choices(PAGER_PARTS),
+    )
     .option('--quick', `${QUICK.rounds} rounds of ${QUICK.pages.toLocaleString('en')} pages, and few cells`)
     .option('--plots <folder>', 'draw how figures grow: as SVG, into a folder')
     .option('--json [file]', 'every round as JSON, into a file or instead of the tables')
     .option('--markdown', 'the tables of docs/benchmarks.md instead of those for a terminal')
     .showHelpAfterError();
   const options = program.parse().opts<Options>();
-  if (!options.quick) return options;
   const told = (name: keyof typeof QUICK): boolean => program.getOptionValueSource(name) !== 'default';
+  if (!options.quick && options.pager && !told('rounds')) return { ...options, rounds: PAGER_ROUNDS };
+  if (!options.quick) return options;
   return {
     ...options,
     rounds: told('rounds') ? options.rounds : QUICK.rounds,

@@ -1,7 +1,8 @@
-// Who serves guests: `uffd serve`, and handlers with the same policy in other languages (bench/peers/), built from their
-// sources and registries when the benchmark starts. What cannot be built is left out, with the reason.
+// The handlers that serve guests: `uffd serve`, and handlers with the same policy in other languages (bench/peers/),
+// built from their sources and registries when the benchmark starts. A handler that cannot be built is left out, with
+// the reason.
 //
-// Rule: builds go to a folder below the system's temporary one, which is kept, since a build takes longer than a run.
+// Rule: builds are kept, in a folder below the system's temporary folder, because a build takes longer than a run.
 
 import { spawnSync } from 'node:child_process';
 import { cpSync, lstatSync, mkdirSync } from 'node:fs';
@@ -10,12 +11,12 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { compileC } from './native.js';
 
-/** The yardstick. */
+/** The handler that all others are compared with. */
 export const YARDSTICK = 'C';
-/** Who is measured beside it. */
+/** The handlers that are compared with the yardstick. */
 export const SERVERS = [
   'uffd serve',
-  'uffd serve, left to the scheduler',
+  'uffd serve, auto placement',
   'uffd serve, adaptive window',
   'uffd serve, spin',
   'C, spin',
@@ -30,11 +31,18 @@ export interface Server {
   readonly command: readonly string[];
 }
 
-const UFFD = [process.execPath, fileURLToPath(new URL('../src/cli/main.js', import.meta.url)), 'serve'];
+/** The command `uffd` as it is published. */
+export const UFFD = [
+  process.execPath,
+  fileURLToPath(new URL('../../dist/uffd.js', import.meta.url)),
+  'serve',
+];
+/** The command `uffd` as it is built for tests, one module for each source. */
+const BUILT = [process.execPath, fileURLToPath(new URL('../src/cli/main.js', import.meta.url)), 'serve'];
 const SOURCES = fileURLToPath(new URL('../../bench/peers/', import.meta.url));
 const BUILD_LIMIT_MS = 300_000;
 
-/** Those that are wanted, as far as there are: the yardstick first. */
+/** The requested handlers that are available, the yardstick first. */
 export function servers(
   wanted: readonly string[],
   say: (text: string) => void = () => {},
@@ -46,10 +54,10 @@ export function servers(
   const all: [ServerName, () => readonly string[]][] = [
     [YARDSTICK, () => [c]],
     ['C, spin', () => [c, '--wait', 'spin']],
-    ['uffd serve', () => UFFD],
-    ['uffd serve, left to the scheduler', () => [...UFFD, '--placement', 'none']],
-    ['uffd serve, adaptive window', () => UFFD],
-    ['uffd serve, spin', () => [...UFFD, '--wait', 'spin']],
+    ['uffd serve', () => BUILT],
+    ['uffd serve, auto placement', () => [...BUILT, '--placement', 'auto']],
+    ['uffd serve, adaptive window', () => BUILT],
+    ['uffd serve, spin', () => [...BUILT, '--wait', 'spin']],
     ['Rust', () => [rust(folder)]],
     ['Go', () => [go(folder)]],
   ];
@@ -67,12 +75,12 @@ export function servers(
   return { servers: found, leftOut };
 }
 
-/** A folder that nobody else can write to. */
+/** A folder that no other user can write to. */
 function cache(): string {
   const folder = join(tmpdir(), `uffd-bench-${process.getuid?.() ?? ''}`);
   mkdirSync(folder, { recursive: true, mode: 0o700 });
   const { uid, mode } = lstatSync(folder);
-  if (uid !== process.getuid?.() || mode & 0o022) throw new Error(`${folder} belongs to somebody else`);
+  if (uid !== process.getuid?.() || mode & 0o022) throw new Error(`${folder} belongs to another user`);
   return folder;
 }
 
@@ -103,7 +111,7 @@ function build(tool: string, args: readonly string[], cwd: string): void {
   if (status !== 0) throw new Error(`${tool} could not build it: ${gist(stderr)}`);
 }
 
-/** The line of a long text that says most. */
+/** The line of a build's output that says why the build failed. */
 function gist(text: string): string {
   const lines = text.split('\n').map((line) => line.trim());
   const said =

@@ -1,7 +1,7 @@
-// `npm run picture`: docs/demo.svg, a picture of a terminal in which `uffd demo` has just ended. The run is a real one,
-// on a terminal that script(1) makes; what it leaves on the screen is what is drawn.
+// `node build/bench/picture.js`: draws docs/demo.svg, a terminal in which `uffd demo` has just ended. It runs the demo
+// on a terminal that script(1) makes, and draws the final screen.
 //
-//   node dist/bench/picture.js [--file FILE] [OUT]     default: the Node binary, docs/demo.svg
+//   node build/bench/picture.js [--file FILE] [OUT]     default: the Node binary, docs/demo.svg
 
 import { spawnSync } from 'node:child_process';
 import { mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
@@ -13,11 +13,11 @@ import xterm from '@xterm/headless';
 
 const COLUMNS = 80;
 const ROWS = 60;
-/** Of a character, and around the text. */
+/** Sizes of a character, and of the margin. */
 const WIDTH = 8;
 const HEIGHT = 18;
 const MARGIN = 16;
-/** The terminal's colours, on light and on dark: green, red. */
+/** Styles for light and dark pages. Class `c1` is the terminal's red, `c2` its green. */
 const STYLE = `
   svg{font:13px/1 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace}
   rect{fill:#f6f8fa;stroke:#d0d7de}text{fill:#1f2328;white-space:pre}.c1{fill:#cf222e}.c2{fill:#1a7f37}
@@ -26,7 +26,7 @@ const STYLE = `
 
 const uffd = fileURLToPath(new URL('../src/cli/main.js', import.meta.url));
 
-/** What the demo writes to a terminal. In its folder the file has a name, and no path. */
+/** The output of the demo on a terminal. The demo runs in a folder with a link to the file, so it shows no path. */
 function runDemo(file: string): { command: string; output: string } {
   const folder = mkdtempSync(join(tmpdir(), 'uffd-picture-'));
   try {
@@ -49,11 +49,11 @@ function runDemo(file: string): { command: string; output: string } {
 interface Piece {
   column: number;
   text: string;
-  /** The terminal's number of it; −1: its own. */
+  /** The terminal's number of the colour; −1: the default colour. */
   color: number;
 }
 
-/** What is on the screen once everything was written, line by line. */
+/** The final screen, line by line. */
 async function screenAfter(output: string): Promise<Piece[][]> {
   const terminal = new xterm.Terminal({ cols: COLUMNS, rows: ROWS, allowProposedApi: true });
   await new Promise<void>((done) => terminal.write(output, done));
@@ -85,7 +85,7 @@ function draw(lines: readonly Piece[][]): string {
   const texts = lines.flatMap((line, row) =>
     line.map(({ column, text, color }) => {
       const style = color < 0 ? '' : ` class="c${color}"`;
-      // Its length is told, so that columns stand below each other in any font.
+      // Give the length, so that columns line up in any font.
       const place = `x="${MARGIN + column * WIDTH}" y="${MARGIN + row * HEIGHT + 13}" textLength="${text.length * WIDTH}"`;
       return `<text${style} ${place} lengthAdjust="spacingAndGlyphs">${escaped(text)}</text>`;
     }),

@@ -3,9 +3,12 @@
 import { type Verdict, verdicts } from './aims.js';
 import { whereOf } from './cells.js';
 import type { CoreFigure } from './core.js';
+import type { OperatorResults, OperatorRow } from './operator.js';
+import type { PagerResults, PagerRow } from './pager.js';
 import type { Scaling } from './plots/scaling.js';
 import { type PlacementResult, type Results, rowsOf } from './results.js';
 import { figure, ratio, type ServeCell, type ServedRound, type ServeResults } from './serve.js';
+import type { Spread } from './statistics.js';
 import { type Cells, markdown, terminal, text } from './tables.js';
 
 const PLACEMENT_HEAD = ['handler', 'faults/s', 'p50 µs', 'p99 µs', 'p99.9 µs', 'faults/s ÷ C', 'p99 ÷ C'];
@@ -70,7 +73,7 @@ function ratioCells({ cells }: ServeResults): { head: string[]; rows: Cells } {
   return { head: ['where', ...names], rows };
 }
 
-/** What a recorded working set is worth, in a sentence. */
+/** The effect of a recorded working set, in a sentence. */
 export function workingSetText({ workingSet, pages }: ServeResults): string {
   if (!workingSet) return '';
   const { without, with: prefetched, ratio } = workingSet;
@@ -97,6 +100,83 @@ const AIM_HEAD = ['aim', 'where', 'median (least–most)', ''];
 
 function aimCells(all: Verdict[]): Cells {
   return all.map(({ aim, where, value, met }) => [aim, where, text(value, 2), met ? 'met' : 'missed']);
+}
+
+const OPERATOR_HEAD = ['figure', 'ours', 'theirs', 'unit', 'compared with', 'ratio or value', 'aim', ''];
+
+function operatorCells(rows: readonly OperatorRow[]): Cells {
+  return rows.map(({ figure, ours, theirs, unit, to, value, aim, atMost }) => [
+    figure,
+    text(ours, digitsOf(ours)),
+    theirs ? text(theirs, digitsOf(theirs)) : '',
+    unit,
+    to,
+    text(value, digitsOf(value)),
+    `${atMost ? '≤' : '≥'} ${aim}`,
+    metBy(value, aim, atMost),
+  ]);
+}
+
+function digitsOf({ median }: Spread): number {
+  if (median >= 1000) return 0;
+  return median >= 20 ? 1 : 2;
+}
+
+function operatorNote({ rounds, reversed, transparentHuge }: OperatorResults): string {
+  return (
+    `${rounds} rounds, ${reversed} of them in reverse order; transparent huge pages, for all alike: ${transparentHuge}. ` +
+    'Medians, with the least and the most in brackets; a ratio is ours divided by theirs in the same round.'
+  );
+}
+
+/** One of the operator's figures as a line, printed as soon as it is measured. */
+export function operatorLine({ figure, value, aim, atMost }: OperatorRow): string {
+  return `${figure}: ${text(value, digitsOf(value))}, aim ${atMost ? '≤' : '≥'} ${aim}`;
+}
+
+/** The operator's figures, for a terminal. */
+export function operatorTable(results: OperatorResults): string {
+  return `\n${operatorNote(results)}\n${terminal(OPERATOR_HEAD, operatorCells(results.rows))}`;
+}
+
+const PAGER_HEAD = [
+  ...['figure', 'where', 'pager', 'other', 'unit', 'compared with', 'ratio or value', 'aim', ''],
+];
+
+function pagerCells(rows: readonly PagerRow[]): Cells {
+  return rows.map(({ figure, where, ours, theirs, unit, to, value, aim, atMost }) => [
+    figure,
+    where,
+    text(ours, digitsOf(ours)),
+    theirs ? text(theirs, digitsOf(theirs)) : '',
+    unit,
+    to,
+    text(value, digitsOf(value)),
+    aim === undefined ? '' : `${atMost ? '≤' : '≥'} ${aim}`,
+    aim === undefined ? 'reported' : metBy(value, aim, atMost),
+  ]);
+}
+
+function metBy({ median }: Spread, aim: number, atMost: boolean): string {
+  return (atMost ? median <= aim : median >= aim) ? 'met' : 'missed';
+}
+
+function pagerNote({ rounds, fileBytes }: PagerResults): string {
+  return (
+    `${rounds} rounds in alternating order; a file of ${fileBytes / 2 ** 20} MiB. Medians, with the least and the most ` +
+    'in brackets; a ratio is the pager divided by the other in the same round.'
+  );
+}
+
+/** One of the figures of pagers as a line, printed as soon as it is measured. */
+export function pagerLine({ figure, where, value, aim, atMost }: PagerRow): string {
+  const wanted = aim === undefined ? '' : `, aim ${atMost ? '≤' : '≥'} ${aim}`;
+  return `${figure}, ${where}: ${text(value, digitsOf(value))}${wanted}`;
+}
+
+/** The figures of pagers, for a terminal. */
+export function pagerTable(results: PagerResults): string {
+  return `\n${pagerNote(results)}\n${terminal(PAGER_HEAD, pagerCells(results.rows))}`;
 }
 
 /** One placement's table, for a terminal. */
@@ -131,10 +211,11 @@ export function aimTable(results: Results): string {
   return `\naims\n${terminal(AIM_HEAD, aimCells(verdicts(results)))}`;
 }
 
-/** All of it as docs/benchmarks.md holds it. */
+/** The whole report, as docs/benchmarks.md contains it. */
 export function markdownReport(results: Results): string {
   const { machine, rounds, pages, placements, core, traces, steady, serve, growth, leftOut, warnings } =
     results;
+  const { operator } = results;
   const size = `${rounds} rounds of each handler, of ${pages.toLocaleString('en')} pages`;
   const parts = [`${machine}. ${size}; medians, with the least and the most in brackets.`];
   for (const note of [
@@ -143,6 +224,9 @@ export function markdownReport(results: Results): string {
   ]) {
     parts.push(note);
   }
+  const { pager } = results;
+  if (pager) parts.push(pagerNote(pager), markdown(PAGER_HEAD, pagerCells(pager.rows)));
+  if (operator) parts.push(operatorNote(operator), markdown(OPERATOR_HEAD, operatorCells(operator.rows)));
   for (const result of placements) {
     parts.push(`### ${capital(result.title)}`, markdown(PLACEMENT_HEAD, placementCells(result)));
   }
@@ -173,7 +257,7 @@ export function markdownReport(results: Results): string {
     const { head, rows } = growthCells(one);
     parts.push(`### ${one.title}`, markdown(head, rows));
   }
-  parts.push('### Aims', markdown(AIM_HEAD, aimCells(verdicts(results))));
+  if (verdicts(results).length > 0) parts.push('### Aims', markdown(AIM_HEAD, aimCells(verdicts(results))));
   return parts.join('\n\n');
 }
 

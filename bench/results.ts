@@ -1,7 +1,9 @@
-// The results of one run: what --json writes, what the tables show, and how it compares with the aims.
+// The results of one run, which --json writes, the tables show, and aims.ts compares with the aims.
 
 import type { CoreFigure } from './core.js';
 import type { Contest, Round } from './faults.js';
+import type { OperatorResults } from './operator.js';
+import type { PagerResults } from './pager.js';
 import type { Scaling } from './plots/scaling.js';
 import type { ServeResults } from './serve.js';
 import { type Spread, spread } from './statistics.js';
@@ -20,14 +22,18 @@ export interface Results {
   leftOut: string[];
   placements: PlacementResult[];
   core: CoreFigure[];
-  /** Traces and the simulated kernel. */
+  /** Figures of traces and of the simulated kernel. */
   traces: CoreFigure[];
-  /** What a loop leaves behind, and installs ahead. */
+  /** Garbage of a loop, and the cost of installing ahead. */
   steady: CoreFigure[];
-  /** Guests that are served. */
+  /** Served guests. */
   serve?: ServeResults;
   /** How figures grow with pages, ranges, threads and userfaultfds. */
   growth: Scaling[];
+  /** The operator's figures. */
+  operator?: OperatorResults;
+  /** The figures of pagers. */
+  pager?: PagerResults;
 }
 
 /** A row of a placement's table. */
@@ -37,12 +43,12 @@ export interface Row {
   p50Us: Spread;
   p99Us: Spread;
   p999Us: Spread;
-  /** To the C round before it; C itself has none. */
+  /** Ratios to C's round of the same pair; C itself has none. */
   speed?: Spread;
   p99?: Spread;
 }
 
-/** C on poll(2), over all of its rounds, and then whoever was compared with it. */
+/** C on poll(2), over all of its rounds, then the handlers that were compared with it. */
 export function rowsOf({ contests }: Pick<PlacementResult, 'contests'>): Row[] {
   const reference = figures(
     'C',

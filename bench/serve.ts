@@ -1,10 +1,10 @@
-// Guests that are served: by `uffd serve`, and by handlers in other languages with the same policy, in turn. What is
-// measured in a cell is a round of each, again and again.
+// Measures served guests. `uffd serve`, and handlers in other languages with the same policy, serve them in turn. In
+// each cell, every handler has several rounds.
 //
 // Rules:
-//  - A ratio is of two rounds that belong together: a handler's, and C's of the same turn. Turns begin with another
-//    handler each time, so that none always follows the same one.
-//  - Memory is warm, and one round of each does not count.
+//  - In a turn, each handler serves one round. A ratio compares a handler's round with that of the handler in C in the
+//    same turn. Each turn begins with a different handler, so that no handler always follows the same other handler.
+//  - Memory is warm, and one round of each handler does not count.
 
 import { mkdtempSync, rmSync } from 'node:fs';
 import { freemem, tmpdir } from 'node:os';
@@ -17,21 +17,24 @@ import { type Server, type ServerName, servers, YARDSTICK } from './peers.js';
 import { ServedBy } from './served-by.js';
 import { type Spread, spread } from './statistics.js';
 
-/** What a handler has served before it is measured, since some are compiled as they run: guests, touches of each. */
+/**
+ * How much a handler serves before it is measured, because V8 compiles code as it runs: faults, guests, touches of a
+ * guest.
+ */
 const WARM_FAULTS = 16_384;
 const WARM_ROUNDS = { least: 6, most: 64 };
 const WARM_TOUCHES = 4096;
-/** A part of the memory: what a guest needs after it was restored. */
+/** The part of the memory that a guest needs after its restore. */
 const WORKING_SET = 1 / 4;
 
 export interface ServedRound {
-  /** Different pages that were touched, a second. */
+  /** Distinct pages that were touched, per second. */
   perSecond: number;
-  /** Of single touches. */
+  /** Percentiles of the time of a touch. */
   p50Us: number;
   p99Us: number;
   p999Us: number;
-  /** Processor time of the handler, for each of those pages. */
+  /** Processor time of the handler, for each touched page. */
   cpuUs: number;
 }
 
@@ -41,7 +44,7 @@ export interface Entrant {
   peakMiB: number;
 }
 
-/** One cell, and how each handler did: C first. */
+/** One cell, and the results of each handler, C first. */
 export interface ServeCell extends Cell {
   entrants: Entrant[];
 }
@@ -86,7 +89,7 @@ export class ServeBench {
     checked('mmap', this.#native.warm(bytes));
   }
 
-  /** Every handler in every cell. */
+  /** Measures every handler in every cell. */
   async *run(
     cells: readonly Cell[],
     wanted: readonly string[],
@@ -119,7 +122,7 @@ export class ServeBench {
     const running: Running[] = [];
     for (const { name, command } of contestants) {
       const adaptive = name === 'uffd serve, adaptive window';
-      // It has no other window.
+      // The adaptive window replaces the cell's window, so this handler is measured only in cells with a window of 1.
       if (adaptive && cell.window !== 1) continue;
       const options = adaptive ? ['--window', 'adaptive'] : [];
       running.push({ name, by: await this.#start(command, cell, options) });
@@ -127,7 +130,7 @@ export class ServeBench {
     return running;
   }
 
-  /** A handler that has served some guests. */
+  /** Starts a handler, and lets it serve some guests. */
   async #start(command: readonly string[], cell: Cell, options: readonly string[] = []): Promise<ServedBy> {
     const { pageSize, window } = cell;
     const memory = this.#memory(pageSize);
@@ -181,7 +184,7 @@ export class ServeBench {
     };
   }
 
-  /** What a working set that was recorded is worth. */
+  /** Measures the effect of a recorded working set. */
   async workingSet(rounds: number): Promise<WorkingSet> {
     const command = servers(['uffd serve']).servers.find(({ name }) => name === 'uffd serve')?.command ?? [];
     const touches = Math.round(this.#pages * WORKING_SET);
@@ -213,8 +216,8 @@ export class ServeBench {
   }
 
   /**
-   * As many guests at once, for each a userfaultfd; in one process, or in one for each. Pages a second of all, and processor
-   * time of their handlers for each page, in microseconds.
+   * Serves several guests at once, with a userfaultfd each, by one handler process for all or by one for each. Returns
+   * the pages per second of all guests together, and the processor time of the handlers for each page, in microseconds.
    */
   async together(
     command: readonly string[],
@@ -238,7 +241,7 @@ export class ServeBench {
       return { perSecond: pages / seconds, cpuUs: (cpuNs() - before) / 1000 / pages };
     };
     try {
-      // For each guest at once there is a thread, which has to become warm.
+      // `uffd serve` has a thread for each guest, and each thread must be warm.
       for (let warm = 0; warm < WARM_ROUNDS.least; warm++) await round(Math.min(options.pages, WARM_TOUCHES));
       const all: { perSecond: number; cpuUs: number }[] = [];
       while (all.length < rounds) all.push(await round(options.pages));
@@ -280,7 +283,7 @@ async function stop(running: readonly Running[]): Promise<void> {
   for (const { by } of running) await by.stop();
 }
 
-/** A figure of an entrant to that of another, C if none is named, in the same turn. */
+/** A figure of one handler divided by that of another (default: C) in the same turn. */
 export function ratio(
   { entrants }: ServeCell,
   entrant: Entrant,

@@ -1,4 +1,4 @@
-// A handler as a process: started, looked at while it serves, and ended.
+// A handler as a process: starts it, measures it while it serves, and ends it.
 
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -6,10 +6,10 @@ import { readFileSync, writeFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { checked, type Native } from './native.js';
 
-/** Sets a process's peak of memory back to what it has now (proc(5), clear_refs). */
+/** Resets the memory peak of a process to its current size (proc(5), clear_refs). */
 const RESET_PEAK = '5';
 
-/** A process that had no processor time for so long has settled; who never does is not waited for longer. */
+/** A process that uses no processor time for SETTLED_MS is idle. `settled` waits for that at most SETTLED_LIMIT_MS. */
 const SETTLED_MS = 5;
 const SETTLED_LIMIT_MS = 1000;
 
@@ -29,7 +29,7 @@ export class ServedBy {
     this.socket = socket;
   }
 
-  /** Starts it on a processor (negative: any); resolves when it listens. */
+  /** Starts a handler on a processor (negative: any); resolves when the handler listens. */
   static async start(
     native: Native,
     command: readonly string[],
@@ -46,12 +46,14 @@ export class ServedBy {
     return new ServedBy(native, child, socket);
   }
 
-  /** Nanoseconds of processor time that its threads have had. */
+  /** Nanoseconds of processor time that the handler's threads have used. */
   cpuNs(): number {
-    return checked('the clock of a process', this.#native.cpuNs(this.#pid));
+    return checked('the clock of a process', this.#native.cpuNs(this.pid));
   }
 
-  /** Resolves when it has nothing more to do: the end of a guest is work as well, and none of the next handler's. */
+  /**
+   * Resolves when the handler is idle: its work at the end of a guest must not disturb the next handler's measurement.
+   */
   async settled(): Promise<void> {
     const limit = performance.now() + SETTLED_LIMIT_MS;
     for (let before = -1; before !== this.cpuNs() && performance.now() < limit; ) {
@@ -60,18 +62,24 @@ export class ServedBy {
     }
   }
 
-  get #pid(): number {
+  get pid(): number {
     return this.#child.pid ?? 0;
   }
 
   resetPeak(): void {
-    writeFileSync(`/proc/${this.#pid}/clear_refs`, RESET_PEAK);
+    writeFileSync(`/proc/${this.pid}/clear_refs`, RESET_PEAK);
   }
 
-  /** MiB of memory that it had at most. */
+  /** The peak of the handler's resident memory in MiB. */
   peakMiB(): number {
-    const status = readFileSync(`/proc/${this.#pid}/status`, 'utf8');
+    const status = readFileSync(`/proc/${this.pid}/status`, 'utf8');
     return Number(/^VmHWM:\s+(\d+) kB/m.exec(status)?.[1]) / 1024;
+  }
+
+  /** The handler's private memory in MiB. */
+  anonymousMiB(): number {
+    const status = readFileSync(`/proc/${this.pid}/status`, 'utf8');
+    return Number(/^RssAnon:\s+(\d+) kB/m.exec(status)?.[1]) / 1024;
   }
 
   async stop(): Promise<void> {

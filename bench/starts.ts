@@ -1,4 +1,4 @@
-// How soon something has begun: processes that are started one after the other, Node doing nothing among them.
+// Start times of processes that are started one after the other. One of them is Node with an empty program.
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -11,14 +11,14 @@ import { type Spread, spread } from './statistics.js';
 export interface StartFigure {
   readonly name: string;
   readonly ms: Spread;
-  /** To Node doing nothing, of the same round. */
+  /** Divided by the time of Node with an empty program in the same round. */
   readonly times: Spread;
 }
 
-const file = (name: string): string => fileURLToPath(new URL(`../${name}`, import.meta.url));
-/** Node is told the package's name there. */
+const file = (name: string): string => fileURLToPath(new URL(`../../${name}`, import.meta.url));
+/** The program imports the built file by its URL, because Node cannot resolve the package's name there. */
 const DECODE = `
-  import { decodeMessages } from ${JSON.stringify(new URL('../src/portable.js', import.meta.url).href)};
+  import { decodeMessages } from ${JSON.stringify(new URL('../../dist/lib/core.js', import.meta.url).href)};
   const message = new Uint8Array(32);
   message[0] = 0x12;
   if ([...decodeMessages(message)][0].event !== 'pagefault') throw new Error();`;
@@ -26,7 +26,7 @@ const DECODE = `
 interface Start {
   readonly name: string;
   args(folder: string): string[];
-  /** It has begun when it says something; else when it has ended. */
+  /** A server has started when it prints something. Other programs count as started when they have ended. */
   readonly serves?: true;
 }
 
@@ -36,21 +36,25 @@ export const STARTS: readonly [Start, ...Start[]] = [
     name: '`userfaultfd/core` imported, a message decoded',
     args: () => ['--input-type=module', '-e', DECODE],
   },
-  { name: '`uffd --version`', args: () => [file('src/cli/main.js'), '--version'] },
-  { name: '`uffd.mjs --version`', args: () => [file('uffd.mjs'), '--version'] },
+  { name: '`uffd --version`', args: () => [file('dist/uffd.js'), '--version'] },
+  { name: '`uffd.mjs --version`', args: () => [file('build/standalone/uffd.mjs'), '--version'] },
   {
     name: '`uffd serve` until it is ready',
-    args: (folder) => serve('src/cli/main.js', folder),
+    args: (folder) => serve('dist/uffd.js', folder),
     serves: true,
   },
-  { name: '`uffd.mjs serve` until it is ready', args: (folder) => serve('uffd.mjs', folder), serves: true },
+  {
+    name: '`uffd.mjs serve` until it is ready',
+    args: (folder) => serve('build/standalone/uffd.mjs', folder),
+    serves: true,
+  },
 ];
 
 function serve(command: string, folder: string): string[] {
   return [file(command), 'serve', '--socket', join(folder, 'vm.sock'), '--memory', join(folder, 'memory')];
 }
 
-/** Milliseconds until it has begun. */
+/** Milliseconds until the process has started. */
 async function time({ args, serves }: Start, folder: string): Promise<number> {
   const began = performance.now();
   const child = spawn(process.execPath, args(folder), {
@@ -66,7 +70,7 @@ async function time({ args, serves }: Start, folder: string): Promise<number> {
   return ms;
 }
 
-/** Each in turn, so many times; where the machine cannot serve, that is left out. */
+/** Measures each start in turn, repeatedly. If the machine cannot serve, starts of servers are skipped. */
 export async function starts(rounds: number): Promise<StartFigure[]> {
   const folder = mkdtempSync(join(tmpdir(), 'uffd-starts-'));
   try {
@@ -75,7 +79,7 @@ export async function starts(rounds: number): Promise<StartFigure[]> {
     for (let round = 0; round <= rounds; round++) {
       for (const [index, start] of STARTS.entries()) {
         const ms = await time(start, folder);
-        // The first reads files that nobody has read.
+        // The first start does not count, because it reads files that are not cached yet.
         if (round > 0) (taken[index] as number[]).push(ms);
       }
     }

@@ -1,6 +1,6 @@
 // Medians and percentiles of small and large samples.
 
-/** The median, and what it lies between. */
+/** The median, the minimum and the maximum. */
 export interface Spread {
   median: number;
   min: number;
@@ -15,7 +15,7 @@ export function spread(values: readonly number[]): Spread {
   return { median, min: sorted[0] ?? Number.NaN, max: sorted.at(-1) ?? Number.NaN };
 }
 
-/** The smallest value that `percent` percent of a sorted sample do not exceed. */
+/** The smallest value that at least `percent` percent of a sorted sample do not exceed. */
 export function percentile(sorted: Uint32Array, percent: number): number {
   return sorted[Math.max(Math.ceil((sorted.length * percent) / 100) - 1, 0)] ?? Number.NaN;
 }

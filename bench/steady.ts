@@ -1,4 +1,4 @@
-// What a loop leaves behind, and what installing ahead costs: both in this process, from data that lies in memory.
+// The garbage of a loop, and the cost of installing ahead, both in this process, from data in memory.
 
 import { once } from 'node:events';
 import { freemem } from 'node:os';
@@ -10,7 +10,7 @@ import { WrongAnswer } from './faults.js';
 import { spread } from './statistics.js';
 
 const PAGE = 4096;
-/** Faults of a loop until it is warm, and of one that is looked at, where there is the memory. */
+/** Faults until a loop is warm, and the most faults of a measured loop, which has fewer if memory is short. */
 const WARM = 200_000;
 const FAULTS_MOST = 1_000_000;
 /** A working set, 64 MiB, in runs of 256 KiB. */
@@ -18,7 +18,7 @@ const AHEAD_BYTES = 2 ** 26;
 const RUN_BYTES = 2 ** 18;
 
 interface Task {
-  /** The thread that serves; the other one touches. */
+  /** Whether this thread serves; the other one touches. */
   readonly serves: boolean;
   readonly memory: SharedMapping;
 }
@@ -29,13 +29,13 @@ interface Looked {
   readonly heapBytes: number;
 }
 
-/** Faults of another thread, answered by a loop that blocks. */
+/** Measures a loop that waits with `block` and answers the faults of another thread. */
 async function look(faults: number): Promise<Looked> {
   const memory = Mapping.anonymous((WARM + faults) * PAGE);
   const thread = (serves: boolean): Worker =>
     new Worker(new URL(import.meta.url), { workerData: { serves, memory: memory.share() } satisfies Task });
   const loop = thread(true);
-  // Asked for now: its last message and its end may come in one turn.
+  // Listen for 'exit' from now on, because the last message and the exit may come in one turn of the event loop.
   const ended = once(loop, 'exit');
   const [stop] = (await once(loop, 'message')) as [SharedArrayBuffer];
   await once(thread(false), 'exit');
@@ -65,7 +65,7 @@ function serve(shared: SharedMapping): void {
   parentPort?.postMessage(uffd.stopHandle);
   const handler = {
     pagefault: () => false,
-    // What is done for the first time is compiled anew behind it, and makes garbage meanwhile: the last time counts.
+    // V8 compiles the loop while it warms up, and makes garbage. So the measurement restarts until the loop is warm.
     answered(some: number): void {
       faults += some;
       if (faults < next || next > WARM) return;
@@ -77,7 +77,7 @@ function serve(shared: SharedMapping): void {
   uffd.start(handler, { wait: 'block' });
   const until = performance.now();
   heapBytes = process.memoryUsage().heapUsed - heapBytes;
-  // Collections are told in a turn of their own.
+  // Garbage collections are reported in a later turn of the event loop.
   setTimeout(() => {
     observer.disconnect();
     uffd.close();
@@ -96,7 +96,7 @@ function touch(shared: SharedMapping): void {
   }
 }
 
-/** Milliseconds until a working set is resident, installed ahead; by those of a copy of it into fresh memory. */
+/** Milliseconds until a working set is installed ahead, divided by those of a copy of it into fresh memory. */
 function ahead(): { ratio: number; gibPerSecond: number } {
   const data = Mapping.anonymous(AHEAD_BYTES);
   data.bytes.fill(1);

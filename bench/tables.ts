@@ -5,7 +5,7 @@ import type { Spread } from './statistics.js';
 
 export type Cells = string[][];
 
-/** How a table is written: its head, then its rows. */
+/** Makes a table's text from its head and its rows. */
 export type Writer = (head: string[], rows: Cells) => string;
 
 export const terminal: Writer = (head, rows) => {

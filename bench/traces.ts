@@ -1,7 +1,7 @@
-// Traces and the simulated kernel: what recording costs a fault, how fast a trace is run again and read, and how fast
-// simulated threads go. Replay and simulation need no kernel.
+// Traces and the simulated kernel: what recording costs a fault, how fast a trace is replayed and read, and how fast
+// simulated threads run. Replay and simulation need no kernel.
 //
-// Rule: every replay is compared with what was recorded; one that differs does not count, it throws.
+// Rule: every replay is compared with the recording. If they differ, the benchmark throws.
 
 import { Userfaultfd, type Wait } from '../src/index.js';
 import { type Program, read, SimulatedKernel } from '../src/sim/index.js';
@@ -10,13 +10,13 @@ import type { CoreFigure } from './core.js';
 import { type FaultBench, type Placement, WrongAnswer } from './faults.js';
 import { spread } from './statistics.js';
 
-/** Pages of the trace that is run again. */
+/** Pages of the replayed trace. */
 const PAGES = 16_384;
 const PAGE = 4096;
 const THREADS = 4;
 const SEED = 1;
 const SAMPLE_MS = 400;
-/** Wait strategies whose recording is measured: the first two that programs use. */
+/** Wait strategies whose recording is measured. */
 const RECORDED: readonly Wait[] = ['block', 'poll'];
 
 interface Simulated {
@@ -25,7 +25,7 @@ interface Simulated {
   ms: number;
 }
 
-/** Simulated threads touch each page once, and one handler fills them; recorded, if that is wanted. */
+/** Simulated threads touch each page once, and one handler fills the pages; `recorded`: with a trace. */
 function simulate(recorded: boolean): Simulated {
   const blocks: Uint8Array[] = [];
   const writer = new TraceWriter({ write: (bytes) => void blocks.push(bytes.slice()), close() {} });
@@ -49,7 +49,7 @@ function simulate(recorded: boolean): Simulated {
   return { trace: Buffer.concat(blocks), steps: kernel.steps, ms };
 }
 
-/** Does something for a while; how many of its things it did a second, in thousands or millions. */
+/** Works for a while; returns operations per second, in thousands or millions. */
 async function rate(sample: () => Promise<{ done: number; ms: number }>): Promise<number> {
   let done = 0;
   let ms = 0;
@@ -82,7 +82,7 @@ async function simulating(): Promise<{ done: number; ms: number }> {
   return { done: steps, ms };
 }
 
-/** What needs no kernel: each figure `rounds` times, after two that are not counted. */
+/** Measures the figures that need no kernel: each `rounds` times, after two times that do not count. */
 export async function benchTraces(rounds: number): Promise<CoreFigure[]> {
   const { trace } = simulate(true);
   const measures = [
@@ -119,7 +119,7 @@ export async function benchTraces(rounds: number): Promise<CoreFigure[]> {
   return figures;
 }
 
-/** What recording costs real faults in a placement, and what it writes. */
+/** The cost of recording real faults in a placement, and the bytes that are written for each fault. */
 export async function benchRecording(
   bench: FaultBench,
   placement: Placement,
@@ -133,7 +133,8 @@ export async function benchRecording(
       unit: '% of the faults/s without',
       value: spread(ratios.map((ratio) => ratio * 100)),
       covers:
-        'faults/s of a loop that records to a file, by those of one that does not, in rounds one after the other',
+        'faults/s of a loop that records to a file, by those of one that does not, in rounds one after the other; both answer ' +
+        'from a source',
     });
     figures.push({
       name: `trace, ${wait}, ${placement.title}`,

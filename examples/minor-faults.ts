@@ -2,7 +2,7 @@ import { isMainThread, Worker, workerData } from 'node:worker_threads';
 import { Mapping, Userfaultfd } from 'userfaultfd';
 
 if (isMainThread) {
-  // One piece of memory under two addresses: the reader's is watched, the alias is not.
+  // The memory has two addresses: the reader's is registered with the userfaultfd, the alias is not.
   const memory = Mapping.memfd(3 * 4096);
   const alias = Buffer.from(memory.alias().bytes.buffer);
   for (const [index, word] of ['alpha', 'bravo', 'gamma'].entries()) alias.write(word, index * 4096);
@@ -10,7 +10,7 @@ if (isMainThread) {
   const uffd = Userfaultfd.open({ features: ['minor-shmem'] });
   uffd.register(memory.address, memory.length, 'minor');
 
-  // The page is there already, and whoever touches it waits only for leave to see it: edit it first.
+  // The page is in the page cache, but not mapped for the reader. Edit it before `continue` maps it.
   uffd.start({
     pagefault({ page, kind }) {
       const offset = Number(page - memory.address);

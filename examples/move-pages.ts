@@ -2,7 +2,7 @@ import { isMainThread, Worker, workerData } from 'node:worker_threads';
 import { Mapping, Userfaultfd } from 'userfaultfd';
 
 if (isMainThread) {
-  // Pages are prepared in one mapping, and change their place when somebody wants them: nothing is copied.
+  // Pages are prepared in one mapping, and moved to the other at their first touch. No byte is copied.
   const staging = Mapping.anonymous(3 * 4096);
   const memory = Mapping.anonymous(3 * 4096);
   const prepared = staging.bytes;

@@ -2,7 +2,7 @@ import { writeSync } from 'node:fs';
 import { isMainThread, Worker, workerData } from 'node:worker_threads';
 import { Mapping, Userfaultfd } from 'userfaultfd';
 
-/** Where the pages come from: the one in the middle is lost. */
+/** Loads a page. The middle page is lost. */
 function load(page: number): Uint8Array {
   if (page === 1) throw new Error(`page ${page} cannot be read from its source`);
   return new Uint8Array(4096).fill(65 + page);
@@ -13,7 +13,7 @@ if (isMainThread) {
   const uffd = Userfaultfd.open({ features: ['poison'] });
   uffd.register(memory.address, memory.length);
 
-  // Who touches a page waits until it is answered. Zeros would be a lie, and no answer would be for ever.
+  // The thread waits until its page is resolved. Zeros would be wrong data; without an answer it would wait forever.
   uffd.start({
     pagefault({ page }) {
       try {
@@ -31,7 +31,7 @@ if (isMainThread) {
   const { bytes } = Mapping.attach(workerData);
   const file = Mapping.memfd(3 * 4096);
   for (let page = 0; page < 3; page++) {
-    // A system call that meets a poisoned page is told EFAULT. Touching it from here would be the signal SIGBUS.
+    // A system call that meets a poisoned page fails with EFAULT. A touch from JavaScript would raise SIGBUS.
     try {
       writeSync(file.fd, bytes, page * 4096, 4096);
       console.log(`page ${page} is saved`);

@@ -2,10 +2,10 @@ import { pathToFileURL } from 'node:url';
 import type { FaultHandler } from 'userfaultfd';
 import { explore, SimulationError } from 'userfaultfd/testing';
 
-/** A store of pages, somewhere far away. */
+/** Fetches a page from a remote store. */
 export type Fetch = (page: bigint) => Promise<Uint8Array>;
 
-/** Fills pages from the store. It passes every test on a real kernel, and is wrong. */
+/** Fills pages from the store. It is wrong, but passes every test on a real kernel. */
 export function hasty(fetch: Fetch): FaultHandler {
   return {
     async pagefault({ page }, uffd) {
@@ -15,13 +15,13 @@ export function hasty(fetch: Fetch): FaultHandler {
         return;
       }
       const data = await fetch(page);
-      // A fill that comes short has met a change: whoever waits is to ask again.
+      // A short fill met a mapping change: wake the thread, so that it asks again.
       if (uffd.copy(page, data) < size) uffd.wake(page, size);
     },
   };
 }
 
-/** The same, but it looks again after it has waited. */
+/** The same, but it checks the state again after the fetch. */
 export function careful(fetch: Fetch): FaultHandler {
   return {
     async pagefault({ page }, uffd) {

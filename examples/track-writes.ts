@@ -10,7 +10,7 @@ const memory = Mapping.anonymous(100 * 4096);
 const tracker = await DirtyTracker.open(memory);
 const text = Buffer.from(memory.bytes.buffer);
 
-// The first checkpoint holds everything, the next what was written since.
+// The first checkpoint holds all pages, the next one those that were written since.
 text.write('the first draft', 7 * 4096);
 console.log(`checkpoint of ${(await tracker.checkpoint(file)).pages} pages`);
 

@@ -1,9 +1,10 @@
-// Access to memory that may have no page, no permission, or no file behind it any more.
+// Access to memory that may be unmapped or protected, or whose file may be too short.
 //
-// Rule: the kernel copies, so an access that would be SIGSEGV or SIGBUS in this process is EFAULT here.
+// Rule: the kernel does the copying. An access that would raise SIGSEGV or SIGBUS in this process makes the call fail
+// with EFAULT instead.
 
 import { constants } from 'node:os';
-import { libc, type VectorCall } from './libc.js';
+import { type Libc, libc } from './libc.js';
 
 const { EFAULT, ENOMEM } = constants.errno;
 const MS_ASYNC = 1;
@@ -11,7 +12,7 @@ const MS_ASYNC = 1;
 /**
  * Copies the bytes at `address` into `into`.
  *
- * @returns bytes copied: fewer than asked for where the page behind them cannot be read. −errno if the call itself
+ * @returns bytes copied: fewer than requested if the next page cannot be read. −errno if the call itself
  *   is refused
  */
 export function readMemory(address: bigint, into: Uint8Array): number {
@@ -21,15 +22,15 @@ export function readMemory(address: bigint, into: Uint8Array): number {
 /**
  * Copies `from` to `address`.
  *
- * @returns bytes copied: fewer than asked for where the page behind them cannot be written. −errno if the call
+ * @returns bytes copied: fewer than requested if the next page cannot be written. −errno if the call
  *   itself is refused
  */
 export function writeMemory(address: bigint, from: Uint8Array): number {
   return transfer(libc().process_vm_writev, address, from);
 }
 
-/** The kernel may stop between two pages, so the next call says whether the page there can be accessed. */
-function transfer(call: VectorCall, address: bigint, bytes: Uint8Array): number {
+/** The kernel may stop at any page boundary. Only the next call shows whether the page there can be accessed. */
+function transfer(call: Libc['process_vm_readv'], address: bigint, bytes: Uint8Array): number {
   const c = libc();
   const local = c.koffi.address(bytes);
   let done = 0;
@@ -45,10 +46,10 @@ function transfer(call: VectorCall, address: bigint, bytes: Uint8Array): number 
   return done;
 }
 
-/** Whether all of a range is mapped: 1, or 0 where it has a hole. −errno */
+/** Whether all of a range is mapped: 1, or 0 if it has a hole. −errno */
 export function isMapped(address: bigint, length: number): number {
   const c = libc();
-  // MS_ASYNC starts no I/O (Linux 2.6.19): all that is left of msync is its check of the mappings.
+  // MS_ASYNC starts no I/O (since Linux 2.6.19), so msync only checks the mappings.
   const result = c.msync(address, length, MS_ASYNC);
   const errno = c.errno();
   if (result === 0) return 1;

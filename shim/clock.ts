@@ -1,18 +1,21 @@
-// The clock of loops: clock_gettime(2), whose answer lies in memory. What performance.now returns is an object to V8, and
-// would be the only garbage of a fault.
+// The clock of event loops. clock_gettime(2) writes its result to memory. The number that performance.now returns would
+// be an object on V8's heap, and the only garbage that a fault makes.
 
 import { libc } from './libc.js';
 
 const CLOCK_MONOTONIC = 1;
 
-/** A timespec: seconds and nanoseconds, of 64 bits each, of which the lower half says it all for a century. */
+/** A timespec: seconds and nanoseconds, of 64 bits each; the lower halves are enough for a century. */
 const timespec = new Uint32Array(4);
 let address = 0;
 
-/** Milliseconds, with fractions; from some time on, and never back. */
+/** Monotonic milliseconds with fractions, from an arbitrary start. */
 export function now(): number {
-  const c = libc();
-  if (address === 0) address = Number(c.koffi.address(timespec));
-  c.clock_gettime(CLOCK_MONOTONIC, address);
+  libc().clock_gettime(CLOCK_MONOTONIC, address || place());
   return (timespec[0] as number) * 1e3 + (timespec[2] as number) / 1e6;
+}
+
+function place(): number {
+  address = Number(libc().koffi.address(timespec));
+  return address;
 }

@@ -1,31 +1,30 @@
-// Closes descriptors that came from another process, without ever waiting for it.
+// Closes descriptors that came from another process, without ever waiting for that process.
 //
-// close(2) can block for as long as the sender likes: a TCP socket that lingers (SO_LINGER) for an hour, a file of a FUSE
-// daemon that never answers its flush, or a unix socket in whose queue such descriptors lie. So each close runs in a thread
-// that does nothing else: a plain pthread whose start routine is libc's close itself. No JavaScript runs there, the event
-// loop and libuv's four threads stay free, and a thread that still blocks does not keep the process from ending.
+// close(2) can block for as long as the sender likes. Examples are a TCP socket that lingers (SO_LINGER) for an hour, a
+// file of a FUSE daemon that never answers its flush, and a unix socket whose queue holds such descriptors. So each
+// close runs in a thread of its own, whose start routine is libc's close itself (pthread.ts).
 //
 // Rules:
-//  - Every descriptor is closed, in order. If no thread can be made now (a limit of tasks), it is tried again.
-//  - At most THREADS_MOST threads block. Behind them descriptors wait; they count against the process's limit, so a server
-//    stops accepting before it runs out of them.
+//  - Every descriptor is closed, in order. If no thread can be started now (because of a limit of tasks), this is tried
+//    again later.
+//  - At most THREADS_MOST threads block. Further descriptors wait for a thread. They count against the process's limit
+//    of open descriptors, so a server stops accepting connections before no descriptor is left.
 
-import { libc } from './libc.js';
+import { hasEnded, startPthread } from './pthread.js';
 
 const THREADS_MOST = 32;
-/** How long until threads are looked after again, in milliseconds: first, and at most. */
+/** Delay until the threads are checked again, in milliseconds: the first one, and the longest. */
 const LOOK_MS = 1;
 const LOOK_MOST_MS = 250;
 
-/** Descriptors that no thread closes yet. */
+/** Descriptors that wait for a thread. */
 const waiting: number[] = [];
-/** Threads that were started and have not been joined. */
+/** Threads that were started and not joined yet. */
 let threads: bigint[] = [];
 let timer: NodeJS.Timeout | undefined;
 let pauseMs = LOOK_MS;
-let closeAddress: bigint | undefined;
 
-/** Closes a descriptor soon, in a thread of its own. The number is no longer the caller's. */
+/** Closes a descriptor soon, in a thread of its own. The caller no longer owns the number. */
 export function discard(fd: number): void {
   waiting.push(fd);
   pauseMs = LOOK_MS;
@@ -39,23 +38,19 @@ export function discarding(): number {
 }
 
 function start(): void {
-  const c = libc();
-  closeAddress ??= BigInt(c.dlsym(0, 'close'));
-  const thread = new BigUint64Array(1);
   while (waiting.length > 0 && threads.length < THREADS_MOST) {
-    const fd = waiting[0] as number;
-    // The number is passed as the pointer that a start routine gets; close takes its lower half.
-    if (c.pthread_create(c.koffi.address(thread), 0, closeAddress, fd) !== 0) return;
+    // The descriptor is passed in place of the start routine's pointer argument; close uses its lower half.
+    const thread = startPthread('close', waiting[0] as number);
+    if (thread === undefined) return;
     waiting.shift();
-    threads.push(thread[0] as bigint);
+    threads.push(thread);
   }
 }
 
-/** Joins what has ended, and starts what waits. */
+/** Joins threads that have ended, and starts threads for waiting descriptors. */
 function look(): void {
-  const c = libc();
   const before = discarding();
-  threads = threads.filter((thread) => c.pthread_tryjoin_np(thread, 0) !== 0);
+  threads = threads.filter((thread) => !hasEnded(thread));
   start();
   pauseMs = discarding() < before ? LOOK_MS : Math.min(pauseMs * 2, LOOK_MOST_MS);
   timer = undefined;
@@ -63,6 +58,6 @@ function look(): void {
 }
 
 function lookLater(): void {
-  // Not a reason for the process to stay: its end closes everything.
+  // The timer does not keep the process alive: the end of the process closes everything.
   if (timer === undefined && discarding() > 0) timer = setTimeout(look, pauseMs).unref();
 }

@@ -1,25 +1,25 @@
-// koffi, which makes the system calls: the package that is installed, or its binary alone, where a bundle has brought
-// that. It is loaded at the first call, not at import.
+// Loads koffi, the package that makes the system calls. In a bundle that brings koffi's binary, it loads that binary
+// alone. It loads koffi at the first call, not at import.
 
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { UnsupportedError } from '../src/kernel.js';
+import { UnsupportedError } from '../src/kernel/port.js';
 
 export type Koffi = typeof import('koffi');
 
-/** Where koffi's binary is: a file, or what is in it. */
+/** Where koffi's binary is: a file, or its contents. */
 export type KoffiBinary = string | URL | Uint8Array;
 
-/** What the declarations are written for. */
+/** The major version that the declarations are written for. */
 const MAJOR = '3';
 
 let binary: KoffiBinary | undefined;
 let loaded: Koffi | undefined;
 
-/** Has the binary loaded instead of the package. */
+/** Makes the library load this binary instead of the package. */
 export function useKoffi(where: KoffiBinary): void {
   binary = where;
 }
@@ -29,7 +29,7 @@ export function koffi(): Koffi {
   return loaded;
 }
 
-/** koffi's version; undefined where there is none. It is not loaded for that, where it is a package. */
+/** koffi's version; undefined if koffi is missing. An installed package is not loaded for that. */
 export function koffiVersion(): string | undefined {
   try {
     if (binary !== undefined) return koffi().version;
@@ -40,15 +40,15 @@ export function koffiVersion(): string | undefined {
 }
 
 /**
- * The file of koffi's binary for this machine, as npm has installed it: to be put beside a bundle.
+ * The file of koffi's binary for this machine, as npm has installed it; copy it next to a bundle.
  *
- * @throws UnsupportedError where koffi is not installed, or has no binary for this machine
+ * @throws UnsupportedError if koffi is not installed, or has no binary for this machine
  */
 export function koffiFile(): string {
   const { platform, arch } = process;
   try {
     const folder = join(packageFolder('koffi'), '../@koromix', `koffi-${platform}-${arch}`);
-    // Alpine's C library is another one.
+    // Alpine uses another C library.
     const musl = platform === 'linux' && !('glibcVersionRuntime' in reportHeader());
     const file = join(folder, `${musl ? 'musl' : platform}_${arch}`, 'koffi.node');
     if (existsSync(file)) return file;
@@ -68,12 +68,31 @@ function packageFolder(name: string): string {
 
 function load(): Koffi {
   try {
-    if (binary === undefined) return createRequire(import.meta.url)('koffi');
+    if (binary === undefined) return prebuilt() ?? createRequire(import.meta.url)('koffi');
     const native = typeof binary === 'object' && !(binary instanceof URL) ? unpacked(binary) : open(binary);
     if (native.version.split('.')[0] === MAJOR) return native;
-    throw new Error(`its version is ${native.version}, and has to be ${MAJOR}`);
+    throw new Error(`its version is ${native.version}, but it must be ${MAJOR}`);
   } catch (error) {
     throw refused((error as Error).message, error);
+  }
+}
+
+/**
+ * The binary that npm has installed, if it is for glibc, as on nearly every machine. Finding it through the package's
+ * code would take each thread ten times as long. In any other case the package is loaded: it finds other binaries, and
+ * reports what is wrong.
+ */
+function prebuilt(): Koffi | undefined {
+  const { platform, arch } = process;
+  try {
+    const file = join(
+      packageFolder('koffi'),
+      `../@koromix/koffi-${platform}-${arch}/${platform}_${arch}/koffi.node`,
+    );
+    const native = open(file);
+    return native.version.split('.')[0] === MAJOR ? native : undefined;
+  } catch {
+    return undefined;
   }
 }
 
@@ -83,7 +102,10 @@ function open(file: string | URL): Koffi {
   return module.exports;
 }
 
-/** A library can be loaded from a file only; once it is, the file is needed no longer. */
+/**
+ * Loads a binary from its bytes. A library can only be loaded from a file. Once it is loaded, the file is no longer
+ * needed.
+ */
 function unpacked(bytes: Uint8Array): Koffi {
   const folder = mkdtempSync(join(tmpdir(), 'userfaultfd-'));
   try {
@@ -95,18 +117,18 @@ function unpacked(bytes: Uint8Array): Koffi {
   }
 }
 
-/** What of Node keeps it from being loaded, and the way out; undefined: nothing of the kind. */
+/** Which option of Node forbids to load koffi, and what to do. Undefined: no option does. */
 function forbidden(why: string, cause: unknown): string | undefined {
   const { permission } = process as { permission?: unknown };
   const { code } = (cause ?? {}) as NodeJS.ErrnoException;
   if (code === 'ERR_DLOPEN_DISABLED' || /loading addons is disabled/.test(why)) {
     return permission === undefined
-      ? 'Node was started with --no-addons (on its command line or in NODE_OPTIONS). Start it without'
-      : "Node's permission model forbids addons. Start it with --allow-addons as well";
+      ? 'Node was started with --no-addons (on its command line or in NODE_OPTIONS). Start it without that option'
+      : "Node's permission model forbids addons. Add --allow-addons";
   }
   if (permission === undefined || (code !== 'ERR_ACCESS_DENIED' && code !== 'MODULE_NOT_FOUND'))
     return undefined;
-  return "Node's permission model forbids to read it. Start it with --allow-fs-read for its folder as well";
+  return "Node's permission model forbids reading it. Add --allow-fs-read for its folder";
 }
 
 function refused(why: string, cause?: unknown): UnsupportedError {
@@ -116,7 +138,7 @@ function refused(why: string, cause?: unknown): UnsupportedError {
   const way =
     binary === undefined
       ? 'Install it with its optional dependency for this machine (npm install koffi); in a bundle, bring its ' +
-        'binary along (docs/embedding.md)'
-      : 'It was said to be in the bundle (docs/embedding.md)';
+        'binary along (docs/guides/embed.md)'
+      : 'It should be in the bundle, according to `embed` (docs/guides/embed.md)';
   return new UnsupportedError(`${about}: ${why}. ${way}`, { cause });
 }

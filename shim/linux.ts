@@ -1,54 +1,60 @@
-// The port on Linux. Every method is one call; a failure is −errno. The base of the core's memory is added
-// here, and read again after that memory grew.
+// The port on Linux. Every method makes one call, and returns −errno if the call fails. The port adds the base address
+// of the core's memory to offsets, and reads that address again after the memory has grown.
 
-import type { Kernel, KernelPort, LinearMemory, Watch } from '../src/kernel.js';
+import type { Kernel, KernelPort, LinearMemory, Watch } from '../src/kernel/port.js';
 import { now } from './clock.js';
 import { closeDescriptor } from './descriptors.js';
-import { type Libc, libc, preadv2Number, userfaultfdNumber } from './libc.js';
+import { type Libc, libc, orErrno, preadv2Number, userfaultfdNumber } from './libc.js';
 import { pageSize, unfillableAt, watchedPageSizeAt } from './memory.js';
 import { openPidfd } from './process.js';
 import { linuxProcessors } from './processors.js';
-import { watchReadable } from './watch.js';
+import { makeEventfd, signalEventfd, watchReadable } from './watch.js';
 
 const O_RDONLY_CLOEXEC = 0x80000;
 const O_RDWR_CLOEXEC = 0x80002;
-const EFD_NONBLOCK_CLOEXEC = 0x80800;
 const RWF_NOWAIT = 8;
-/** What says that this kernel, or a filter, has no such read of a userfaultfd. */
+/** Errors that mean that this kernel, or a seccomp filter, does not allow a userfaultfd to be read with RWF_NOWAIT. */
 const NO_NOWAIT: ReadonlySet<number> = new Set([-1, -38, -95]);
 
-/** The kernel this process runs on. Throws UnsupportedError where that is not Linux, or koffi is missing. */
+/** The kernel that this process runs on. @throws UnsupportedError if that is not Linux, or koffi is missing */
 export function linuxKernel(): Kernel {
   const c = libc();
   return { pageSize: pageSize(), attach: (memory) => new LinuxPort(c, memory) };
 }
 
-/** What adds 1 to an eventfd's counter, for a thread that has no port. */
+/** Adds 1 to an eventfd's counter, for a thread that has no port. */
 export function eventfdSignal(): (fd: number) => number {
-  const c = libc();
-  return (fd) => (c.eventfd_write(fd, 1) < 0 ? -c.errno() : 0);
+  // The library is loaded now, and not at the first signal.
+  libc();
+  return signalEventfd;
 }
 
 /** userfaultfd(2), for a probe without a port. */
 export function trySyscall(flags: number): number {
-  const c = libc();
-  const fd = c.syscall(userfaultfdNumber(), flags);
-  return fd < 0 ? -c.errno() : fd;
+  return orErrno(libc().syscall(userfaultfdNumber(), flags));
 }
+
+/** The key of the vector's address among the addresses. */
+const VECTOR = -1;
 
 class LinuxPort implements KernelPort {
   readonly processors = linuxProcessors;
   readonly #c: Libc;
   readonly #memory: LinearMemory;
-  /** All of it. Memory that has grown has another buffer, and whoever looks at the old one sees nothing. */
+  /** The whole memory of the core. When the memory grows, it gets a new buffer, and the old buffer becomes empty. */
   #bytes = new Uint8Array();
   #base = 0;
-  /** Addresses by offset. Numbers of their size are objects to V8: made once, they are no garbage of each call. */
+  /**
+   * Addresses by offset, and the address of the vector. Numbers of this size are objects in V8. A map keeps these
+   * objects, but each read of a field would make a new object, and so garbage at each call.
+   */
   readonly #addresses = new Map<number, number>();
-  /** struct iovec for `read`, in halves: a whole word would be a bigint, garbage of each call. */
+  /** struct iovec for `read`, in 32-bit halves, because a whole word would be a bigint, and so garbage at each call. */
   readonly #vector = new Uint32Array(4);
-  #vectorAddress = 0;
-  /** The kernel can read without waiting, whatever the file's flags say (a userfaultfd: since Linux 6.10). */
+  /**
+   * Whether the kernel supports reads that never wait, whatever the file's flags are (for a userfaultfd since Linux
+   * 6.10).
+   */
   #nowait = true;
 
   constructor(c: Libc, memory: LinearMemory) {
@@ -56,7 +62,7 @@ class LinuxPort implements KernelPort {
     this.#memory = memory;
   }
 
-  /** The address of an offset: below 2^48, so a number holds it. */
+  /** The address of an offset. It is below 2^48, so a number can hold it. */
   #address(at: number): number {
     if (this.#bytes.length === 0) {
       this.#bytes = new Uint8Array(this.#memory.buffer);
@@ -84,8 +90,7 @@ class LinuxPort implements KernelPort {
   }
 
   #open(path: string, flags: number): number {
-    const fd = this.#c.open(path, flags);
-    return fd < 0 ? -this.#c.errno() : fd;
+    return orErrno(this.#c.open(path, flags));
   }
 
   pidfd(pid: number): number {
@@ -101,18 +106,16 @@ class LinuxPort implements KernelPort {
   }
 
   ioctl(fd: number, request: number, at: number): number {
-    const result = this.#c.ioctl(fd, request | 0, this.#address(at));
-    return result < 0 ? -this.#c.errno() : result;
+    return orErrno(this.#c.ioctl(fd, request | 0, this.#address(at)));
   }
 
   ioctlValue(fd: number, request: number, value: number): number {
-    const result = this.#c.ioctl(fd, request | 0, value);
-    return result < 0 ? -this.#c.errno() : result;
+    return orErrno(this.#c.ioctl(fd, request | 0, value));
   }
 
   /**
-   * Never waits, if the kernel can do that: who else has the file may clear its O_NONBLOCK at any time, and a plain read
-   * would hang then.
+   * Never waits, if the kernel supports that. A process that shares the file may clear O_NONBLOCK at any time, and then
+   * a plain read would block.
    */
   read(fd: number, at: number, length: number): number {
     if (this.#nowait) {
@@ -120,29 +123,29 @@ class LinuxPort implements KernelPort {
       if (!NO_NOWAIT.has(result)) return result;
       this.#nowait = false;
     }
-    const result = this.#c.read(fd, this.#address(at), length);
-    return result < 0 ? -this.#c.errno() : result;
+    return orErrno(this.#c.read(fd, this.#address(at), length));
   }
 
   #readNow(fd: number, address: number, length: number): number {
     const vector = this.#vector;
-    if (this.#vectorAddress === 0) this.#vectorAddress = Number(this.#c.koffi.address(vector));
+    let at = this.#addresses.get(VECTOR);
+    if (at === undefined) {
+      at = Number(this.#c.koffi.address(vector));
+      this.#addresses.set(VECTOR, at);
+    }
     vector[0] = address % 2 ** 32;
     vector[1] = address / 2 ** 32;
     vector[2] = length;
-    // At its position, which such a file does not have.
-    const result = this.#c.preadv2(preadv2Number, fd, this.#vectorAddress, 1, -1, -1, RWF_NOWAIT);
-    return result < 0 ? -this.#c.errno() : result;
+    // Offset −1 means the current position, which a userfaultfd does not have.
+    return orErrno(this.#c.preadv2(preadv2Number, fd, at, 1, -1, -1, RWF_NOWAIT));
   }
 
   poll(at: number, count: number, timeoutMs: number): number {
-    const result = this.#c.poll(this.#address(at), count, timeoutMs);
-    return result < 0 ? -this.#c.errno() : result;
+    return orErrno(this.#c.poll(this.#address(at), count, timeoutMs));
   }
 
   fcntl(fd: number, command: number, argument: number): number {
-    const result = this.#c.fcntl(fd, command, argument);
-    return result < 0 ? -this.#c.errno() : result;
+    return orErrno(this.#c.fcntl(fd, command, argument));
   }
 
   close(fd: number): number {
@@ -150,8 +153,7 @@ class LinuxPort implements KernelPort {
   }
 
   eventfd(): number {
-    const fd = this.#c.eventfd(0, EFD_NONBLOCK_CLOEXEC);
-    return fd < 0 ? -this.#c.errno() : fd;
+    return makeEventfd();
   }
 
   now(): number {

@@ -1,22 +1,25 @@
-// Processors: where the calling thread may run, where others ran last and how often they faulted (proc(5)), and how soon
-// idle ones have to be back (Linux's Documentation/power/pm_qos_interface.rst).
+// Processors: where the calling thread may run, where other threads ran last and how often they faulted (proc(5)), and the
+// wake-up latency of idle processors (Linux's Documentation/power/pm_qos_interface.rst).
 
 import { closeSync, openSync, readdirSync, readFileSync, writeSync } from 'node:fs';
-import type { Processors, ThreadSeen, Watch } from '../src/kernel.js';
+import type { Processors, ThreadSeen, Watch } from '../src/kernel/port.js';
 import { now } from './clock.js';
-import { libc } from './libc.js';
+import { libc, orErrno } from './libc.js';
 
-/** Of a mask: room for 8,192 processors, as many as Linux can be built for. */
+/** Bytes of a mask: room for 8,192 processors, the most that Linux can be built for. */
 const MASK_BYTES = 8192 / 8;
-/** Fields of /proc/PID/task/TID/stat behind the name, counted from the state, which is field 3. */
+/** Indices of fields of /proc/PID/task/TID/stat after the name, counted from the state, which is field 3. */
 const MINOR_FAULTS = 10 - 3;
 const MAJOR_FAULTS = 12 - 3;
 const PROCESSOR = 39 - 3;
 
-/** As long as a number is written to it and it is open, no processor sleeps deeper than it takes so many µs to wake up. */
+/**
+ * While a process has this file open and has written a number of µs to it, no processor enters a sleep state that takes
+ * longer to leave.
+ */
 const WAKE_LATENCY = '/dev/cpu_dma_latency';
 
-/** Written for each call, so one serves all. */
+/** Each call rewrites this buffer, so one buffer is enough for all calls. */
 const mask = new Uint8Array(MASK_BYTES);
 
 export const linuxProcessors: Processors = {
@@ -30,12 +33,11 @@ export const linuxProcessors: Processors = {
     return cpus;
   },
   place(cpus) {
-    const c = libc();
     mask.fill(0);
     for (const cpu of cpus) {
       if (cpu < MASK_BYTES * 8) mask[cpu >> 3] = (mask[cpu >> 3] as number) | (1 << (cpu & 7));
     }
-    return c.sched_setaffinity(0, MASK_BYTES, mask) < 0 ? -c.errno() : 0;
+    return orErrno(libc().sched_setaffinity(0, MASK_BYTES, mask));
   },
   thread: (pid, tid) => seen(pid || process.pid, tid),
   threads(pid) {
@@ -59,7 +61,7 @@ export const linuxProcessors: Processors = {
 function keepAwake(): Watch | undefined {
   let fd = -1;
   try {
-    // By Node, which closes what a thread that is terminated has left open.
+    // Node opens the file, because Node closes files that a terminated worker has left open.
     fd = openSync(WAKE_LATENCY, 'r+');
     writeSync(fd, Int32Array.of(0));
     return { close: () => closeSync(fd) };
@@ -69,16 +71,16 @@ function keepAwake(): Watch | undefined {
   }
 }
 
-/** Undefined: it has ended, or cannot be seen. */
+/** A thread as /proc shows it. Undefined: the thread has ended, or /proc cannot be read. */
 function seen(pid: number, tid: number): ThreadSeen | undefined {
   try {
     const text = readFileSync(`/proc/${pid}/task/${tid}/stat`, 'latin1');
-    // The name may hold anything, so the last bracket ends it.
+    // The name may contain anything, so the last bracket ends it.
     const fields = text.slice(text.lastIndexOf(')') + 2).split(' ');
     return {
       tid,
       processor: Number(fields[PROCESSOR]),
-      // A fault that was waited for counts as a major one.
+      // A fault that waited for a userfaultfd counts as a major one.
       faults: Number(fields[MINOR_FAULTS]) + Number(fields[MAJOR_FAULTS]),
     };
   } catch {

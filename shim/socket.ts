@@ -1,12 +1,12 @@
-// Unix sockets that pass descriptors, which Node's own do not. All of them are non-blocking and close-on-exec. A
-// failure is −errno.
+// Unix sockets that can pass descriptors, which Node's sockets cannot. All are non-blocking and close-on-exec. A
+// function that fails returns −errno.
 //
-// Rule: a descriptor that came with a message is in the answer, whatever else is wrong with that message: whoever
-// asked owns it.
+// Rule: every descriptor that came with a message is in the result, even if the message is bad otherwise. The caller
+// owns these descriptors.
 
 import { constants, openSync } from 'node:fs';
 import { basename, dirname } from 'node:path';
-import { libc, O_PATH } from './libc.js';
+import { libc, O_PATH, orErrno } from './libc.js';
 
 const AF_UNIX = 1;
 const SOCK_STREAM = 1;
@@ -28,21 +28,21 @@ const ECONNREFUSED = -111;
 /** struct sockaddr_un: the family, and a path of 108 bytes that need not end in zero. */
 const PATH_MOST = 108;
 const PATH_AT = 2;
-/** struct msghdr and struct iovec where pointers have 64 bits. */
+/** struct msghdr and struct iovec with pointers of 64 bits. */
 const MSGHDR_BYTES = 56;
 const IOVEC_BYTES = 16;
-/** struct cmsghdr: its length as a size_t, level and type; then the data, in units of 8 bytes. */
+/** struct cmsghdr: the length as a size_t, then level and type. The data follows, padded to a multiple of 8 bytes. */
 const CMSG_HEAD = 16;
 const BACKLOG = 64;
-/** The queue of a listener has one more than its backlog. */
+/** More connections than the queue of a listener can hold, which is one more than its backlog. */
 const QUEUED_MOST = 2 * BACKLOG;
 const SHUT_RDWR = 2;
-/** SCM_MAX_FD: no message carries more. */
+/** SCM_MAX_FD: no message carries more descriptors. */
 const FDS_MOST = 253;
 
-/** Who is at the other end, as it was when it connected. */
+/** Credentials of the process at the other end, as of the time it connected. */
 export interface Peer {
-  /** 0: it lives in a PID namespace that cannot be seen from here. */
+  /** 0: the process lives in a PID namespace that is not visible from here. */
   readonly pid: number;
   readonly uid: number;
   readonly gid: number;
@@ -50,15 +50,15 @@ export interface Peer {
 
 /** What `receive` brought. */
 export interface Received {
-  /** Bytes; 0: the other end has closed. −errno: EAGAIN where nothing is there. */
+  /** Bytes received; 0: the other end has closed. Or −errno, which is EAGAIN if there is no message. */
   readonly result: number;
-  /** Descriptors that came with them, in order. */
+  /** Descriptors that came with the message, in order. */
   readonly fds: readonly number[];
   /** Some descriptors did not fit, or could not be installed (ulimit -n), and are lost. */
   readonly truncated: boolean;
 }
 
-/** A socket that listens at a path, which must not exist. */
+/** Makes a socket that listens at a path. The path must not exist yet. */
 export function listenUnix(path: string): number {
   const c = libc();
   const fd = c.socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK_CLOEXEC, 0);
@@ -70,7 +70,18 @@ export function listenUnix(path: string): number {
   return fd;
 }
 
-/** A socket that is connected to who listens at a path, of any length. ECONNREFUSED: nobody does; EAGAIN: its queue is full. */
+/** Makes two sockets that are connected to each other. Both are −errno if that fails. */
+export function socketPair(): [number, number] {
+  const c = libc();
+  const fds = new Int32Array(2);
+  if (c.socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK_CLOEXEC, 0, fds) < 0) fds.fill(-c.errno());
+  return [...fds] as [number, number];
+}
+
+/**
+ * Connects to the listener at a path of any length. ECONNREFUSED: no process listens; EAGAIN: the listener's queue is
+ * full.
+ */
 export function connectUnix(path: string): number {
   return connected(path, SOCK_STREAM);
 }
@@ -82,7 +93,10 @@ function connected(path: string, kind: number): number {
   return closed(folder, connectedTo(`/proc/self/fd/${folder}/${basename(path)}`, kind));
 }
 
-/** The folder of a path that is too long for an address: a shorter one leads through its descriptor. −errno. */
+/**
+ * Opens the folder of a path that is too long for an address. A shorter path leads through the folder's descriptor.
+ * −errno.
+ */
 function openFolder(path: string): number {
   try {
     return openSync(dirname(path), O_PATH | constants.O_DIRECTORY);
@@ -100,16 +114,14 @@ function connectedTo(path: string, kind: number): number {
   return c.connect(fd, address, address.length) < 0 ? closed(fd, -c.errno()) : fd;
 }
 
-/** One that has connected. */
+/** Accepts a connection. */
 export function acceptUnix(listener: number): number {
-  const c = libc();
-  const fd = c.accept4(listener, 0, 0, SOCK_NONBLOCK_CLOEXEC);
-  return fd < 0 ? -c.errno() : fd;
+  return orErrno(libc().accept4(listener, 0, 0, SOCK_NONBLOCK_CLOEXEC));
 }
 
 /**
- * Ends listening: nobody can connect any more. Those that wait in the queue, as descriptors; the listener is the caller's to
- * close, which then closes nothing of theirs.
+ * Stops listening: no process can connect any more. Returns the connections in the queue, as descriptors. The caller
+ * closes the listener. Its queue is empty by then, so that closes no connection.
  */
 export function stopListening(listener: number): number[] {
   libc().shutdown(listener, SHUT_RDWR);
@@ -121,45 +133,40 @@ export function stopListening(listener: number): number[] {
 }
 
 export function peerOf(fd: number): Peer | undefined {
-  const c = libc();
   const credentials = new Int32Array(3);
-  const length = new Uint32Array([credentials.byteLength]);
-  if (c.getsockopt(fd, SOL_SOCKET, SO_PEERCRED, c.koffi.address(credentials), c.koffi.address(length)) < 0) {
-    return undefined;
-  }
+  if (readOption(fd, SO_PEERCRED, credentials) < 0) return undefined;
   const [pid = 0, uid = 0, gid = 0] = credentials;
   return { pid, uid: uid >>> 0, gid: gid >>> 0 };
 }
 
 /**
- * A pidfd, close-on-exec, of the very process that connected, whatever has become of its PID since (Linux 6.5). −errno:
- * ENOPROTOOPT on older kernels; ESRCH or EINVAL if it has exited.
+ * A pidfd, close-on-exec, of the process that connected, even if another process has its PID by now (Linux 6.5).
+ * −errno: ENOPROTOOPT on older kernels; ESRCH or EINVAL if it has exited.
  */
 export function peerPidfd(fd: number): number {
-  const c = libc();
   const pidfd = new Int32Array([-1]);
-  const length = new Uint32Array([pidfd.byteLength]);
-  if (c.getsockopt(fd, SOL_SOCKET, SO_PEERPIDFD, c.koffi.address(pidfd), c.koffi.address(length)) < 0) {
-    return -c.errno();
-  }
-  return pidfd[0] as number;
+  const result = readOption(fd, SO_PEERPIDFD, pidfd);
+  return result < 0 ? result : (pidfd[0] as number);
 }
 
-/** Takes what has come, as far as it fits. */
+function readOption(fd: number, name: number, into: Int32Array): number {
+  const { koffi, getsockopt } = libc();
+  const length = new Uint32Array([into.byteLength]);
+  return orErrno(getsockopt(fd, SOL_SOCKET, name, koffi.address(into), koffi.address(length)));
+}
+
+/** Receives as many bytes of a message as fit, with its descriptors. */
 export function receive(fd: number, into: Uint8Array): Received {
-  const c = libc();
   const message = new Message(into, new Uint8Array(CMSG_HEAD + 4 * FDS_MOST + 4));
-  const result = c.recvmsg(fd, message.address, MSG_CMSG_CLOEXEC);
-  if (result < 0) return { result: -c.errno(), fds: [], truncated: false };
+  const result = orErrno(libc().recvmsg(fd, message.address, MSG_CMSG_CLOEXEC));
+  if (result < 0) return { result, fds: [], truncated: false };
   return { result, fds: message.descriptors(), truncated: message.truncated };
 }
 
-/** Sends bytes, and descriptors with them. How many bytes. */
+/** Sends bytes, and descriptors with them. Returns how many bytes were sent. */
 export function send(fd: number, bytes: Uint8Array, fds: readonly number[] = []): number {
-  const c = libc();
   const message = new Message(bytes, controlOf(fds));
-  const result = c.sendmsg(fd, message.address, MSG_NOSIGNAL);
-  return result < 0 ? -c.errno() : result;
+  return orErrno(libc().sendmsg(fd, message.address, MSG_NOSIGNAL));
 }
 
 /** Sends a datagram to a path, or to an abstract name that begins with '@'. */
@@ -171,18 +178,18 @@ export function sendDatagram(path: string, text: string): number {
 }
 
 /**
- * Whether a process has bound the socket at a path, one that does not listen included; −errno where that cannot be told.
- * Nothing of it reaches that process: a socket of datagrams is never queued.
+ * Whether a process has bound the socket at a path, even if it does not listen; −errno if that cannot be determined.
+ * That process does not notice, because connecting a datagram socket queues no connection.
  */
 export function isBound(path: string): boolean | number {
   const fd = connected(path, SOCK_DGRAM);
   if (fd >= 0) return closed(fd, 0) === 0;
-  // Of another type; or it takes datagrams from one peer only.
+  // The socket is of another type, or accepts datagrams from one peer only.
   if (fd === EPROTOTYPE || fd === EPERM) return true;
   return fd === ECONNREFUSED || fd === ENOENT ? false : fd;
 }
 
-/** Abstract names are given with '@' or a zero character in front. */
+/** Abstract names begin with '@' or a zero character. */
 function isAbstract(path: string): boolean {
   return path.startsWith('@') || path.startsWith('\0');
 }
@@ -192,7 +199,7 @@ function closed(fd: number, result: number): number {
   return result;
 }
 
-/** A struct sockaddr_un, as long as its path; undefined where that does not fit. */
+/** A struct sockaddr_un that ends with its path; undefined if the path does not fit. */
 function addressOf(path: string): Uint8Array | undefined {
   const name = Buffer.from(path);
   if (name.length >= PATH_MOST) return undefined;
@@ -204,7 +211,7 @@ function addressOf(path: string): Uint8Array | undefined {
   return address;
 }
 
-/** The control bytes that pass descriptors; none: no bytes. */
+/** The control bytes that pass descriptors; empty if there are none. */
 function controlOf(fds: readonly number[]): Uint8Array {
   if (fds.length === 0) return new Uint8Array();
   const control = Buffer.alloc((CMSG_HEAD + 4 * fds.length + 7) & ~7);
@@ -220,7 +227,7 @@ class Message {
   readonly address: bigint;
   readonly #header = new DataView(new ArrayBuffer(MSGHDR_BYTES));
   readonly #control: DataView;
-  /** Kept, because only its address is in the header. */
+  /** A field keeps it alive, because the header only holds its address. */
   readonly #vector = new BigUint64Array(IOVEC_BYTES / 8);
 
   constructor(bytes: Uint8Array, control: Uint8Array) {

@@ -1,20 +1,20 @@
-// Seeing descriptors become readable, on the event loop.
+// Watches descriptors on the event loop, until they are readable.
 //
-// Rule: libuv's poll is used on Node alone. Bun has functions of that name which end the process (1.4), and Deno's tell
-// of a userfaultfd once or twice and never again (2.9); there poll(2) is called by a timer.
+// Rule: libuv's poll is used on Node alone. Bun's functions of that name end the process (Bun 1.4). Deno's report a
+// userfaultfd once or twice, and then never again (Deno 2.9). On Bun and Deno a timer calls poll(2) instead.
 
-import type { Watch } from '../src/kernel.js';
-import { libc } from './libc.js';
+import type { Watch } from '../src/kernel/port.js';
+import { libc, orErrno } from './libc.js';
 
-/** When to look again behind a look that found nothing. */
-const LOOK_AGAIN_MS = 1;
+/** Delay of the next poll after a poll that found nothing. */
+const POLL_AGAIN_MS = 1;
 /** struct pollfd: the descriptor, then events and revents in one word. */
 const POLLFD_WORDS = 2;
 const POLLIN = 1;
 
 /**
- * libuv polls only as long as the handle is referenced, and a handle that is only waiting is referenced by
- * nothing else: whoever watches is kept here.
+ * Active watches. libuv polls only as long as JavaScript references the handle, and nothing else references a handle
+ * that only waits.
  */
 const watching = new Set<Watch>();
 const onNode = hasPoll(process.versions);
@@ -31,20 +31,20 @@ export function watchReadable(fd: number, ready: () => void): Watch {
   return watch;
 }
 
-/** Whether a runtime has libuv's poll, and all of it. */
+/** Whether a runtime has a complete implementation of libuv's poll. */
 export function hasPoll({ bun, deno }: NodeJS.ProcessVersions): boolean {
   return bun === undefined && deno === undefined;
 }
 
 function pollByLibuv(fd: number, ready: () => void): Watch {
   let open = true;
-  // koffi passes libuv's status first, whatever its types say.
-  const heard: (...args: unknown[]) => void = (status) => {
+  // koffi passes libuv's status as the first argument, whatever its type declarations say.
+  const polled: (...args: unknown[]) => void = (status) => {
     ready();
-    // libuv stops where poll(2) says POLLERR, as it does of a userfaultfd whose O_NONBLOCK somebody has cleared.
-    if (typeof status === 'number' && status < 0 && open) handle.start({ readable: true }, heard);
+    // libuv stops on POLLERR, which poll(2) reports for a userfaultfd whose O_NONBLOCK was cleared by another process.
+    if (typeof status === 'number' && status < 0 && open) handle.start({ readable: true }, polled);
   };
-  const handle = libc().koffi.node.poll(fd, { readable: true }, heard);
+  const handle = libc().koffi.node.poll(fd, { readable: true }, polled);
   return {
     close() {
       open = false;
@@ -54,41 +54,74 @@ function pollByLibuv(fd: number, ready: () => void): Watch {
   };
 }
 
+// ---- without an event loop -------------------------------------------------------------------------------
+
+const EFD_NONBLOCK_CLOEXEC = 0x80800;
+
+/** An eventfd, non-blocking and close-on-exec; −errno. */
+export function makeEventfd(): number {
+  return orErrno(libc().eventfd(0, EFD_NONBLOCK_CLOEXEC));
+}
+
+/** Adds 1 to an eventfd's counter. */
+export function signalEventfd(fd: number): number {
+  return orErrno(libc().eventfd_write(fd, 1));
+}
+
+const counter = new BigUint64Array(1);
+
+/** Sets an eventfd's counter to 0. */
+export function drainEventfd(fd: number): void {
+  const c = libc();
+  c.read(fd, c.koffi.address(counter), 8);
+}
+
+/** Sleeps until one of the descriptors is readable, or the time is up (−1: no limit). Returns how many are readable. */
+export function waitReadable(fds: readonly number[], timeoutMs: number): number {
+  const c = libc();
+  const polled = new Int32Array(fds.length * POLLFD_WORDS);
+  for (const [index, fd] of fds.entries()) polled.set([fd, POLLIN], index * POLLFD_WORDS);
+  return orErrno(c.poll(c.koffi.address(polled), fds.length, timeoutMs));
+}
+
 // ---- by a timer --------------------------------------------------------------------------------------------
 
-interface Look {
+interface PolledDescriptor {
   fd: number;
   ready: () => void;
 }
 
-/** What is looked at, in this order. */
-const looks = new Set<Look>();
+/** The descriptors to poll, in the order of `pollfds`. */
+const watched = new Set<PolledDescriptor>();
 let timer: NodeJS.Timeout | undefined;
 let pollfds = new Int32Array();
 
 /** The timer keeps the process alive, as libuv's handle does. */
 export function pollByTimer(fd: number, ready: () => void): Watch {
-  const look = { fd, ready };
-  looks.add(look);
-  timer ??= setTimeout(lookAtAll, 0);
+  const entry = { fd, ready };
+  watched.add(entry);
+  timer ??= setTimeout(pollAll, 0);
   return {
     close() {
-      looks.delete(look);
-      if (looks.size > 0) return;
+      watched.delete(entry);
+      if (watched.size > 0) return;
       clearTimeout(timer);
       timer = undefined;
     },
   };
 }
 
-/** One poll(2) for all, which does not wait; whoever is ready and still watched is told. */
-function lookAtAll(): void {
-  const asked = [...looks];
-  if (pollfds.length < asked.length * POLLFD_WORDS) pollfds = new Int32Array(asked.length * POLLFD_WORDS);
-  for (const [index, { fd }] of asked.entries()) pollfds.set([fd, POLLIN], index * POLLFD_WORDS);
+/**
+ * Polls all descriptors with one poll(2), which does not wait. Then calls back for those that are ready and still
+ * watched.
+ */
+function pollAll(): void {
+  const polled = [...watched];
+  if (pollfds.length < polled.length * POLLFD_WORDS) pollfds = new Int32Array(polled.length * POLLFD_WORDS);
+  for (const [index, { fd }] of polled.entries()) pollfds.set([fd, POLLIN], index * POLLFD_WORDS);
   const c = libc();
-  const found = c.poll(Number(c.koffi.address(pollfds)), asked.length, 0);
-  const ready = found > 0 ? asked.filter((_, index) => (pollfds[index * POLLFD_WORDS + 1] ?? 0) >>> 16) : [];
-  timer = setTimeout(lookAtAll, found > 0 ? 0 : LOOK_AGAIN_MS);
-  for (const look of ready) if (looks.has(look)) look.ready();
+  const found = c.poll(Number(c.koffi.address(pollfds)), polled.length, 0);
+  const ready = found > 0 ? polled.filter((_, index) => (pollfds[index * POLLFD_WORDS + 1] ?? 0) >>> 16) : [];
+  timer = setTimeout(pollAll, found > 0 ? 0 : POLL_AGAIN_MS);
+  for (const entry of ready) if (watched.has(entry)) entry.ready();
 }

@@ -1,24 +1,23 @@
-// The package's main entry. Importing it never fails and asks nothing of the system.
+// The package's main entry. Importing it never fails and makes no system call.
 
-import './linux.js';
+import './kernel/linux.js';
 
-export type { Ahead } from './channel.js';
-export { UffdError, UnsupportedError } from './errors.js';
-export type { Feature, KnownFeature, KnownOperation, Mode, Operation } from './features.js';
-export { FEATURES, featureSince, OPERATIONS, operationSince } from './features.js';
-export type { FaultHandler, OnError, Pagefault, RegisteredRange, SyncFaultHandler } from './handler.js';
+export { UffdError, UnsupportedError } from './errors/errors.js';
+export type { Feature, KnownFeature, KnownOperation, Mode, Operation } from './kernel/features.js';
+export { FEATURES, featureSince, OPERATIONS, operationSince } from './kernel/features.js';
 export type {
   Kernel,
   KernelPort,
   LinearMemory,
-  MemoryPlace,
   Processors,
   ThreadSeen,
   Watch,
-} from './kernel.js';
-export type { Wait } from './loop.js';
-export { Mapping, type SharedMapping } from './mapping.js';
-export type { AnonymousOptions, FileOptions, MappingOptions, MemoryOptions } from './mapping-plan.js';
+} from './kernel/port.js';
+export { Mapping, type SharedMapping } from './memory/mapping.js';
+export type { AnonymousOptions, FileOptions, MappingOptions, MemoryOptions } from './memory/mapping-plan.js';
+export type { Placement } from './scheduling/affinity.js';
+export type { Wait } from './uffd/event-loop.js';
+export type { HandlerOf, OnError, Pagefault } from './uffd/handler.js';
 export type {
   CopyOptions,
   FillOptions,
@@ -34,6 +33,7 @@ export type {
   StartOptionsFor,
   Window,
   WrapOptions,
-} from './options.js';
-export type { Placement } from './placement.js';
-export { Userfaultfd } from './userfaultfd.js';
+} from './uffd/options.js';
+export type { RegisteredRange } from './uffd/registered-range.js';
+export type { Ahead } from './uffd/session.js';
+export { type FaultHandler, type SyncFaultHandler, Userfaultfd } from './uffd/userfaultfd.js';

@@ -1,4 +1,14 @@
-// The entry `userfaultfd/core`: what runs anywhere. No koffi, nothing of Node.
+// The entry `userfaultfd/core`: the parts that run anywhere. No koffi, no Node APIs.
 
-export { Core, type Exports, instantiate, type Plane, type RangeReport } from './core.js';
-export { decodeMessages, type Message } from './messages.js';
+export {
+  Action,
+  type ExchangeView,
+  type Exports,
+  Operation,
+  Option,
+  Plane,
+  Scan,
+  Step,
+} from './bindings/core.js';
+export { Core, instantiate } from './uffd/core.js';
+export { decodeMessages, type Message } from './uffd/messages.js';

@@ -1,5 +1,5 @@
-// The entries that run anywhere, as a web page has them: in one bundle without anything of Node or koffi, where
-// there are web globals and no others. What comes of a seed there is what Node makes of it, byte by byte.
+// The portable entries run in a web page: each bundles to one file without Node's modules or koffi, and uses web
+// globals only. A seed gives the same trace there as in Node, byte by byte.
 
 import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
@@ -9,14 +9,14 @@ import { createContext, runInContext } from 'node:vm';
 import { build } from 'esbuild';
 import * as assert from 'uvu/assert';
 import * as program from './browser/program.js';
-import { suite } from './harness.js';
+import { suite } from './support/harness.js';
 
 const test = suite('browser');
 const here = dirname(fileURLToPath(import.meta.url));
 const root = join(here, '../..');
 const SEED = 7;
 
-/** Where each of the entries lies that promise to run anywhere. */
+/** Paths of the entries that promise to run anywhere. */
 const ENTRIES: Record<string, string> = Object.fromEntries(
   ['core', 'sim', 'testing', 'trace'].map((name) => {
     const { exports } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'));
@@ -24,7 +24,7 @@ const ENTRIES: Record<string, string> = Object.fromEntries(
   }),
 );
 
-/** One file for a browser, with the core that is being tested. */
+/** Bundles one file for a browser, with the core under test: the debug build or the release build. */
 async function bundle(file: string, format: 'esm' | 'iife'): Promise<{ text: string; imports: string[] }> {
   const debug = process.execArgv.includes('--conditions=uffd-debug');
   const { outputFiles, metafile } = await build({
@@ -36,7 +36,7 @@ async function bundle(file: string, format: 'esm' | 'iife'): Promise<{ text: str
     format,
     globalName: 'page',
     conditions: debug ? ['uffd-debug'] : [],
-    // Comments may speak of what is not there.
+    // Comments may mention Node's modules, so the search for such names must not see comments.
     minifyWhitespace: true,
     logLevel: 'silent',
   });
@@ -53,7 +53,7 @@ for (const [name, file] of Object.entries(ENTRIES)) {
   });
 }
 
-/** What a page has, beside the language itself. */
+/** The globals of a web page that are not part of JavaScript itself. */
 function webGlobals(): { globals: Record<string, unknown>; ports: MessagePort[]; warnings: string[] } {
   const ports: MessagePort[] = [];
   const warnings: string[] = [];

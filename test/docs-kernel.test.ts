@@ -1,15 +1,14 @@
-// docs/kernel.md and test/semantics/ hold each other: each test that the page links is in the file it links to, and
-// each test of that folder is linked from the page. A `*` in a link stands for anything that is left of the id.
+// docs/kernel.md and test/semantics/ match: each test that the page links is in the file that the link names, and the
+// page links each test of that folder. A `*` in a link matches any part of an id.
 //
-// The ids come from the test files themselves, which list them instead of running where UFFD_LIST_IDS is set; so
-// this needs no kernel.
+// The test files list their ids and run no test if UFFD_LIST_IDS is set, so this test needs no kernel.
 
 import { strict as assert } from 'node:assert';
 import { execFileSync } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
-import { suite } from './harness.js';
+import { suite } from './support/harness.js';
 
 const test = suite('docs/kernel');
 const root = fileURLToPath(new URL('../../', import.meta.url));
@@ -35,7 +34,7 @@ function idsByFile(): Map<string, string[]> {
   );
 }
 
-/** Where the page's labels lead: `[label]: ../test/semantics/FILE.ts` at its end. */
+/** The files of the page's labels: `[label]: ../test/semantics/FILE.ts` at its end. */
 function filesByLabel(): Map<string, string> {
   const definitions = page.matchAll(/^\[([a-z-]+)\]: (\S+)$/gm);
   return new Map(
@@ -58,7 +57,7 @@ const links: Link[] = [...page.matchAll(/\[`([^`]+)`\]\[([^\]]*)\]/g)].map(([, i
   label,
 }));
 
-/** Those of `ids` that a link is about. */
+/** The ids that a link matches. */
 function covered({ id }: Link, ids: readonly string[]): string[] {
   const pattern = new RegExp(`^${id.replaceAll('.', '\\.').replaceAll('*', '.*')}$`);
   return ids.filter((one) => pattern.test(one));

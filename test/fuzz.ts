@@ -1,45 +1,45 @@
-// `npm run fuzz`: random inputs, each from a seed that repeats it. It ends with the first that shows something wrong,
-// and exit code 1. `.ci/run` runs a short form.
+// `npm run fuzz`: random inputs, each made from a seed that repeats it. The run stops at the first failure, with exit
+// code 1. `.ci/run` runs a short form.
 //
-//   node dist/test/fuzz.js [TARGET…]   default: each target in turn
-//     decoder      damaged traces, which are read to a clear end
-//     replay       damaged traces, whose replay comes to a clear end
-//     programs     random programs, which the real kernel and the simulated one answer alike; the shortest that they
-//                  do not is told
-//   --seed N       from this seed on; default: one by chance, which is told
-//   --count N      so many inputs for each target; default: 1000000
-//   --seconds N    no more for each target after so long
-//   --help         tells the usage
+//   node build/test/fuzz.js [TARGET…]   default: each target in turn
+//     decoder      damaged traces: reading each ends without a crash or an endless loop
+//     replay       damaged traces: replaying each ends without a crash or an endless loop
+//     programs     random programs, whose results must be equal on the real and the simulated kernel; prints the
+//                  shortest program for which they differ
+//   --seed N       first seed; default: a random one, which is printed
+//   --count N      inputs for each target; default: 1000000
+//   --seconds N    time limit for each target
+//   --help         prints the usage
 
 import { parseArgs } from 'node:util';
 import { SimulatedKernel } from '../src/sim/index.js';
-import { needKernel } from './kernel/support.js';
-import { differs } from './sim/compare.js';
-import { fuzzDecoder, fuzzReplay } from './trace/decoder.js';
-import { record } from './trace/support.js';
+import { differs } from './sim/support/compare.js';
+import { needKernel } from './support/real-kernel.js';
+import { fuzzDecoder, fuzzReplay } from './trace/support/decoder.js';
+import { record } from './trace/support/traces.js';
 
-const USAGE = 'node dist/test/fuzz.js [decoder] [replay] [programs] [--seed N] [--count N] [--seconds N]';
-const TOLD_EVERY_MS = 10_000;
+const USAGE = 'node build/test/fuzz.js [decoder] [replay] [programs] [--seed N] [--count N] [--seconds N]';
+const PRINT_EVERY_MS = 10_000;
 
-/** Tries one seed, and tells what is wrong. */
+/** Tries one seed. Returns a description of the failure, or undefined. */
 type Target = (seed: number) => string | undefined | Promise<string | undefined>;
 
-/** Targets are made when their turn comes. */
+/** Functions that create the targets, each called when its turn comes. */
 const TARGETS: Record<string, () => Target> = {
   decoder: () => damaging(fuzzDecoder),
   replay() {
-    // What a damaged trace lets happen is worth a warning, and not what is looked for.
+    // Replaying a damaged trace prints many warnings that do not matter here.
     process.removeAllListeners('warning');
     return damaging(fuzzReplay);
   },
-  // The last: it keeps this thread on one processor.
+  // Last, because it pins this thread to one processor.
   programs() {
     needKernel();
     return differs;
   },
 };
 
-/** A target that is given traces to damage, and throws where something is wrong. */
+/** Makes a target of a function that damages sample traces, and throws if it finds a failure. */
 function damaging(body: (samples: Uint8Array[], seed: number) => void | Promise<void>): Target {
   const waits = ['poll', 'block', 'spin', 'adaptive'] as const;
   const samples = waits.map((wait, index) =>
@@ -61,12 +61,12 @@ interface Limits {
   seconds: number;
 }
 
-/** Tries one seed after another; whether nothing is wrong. */
+/** Tries one seed after another. Returns whether none failed. */
 async function fuzz(name: string, { first, count, seconds }: Limits): Promise<boolean> {
   const target = (TARGETS[name] as () => Target)();
   console.log(`${name}: --seed ${first}`);
   const begun = performance.now();
-  let told = begun;
+  let printedAt = begun;
   const elapsed = (): number => (performance.now() - begun) / 1000;
   const rate = (tries: number): string => `${Math.round(tries / elapsed())} a second`;
   let tries = 0;
@@ -77,8 +77,8 @@ async function fuzz(name: string, { first, count, seconds }: Limits): Promise<bo
       console.log(`${name}: --seed ${seed} --count 1\n${wrong}`);
       return false;
     }
-    if (performance.now() - told < TOLD_EVERY_MS) continue;
-    told = performance.now();
+    if (performance.now() - printedAt < PRINT_EVERY_MS) continue;
+    printedAt = performance.now();
     console.log(`${name}: ${tries} of ${count}, ${rate(tries)}`);
   }
   console.log(`${name}: ${tries} tries, ${rate(tries)}, nothing found`);

@@ -1,18 +1,18 @@
-// `npm run hostile`: a hundred thousand tries of hostile clients against `uffd serve`, a server for each ten thousand.
-// The tests run a short form.
+// `npm run suite -- hostile`: 100,000 tries of hostile clients against `uffd serve`, with a new server for every
+// 10,000. The tests run a short form.
 //
-// UFFD_TRIES=N: how many; UFFD_SEED=N, UFFD_FIRST=N: from which on; UFFD_KIND=NAME: of one kind only, or 'each': so many
-// of each kind, every kind against a server of its own.
+// UFFD_TRIES=N: number of tries; UFFD_SEED=N: seed; UFFD_FIRST=N: number of the first try; UFFD_KIND=NAME: only this
+// kind of try; UFFD_KIND=each: so many tries of each kind, with a server of its own for each kind.
 
 import { spawnSync } from 'node:child_process';
-import { seed } from './harness.js';
-import { compileProgram } from './kernel/support.js';
-import { besiege } from './serve/hostile.js';
+import { besiege } from './serve/support/hostile-clients.js';
+import { seed } from './support/harness.js';
+import { compileProgram } from './support/real-kernel.js';
 
 const TRIES = Number(process.env.UFFD_TRIES ?? 100_000);
 const A_SERVER = 10_000;
 const BATCH = 1000;
-/** What servers are started with, in turns. */
+/** Options of the servers, used in turn. */
 const OPTIONS: readonly (readonly string[])[] = [
   [],
   ['--window', '16'],
@@ -23,7 +23,7 @@ const OPTIONS: readonly (readonly string[])[] = [
 const start = seed();
 const kind = process.env.UFFD_KIND;
 const first = Number(process.env.UFFD_FIRST ?? 0);
-// What was started goes with it.
+// On a signal, exit normally: the exit listeners kill the programs that this process started.
 for (const name of ['SIGINT', 'SIGTERM'] as const) process.once(name, () => process.exit(1));
 const begun = performance.now();
 
@@ -44,7 +44,7 @@ function play(from: number, tries: number, only?: string): ReturnType<typeof bes
     ...{ seed: start, first: from, tries, batch: Math.min(BATCH, tries) },
     ...(only === undefined ? {} : { kind: only }),
     ...(options ? { options } : {}),
-    tell({ tries: done, killed, memory }) {
+    onProgress({ tries: done, killed, memory }) {
       if (only !== undefined && kind === 'each') return;
       const seconds = Math.round((performance.now() - begun) / 1000);
       const mib = (memory / 2 ** 20).toFixed(1);
@@ -56,9 +56,7 @@ function play(from: number, tries: number, only?: string): ReturnType<typeof bes
 }
 
 async function playEach(): Promise<void> {
-  const kinds = spawnSync(compileProgram('../guest/hostile.c'), ['-l'], { encoding: 'utf8' }).stdout.split(
-    '\n',
-  );
+  const kinds = spawnSync(compileProgram('guest/hostile.c'), ['-l'], { encoding: 'utf8' }).stdout.split('\n');
   for (const name of kinds.filter(Boolean)) {
     const at = performance.now();
     const why = await play(first, TRIES, name).then(

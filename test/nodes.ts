@@ -1,15 +1,15 @@
-// `npm run test:nodes`: other versions of Node make the same of everything. A seed's trace is the same, byte by byte,
-// on this Node, the oldest that the package allows, 22, 24 and the newest, with the release core (and the debug core on
-// the oldest and the newest); and on each of them portable tests pass, and those of the full library on the real kernel.
-// Their binaries come from npm, into a folder that is gone afterwards.
+// `npm run suite -- nodes`: other versions of Node give the same results. A seed's trace is the same, byte by byte, on
+// this Node, the oldest that the package allows, 22, 24 and the newest, with the release core (and with the debug core
+// on the oldest and the newest). On each of them the portable tests pass, and so do those of the full library on the
+// real kernel. npm installs the binaries into a temporary folder.
 //
-//   node dist/test/nodes.js [SEEDS]     how many seeds; default 100
+//   node build/test/nodes.js [SEEDS]     number of seeds; default 100
 
 import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { install, run, Unavailable } from './install.js';
+import { install, run, Unavailable } from './support/install.js';
 
 const here = (file: string): string => fileURLToPath(new URL(file, import.meta.url));
 const SEEDS = Number(process.argv[2] ?? 100);
@@ -18,22 +18,17 @@ const CHUNK = 50;
 const CORES = { release: [], debug: ['--conditions=uffd-debug'] };
 /** Words in the paths of the test files that the other Nodes run, on the release core. */
 const TESTS = [
-  ...['abi', 'browser', 'core/inbox.', 'core/pages', 'core/ranges.', 'core/transfer', 'sim/regressions'],
+  ...['abi', 'browser', 'core/queue.', 'core/pages', 'core/ranges.', 'core/transfer', 'sim/regressions'],
   ...['testing/page-sizes', 'trace/format', 'trace/replay'],
-  // The real kernel: how it is opened, waited for and closed, other processes, a guest, what was written.
-  ...[
-    'kernel/contract',
-    'kernel/lifecycle',
-    'kernel/open',
-    'kernel/process',
-    'dirty/tracker',
-    'runtimes/real',
-  ],
+  // On the real kernel: opening, waiting and closing, other processes, a guest, dirty tracking.
+  ...['uffd/contract', 'uffd/lifecycle', 'uffd/open', 'uffd/process-exit', 'dirty/tracker', 'runtimes/real'],
+  // The published package, with the HTTP client that is bundled into it.
+  'bundle/pager',
 ];
-/** What lies between the oldest version and the newest. */
+/** Versions between the oldest and the newest. */
 const BETWEEN = ['22', '24'];
 
-/** Installs versions of Node into a folder: where their binaries are. */
+/** Installs versions of Node into a folder. Returns the paths of their binaries. */
 function installNodes(folder: string, versions: readonly string[]): string[] {
   install(
     folder,
@@ -59,14 +54,14 @@ function compareTraces(binaries: readonly string[]): boolean {
   let same = true;
   const first: string[] = [];
   for (const [index, binary] of binaries.entries()) {
-    // The first is this Node, then they go up.
+    // The first binary is this Node; the others are in ascending order.
     const outermost = index === 1 || index === binaries.length - 1;
     for (const [core, conditions] of Object.entries(CORES)) {
       if (core === 'debug' && !outermost) continue;
       const hashes: string[] = [];
       for (let seed = 1; seed <= SEEDS; seed += CHUNK) {
         const count = `${Math.min(CHUNK, SEEDS - seed + 1)}`;
-        hashes.push(run(binary, [...conditions, here('testing/trace-of.js'), `${seed}`, count]));
+        hashes.push(run(binary, [...conditions, here('testing/support/trace-of.js'), `${seed}`, count]));
       }
       if (first.length === 0) first.push(...hashes);
       const cells = hashes.map((hash, index) => `${hash.slice(0, 12)}${hash === first[index] ? ' ' : '!'}`);

@@ -1,5 +1,5 @@
-// The README keeps its word. Its first example is done as a newcomer does it, with the package as it is published; the
-// others run as they stand; its figures are those of docs/benchmarks.md; its picture is one of the demo.
+// The README is correct. Its first example runs as a new user would run it, with the published package. The other
+// examples run unchanged, its figures equal those of docs/benchmarks.md, and its picture shows the demo.
 
 import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -14,30 +14,33 @@ import {
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import * as assert from 'uvu/assert';
 import { Guest } from '../src/cli/guest/guest.js';
-import { blocksOf, root, type Snippet, textOf } from './documents.js';
-import { skip, suite } from './harness.js';
-import { needKernel } from './kernel/support.js';
-import { writeMemory } from './serve/process.js';
-import { linesOf, withPackage, writeModule } from './snippets.js';
+import { writeMemory } from './serve/support/serve-process.js';
+import { blocksOf, root, type Snippet, textOf } from './support/documents.js';
+import { skip, suite } from './support/harness.js';
+import { needKernel } from './support/real-kernel.js';
+import { linesOf, withPackage, writeModule } from './support/snippets.js';
 
 const test = suite('readme');
 const readme = textOf('README.md');
 const { version, dependencies } = JSON.parse(textOf('package.json'));
-const [first, served, explored, replayed] = blocksOf('README.md') as [Snippet, Snippet, Snippet, Snippet];
+type Snippets = [Snippet, Snippet, Snippet, Snippet, Snippet];
+const [first, paged, served, explored, replayed] = blocksOf('README.md') as Snippets;
 
-test('it has four examples and the two commands', () => {
-  assert.is(blocksOf('README.md').length, 4);
+test('it has five examples and the two commands', () => {
+  assert.is(blocksOf('README.md').length, 5);
   for (const command of ['npm ci && npm start', 'npm ci && npm test'])
     assert.is(readme.split('\n').filter((line) => line === command).length, 1, command);
   assert.is(first.code, textOf('examples/answer-faults.ts'));
 });
 
-/** Does the README's steps in a folder of one's own, with the packed package; the registry's part is done by links. */
+/** Follows the README's steps in a new folder, with the packed package. Links replace the registry's dependencies. */
 function asNewcomer(body: (folder: string, tarball: string) => void): void {
   const home = mkdtempSync(join(tmpdir(), 'uffd-newcomer-'));
   try {
@@ -60,7 +63,7 @@ function asNewcomer(body: (folder: string, tarball: string) => void): void {
   }
 }
 
-test('who installs the package and copies the first example sees what the README says', () => {
+test('the first example, copied into a folder with the installed package, prints what the README says', () => {
   needKernel();
   asNewcomer((folder, tarball) => {
     const steps = blocksOf('README.md', 'sh').find(({ code }) => code.startsWith('npm init')) as Snippet;
@@ -71,7 +74,7 @@ test('who installs the package and copies the first example sees what the README
     ]);
     writeFileSync(join(folder, 'first.mjs'), first.code);
     const out = execFileSync(process.execPath, ['first.mjs'], { cwd: folder, encoding: 'utf8' });
-    // Lines of two threads come in any order.
+    // Lines of different threads may come in any order.
     assert.equal(out.trimEnd().split('\n').sort(), [
       'CAD',
       'read of page 0',
@@ -89,16 +92,51 @@ test('the package has the command, and the documents that its help and its error
       encoding: 'utf8',
     });
     assert.is(said.trim(), version);
-    const code = readdirSync(join(installed, 'dist/src'), { recursive: true, encoding: 'utf8' })
+    const code = readdirSync(join(installed, 'dist'), { recursive: true, encoding: 'utf8' })
       .filter((file) => file.endsWith('.js'))
-      .map((file) => readFileSync(join(installed, 'dist/src', file), 'utf8'));
-    const named = new Set(code.flatMap((text) => text.match(/docs\/[a-z-]+\.md/g) ?? []));
+      .map((file) => readFileSync(join(installed, 'dist', file), 'utf8'));
+    const named = new Set(code.flatMap((text) => text.match(/docs\/[a-z/-]+\.md/g) ?? []));
     assert.ok(named.size > 0);
     for (const document of named) assert.ok(existsSync(join(installed, document)), `it lacks ${document}`);
   });
 });
 
-test('the second example serves a guest that finds in its memory what the file has', async () => {
+test('the example of the pager prints a byte of a file, which a server has', async () => {
+  needKernel();
+  const file = Buffer.alloc(100_000, 7);
+  file[50_000] = 42;
+  const server = createServer(({ headers }, response) => {
+    const [, start = '0', end = '0'] = /^bytes=(\d+)-(\d+)$/.exec(headers.range ?? '') ?? [];
+    const bytes = file.subarray(Number(start), Number(end) + 1);
+    const last = Number(start) + bytes.length - 1;
+    response.writeHead(206, { etag: '"1"', 'content-range': `bytes ${start}-${last}/${file.length}` });
+    response.end(bytes);
+  });
+  await once(server.listen(0, '127.0.0.1'), 'listening');
+  try {
+    const { port } = server.address() as AddressInfo;
+    const code = paged.code
+      .replace('https://data.example/model.bin', `http://127.0.0.1:${port}/model.bin`)
+      .replace('1_000_000_000', '50_000');
+    assert.is.not(code, paged.code);
+    await withPackage(async (folder) => {
+      const child = spawn(process.execPath, [writeModule(folder, { ...paged, code })], { cwd: folder });
+      let out = '';
+      for (const stream of [child.stdout, child.stderr]) {
+        stream.setEncoding('utf8').on('data', (text: string) => {
+          out += text;
+        });
+      }
+      await once(child, 'close');
+      assert.is(out, '42\n');
+    });
+  } finally {
+    server.closeAllConnections();
+    server.close();
+  }
+});
+
+test('the example of serve serves a guest that finds in its memory what the file has', async () => {
   needKernel();
   await withPackage(async (folder) => {
     writeMemory(join(folder, 'snapshot.mem'), 100, 1);
@@ -128,16 +166,16 @@ test('the second example serves a guest that finds in its memory what the file h
   });
 });
 
-test('the third example finds what the README shows', async () => {
+test('the example of explore finds what the README shows', async () => {
   const printed = await withPackage((folder) => linesOf(folder, explored));
   assert.match(printed[0] as string, /^a page that was removed holds data/);
   assert.ok(readme.includes(`\n\`\`\`\n${printed.join('\n')}\n\`\`\`\n`), printed.join('\n'));
 });
 
-test('the fourth example prints what the README says', async () => {
+test('the example of replay prints what the README says', async () => {
   const printed = await withPackage((folder) => linesOf(folder, replayed));
   assert.is(printed.length, 1);
-  assert.ok(readme.includes(`it prints \`${printed[0]}\``), printed[0]);
+  assert.ok(readme.includes(`prints \`${printed[0]}\``), printed[0]);
 });
 
 test('its figures are those of docs/benchmarks.md', () => {
@@ -169,7 +207,7 @@ test('a picture is what the demo leaves on a terminal', () => {
     } catch {
       skip('script(1), which makes a terminal, is not installed');
     }
-    execFileSync(process.execPath, [join(root, 'dist/bench/picture.js'), '--file', file, out]);
+    execFileSync(process.execPath, [join(root, 'build/bench/picture.js'), '--file', file, out]);
     const picture = readFileSync(out, 'utf8');
     assert.match(picture, />\$ npx uffd demo a &#38; b</);
     assert.match(picture, />no prefetch:</);

@@ -1,16 +1,18 @@
-// `npm test`: runs every test file in a process of its own, on the release core and on the debug core, and
-// ends with `N passed, N failed, N skipped`. It fails where anything failed, and where nothing ran.
+// `npm test`: runs every test file in a process of its own, on the release core and on the debug core, and ends with
+// `N passed, N failed, N skipped`. It fails if any test failed, or if no test ran.
 //
-// A file named *.once.test.ts does not use the core: it runs once, not on each.
+// A file named *.once.test.ts does not use the core: it runs once, not on each core.
 //
-// Two files run at a time, of which one at most shares what the machine has one of (huge pages, the terminal, the load
-// that a race needs).
+// Three files run at a time, because most of them sometimes wait for a process to start or end. At most one of the
+// three has races that need the processors for themselves. Files that change a setting of the system run alone.
 //
-//   node dist/test/run.js [WORD…]     only files whose path contains one of the words
+//   node build/test/run.js [WORD…]    only files whose path contains one of the words
+//   --grep TEXT                       only tests whose name (`file: title`) contains the text
+//   --bail                            run no further test or file after a failure
 //   UFFD_CORE=release|debug           one core only
-//   UFFD_REQUIRE_KERNEL=1             a test that skips has failed
+//   UFFD_REQUIRE_KERNEL=1             a skipped test counts as failed
 //   UFFD_SEED=N                       the seed of random tests
-//   UFFD_PLACEMENT=none|follow|awake  where the threads run that serve guests
+//   UFFD_PLACEMENT=none|follow|awake  placement of the threads that serve guests
 
 import { spawn } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';
@@ -18,54 +20,81 @@ import { dirname, join, relative } from 'node:path';
 import { createInterface } from 'node:readline';
 import type { Readable } from 'node:stream';
 import { fileURLToPath } from 'node:url';
-import type { Report } from './harness.js';
+import { parseArgs } from 'node:util';
+import type { Report } from './support/harness.js';
 
 const here = dirname(fileURLToPath(import.meta.url));
 const CORES = { release: [], debug: ['--conditions=uffd-debug'] } as const;
 type CoreName = keyof typeof CORES;
-/** Until the next test of a file begins, or its process ends, in milliseconds. */
+/** Time limit from the end of a test to the next test of the file, or to the end of its process, in milliseconds. */
 const BETWEEN_MS = 60_000;
 
+const begunAll = performance.now();
 const totals = { passed: 0, failed: 0, skipped: 0 };
+/** The duration of each test in seconds, and its name. */
+const times: [seconds: number, test: string][] = [];
+/** The number of slowest tests to list at the end. */
+const SLOWEST = 20;
 
-const words = process.argv.slice(2);
+const { values: options, positionals: words } = parseArgs({
+  allowPositionals: true,
+  options: { grep: { type: 'string' }, bail: { type: 'boolean' } },
+});
 const files = readdirSync(here, { recursive: true, encoding: 'utf8' })
   .filter(
     (file) => file.endsWith('.test.js') && (words.length === 0 || words.some((word) => file.includes(word))),
   )
   .sort();
+/**
+ * Files that change a setting of the system on which other tests depend. They run after all others, one at a time.
+ */
+const ALONE = /^pager\/pager-huge-shmem\./;
 const only = process.env.UFFD_CORE as CoreName | undefined;
 const cores = only ? [only] : (Object.keys(CORES) as CoreName[]);
 
-/** Files that share nothing but the processors; huge pages are asked for one test at a time. */
-const APART = /^(core|report|serve|sim|testing|trace)\/|^[^/]+$/;
+/** Files with races, timings or placements. (A lock lets only one test at a time use huge pages.) */
+const RACES = /^(dirty|runtimes|scheduling|uffd)\//;
 const runs = cores.flatMap((core) =>
   files
     .filter((file) => core === cores[0] || !file.endsWith('.once.test.js'))
-    .map((file) => ({ file, core, apart: APART.test(file) })),
+    .map((file) => ({ file, core })),
 );
-const apart = runs.filter((run) => run.apart);
-const others = runs.filter((run) => !run.apart);
-await Promise.all([runAll(apart), runAll(others).then(() => runAll(apart))]);
+const alone = runs.filter(({ file }) => ALONE.test(file));
+const races = runs.filter(({ file }) => RACES.test(file));
+const others = runs.filter(({ file }) => !RACES.test(file) && !ALONE.test(file));
+await Promise.all([runAll(others), runAll(others), runAll(races).then(() => runAll(others))]);
+await runAll(alone);
 
+const slowest = times.sort(([a], [b]) => b - a).slice(0, SLOWEST);
+if (slowest.length === SLOWEST) {
+  console.log('the slowest tests:');
+  for (const [seconds, test] of slowest) console.log(`${seconds.toFixed(1).padStart(8)} s  ${test}`);
+}
 const ran = totals.passed + totals.failed;
 if (ran === 0) console.log('no test ran');
+console.log(`in ${secondsSince(begunAll)} s`);
 console.log(`${totals.passed} passed, ${totals.failed} failed, ${totals.skipped} skipped`);
 process.exitCode = ran === 0 || totals.failed > 0 ? 1 : 0;
 
-/** Runs what is left of a list, one file after the other. */
+/** Runs the remaining files of a list, one after the other. */
 async function runAll(left: typeof runs): Promise<void> {
-  for (let run = left.shift(); run; run = left.shift()) await runFile(run.file, run.core);
+  for (let run = left.shift(); run; run = left.shift()) {
+    if (options.bail && totals.failed > 0) return;
+    await runFile(run.file, run.core);
+  }
 }
 
-/** Runs one file; counts and tells what became of its tests. */
+/** Runs one file; counts and prints the results of its tests. */
 async function runFile(file: string, core: CoreName): Promise<void> {
   const begun = performance.now();
   const child = spawn(process.execPath, ['--expose-gc', ...CORES[core], join(here, file)], {
     stdio: ['ignore', 'pipe', 'pipe', 'pipe'],
-    // A group of its own, so that what it started goes with it.
+    // A process group of its own, so that the programs that it started are killed with it.
     detached: true,
-    env: { ...process.env, UFFD_REPORT_FD: '3', UFFD_CORE: core },
+    env: {
+      ...{ ...process.env, UFFD_REPORT_FD: '3', UFFD_CORE: core, UFFD_GREP: options.grep },
+      UFFD_BAIL: options.bail ? '1' : undefined,
+    },
   });
   const count = { passed: 0, failed: 0, skipped: 0 };
   const notes: string[] = [];
@@ -76,24 +105,31 @@ async function runFile(file: string, core: CoreName): Promise<void> {
     });
   }
   let current: string | undefined;
+  let begunTest = 0;
   let timer: NodeJS.Timeout | undefined;
   const limit = (what: string, ms: number): void => {
     clearTimeout(timer);
     timer = setTimeout(() => {
       notes.push(`${what} after ${ms} ms`, ...threads(child.pid as number));
-      process.kill(-(child.pid as number), 'SIGKILL');
+      try {
+        process.kill(-(child.pid as number), 'SIGKILL');
+      } catch {
+        // All its processes have ended: only their output is still being read.
+      }
     }, ms);
   };
   createInterface({ input: child.stdio[3] as Readable }).on('line', (line) => {
     const report = JSON.parse(line) as Report;
     if (report.event === 'begin') {
       current = report.name;
+      begunTest = performance.now();
       limit(`${report.name}: still running`, report.limitMs);
       return;
     }
-    // What a test has left behind may keep the process alive for ever.
+    // A leaked resource may keep the process alive forever.
     limit(`${report.name}: neither ended nor followed by another`, BETWEEN_MS);
     current = undefined;
+    times.push([(performance.now() - begunTest) / 1000, `${core} ${report.name}`]);
     count[report.event]++;
     if (report.event === 'skipped') notes.push(`skipped: ${report.name}: ${report.reason}`);
   });
@@ -109,20 +145,25 @@ async function runFile(file: string, core: CoreName): Promise<void> {
     notes.push(`the process ended with ${signal ?? `exit code ${code}`}`);
   }
   if (count.passed + count.failed + count.skipped === 0) {
+    if (options.grep !== undefined) return;
     count.failed++;
     notes.push('the file ran no test');
   }
   const name = relative(here, join(here, file)).replace(/\.js$/, '.ts');
-  const seconds = ((performance.now() - begun) / 1000).toFixed(1);
   console.log(
-    `${count.failed ? 'FAILED' : 'ok    '} ${core.padEnd(7)} ${name}  ${count.passed} passed, ${seconds} s`,
+    `${count.failed ? 'FAILED' : 'ok    '} ${core.padEnd(7)} ${name}  ${count.passed} passed, ${secondsSince(begun)} s`,
   );
   for (const note of notes) console.log(`       ${note}`);
   if (count.failed) console.log(output.replace(/^/gm, '       | '));
   for (const key of ['passed', 'failed', 'skipped'] as const) totals[key] += count[key];
 }
 
-/** Which thread of a process waits for what, as the kernel tells it. */
+/** Seconds since a point in time, with one decimal. */
+function secondsSince(begun: number): string {
+  return ((performance.now() - begun) / 1000).toFixed(1);
+}
+
+/** The state of each thread of a process and where it waits, from /proc. */
 function threads(pid: number): string[] {
   try {
     return readdirSync(`/proc/${pid}/task`).map((tid) => {

@@ -1,23 +1,23 @@
-// `npm run test:runtimes`: what is promised to run anywhere does. The portable suites run in this Node, Deno, Bun and a
-// headless Chromium, from the sources, from what was built, and as one bundle; a trace that was recorded on the real
-// kernel is replayed in each, and comes to the same; and on Deno and Bun the full library answers real faults. Deno and
-// Bun come from npm, into a folder that is gone afterwards; Chromium is the system's.
+// `npm run suite -- runtimes`: the portable entries run in every runtime. The portable suites run in this Node, Deno,
+// Bun and a headless Chromium, from the sources, from the build, and as one bundle. A trace that was recorded on the
+// real kernel replays in each runtime with the same result. On Deno and Bun the full library also resolves real faults.
+// npm installs Deno and Bun into a temporary folder; Chromium is the system's.
 //
-//   node dist/test/runtimes.js [WORD…]     only runtimes whose name contains one of the words
-//   UFFD_REQUIRE_KERNEL=1                  a runtime that is missing, or a test that skips, has failed
+//   node build/test/runtimes.js [WORD…]     only runtimes whose name contains one of the words
+//   UFFD_REQUIRE_KERNEL=1                  a missing runtime or a skipped test counts as failed
 
 import { createHash } from 'node:crypto';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { openChromium } from './chromium.js';
-import { install, run } from './install.js';
-import { bundle, ROOT, running, telling } from './runtimes/bundles.js';
+import { bundle, ROOT, running, traceProgram } from './runtimes/bundles.js';
 import { FULL, LONG, MAPPED, SLOW, SUITES } from './runtimes/files.js';
 import { Chromium, Command, type Host, type Ran, type What } from './runtimes/hosts.js';
-import { SEEDS, type Told, TRACES } from './runtimes/traces.js';
+import { SEEDS, TRACES, type TraceResults } from './runtimes/traces.js';
+import { openChromium } from './support/chromium.js';
+import { install, run } from './support/install.js';
 
-/** Runtimes that are tried at a time. */
+/** The number of runtimes that run at the same time. */
 const AT_A_TIME = 2;
 const words = process.argv.slice(2).map((word) => word.toLowerCase());
 const required = Boolean(process.env.UFFD_REQUIRE_KERNEL);
@@ -25,7 +25,7 @@ let failures = 0;
 
 // ---- the runtimes ------------------------------------------------------------------------------------------
 
-/** How each runtime is had, by its name. Node comes first: what others come to is compared with it. */
+/** Functions that start each runtime. Node comes first: the results of the others are compared with Node's. */
 const RUNTIMES: Record<string, (folder: string) => Host | Promise<Host>> = {
   Node: () => new Command(`Node ${process.versions.node}`, process.execPath, ['--expose-gc']),
   Deno: (folder) => installed(folder, 'deno', 'Deno', ['run', '-A', '--v8-flags=--expose-gc']),
@@ -41,7 +41,7 @@ function installed(parent: string, name: string, title: string, args: readonly s
   return new Command(`${title} ${version}`, program, args);
 }
 
-/** Those that can be had here; says of the others why not. */
+/** Starts the runtimes that are available here, and prints why the others are not. */
 async function open(folder: string): Promise<Map<string, Host>> {
   const hosts = new Map<string, Host>();
   for (const [name, make] of Object.entries(RUNTIMES)) {
@@ -57,9 +57,9 @@ async function open(folder: string): Promise<Map<string, Host>> {
   return hosts;
 }
 
-// ---- what is run -------------------------------------------------------------------------------------------
+// ---- the suites --------------------------------------------------------------------------------------------
 
-/** The suites of an artefact, with the files that are left out there. */
+/** The suites of an artefact, each with its files and the number of files left out. */
 type Artefact = ReadonlyMap<string, { what: What; shortened: number }>;
 
 async function bundled(artefact: 'source' | 'bundle', without: readonly string[]): Promise<Artefact> {
@@ -84,7 +84,7 @@ function built(): Artefact {
 const LONG_FILES = 'long files, which run as a bundle';
 const SLOW_FILES = 'files that take minutes there';
 
-/** Adds what came of one run to what came of others. */
+/** Adds the result of one run to a sum. */
 function add(sum: Ran, ran: Ran): void {
   sum.passed += ran.passed;
   sum.failed += ran.failed;
@@ -94,8 +94,8 @@ function add(sum: Ran, ran: Ran): void {
 
 const nothing = (): Ran => ({ passed: 0, failed: 0, leftOut: new Map(), output: [] });
 
-/** One line of the table, and what failed tests have printed. */
-function tell(host: Host, artefact: string, ran: Ran, begun: number): void {
+/** Prints one line of the table, and the output of failed tests. */
+function printResult(host: Host, artefact: string, ran: Ran, begun: number): void {
   if (ran.passed === 0 && ran.failed === 0) {
     ran.failed++;
     ran.output.push('no test ran');
@@ -111,7 +111,7 @@ function tell(host: Host, artefact: string, ran: Ran, begun: number): void {
   if (ran.failed > 0) console.log(ran.output.join('\n').replace(/^/gm, '    | '));
 }
 
-/** All suites of an artefact in a runtime. */
+/** Runs all suites of an artefact in a runtime. */
 async function portable(host: Host, name: string, artefact: Artefact): Promise<void> {
   const begun = performance.now();
   const sum = nothing();
@@ -122,11 +122,11 @@ async function portable(host: Host, name: string, artefact: Artefact): Promise<v
       sum.leftOut.set(`files of ${suite}: they ask both kernels`, what.files.length);
     } else add(sum, await host.run(what));
   }
-  tell(host, name, sum, begun);
+  printResult(host, name, sum, begun);
 }
 
-/** What each runtime makes of a trace from the real kernel, and of the traces of random worlds. */
-const told = new Map<string, string>();
+/** Each runtime's results for the trace from the real kernel and for the traces of random worlds. */
+const results = new Map<string, string>();
 
 async function traces(host: Host, text: string): Promise<void> {
   const { output, failed } = await host.run({ text });
@@ -134,15 +134,15 @@ async function traces(host: Host, text: string): Promise<void> {
   if (failed > 0 || line === undefined) {
     failures++;
     console.log(`${host.name}: replays nothing: ${output.join('\n')}`);
-  } else told.set(host.name, line.slice(TRACES.length));
+  } else results.set(host.name, line.slice(TRACES.length));
 }
 
-/** What all came to is the same, and what it has to be; a line for each. */
+/** Checks that all results are the same and correct; prints a line for each runtime. */
 function compare(trace: Uint8Array): void {
   const sha256 = createHash('sha256').update(trace).digest('hex');
-  const [expected] = told.values();
-  for (const [name, text] of told) {
-    const { identical, records, faults, again, worlds, summary } = JSON.parse(text) as Told;
+  const [expected] = results.values();
+  for (const [name, text] of results) {
+    const { identical, records, faults, again, worlds, summary } = JSON.parse(text) as TraceResults;
     const right = identical && faults > 0 && again === sha256 && text === expected;
     if (!right) failures++;
     console.log(
@@ -152,14 +152,14 @@ function compare(trace: Uint8Array): void {
   }
 }
 
-/** The trace of a demo on the real kernel; on a simulated one where there is none. */
+/** Records a demo on the real kernel; on the simulated kernel if the real one is not available. */
 function recording(folder: string): Uint8Array {
   const [file, trace] = [join(folder, 'file'), join(folder, 'trace')];
   writeFileSync(
     file,
     Uint8Array.from({ length: 300_000 }, (_, at) => at >>> 4),
   );
-  const said = run(process.execPath, [join(ROOT, 'dist/src/cli/main.js'), 'demo', file, '--record', trace]);
+  const said = run(process.execPath, [join(ROOT, 'build/src/cli/main.js'), 'demo', file, '--record', trace]);
   if (said.includes('simulated')) {
     console.log('the trace is of the simulated kernel: there is no real one here');
     if (required) failures++;
@@ -176,7 +176,7 @@ try {
   const trace = recording(folder);
   const source = await bundled('source', LONG);
   const dist = built();
-  const text = await bundle('bundle', telling(trace));
+  const text = await bundle('bundle', traceProgram(trace));
   const left = [...hosts];
   const work = async (): Promise<void> => {
     for (let next = left.shift(); next; next = left.shift()) {
@@ -188,7 +188,7 @@ try {
       if (full) {
         const sum = nothing();
         for (const file of full) add(sum, await host.run({ files: [file] }));
-        tell(host, 'full', sum, begun);
+        printResult(host, 'full', sum, begun);
       }
       await traces(host, text);
     }

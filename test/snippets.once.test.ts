@@ -1,34 +1,36 @@
-// What is shown works: every example in a docstring compiles, runs and prints what it should; every block of code in a
-// document compiles, and so does what test/types.ts says of the types.
+// The documented code works: every example in a docstring compiles, runs and prints its expected output. Every block of
+// code in a document compiles, and so does test/types.ts.
 
 import * as assert from 'uvu/assert';
-import { blocksOf, documents, textOf } from './documents.js';
-import { suite } from './harness.js';
-import { needKernel } from './kernel/support.js';
-import { complaints, examples, linesOf, withPackage } from './snippets.js';
+import { blocksOf, documents, programsOf, textOf } from './support/documents.js';
+import { suite } from './support/harness.js';
+import { needKernel } from './support/real-kernel.js';
+import { complaints, examples, linesOf, withPackage } from './support/snippets.js';
 
 const test = suite('snippets');
 
-/** What each example prints; those on the real kernel are marked. */
+/** The output of each example; `kernel` marks examples that need the real kernel. */
 // biome-ignore format: a table
 const PRINTS: Record<string, { kernel?: true; lines: (string | RegExp)[] }> = {
   'src/dirty/tracker.ts: open': { kernel: true, lines: ['28672n 4096'] },
   'src/embed.ts: embed': { lines: ['a thread that was started with the same file'] },
-  'src/mapping.ts: anonymous': { kernel: true, lines: ['0n 65536 1'] },
+  'src/memory/mapping.ts: anonymous': { kernel: true, lines: ['0n 65536 1'] },
+  'src/pager/pager.ts: Pager': { kernel: true, lines: ['ELF'] },
   'src/serve/server.ts: serve': { kernel: true, lines: [''] },
   'src/sim/kernel.ts: SimulatedKernel': { lines: ['65'] },
+  'src/sim/kernel.ts: memfd': { lines: ['65536 1 true'] },
   'src/testing/explore.ts: explore': { lines: ['nothing is broken in 50 worlds'] },
   'src/testing/simulate.ts: simulate': { lines: ['1', '1'] },
   'src/trace/replay.ts: replay': { lines: ['true undefined'] },
   'src/trace/writer.ts: TraceWriter': { kernel: true, lines: ['undefined true'] },
-  'src/userfaultfd.ts: open': { kernel: true, lines: [/^(syscall|device) (true|false) \[/] },
-  'src/userfaultfd.ts: wrap': { kernel: true, lines: ['1'] },
-  'src/userfaultfd.ts: copy': { kernel: true, lines: ['8192 present missing'] },
-  'src/userfaultfd.ts: answerFrom': { kernel: true, lines: ['true', '{ passed: 0, installed: 65536, leftOut: 0 }'] },
-  'src/userfaultfd.ts: start': { kernel: true, lines: ['read', '42', 'closed'] },
+  'src/uffd/userfaultfd.ts: open': { kernel: true, lines: [/^(syscall|device) (true|false) \[/] },
+  'src/uffd/userfaultfd.ts: wrap': { kernel: true, lines: ['1'] },
+  'src/uffd/userfaultfd.ts: copy': { kernel: true, lines: ['8192 present missing'] },
+  'src/uffd/userfaultfd.ts: answerFrom': { kernel: true, lines: ['true', '{ passed: 0, installed: 65536, leftOut: 0 }'] },
+  'src/uffd/userfaultfd.ts: start': { kernel: true, lines: ['read', '42', 'closed'] },
 };
 
-/** A block without imports is a part of a program that has these, and what follows. */
+/** Imports for blocks of code without imports. PRELUDE declares the names that blocks may use. */
 const IMPORTS = "import { type FaultHandler, Mapping, Userfaultfd } from 'userfaultfd';";
 const PRELUDE = `
 import type { Worker } from 'node:worker_threads';
@@ -65,7 +67,7 @@ for (const snippet of examples()) {
     const { kernel, lines = [] } = PRINTS[snippet.where] ?? {};
     if (kernel) needKernel();
     const printed = await withPackage((folder) => linesOf(folder, snippet));
-    // The lines of two threads may come in any order; a list that is printed may have many.
+    // Lines of different threads may come in any order. A pattern matches the first line of a long output.
     const [first] = lines;
     if (first instanceof RegExp) assert.match(printed[0] as string, first);
     else assert.equal(printed.sort(), [...lines].sort());
@@ -84,6 +86,24 @@ test('every block of ts in a document compiles', () => {
     code: /^import /m.test(code) ? code : IMPORTS + code,
   }));
   assert.equal(complaints(whole, PRELUDE), []);
+});
+
+const GUIDES = documents().filter((file) => file.startsWith('docs/guides/'));
+
+// The tutorial of test-a-handler.md has a test of its own: test/testing/tutorial.test.ts.
+for (const guide of GUIDES.filter((file) => !file.endsWith('/test-a-handler.md'))) {
+  for (const { program, prints } of programsOf(guide)) {
+    test(`the program of ${program.where} prints what the guide shows`, async () => {
+      needKernel();
+      const printed = await withPackage((folder) => linesOf(folder, program));
+      // Lines of different threads may come in any order.
+      assert.equal(printed.sort(), prints.sort());
+    });
+  }
+}
+
+test('each guide says what to do if something goes wrong', () => {
+  for (const guide of GUIDES) assert.match(textOf(guide), /^## If something goes wrong$/m, guide);
 });
 
 test.run();

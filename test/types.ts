@@ -1,5 +1,5 @@
-// The types of every entry: what callers get, what is taken, and what is refused. Nothing here runs; the compiler is
-// the test, on the sources (`npm run check`) and on the declarations that are published (snippets.once.test.ts).
+// The types of every entry: what calls return, accept and refuse. Nothing here runs; the compiler is the test, on the
+// sources (`npm run check`) and on the published declarations (snippets.once.test.ts).
 
 import { expectTypeOf } from 'expect-type';
 import {
@@ -86,7 +86,7 @@ uffd.register(0n, 4096, ['missing', 'write-protect'], { pageSize: 2 ** 21 });
 uffd.copy(0n, 4096n, 4096, { dontWake: true, writeProtect: true });
 uffd.copy(0n, new BigUint64Array(512));
 uffd.move(0n, 4096n, 4096, { allowHoles: true });
-// @ts-expect-error A feature that nobody knows.
+// @ts-expect-error An unknown feature.
 Userfaultfd.open({ features: ['event-removed'] });
 // @ts-expect-error Who wants a default leaves it out.
 Userfaultfd.open({ pid: undefined });
@@ -201,7 +201,7 @@ function* program(): sim.Program {
   expectTypeOf(yield sim.read(0n)).toEqualTypeOf<sim.Outcome>();
 }
 expectTypeOf(kernel.thread(program())).toEqualTypeOf<sim.SimulatedThread>();
-// @ts-expect-error A page size that Linux does not have is told at run time; a text is none.
+// @ts-expect-error A page size is a number; one that Linux does not have is refused at run time.
 new sim.SimulatedKernel({ pageSize: '4096' });
 
 // ---- userfaultfd/testing -----------------------------------------------------------------------------------

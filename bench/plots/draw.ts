@@ -1,12 +1,13 @@
-// Plots as SVG, readable on light and on dark: drawn for a light page, with a style that says what each colour is on a
-// dark one.
+// Plots as SVG, readable on light and dark pages. A plot is drawn for a light page; its style sheet replaces each
+// colour on a dark page.
 
 import { init } from 'echarts';
+import type { OperatorRow } from '../operator.js';
 import type { Scaling } from './scaling.js';
 
 const WIDTH = 760;
 const HEIGHT = 440;
-/** On light, and on dark. */
+/** Colours on a light page, and on a dark one. */
 const PAPER = ['#f6f8fa', '#0d1117'] as const;
 const INK = ['#1f2328', '#e6edf3'] as const;
 const FAINT = ['#d1d9e0', '#30363d'] as const;
@@ -19,7 +20,7 @@ const LINES = [
   ['#8250df', '#bc8cff'],
 ] as const;
 
-/** The plot as a file's text: medians, over an axis of powers. */
+/** The text of a plot's SVG file: medians, over a logarithmic axis. */
 export function draw({ title, x, y, lines }: Scaling): string {
   const chart = init(null, null, { renderer: 'svg', ssr: true, width: WIDTH, height: HEIGHT });
   const text = { color: INK[0], fontFamily: 'system-ui, sans-serif', fontSize: 12 };
@@ -56,6 +57,36 @@ export function draw({ title, x, y, lines }: Scaling): string {
       symbolSize: 7,
       data: points.map((point) => [point.x, point.value.median]),
     })),
+  });
+  const svg = chart.renderToSVGString();
+  chart.dispose();
+  return svg.replace('>', `><title>${title}</title><style>${darkStyle()}</style>`);
+}
+
+/** The operator's figures, each as a ratio to its aim. A figure at 1, or left of it, meets its aim. */
+export function drawOperator(rows: readonly OperatorRow[]): string {
+  const height = 120 + rows.length * 24;
+  const chart = init(null, null, { renderer: 'svg', ssr: true, width: WIDTH, height });
+  const text = { color: INK[0], fontFamily: 'system-ui, sans-serif', fontSize: 12 };
+  const title = 'uffd serve: figures by their aims (1: the aim; less is better)';
+  const values = rows.map(({ value: { median }, aim, atMost }) => (atMost ? median / aim : aim / median));
+  chart.setOption({
+    animation: false,
+    backgroundColor: PAPER[0],
+    title: { text: title, left: 'center', top: 16, textStyle: { ...text, fontSize: 14 } },
+    grid: { left: 380, right: 48, top: 56, bottom: 40 },
+    xAxis: { type: 'value', min: 0, axisLabel: text, splitLine: { lineStyle: { color: FAINT[0] } } },
+    yAxis: { type: 'category', inverse: true, data: rows.map(({ figure }) => figure), axisLabel: text },
+    series: [
+      {
+        type: 'bar',
+        data: values.map((value) => ({
+          value,
+          itemStyle: { color: (value <= 1 ? LINES[3] : LINES[2])[0] },
+        })),
+        markLine: { symbol: 'none', label: text, lineStyle: { color: INK[0] }, data: [{ xAxis: 1 }] },
+      },
+    ],
   });
   const svg = chart.renderToSVGString();
   chart.dispose();

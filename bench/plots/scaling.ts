@@ -1,6 +1,6 @@
-// How figures grow with pages, ranges, threads and userfaultfds: what the plots show.
+// The plots: how figures grow with pages, ranges, threads and userfaultfds.
 //
-// Rule: memory that would not fit twice into what is free is not asked for; a line ends there.
+// Rule: a size that does not fit twice into the free memory is left out, so the line of the plot ends before it.
 
 import { freemem } from 'node:os';
 import { BASE, SMALL_PAGE } from '../cells.js';
@@ -27,16 +27,16 @@ export interface Scaling {
   lines: Line[];
 }
 
-/** What a run measures with. */
+/** The parameters of a run. */
 export interface Extent {
   library: string;
   rounds: number;
-  /** Of a guest. */
+  /** Pages of a guest. */
   pages: number;
-  /** Beside C. */
+  /** The handlers that are measured beside C. */
   wanted: readonly string[];
   quick: boolean;
-  /** What cannot be measured is added to it. */
+  /** Gets a line for each figure that cannot be measured, with the reason. */
   leftOut: string[];
   say: (text: string) => void;
 }
@@ -45,16 +45,16 @@ const CORE_PAGES = [10, 12, 14, 16, 18, 20, 22].map((power) => 2 ** power);
 const RANGES = [1, 10, 100, 1000, 10_000, 100_000];
 const THREADS = [1, 2, 4, 8, 16, 32, 64];
 const USERFAULTFDS = [1, 2, 4, 8, 16];
-/** Beside C, for threads. */
+/** The handlers that are measured beside C in the plot over threads. */
 const COMPARED: readonly string[] = ['uffd serve', 'Rust', 'Go'];
-/** How many mappings a process may have: one range of ours takes two, and the process has others. */
+/** The kernel's limit of mappings of a process. A registered range takes two mappings, and the process has others. */
 const MAPPINGS = '/proc/sys/vm/max_map_count';
 const MAPPINGS_BESIDES = 65_530;
 const MAPPINGS_USUAL = 32_768;
-/** Of pages that are faulted in, where it has to be quick. */
+/** The largest number of pages for a quick run. */
 const QUICK_PAGES = 2 ** 14;
 
-/** All plots, one after the other. */
+/** Measures all plots, one after the other. */
 export async function* scaling(extent: Extent): AsyncGenerator<Scaling> {
   const { library, pages, rounds, leftOut } = extent;
   const bench = new ServeBench(library, pages);
@@ -86,7 +86,7 @@ function core(
   return { name, title, x, y: 'ns', lines: [{ name: 'the core alone', points }] };
 }
 
-/** Faults of one thread in memory of so many pages, answered in the same process on the same processor. */
+/** Faults of one thread in memories of different sizes, answered in the same process on the same processor. */
 async function byPages(extent: Extent): Promise<Scaling> {
   const counts = CORE_PAGES.filter(
     (pages) => pages * SMALL_PAGE <= freemem() / 2 && (!extent.quick || pages <= QUICK_PAGES),
@@ -96,7 +96,7 @@ async function byPages(extent: Extent): Promise<Scaling> {
   return { name: 'pages', title, x: 'pages', y: 'faults/s', lines };
 }
 
-/** The same, of memory that is one of so many ranges. Those are mappings for C as well, in the same process. */
+/** Faults of one thread in one of many registered ranges. The process maps all these ranges while C serves, too. */
 async function byRanges(extent: Extent): Promise<Scaling> {
   const { library, pages, leftOut } = extent;
   const mappings = Math.max(...RANGES) * 2;
@@ -152,7 +152,10 @@ async function byThreads(bench: ServeBench, { wanted, rounds, say }: Extent): Pr
   return { name: 'threads', title, x: 'threads', y: 'pages/s', lines: [...lines.values()] };
 }
 
-/** Guests at once: one process of ours for all, and one of C's for each, since it serves one after the other. */
+/**
+ * Several guests at once. One process of `uffd serve` serves all of them. The handler in C serves one guest after the
+ * other, so each guest has its own process in C.
+ */
 async function byUserfaultfds(bench: ServeBench, { rounds, say }: Extent): Promise<Scaling[]> {
   const speed: Line[] = [];
   const cost: Line[] = [];

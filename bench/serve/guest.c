@@ -1,13 +1,19 @@
-// The guest of the benchmark: hands memory over to a page-fault handler as a monitor does, has threads touch it, and
-// tells how long that took, one line of JSON. Whoever serves it has no part in what is measured.
+// The guest of the benchmark. It hands memory over to a page-fault handler as a monitor does, touches the memory from
+// threads, and prints the times as one line of JSON. The handler takes no part in the measurement.
 //
-//   guest --socket PATH --pages N [--threads N] [--order ascending|random|zipf|neighbours] [--touches N]
-//         [--page-size BYTES] [--cpu N] [--balloon N] [--seed N]
+//   guest --socket PATH --pages N [--threads N] [--order ascending|random|zipf|neighbours|spread] [--touches N]
+//         [--page-size BYTES] [--regions N] [--cpu N] [--balloon N] [--reuse 1] [--hold MS] [--sparse 1] [--seed N]
 //
-// Order: ascending and random touch each page once, each thread its share; zipf draws pages, the k-th most frequent 1/k
-// times as often as the first, again and again; neighbours goes through the memory with all threads side by side, each
-// with every so-many-th page. Touches: all pages, unless told. Page size: 4096, or 2 MiB in hugetlb pages. Cpu: where all
-// threads run; else anywhere. Balloon: pages that another thread gives back meanwhile, again and again.
+// Options:
+//  - order: `ascending` and `random` touch each page once, and each thread touches its share. `zipf` draws pages again
+//    and again, the k-th most frequent page 1/k times as often as the first. `neighbours` goes through the memory with
+//    all threads side by side: each of n threads touches every n-th page. `spread` touches pages at equal distances.
+//  - touches: default: one for each page. page-size: 4096, or 2 MiB for hugetlb pages.
+//  - regions: the number of mappings, with a gap behind each. cpu: the processor of all threads; default: any.
+//  - balloon: how many pages another thread gives back to the kernel at once, again and again, during the touches.
+//  - reuse: after all touches, the guest gives all of its memory back, writes it again in ascending order, and prints
+//    the time.
+//  - hold: milliseconds that the guest then stays. sparse: the memory file has holes, whose pages are zeros.
 
 #define _GNU_SOURCE
 #include <errno.h>
@@ -34,10 +40,10 @@ enum { SMALL = 4096, LIMIT_SECONDS = 120 };
 static const char *path, *order = "ascending";
 static unsigned char *memory;
 static size_t page_size = SMALL;
-static uint32_t pages, touches, threads = 1, seed = 7, *places, *latencies;
-static int cpu = -1, balloon;
+static uint32_t pages, touches, threads = 1, seed = 7, regions = 1, *places, *latencies;
+static int cpu = -1, balloon, reuse, hold, sparse;
 static atomic_int ready, over;
-static atomic_uint_least64_t begun;
+static atomic_uint_least64_t begun, first_done;
 
 static void check(int sound, const char *what) {
   if (sound) return;
@@ -67,11 +73,16 @@ static uint64_t await_begin(void) {
   return at;
 }
 
-// What the file has in each 4 KiB: their number, from 1 on, at their end.
+// Before a page lie the gaps of all regions before its own.
+static unsigned char *at(uint32_t page) {
+  return memory + (page + (regions > 1 ? page / (pages / regions) : 0)) * page_size;
+}
+
+// Each 4 KiB block of the file ends with its number, counted from 1. Removed pages and holes are zeros.
 static int is_wrong(uint32_t page) {
   uint32_t word;
-  memcpy(&word, memory + (page + 1) * page_size - 4, 4);
-  return word != (page + 1) * (page_size / SMALL) && !(balloon && word == 0);
+  memcpy(&word, at(page) + page_size - 4, 4);
+  return word != (page + 1) * (page_size / SMALL) && !((balloon || sparse) && word == 0);
 }
 
 static void *touch(void *argument) {
@@ -79,11 +90,13 @@ static void *touch(void *argument) {
   uint32_t from = (uint64_t)touches * thread / threads, to = (uint64_t)touches * (thread + 1) / threads;
   await_begin();
   uintptr_t wrong = 0;
-  for (uint32_t at = from; at < to; at++) {
-    uint32_t page = places[at];
+  for (uint32_t index = from; index < to; index++) {
+    uint32_t page = places[index];
     uint64_t before = now();
-    (void)*(volatile unsigned char *)(memory + page * page_size);
-    latencies[at] = now() - before;
+    (void)*(volatile unsigned char *)at(page);
+    uint64_t after = now(), none = 0;
+    latencies[index] = after - before;
+    if (index == from) atomic_compare_exchange_strong(&first_done, &none, after);
     wrong += is_wrong(page);
   }
   return (void *)wrong;
@@ -107,9 +120,11 @@ static int watch(void) {
   check(uffd >= 0, "userfaultfd");
   struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_EVENT_REMOVE};
   check(ioctl(uffd, UFFDIO_API, &api) == 0, "UFFDIO_API");
-  struct uffdio_register range = {
-      .range = {.start = (uintptr_t)memory, .len = pages * page_size}, .mode = UFFDIO_REGISTER_MODE_MISSING};
-  check(ioctl(uffd, UFFDIO_REGISTER, &range) == 0, "UFFDIO_REGISTER");
+  for (uint32_t region = 0, each = pages / regions; region < regions; region++) {
+    struct uffdio_register range = {.range = {.start = (uintptr_t)at(region * each), .len = each * page_size},
+                                    .mode = UFFDIO_REGISTER_MODE_MISSING};
+    check(ioctl(uffd, UFFDIO_REGISTER, &range) == 0, "UFFDIO_REGISTER");
+  }
   return uffd;
 }
 
@@ -118,9 +133,14 @@ static void hand_over(int uffd) {
   strncpy(address.sun_path, path, sizeof address.sun_path - 1);
   int fd = socket(AF_UNIX, SOCK_STREAM, 0);
   check(connect(fd, (struct sockaddr *)&address, sizeof address) == 0, "connect");
-  char text[256];
-  int length = snprintf(text, sizeof text, "[{\"base_host_virt_addr\":%llu,\"size\":%llu,\"offset\":0,\"page_size\":%zu}]",
-                        (unsigned long long)(uintptr_t)memory, (unsigned long long)pages * page_size, page_size);
+  char *text = malloc(160 * regions + 1);
+  int length = 0;
+  for (uint32_t region = 0, each = pages / regions; region < regions; region++) {
+    const char *form = "%c{\"base_host_virt_addr\":%llu,\"size\":%llu,\"offset\":%llu,\"page_size\":%zu}";
+    length += sprintf(text + length, form, region ? ',' : '[', (unsigned long long)(uintptr_t)at(region * each),
+                      (unsigned long long)each * page_size, (unsigned long long)region * each * page_size, page_size);
+  }
+  text[length++] = ']';
   char control[CMSG_SPACE(sizeof uffd)] = {0};
   struct iovec vector = {text, length};
   struct msghdr message = {.msg_iov = &vector, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
@@ -129,7 +149,10 @@ static void hand_over(int uffd) {
   header->cmsg_type = SCM_RIGHTS;
   header->cmsg_len = CMSG_LEN(sizeof uffd);
   memcpy(CMSG_DATA(header), &uffd, sizeof uffd);
-  check(sendmsg(fd, &message, 0) == length, "sendmsg");
+  ssize_t sent = sendmsg(fd, &message, 0);
+  check(sent > 0, "sendmsg");
+  for (ssize_t more; sent < length; sent += more) check((more = send(fd, text + sent, length - sent, 0)) > 0, "send");
+  free(text);
 }
 
 static int ascending(const void *a, const void *b) {
@@ -141,8 +164,10 @@ static uint32_t next(uint32_t *state) {
   return *state ^= *state << 13, *state ^= *state >> 17, *state ^= *state << 5;
 }
 
-// Which page each touch is for.
+// Chooses the page of each touch.
 static void draw(void) {
+  for (uint32_t i = 0; *order == 's' && i < touches; i++) places[i] = (uint64_t)i * pages / touches;
+  if (*order == 's') return;
   uint32_t state = seed * 2654435761u | 1, *shuffled = malloc(pages * sizeof *shuffled);
   for (uint32_t i = 0; i < pages; i++) shuffled[i] = i;
   for (uint32_t i = pages - 1; (*order == 'r' || *order == 'z') && i > 0; i--) {
@@ -181,19 +206,24 @@ static uint32_t distinct(void) {
 static void prepare(void) {
   places = malloc(touches * sizeof *places), latencies = malloc(touches * sizeof *latencies);
   check(places && latencies, "malloc");
-  // So that no touch below waits for this.
+  // Install the array's pages now, so that no measured touch waits for them.
   memset(latencies, 0, touches * sizeof *latencies);
   draw();
   int huge = page_size > SMALL ? MAP_HUGETLB : 0;
-  memory = mmap(NULL, pages * page_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | huge, -1, 0);
+  size_t bytes = (pages + (regions > 1 ? regions : 0)) * page_size;
+  memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | huge, -1, 0);
   check(memory != MAP_FAILED, "mmap");
-  if (!huge) madvise(memory, pages * page_size, MADV_NOHUGEPAGE);
+  if (!huge) madvise(memory, bytes, MADV_NOHUGEPAGE);
+  for (uint32_t region = 1; regions > 1 && region <= regions; region++)
+    munmap(at(region * (pages / regions)) - page_size, page_size);
 }
 
 static void parse(int count, char **words) {
   static const struct option options[] = {{"socket", 1, NULL, 's'},  {"pages", 1, NULL, 'p'},   {"threads", 1, NULL, 't'},
                                           {"order", 1, NULL, 'o'},   {"touches", 1, NULL, 'n'}, {"page-size", 1, NULL, 'z'},
                                           {"balloon", 1, NULL, 'b'}, {"seed", 1, NULL, 'e'},    {"cpu", 1, NULL, 'c'},
+                                          {"reuse", 1, NULL, 'r'},   {"hold", 1, NULL, 'h'},
+                                          {"regions", 1, NULL, 'g'}, {"sparse", 1, NULL, 'a'},
                                           {0}};
   for (int option; (option = getopt_long(count, words, "", options, NULL)) != -1;) {
     if (option == 's') path = optarg;
@@ -205,12 +235,28 @@ static void parse(int count, char **words) {
     if (option == 'b') balloon = atoi(optarg);
     if (option == 'e') seed = atoi(optarg);
     if (option == 'c') cpu = atoi(optarg);
+    if (option == 'r') reuse = atoi(optarg);
+    if (option == 'h') hold = atoi(optarg);
+    if (option == 'g') regions = atoi(optarg);
+    if (option == 'a') sparse = atoi(optarg);
     if (option == '?') exit(2);
   }
   if (!touches) touches = pages;
-  if (path && pages && threads) return;
+  if (path && pages && threads && regions && pages % regions == 0) return;
   fprintf(stderr, "usage: guest --socket PATH --pages N [options]\n");
   exit(2);
+}
+
+// Gives all memory back and writes it again. Returns the nanoseconds of the writes.
+static uint64_t use_again(uint64_t *wrong) {
+  check(madvise(memory, pages * page_size, MADV_DONTNEED) == 0, "madvise");
+  uint64_t begin = now();
+  for (uint32_t page = 0; page < pages; page++) {
+    unsigned char *bytes = memory + page * page_size;
+    *wrong += bytes[page_size - 1] != 0;
+    bytes[0] = 1;
+  }
+  return now() - begin;
 }
 
 static uint32_t percentile(double percent) { return latencies[(uint32_t)((touches - 1) * percent / 100)]; }
@@ -236,9 +282,13 @@ int main(int count, char **words) {
   uint64_t end = now();
   atomic_store(&over, 1);
   if (balloon) pthread_join(balloon_id, NULL);
+  uint64_t again = reuse ? use_again(&wrong) : 0;
+  usleep(hold * 1000);
   qsort(latencies, touches, sizeof *latencies, ascending);
-  printf("{\"touches\":%u,\"pages\":%u,\"wrong\":%llu,\"ns\":%llu,\"p50Ns\":%u,\"p99Ns\":%u,\"p999Ns\":%u}\n", touches,
-         distinct(), (unsigned long long)wrong, (unsigned long long)(end - begin), percentile(50), percentile(99),
-         percentile(99.9));
+  printf("{\"touches\":%u,\"pages\":%u,\"wrong\":%llu,\"ns\":%llu,\"p50Ns\":%u,\"p99Ns\":%u,\"p999Ns\":%u,"
+         "\"maxNs\":%u,\"firstNs\":%llu,\"reuseNs\":%llu}\n",
+         touches, distinct(), (unsigned long long)wrong, (unsigned long long)(end - begin), percentile(50),
+         percentile(99), percentile(99.9), percentile(100), (unsigned long long)(first_done - begin),
+         (unsigned long long)again);
   return wrong > 0;
 }

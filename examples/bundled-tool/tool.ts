@@ -1,5 +1,5 @@
-// A tool that is published as one file: it hashes a file without reading it. Memory of the file's size is mapped, empty,
-// and handed over to a page-fault handler; a thread hashes it, and each page arrives at the moment it is touched.
+// A tool that is published as one file. It hashes a file without reading it: it maps empty memory of the file's size
+// and hands it to a page-fault handler. A thread hashes the memory, and each page arrives when the thread touches it.
 //
 //   node tool.mjs FILE
 
@@ -13,7 +13,7 @@ import { Mapping, Userfaultfd } from 'userfaultfd';
 import { type EmbedOptions, embed, startThread } from 'userfaultfd/embed';
 import { handOver, serve } from 'userfaultfd/serve';
 
-/** Where this file lies, whatever it was bundled by and into; a single executable has it inside. */
+/** Finds the bundle and koffi's binary: files beside each other, or assets of a single executable. */
 function bundle(): Pick<EmbedOptions, 'entry' | 'koffi'> {
   if (isSea()) {
     return {
@@ -30,7 +30,7 @@ interface Task {
   bytes: number;
 }
 
-/** A thread of its own: plays the guest. */
+/** Runs in a thread of its own, as the guest. */
 function hash(): void {
   const { socket, bytes }: Task = workerData;
   using uffd = Userfaultfd.open({ features: ['event-remove'] });

@@ -1,5 +1,5 @@
-// Exit codes, and how an error is told: an error with a code is one that the user can act on, so its message
-// is enough; any other is a fault of this program, and its stack is told too.
+// Exit codes, and how errors are reported. An error with a code is one that the user can act on, so its message is
+// enough. Any other error is a bug of this program, and its stack is printed, too.
 
 import { CommanderError } from 'commander';
 
@@ -8,19 +8,19 @@ export const EXIT = { done: 0, failed: 1, usage: 2, interrupted: 130, terminated
 /** For the help of every command. */
 export const EXIT_HELP = `
 Exit codes:
-  0    all went well
+  0    success
   1    it failed; the reason is on stderr
   2    an option or an argument is wrong
   130  interrupted (Ctrl-C)
   143  terminated (SIGTERM)
 `;
 
-/** What was asked for cannot be done, for a reason that the user can act on. */
+/** A request that cannot be fulfilled, for a reason that the user can act on. */
 export class Refusal extends Error {
   readonly code: string = 'ERR_UFFD_REFUSED';
 }
 
-/** An argument is wrong, which only shows when it is used. */
+/** A wrong argument that is detected only when it is used. */
 export class Usage extends Refusal {
   override readonly code = 'ERR_UFFD_USAGE';
 }

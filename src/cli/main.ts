@@ -1,15 +1,9 @@
 #!/usr/bin/env node
-// The command `uffd`, and what its threads and processes are started with. As a command, every run ends with one of the
-// exit codes in exit.ts, and what went wrong on stderr.
+// The command `uffd`, and the file that its threads and processes are started with. All other modules are loaded after
+// the compile cache is on.
 
-import { existsSync } from 'node:fs';
-import { embed } from '../embed.js';
-import { PARTS } from './parts.js';
+import { useCompileCache } from './compile-cache.js';
 
-/** In a bundle, koffi's binary lies beside it. */
-const binary = new URL('koffi.node', import.meta.url);
-
-if (!embed({ entry: import.meta.url, koffi: existsSync(binary) ? binary : undefined, parts: PARTS })) {
-  const { run } = await import('./run.js');
-  await run();
-}
+useCompileCache();
+const { start } = await import('./start.js');
+await start(import.meta.url);

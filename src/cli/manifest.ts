@@ -1,4 +1,4 @@
-// What the package says of itself; the build puts it here.
+// Facts of the package that the build inserts.
 
 declare const UFFD_VERSION: string;
 declare const UFFD_NODE: string;

@@ -1,32 +1,37 @@
-// Puts the subcommands together. Usage errors are thrown as CommanderError, after they were printed; nothing
-// here ends the process.
+// Assembles the subcommands. Usage errors are printed, then thrown as CommanderError; nothing here ends the process.
 
 import { Command } from 'commander';
-import { addDemo } from './demo/command.js';
-import { addDoctor } from './doctor/command.js';
-import { addInspect } from './inspect/command.js';
 import { VERSION } from './manifest.js';
-import { addReplay } from './replay/command.js';
-import { addReport } from './report/command.js';
-import { addServe } from './serve/command.js';
-import { addSimulate } from './simulate/command.js';
 
-export function createProgram(): Command {
+/** The functions that add the subcommands, in the order of the help. Each is loaded when it is needed. */
+const SUBCOMMANDS: Readonly<Record<string, () => Promise<(program: Command) => void>>> = {
+  serve: async () => (await import('./serve/command.js')).addServe,
+  demo: async () => (await import('./demo/command.js')).addDemo,
+  replay: async () => (await import('./replay/command.js')).addReplay,
+  inspect: async () => (await import('./inspect/command.js')).addInspect,
+  report: async () => (await import('./report/command.js')).addReport,
+  simulate: async () => (await import('./simulate/command.js')).addSimulate,
+  doctor: async () => (await import('./doctor/command.js')).addDoctor,
+};
+const VERSION_FLAGS = ['-V', '--version'];
+
+/**
+ * The command with the subcommands that these arguments need: the subcommand that they begin with, or all of them for
+ * the help.
+ */
+export async function createProgram([first = '']: readonly string[]): Promise<Command> {
   const program = new Command('uffd')
     .description('Linux page faults, served from TypeScript')
-    .version(VERSION, '-V, --version', 'print the version')
+    .version(VERSION, VERSION_FLAGS.join(', '), 'print the version')
     .helpOption('-h, --help', 'print this help')
     .helpCommand(false)
     .exitOverride()
     .configureOutput({ outputError: (text, write) => write(text.replace(/^error: /, 'uffd: ')) })
     .showHelpAfterError("Add '--help' for the options.")
     .addHelpText('after', "\n'uffd <command> --help' tells all of a command.\n");
-  addServe(program);
-  addDemo(program);
-  addReplay(program);
-  addInspect(program);
-  addReport(program);
-  addSimulate(program);
-  addDoctor(program);
+  const one = Object.hasOwn(SUBCOMMANDS, first) || VERSION_FLAGS.includes(first);
+  for (const [name, load] of Object.entries(SUBCOMMANDS)) {
+    if (!one || name === first) (await load())(program);
+  }
   return program;
 }

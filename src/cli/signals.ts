@@ -1,14 +1,16 @@
-// Turns SIGINT and SIGTERM into an abort, so that a command can put everything away.
+// Turns SIGINT and SIGTERM into an abort, so that a command can clean up.
 //
-// Rule: one Ctrl-C may arrive twice, from the terminal and from npm, which passes it on. Only a signal that
-// comes well after the first means that the user will not wait: it ends the process at once.
+// Rule: one Ctrl-C may arrive twice, from the terminal and from npm, which forwards it. Only a signal that comes well
+// after the first one ends the process at once, because the user does not want to wait.
 
 import { Interrupted } from './exit.js';
 
 const SIGNALS = ['SIGINT', 'SIGTERM'] as const;
 const PATIENCE_MS = 1000;
 
-/** Runs `body` with an abort signal; once that is aborted, its reason is the error to fail with. */
+/**
+ * Runs `body` with an abort signal, which SIGINT and SIGTERM abort. The command then fails with the signal's reason.
+ */
 export async function interruptible<T>(body: (signal: AbortSignal) => Promise<T>): Promise<T> {
   const controller = new AbortController();
   let first: number | undefined;
@@ -22,10 +24,7 @@ export async function interruptible<T>(body: (signal: AbortSignal) => Promise<T>
       process.kill(process.pid, name);
     }
   };
-  const release = (): void => {
-    for (const name of SIGNALS) process.off(name, onSignal);
-  };
-  for (const name of SIGNALS) process.on(name, onSignal);
+  const release = listen(onSignal);
   try {
     return await body(controller.signal);
   } catch (error) {
@@ -44,7 +43,7 @@ export function aborted(signal: AbortSignal): Promise<never> {
   });
 }
 
-/** Calls back for each SIGINT and SIGTERM that means something by itself: how many of its kind there were. */
+/** Calls back for each distinct SIGINT and SIGTERM. `times`: how many of them have come so far. */
 export function onSignals(callback: (name: (typeof SIGNALS)[number], times: number) => void): {
   close(): void;
 } {
@@ -57,10 +56,13 @@ export function onSignals(callback: (name: (typeof SIGNALS)[number], times: numb
     last = now;
     callback(name, ++times);
   };
+  return { close: listen(onSignal) };
+}
+
+/** Calls back for each signal until the returned function is called. */
+function listen(onSignal: (name: (typeof SIGNALS)[number]) => void): () => void {
   for (const name of SIGNALS) process.on(name, onSignal);
-  return {
-    close() {
-      for (const name of SIGNALS) process.off(name, onSignal);
-    },
+  return () => {
+    for (const name of SIGNALS) process.off(name, onSignal);
   };
 }

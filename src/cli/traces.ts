@@ -1,13 +1,14 @@
-// Traces that commands are given: opened, or refused with the file's name; and what is made of them, streamed.
+// Opens the trace files of the commands, with errors that name the file. Writes the output of commands as a stream.
 
 import { createWriteStream, realpathSync } from 'node:fs';
 import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
-import { TraceError, TraceReader } from '../trace/index.js';
+import type { Recorded } from '../serve/index.js';
+import { TraceError, TraceReader, type TraceWriter } from '../trace/index.js';
 import { EXIT, Refusal, Usage } from './exit.js';
 import { printable } from './text.js';
 
-/** @throws Refusal where the file is no trace; what the file system throws */
+/** @throws Refusal if the file is no trace; errors of the file system */
 export function openTrace(file: string): TraceReader {
   try {
     return TraceReader.fromFile(file);
@@ -17,7 +18,12 @@ export function openTrace(file: string): TraceReader {
   }
 }
 
-/** @throws Usage where what is made of a trace would take its place */
+/** How a recording ended. */
+export function recordedBy({ records, bytesWritten, failure }: TraceWriter): Recorded {
+  return { records, bytes: bytesWritten, failure: failure?.message ?? null };
+}
+
+/** @throws Usage if the output would replace the trace */
 export function checkOther(file: string, output: string): void {
   if (output !== '-' && isSame(file, output)) throw new Usage(`${printable(output)} is the trace itself`);
 }
@@ -30,7 +36,7 @@ function isSame(one: string, other: string): boolean {
   }
 }
 
-/** Writes text to a file, or where that is '-' to stdout. A reader of stdout that has seen enough is no failure. */
+/** Writes text to a file, or to stdout for '-'. If the reader of stdout closes it, that is no failure. */
 export async function writeText(
   output: string,
   pieces: Iterable<string> | AsyncIterable<string>,
@@ -44,7 +50,7 @@ export async function writeText(
   }
 }
 
-/** For what has no place of its own to say it. */
+/** Reports damage of a trace on stderr. */
 export function tellDamage(file: string, damage: string | undefined): void {
   if (damage === undefined) return;
   process.stderr.write(`uffd: ${printable(file)} is not whole: ${damage}\n`);

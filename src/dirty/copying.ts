@@ -1,16 +1,16 @@
 // Copies pages between the tracked memory and a file of checkpoints.
 //
 // Rules:
-//  - Pages that are zero take no room in the file.
-//  - A page that holds its bytes already is not written, so it does not count as written.
+//  - Pages of zeros take no room in the file.
+//  - A restore does not write to a page that already holds its bytes, so that page does not count as written.
 
 import type { FileHandle } from 'node:fs/promises';
-import { CHUNK_BYTES, CheckpointError, type CheckpointWriter } from './file.js';
+import { CHUNK_BYTES, CheckpointError, type CheckpointWriter } from './checkpoint-file.js';
 import type { DirtyRun } from './pages.js';
 import type { Target } from './target.js';
-import type { Watch } from './watch.js';
+import type { WriteWatch } from './watch.js';
 
-/** Writes some pages of the memory as runs. */
+/** Writes some pages of the memory to the file, as runs. */
 export async function savePages(
   target: Target,
   pageSize: number,
@@ -28,7 +28,7 @@ export async function savePages(
   }
 }
 
-/** Writes pages in pieces that are zero or not. */
+/** Writes pages as runs of zeros and runs of data. */
 async function saveChunk(
   firstPage: number,
   chunk: Buffer,
@@ -42,10 +42,10 @@ async function saveChunk(
   }
 }
 
-/** Makes some pages what the file holds at `offset`; zeros without one. */
+/** Writes pages to the memory: from `offset` in the file, or zeros if there is no offset. */
 export async function restorePages(
   target: Target,
-  watch: Watch,
+  watch: WriteWatch,
   file: FileHandle,
   { start, length }: DirtyRun,
   offset: number | undefined,
@@ -63,7 +63,7 @@ export async function restorePages(
   }
 }
 
-function restoreChunk(target: Target, watch: Watch, to: number, wanted: Buffer, present: Buffer): void {
+function restoreChunk(target: Target, watch: WriteWatch, to: number, wanted: Buffer, present: Buffer): void {
   target.read(to, present);
   const differs = (at: number): boolean =>
     wanted.compare(present, at, at + PIECE_BYTES, at, at + PIECE_BYTES) !== 0;
@@ -74,10 +74,10 @@ function restoreChunk(target: Target, watch: Watch, to: number, wanted: Buffer, 
   }
 }
 
-/** What is compared at once: no page is smaller. */
+/** The unit of comparison: no page is smaller. */
 const PIECE_BYTES = 4096;
 
-/** Pieces in a row of which something is so, or is not. */
+/** Splits pieces into runs: those for which a condition holds, and those for which it does not. */
 function* stretches(
   length: number,
   size: number,

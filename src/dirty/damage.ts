@@ -1,10 +1,10 @@
-// What is wrong with a file of checkpoints, and what can be done: a checkpoint that was never finished is no damage; one
-// that was whole once is.
+// Reports what is wrong with a file of checkpoints, and what to do. An incomplete checkpoint is no damage; a checkpoint
+// that was complete and has changed is.
 //
 // Rules:
-//  - A checkpoint was whole if its commit record is there, or a later checkpoint is: writers append in order.
-//  - Damage is an error for readers and for writers. It says which checkpoint, where in the file, what is still whole,
-//    and how to go on.
+//  - A checkpoint was complete if its commit record is there, or if a later checkpoint is: writers append in order.
+//  - Damage is an error for readers and writers. It says which checkpoint is damaged, where in the file, which
+//    checkpoints are intact, and what to do.
 
 import type { FileHandle } from 'node:fs/promises';
 import {
@@ -16,19 +16,19 @@ import {
   fitsDigest,
   isBegin,
   readAt,
-  type Stored,
-} from './file.js';
+  type StoredCheckpoint,
+} from './checkpoint-file.js';
 
-/** Whether what lies behind the whole checkpoints was a whole one once. */
+/** Whether the bytes after the valid checkpoints were a complete checkpoint once. */
 export async function isDamaged(
   file: FileHandle,
-  { flaw, end, size, checkpoints }: Contents,
+  { invalid: flaw, end, size, checkpoints }: Contents,
 ): Promise<boolean> {
   if (!flaw) return false;
   return flaw.finished || (await hasBegin(file, end + 1, size, checkpoints.length));
 }
 
-/** Whether a checkpoint with a number above `index` begins somewhere in a part of the file. */
+/** Whether a checkpoint with a number above `index` begins in a part of the file. */
 async function hasBegin(file: FileHandle, from: number, size: number, index: number): Promise<boolean> {
   const word = Buffer.alloc(4);
   word.writeUInt32LE(BEGIN);
@@ -43,23 +43,27 @@ async function hasBegin(file: FileHandle, from: number, size: number, index: num
   return false;
 }
 
-/** The error of a file in which the record behind the whole checkpoints is damaged. `wayOut`: what can be done. */
-export function damageError(path: string, { checkpoints, flaw }: Contents, wayOut: string): CheckpointError {
+/** The error of a file whose record after the valid checkpoints is damaged. `remedy`: what to do. */
+export function damageError(
+  path: string,
+  { checkpoints, invalid: flaw }: Contents,
+  remedy: string,
+): CheckpointError {
   const index = checkpoints.length;
   return new CheckpointError(
     `${path}: checkpoint ${index} is damaged: the ${flaw?.record} at byte ${flaw?.at} is not what was written. ` +
-      `${wholeOnes(index)} ${wayOut}`,
+      `${wholeCheckpoints(index)} ${remedy}`,
     checkpoints,
   );
 }
 
-/** Checks every byte of a checkpoint and of those that it builds on. Throws for the first that is damaged. */
+/** Checks every byte of a checkpoint and of those that it builds on. Throws for the first damaged one. */
 export async function checkChain(
   file: FileHandle,
   path: string,
   contents: Contents,
-  stored: Stored,
-): Promise<Stored[]> {
+  stored: StoredCheckpoint,
+): Promise<StoredCheckpoint[]> {
   const chain = chainOf(contents, stored);
   for (const link of chain) {
     if (await fitsDigest(file, link)) continue;
@@ -73,20 +77,20 @@ export async function checkChain(
   return chain;
 }
 
-/** A checkpoint and those that it builds on, back to one that holds everything. */
-function chainOf({ checkpoints }: Contents, stored: Stored): Stored[] {
-  const chain: Stored[] = [];
-  for (let link: Stored | undefined = stored; link; ) {
+/** A checkpoint and those that it builds on, back to one that holds all pages. */
+function chainOf({ checkpoints }: Contents, stored: StoredCheckpoint): StoredCheckpoint[] {
+  const chain: StoredCheckpoint[] = [];
+  for (let link: StoredCheckpoint | undefined = stored; link; ) {
     chain.push(link);
     link = link.parent === undefined ? undefined : checkpoints[link.parent];
   }
   return chain;
 }
 
-/** What can still be restored, and that nothing was. */
+/** Says what can still be restored, and that no memory was changed. */
 export async function restorable(file: FileHandle, path: string, contents: Contents): Promise<string> {
   const nothing = 'Nothing was restored: the memory is as it was.';
-  const newest = await newestSound(file, contents);
+  const newest = await newestValid(file, contents);
   if (newest === undefined) return `${nothing} No checkpoint of the file can be restored`;
   return (
     `${nothing} The newest that can be restored is checkpoint ${newest}: ` +
@@ -94,14 +98,14 @@ export async function restorable(file: FileHandle, path: string, contents: Conte
   );
 }
 
-/** The last checkpoint of which every byte that it needs is as it was written. */
-async function newestSound(file: FileHandle, contents: Contents): Promise<number | undefined> {
-  const sound = new Map<Stored, boolean>();
+/** The last checkpoint all of whose bytes match their digests. */
+async function newestValid(file: FileHandle, contents: Contents): Promise<number | undefined> {
+  const valid = new Map<StoredCheckpoint, boolean>();
   for (const stored of contents.checkpoints.toReversed()) {
     let all = true;
     for (const link of chainOf(contents, stored)) {
-      const fits = sound.get(link) ?? (await fitsDigest(file, link));
-      sound.set(link, fits);
+      const fits = valid.get(link) ?? (await fitsDigest(file, link));
+      valid.set(link, fits);
       all &&= fits;
     }
     if (all) return stored.index;
@@ -109,7 +113,7 @@ async function newestSound(file: FileHandle, contents: Contents): Promise<number
   return undefined;
 }
 
-function wholeOnes(count: number): string {
+function wholeCheckpoints(count: number): string {
   if (count === 0) return 'No checkpoint lies before it.';
   return count === 1 ? 'Checkpoint 0 lies before it.' : `Checkpoints 0 to ${count - 1} lie before it.`;
 }

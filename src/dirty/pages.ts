@@ -1,10 +1,12 @@
-// The pages of one range, as a core keeps them: which were written since they were told, since they were saved,
-// and which are being saved. Nothing is decided here; the core's runs become objects.
+// The pages of one range, in sets (planes) that a core keeps: pages that were written since the last report, pages that
+// were written since the last checkpoint, and pages that are being saved. The core decides; this file turns its runs
+// into objects.
 
-import { type Core, instantiate, type Plane } from '../core.js';
-import { Errno, UffdError } from '../errors.js';
+import type { Plane } from '../bindings/core.js';
+import { Errno, UffdError } from '../errors/errors.js';
+import { type Core, instantiate } from '../uffd/core.js';
 
-/** Pages in a row that were written. */
+/** Consecutive written pages. */
 export interface DirtyRun {
   readonly start: bigint;
   /** Bytes, whole pages. */
@@ -18,8 +20,8 @@ export class PageSet {
   readonly length: number;
 
   /**
-   * @param pageSize bytes of a page here
-   * @param systemPageSize bytes that one entry of /proc/PID/pagemap stands for
+   * @param pageSize bytes of a page of the range
+   * @param systemPageSize bytes of memory for each entry of /proc/PID/pagemap
    * @throws UffdError ENOMEM for more pages than the core's memory can hold
    */
   constructor(start: bigint, length: number, pageSize: number, systemPageSize: number, planes: number) {
@@ -31,7 +33,7 @@ export class PageSet {
     }
   }
 
-  /** These pages were written: they are to be told and to be saved. */
+  /** Marks pages as written: the next report and the next checkpoint contain them. */
   mark(start: bigint, length: number): void {
     this.core.arguments(start, length).dirtyMark();
   }
@@ -49,7 +51,10 @@ export class PageSet {
     this.core.exports.planeMove(source, target);
   }
 
-  /** The runs between two addresses of the pages that are in a plane (or, `inside` false, are not), in order. */
+  /**
+   * The runs of pages between two addresses that are in a plane, in order. If `inside` is false: the runs that are not
+   * in it.
+   */
   *runs(
     plane: Plane,
     inside = true,
@@ -58,7 +63,7 @@ export class PageSet {
   ): Generator<DirtyRun> {
     let at = from;
     while (at < to) {
-      if (!this.core.arguments(at, Number(to)).planeNext(plane, inside ? 1 : 0)) return;
+      if (!this.core.arguments(at, Number(to)).planeNext(plane, inside)) return;
       const run = this.found();
       yield run;
       at = run.start + BigInt(run.length);
@@ -67,8 +72,7 @@ export class PageSet {
 
   /** The run that the core found last. */
   found(): DirtyRun {
-    const { exports } = this.core;
-    const start = BigInt.asUintN(64, exports.runStart());
-    return { start, length: Number(BigInt.asUintN(64, exports.runEnd()) - start) };
+    const { start, end } = this.core;
+    return { start, length: Number(end - start) };
   }
 }

@@ -1,19 +1,19 @@
-// Where checkpoints are kept: the file that one writer at a time has, and the folder that names it.
+// Where checkpoints are kept: a file with one writer at a time, and its folder.
 //
 // Rules:
-//  - A writer holds a lock (flock) while it writes; it ends with the process that has it. A file system without locks
-//    goes without.
-//  - The folder is on the disk before the commit record is, so a checkpoint that is there can be found.
+//  - A writer holds a lock (flock) while it writes. The lock ends with its process. On a file system without locks,
+//    writers use none.
+//  - The folder is on disk before the commit record is, so a committed checkpoint can be found.
 
 import { type FileHandle, open, realpath } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { closeDescriptor, openLocked } from '../../shim/descriptors.js';
-import { Errno } from '../names.js';
-import { CheckpointError } from './file.js';
+import { Errno } from '../errors/format.js';
+import { CheckpointError } from './checkpoint-file.js';
 
-/** Runs a body with a file to write, which is made if need be, while nobody else writes to it. */
+/** Runs a body with a file to write, which is made if it is missing, under the lock. */
 export async function withFileToWrite<T>(path: string, body: (file: FileHandle) => Promise<T>): Promise<T> {
-  // Appending would ignore positions, so it is opened again.
+  // This makes a missing file. The file is opened again below, because append mode would ignore offsets.
   await (await open(path, 'a+')).close();
   const lock = openLocked(path);
   if (lock === -(Errno.EAGAIN as number)) {
@@ -35,13 +35,13 @@ export async function withFileToWrite<T>(path: string, body: (file: FileHandle) 
   }
 }
 
-/** Puts the name of a file on the disk. */
+/** Flushes the name of a file to disk. */
 export async function syncFolder(path: string): Promise<void> {
   const folder = await open(dirname(await realpath(path)), 'r');
   try {
     await folder.sync();
   } catch (error) {
-    // Some file systems cannot, and say so.
+    // Some file systems cannot flush a folder, and return an error.
     if (!CANNOT.has((error as NodeJS.ErrnoException).code)) throw error;
   } finally {
     await folder.close();

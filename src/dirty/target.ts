@@ -1,21 +1,28 @@
-// The memory that is tracked: whole pages from an address on.
+// The tracked memory: whole pages from an address on.
 //
 // Rules:
-//  - The kernel copies to and from it, so a page that cannot be accessed is an error here, and no signal.
-//  - A mapping may end in the middle of its last page; the rest of that page is zero, and stays so.
+//  - The kernel copies to and from this memory, so a page that cannot be accessed is an error and raises no signal.
+//  - A mapping may end in the middle of its last page; the rest of that page is zero, and stays zero.
 
 import { readMemory, writeMemory } from '../../shim/access.js';
 import { pageSize as systemPageSize } from '../../shim/memory.js';
-import { checkAddress, checkInteger, checkRange, invalidState, outOfRange, wrongType } from '../arguments.js';
-import { Errno, UffdError } from '../errors.js';
-import { Mapping } from '../mapping.js';
-import { hex } from '../names.js';
-import { wholePages } from '../whole-pages.js';
+import {
+  checkAddress,
+  checkInteger,
+  checkRange,
+  invalidState,
+  outOfRange,
+  wrongType,
+} from '../errors/arguments.js';
+import { Errno, UffdError } from '../errors/errors.js';
+import { hex } from '../errors/format.js';
+import { Mapping } from '../memory/mapping.js';
+import { wholePages } from '../memory/whole-pages.js';
 import type { DirtyRun } from './pages.js';
 
-/** Memory that is no `Mapping`: whole pages of one kind, mapped for as long as they are tracked. */
+/** Memory that is no `Mapping`: whole pages of one size, which must stay mapped as long as they are tracked. */
 export interface MemoryRange {
-  /** Page-aligned. */
+  /** The first address, page-aligned. */
   readonly address: bigint;
   /** Bytes, whole pages. */
   readonly length: number;
@@ -28,7 +35,7 @@ export class Target {
   readonly #mapping: Mapping | undefined;
   readonly #byte = new Uint8Array(systemPageSize()).subarray(0, 1);
 
-  /** @throws TypeError, RangeError for what is no memory */
+  /** @throws TypeError, RangeError if it is not valid memory */
   constructor(memory: Mapping | MemoryRange) {
     if (typeof memory !== 'object' || memory === null) {
       throw wrongType('memory', 'a Mapping or { address, length }', memory);
@@ -40,15 +47,15 @@ export class Target {
     checkRange(address, this.length, systemPageSize(), 'memory.address');
   }
 
-  /** @throws ERR_INVALID_STATE where the mapping was closed */
+  /** @throws ERR_INVALID_STATE if the mapping was closed */
   mustBeMapped(): void {
     if (this.#mapping?.closed) throw invalidState(`the mapping at ${hex(this.address)} is closed`);
   }
 
   /**
-   * The whole pages that cover some bytes of it.
+   * The whole pages that cover these bytes.
    *
-   * @throws TypeError, RangeError for bytes outside of it
+   * @throws TypeError, RangeError for bytes outside of the memory
    */
   covering(start: unknown, length: unknown, pageSize: number): DirtyRun {
     checkAddress(start, 'start');
@@ -63,7 +70,7 @@ export class Target {
   }
 
   /**
-   * Copies the bytes from `from` on, counted from the memory's start.
+   * Copies bytes out of the memory, from the offset `from` on.
    *
    * @throws UffdError EFAULT for a page that cannot be read
    */
@@ -73,7 +80,7 @@ export class Target {
     this.#mustBeAll('process_vm_readv', readMemory(address, into), address, into.length);
   }
 
-  /** @throws UffdError EFAULT for a page that cannot be written; those before it were */
+  /** @throws UffdError EFAULT for a page that cannot be written; the pages before it were written */
   write(from: number, bytes: Uint8Array): void {
     this.mustBeMapped();
     const address = this.address + BigInt(from);
@@ -88,7 +95,7 @@ export class Target {
     throw new UffdError(errno, call, { address, length: length - transferred, transferred });
   }
 
-  /** Reads a byte of the page at an offset. False: it cannot be read. */
+  /** Reads a byte of the page at an offset. False if it cannot be read. */
   touch(at: number): boolean {
     return readMemory(this.address + BigInt(at), this.#byte) === 1;
   }

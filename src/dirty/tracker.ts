@@ -1,41 +1,41 @@
-// Which pages of some memory were written since somebody asked, and checkpoints of it that hold no more than that.
+// Which pages of some memory were written since the last call, and checkpoints that hold only those.
 //
 // Rules:
-//  - Who asks with `collect`, and what checkpoints need, are two lists: neither takes anything from the other.
-//  - A page is protected before it is told, and read after it was told, so a write is in what is read or is told the
-//    next time, or both. None is missed.
-//  - A checkpoint that fails takes nothing with it: its pages are in the next.
-//  - What the page tables do not tell is the caller's to say, with `mark`.
+//  - `collect` and checkpoints have separate lists, so neither takes pages from the other.
+//  - A page is protected before it is reported, and read after it was reported. So each write is in the bytes that are
+//    read, or is reported the next time, or both.
+//  - A checkpoint that fails loses nothing: its pages are in the next one.
+//  - The caller reports writes that the page tables do not show, with `mark`.
 
 import { type FileHandle, open } from 'node:fs/promises';
-import { checkInteger, checkOneOf, invalidState } from '../arguments.js';
-import { Plane } from '../core.js';
-import type { Kernel } from '../kernel.js';
-import type { Mapping } from '../mapping.js';
-import { warn } from '../warning.js';
-import { restorePages, savePages } from './copying.js';
-import { checkChain, damageError, isDamaged, restorable } from './damage.js';
+import { Plane } from '../bindings/core.js';
+import { checkInteger, checkOneOf, invalidState } from '../errors/arguments.js';
+import { warn } from '../errors/warning.js';
+import type { Kernel } from '../kernel/port.js';
+import type { Mapping } from '../memory/mapping.js';
 import {
   type Checkpoint,
   CheckpointError,
   CheckpointWriter,
   type Contents,
   HEADER_BYTES,
+  type MemoryShape,
   readContents,
   runsOf,
-  type Shape,
-  type Stored,
+  type StoredCheckpoint,
   writeHeader,
-} from './file.js';
-import { type DirtyRun, PageSet } from './pages.js';
+} from './checkpoint-file.js';
+import { restorePages, savePages } from './copying.js';
+import { checkChain, damageError, isDamaged, restorable } from './damage.js';
+import type { DirtyRun, PageSet } from './pages.js';
 import { syncFolder, withFileToWrite } from './storage.js';
 import { type MemoryRange, Target } from './target.js';
-import { openWatch, type Watch } from './watch.js';
+import { openWatch, type WriteWatch } from './watch.js';
 
 export interface DirtyOptions {
   /**
-   * How writes are seen: 'async' by the kernel alone (Linux 6.7), 'sync' by a thread that lets each first write
-   * through (Linux 5.14). 'auto' (default): the first that this kernel has.
+   * How writes are detected: 'async' by the kernel alone (Linux 6.7), 'sync' by a thread that lets each first write
+   * through (Linux 5.14). 'auto' (default): the first of these that this kernel has.
    */
   mode?: 'auto' | 'async' | 'sync';
   /** The kernel to run on. Default: Linux, through koffi. */
@@ -43,25 +43,28 @@ export interface DirtyOptions {
 }
 
 export interface CheckpointOptions {
-  /** Waits until everything is on the disk. Default true; without it a crash of the whole machine can lose it. */
+  /** Wait until the checkpoint is on disk. Default true; otherwise a crash of the whole machine can lose it. */
   sync?: boolean;
 }
 
 export interface RestoreOptions {
-  /** Which checkpoint; default: the last. */
+  /** The number of the checkpoint; default: the last. */
   checkpoint?: number;
 }
 
 const MODES = ['auto', 'async', 'sync'] as const;
 
-/** Ends the watch of a tracker that nobody has any more: its descriptors, its thread and the protection of the memory. */
-const dropped = new FinalizationRegistry<Watch>((watch) => watch.close());
+/**
+ * Ends the watch of a tracker that was garbage-collected: its descriptors, its thread and the protection of the
+ * memory.
+ */
+const dropped = new FinalizationRegistry<WriteWatch>((watch) => watch.close());
 
-/** The checkpoint that the memory was equal to, but for what was written since. */
+/** The checkpoint that was written or restored last: except for later writes, the memory is equal to it. */
 interface Base {
   readonly dev: number;
   readonly ino: number;
-  readonly stored: Stored;
+  readonly stored: StoredCheckpoint;
 }
 
 /**
@@ -70,31 +73,31 @@ interface Base {
  * thread, and by a system call that copies.
  *
  * The kernel cannot report other writes: into pinned pages (O_DIRECT, io_uring with registered buffers, RDMA, VFIO),
- * through another mapping of the same memory (`Mapping.alias`, another process), and to the file behind it (`pwrite`,
- * `ftruncate`). Call `mark` once such a write is done.
+ * through another mapping of the same memory (`Mapping.alias`, another process), and to the mapped file itself (`pwrite`,
+ * `ftruncate`). Call `mark` when such a write is done.
  */
 export class DirtyTracker implements Disposable {
-  /** How writes are seen. */
+  /** How writes are detected. */
   readonly mode: 'async' | 'sync';
-  /** Bytes of a page: what is told is whole pages. */
+  /** Bytes of a page: whole pages are reported. */
   readonly pageSize: number;
   readonly #target: Target;
-  readonly #watch: Watch;
+  readonly #watch: WriteWatch;
   readonly #pages: PageSet;
   #base: Base | undefined;
   #busy: string | undefined;
   #closed = false;
 
-  private constructor(target: Target, watch: Watch, pages: PageSet) {
+  private constructor(target: Target, watch: WriteWatch) {
     this.mode = watch.mode;
     this.pageSize = watch.pageSize;
     this.#target = target;
     this.#watch = watch;
-    this.#pages = pages;
+    this.#pages = watch.pages;
   }
 
   /**
-   * Begins to track. Nothing counts as written yet. Any thread of this process may write meanwhile, this one
+   * Begins to track. Nothing counts as written yet. Every thread of this process may write meanwhile, this one
    * included; no other userfaultfd may watch the memory for write-protection.
    *
    * @example
@@ -110,55 +113,46 @@ export class DirtyTracker implements Disposable {
    * ```
    *
    * @param memory a mapping, or whole pages of this process that stay mapped as long as they are tracked
-   * @throws UnsupportedError where the kernel has no write-protection of the kind; UffdError as `open` and
-   *   `register` (EBUSY: another tracker or userfaultfd has the memory); TypeError, RangeError
+   * @throws UnsupportedError if the kernel lacks this kind of write-protection; UffdError as `open` and `register`
+   *   (EBUSY: another tracker or userfaultfd watches the memory); TypeError, RangeError
    */
   static async open(memory: Mapping | MemoryRange, options: DirtyOptions = {}): Promise<DirtyTracker> {
     const target = new Target(memory);
-    let pages: PageSet | undefined;
-    const makePages = (pageSize: number, systemPageSize: number, planes: number): PageSet => {
-      pages = new PageSet(target.address, target.length, pageSize, systemPageSize, planes);
-      return pages;
-    };
     const { mode = 'auto' } = options;
     checkOneOf(mode, 'mode', MODES);
-    const watch = await openWatch(target, mode, options.kernel, makePages);
-    return DirtyTracker.#begin(target, watch, pages as unknown as PageSet);
-  }
-
-  static #begin(target: Target, watch: Watch, pages: PageSet): DirtyTracker {
+    const watch = await openWatch(target, mode, options.kernel);
     try {
-      // Guard pages, and what was written before this returns, are no news.
-      watch.take(pages);
-      pages.clear(Plane.untold);
-      pages.clear(Plane.unsaved);
+      // Guard pages, and writes before this returns, do not count as written.
+      watch.take();
+      watch.pages.clear(Plane.UNTOLD);
+      watch.pages.clear(Plane.UNSAVED);
     } catch (error) {
       watch.close();
       throw error;
     }
-    const tracker = new DirtyTracker(target, watch, pages);
+    const tracker = new DirtyTracker(target, watch);
     dropped.register(tracker, watch, tracker);
     return tracker;
   }
 
   /**
-   * The pages that were written since the last call, or were taken away (madvise) and are zero now, or were marked:
-   * ascending, disjoint, as long as can be. From here on they count as clean, from before this returns.
+   * The pages that were written, marked, or removed by madvise (they are zeros now) since the last call: ascending,
+   * disjoint, maximal runs. They count as clean again before this returns.
    *
-   * @throws UffdError ENOENT if a part of the memory was unmapped, moved or mapped anew: the tracker is of no use then
+   * @throws UffdError ENOENT if a part of the memory was unmapped, moved or mapped anew; close the tracker then
    */
   collect(): DirtyRun[] {
     this.#mustBeOpen();
     this.#take();
-    const runs = [...this.#pages.runs(Plane.untold)];
-    this.#pages.clear(Plane.untold);
+    const runs = [...this.#pages.runs(Plane.UNTOLD)];
+    this.#pages.clear(Plane.UNTOLD);
     return runs;
   }
 
   /**
-   * Says that bytes were written in a way that the kernel cannot report: see above. The next `collect` reports the
-   * whole pages that cover them, and the next checkpoint contains them. Call it when the write is done: a page that
-   * `collect` reports while the device still writes may change afterwards.
+   * Reports bytes that were written in a way that the kernel cannot see (listed above). The next `collect` reports
+   * the whole pages that cover them, and the next checkpoint contains them. Call it when the write is done: a page
+   * that `collect` reports while a device still writes may change afterwards.
    *
    * @param start the first byte's address, a bigint; it need not be page-aligned
    * @param length bytes, at least 1
@@ -171,16 +165,16 @@ export class DirtyTracker implements Disposable {
   }
 
   /**
-   * Appends a checkpoint to a file, which is made if need be: the pages that were written since the last one, or all
-   * of them where this tracker has made or restored none there. What is written meanwhile may be in it or not, and is
-   * in the next in any case: for a checkpoint of one moment nobody may write.
+   * Appends a checkpoint to a file, which is made if it is missing: the pages that were written since the last
+   * checkpoint, or all pages if this tracker has made or restored none in this file. A write during the call may be in
+   * it or not, and is in the next checkpoint in any case. To save the state of one moment, pause all writers.
    *
-   * The bytes of a checkpoint that was never finished (a crash) are cut off, with a warning. A file that is damaged is
-   * left alone.
+   * If the last checkpoint of the file is incomplete (a crash), its bytes are cut off, with a warning. A damaged file
+   * is not written to.
    *
    * @throws CheckpointError if the file is something else, of other memory, damaged, or being written by another
    *   tracker; UffdError EFAULT for a page that cannot be read (a guard page, PROT_NONE), ENOENT as `collect`; Node's
-   *   errors of files. The file is as it was then, and the pages are in the next checkpoint
+   *   errors of files. Then the file is unchanged, and the pages are in the next checkpoint
    */
   async checkpoint(path: string, { sync = true }: CheckpointOptions = {}): Promise<Checkpoint> {
     return this.#exclusive('checkpoint', () =>
@@ -188,7 +182,7 @@ export class DirtyTracker implements Disposable {
     );
   }
 
-  async #append(file: FileHandle, path: string, sync: boolean): Promise<Stored> {
+  async #append(file: FileHandle, path: string, sync: boolean): Promise<StoredCheckpoint> {
     const { dev, ino } = await file.stat();
     const contents = await readContents(file, path);
     if (contents) {
@@ -198,29 +192,29 @@ export class DirtyTracker implements Disposable {
     const parent = this.#parentIn(contents, dev, ino);
     const end = contents?.end ?? HEADER_BYTES;
     const pages = this.#pages;
-    if (parent === undefined) pages.set(Plane.unsaved, pages.start, pages.length);
+    if (parent === undefined) pages.set(Plane.UNSAVED, pages.start, pages.length);
     this.#take();
-    pages.move(Plane.unsaved, Plane.saving);
+    pages.move(Plane.UNSAVED, Plane.SAVING);
     try {
       await file.truncate(contents ? end : 0);
       if (!contents) await writeHeader(file, { pageSize: this.pageSize, length: pages.length });
       if (sync) await syncFolder(path);
       const index = contents?.checkpoints.length ?? 0;
       const stored = await this.#write(file, end, index, parent, sync);
-      pages.clear(Plane.saving);
+      pages.clear(Plane.SAVING);
       this.#base = { dev, ino, stored };
       return stored;
     } catch (error) {
-      pages.move(Plane.saving, Plane.unsaved);
+      pages.move(Plane.SAVING, Plane.UNSAVED);
       await file.truncate(contents ? end : 0).catch(() => undefined);
       throw error;
     }
   }
 
-  /** Marks what was written since the last time. */
+  /** Marks the pages that were written since the last call. */
   #take(): void {
     this.#target.mustBeMapped();
-    this.#watch.take(this.#pages);
+    this.#watch.take();
   }
 
   /** The checkpoint of this file that the memory builds on. */
@@ -238,23 +232,24 @@ export class DirtyTracker implements Disposable {
     index: number,
     parent: number | undefined,
     sync: boolean,
-  ): Promise<Stored> {
-    const runs = [...this.#pages.runs(Plane.saving)];
+  ): Promise<StoredCheckpoint> {
+    const runs = [...this.#pages.runs(Plane.SAVING)];
     const pages = runs.reduce((sum, { length }) => sum + length / this.pageSize, 0);
     const writer = await CheckpointWriter.begin(file, offset, index, { parent, time: new Date(), pages });
     await savePages(this.#target, this.pageSize, runs, writer);
-    // Memory that was replaced meanwhile would be in the file as if it were this.
+    // Memory that was mapped here meanwhile must not be saved in place of the tracked memory.
     this.#take();
     return writer.commit(sync);
   }
 
   /**
-   * Makes the memory what it was at a checkpoint. The file is checked first: if it is damaged no memory is written, and
-   * the error says which checkpoint is damaged and which can be restored. Nobody else may write meanwhile. The next
+   * Restores the memory to a checkpoint. The file is checked first: if it is damaged, no memory is written, and the
+   * error says which checkpoint is damaged and which can be restored. Pause all writers meanwhile. The next
    * checkpoint to this file builds on the restored one.
    *
-   * @throws CheckpointError; RangeError for a checkpoint that is not there; UffdError EFAULT for a page that cannot be
-   *   written (read-only, a guard page): pages before it are restored, and count as written; Node's errors of files
+   * @throws CheckpointError; RangeError for a checkpoint that does not exist; UffdError EFAULT for a page that cannot
+   *   be written (read-only, a guard page): the pages before it are restored, and count as written; Node's errors of
+   *   files
    */
   async restore(path: string, options: RestoreOptions = {}): Promise<Checkpoint> {
     return this.#exclusive('restore', async () => {
@@ -264,11 +259,11 @@ export class DirtyTracker implements Disposable {
         const contents = await readContents(file, path);
         if (contents) this.#mustFit(contents.shape, path);
         const { stored, chain } = await chosen(file, path, contents, options.checkpoint);
-        // Not into memory that has become something else.
+        // Do not write to memory that was replaced.
         this.#take();
-        await this.#bring(file, contents?.shape as Shape, chain);
+        await this.#bring(file, contents?.shape as MemoryShape, chain);
         this.#take();
-        this.#pages.clear(Plane.unsaved);
+        this.#pages.clear(Plane.UNSAVED);
         this.#base = { dev, ino, stored };
         return told(stored);
       } finally {
@@ -277,33 +272,33 @@ export class DirtyTracker implements Disposable {
     });
   }
 
-  /** Brings back each page from the first of these checkpoints that holds it. */
-  async #bring(file: FileHandle, shape: Shape, chain: readonly Stored[]): Promise<void> {
+  /** Restores each page from the first of these checkpoints that holds it. */
+  async #bring(file: FileHandle, shape: MemoryShape, chain: readonly StoredCheckpoint[]): Promise<void> {
     const pages = this.#pages;
     try {
       for (const link of chain) {
         for await (const run of runsOf(file, shape, link)) {
           const start = pages.start + BigInt(run.firstPage * shape.pageSize);
           const length = run.pages * shape.pageSize;
-          for (const part of pages.runs(Plane.saving, false, start, start + BigInt(length))) {
+          for (const part of pages.runs(Plane.SAVING, false, start, start + BigInt(length))) {
             const skipped = Number(part.start - start);
             const offset = run.offset === undefined ? undefined : run.offset + skipped;
             await restorePages(this.#target, this.#watch, file, part, offset);
           }
-          pages.set(Plane.saving, start, length);
+          pages.set(Plane.SAVING, start, length);
         }
       }
     } finally {
-      pages.clear(Plane.saving);
+      pages.clear(Plane.SAVING);
     }
   }
 
   /**
-   * The whole checkpoints of a file, in order. Their bytes are checked by `restore` alone. One that was never finished
-   * (a crash) is not among them.
+   * The whole checkpoints of a file, in order. Only `restore` checks their bytes. An incomplete checkpoint (after a
+   * crash) is not among them.
    *
-   * @throws CheckpointError if it is no such file, or damaged: its `checkpoints` are those before the damage; Node's
-   *   errors of files
+   * @throws CheckpointError if the file holds no checkpoints, or is damaged: its `checkpoints` are those before the
+   *   damage; Node's errors of files
    */
   static async checkpoints(path: string): Promise<Checkpoint[]> {
     const file = await open(path, 'r');
@@ -319,7 +314,7 @@ export class DirtyTracker implements Disposable {
     }
   }
 
-  /** Ends tracking: the memory is as any other. Idempotent. */
+  /** Ends tracking. Idempotent. */
   close(): void {
     if (this.#closed) return;
     if (this.#busy) throw invalidState(`close: a ${this.#busy} is under way`);
@@ -332,7 +327,7 @@ export class DirtyTracker implements Disposable {
     this.close();
   }
 
-  /** One of these at a time: they share a list of pages. */
+  /** Runs one checkpoint or restore at a time, because they share a list of pages. */
   async #exclusive<T>(what: string, body: () => Promise<T>): Promise<T> {
     this.#mustBeOpen();
     if (this.#busy) throw invalidState(`${what}: a ${this.#busy} is under way`);
@@ -349,7 +344,7 @@ export class DirtyTracker implements Disposable {
     this.#target.mustBeMapped();
   }
 
-  #mustFit({ pageSize, length }: Shape, path: string): void {
+  #mustFit({ pageSize, length }: MemoryShape, path: string): void {
     if (pageSize === this.pageSize && length === this.#pages.length) return;
     throw new CheckpointError(
       `${path} is of ${length} bytes in pages of ${pageSize}; this memory has ${this.#pages.length} in pages of ` +
@@ -358,7 +353,7 @@ export class DirtyTracker implements Disposable {
   }
 }
 
-/** Makes sure that what lies behind the whole checkpoints may be cut off, and says that it is. */
+/** Checks that the bytes after the valid checkpoints may be cut off, and warns. */
 async function mustBeExtendable(file: FileHandle, path: string, contents: Contents): Promise<void> {
   const { end, size, checkpoints } = contents;
   if (await isDamaged(file, contents)) {
@@ -373,13 +368,13 @@ async function mustBeExtendable(file: FileHandle, path: string, contents: Conten
     warn(`${path}: the last ${size - end} bytes are of a checkpoint that was not finished, and are cut off`);
 }
 
-/** The checkpoint that is to be restored, and those that it builds on, every byte of which was checked. */
+/** The checkpoint to restore, and those that it builds on, all of whose bytes were checked. */
 async function chosen(
   file: FileHandle,
   path: string,
   contents: Contents | undefined,
   index: number | undefined,
-): Promise<{ stored: Stored; chain: Stored[] }> {
+): Promise<{ stored: StoredCheckpoint; chain: StoredCheckpoint[] }> {
   const count = contents?.checkpoints.length ?? 0;
   const isThere = index !== undefined && index < count;
   if (contents && !isThere && (await isDamaged(file, contents))) {
@@ -388,10 +383,10 @@ async function chosen(
   if (!contents || count === 0) throw new CheckpointError(`${path} holds no whole checkpoint`);
   const wanted = index ?? count - 1;
   checkInteger(wanted, 'checkpoint', 0, count - 1);
-  const stored = contents.checkpoints[wanted] as Stored;
+  const stored = contents.checkpoints[wanted] as StoredCheckpoint;
   return { stored, chain: await checkChain(file, path, contents, stored) };
 }
 
-function told({ index, parent, time, pages, bytes }: Stored): Checkpoint {
+function told({ index, parent, time, pages, bytes }: StoredCheckpoint): Checkpoint {
   return { index, parent, time, pages, bytes };
 }

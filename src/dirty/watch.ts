@@ -1,86 +1,93 @@
-// How writes are seen. Both ways keep what they know in the page tables alone: a page whose entry is not
-// write-protected was written, or is gone. `take` marks such pages and protects them again.
+// How writes are detected. Both modes keep their state in the page tables alone: a page that is not write-protected
+// was written, or is gone. `take` marks such pages and protects them again.
 //
-// Why nothing is missed: a page is protected before it is told, and read after it was told. A write before the
-// protection is in what is read; a write after it takes the protection away once more, and the next `take` sees
-// that. Nothing else is recorded anywhere, so there is nothing to get out of step, and no lock.
+// Why no write is missed: a page is protected before it is reported, and read after it was reported. A write before the
+// protection is in the bytes that are read. A write after it removes the protection again, and the next `take` sees
+// that. There is no other state, and no lock.
 //
-//  - Asynchronous (Linux 6.7): the kernel lifts the protection itself, and one PAGEMAP_SCAN finds and protects.
-//  - Synchronous (Linux 5.14): a write waits until a thread of the tracker's own lifts the protection. `take` reads
-//    /proc/self/pagemap. A thread that is told of a page late, after a `take`, lifts the protection of a page that
-//    its writer is about to write.
+//  - Asynchronous (Linux 6.7): the kernel removes the protection itself, and one PAGEMAP_SCAN finds pages and
+//    protects them.
+//  - Synchronous (Linux 5.14): a write waits until a thread of the tracker removes the protection. `take` reads
+//    /proc/self/pagemap. If that thread reads a fault late, after a `take`, it removes the protection of a page that
+//    is about to be written.
 //
-// What the kernel does not say by itself: that a part of the memory was unmapped (PAGEMAP_SCAN passes over holes), and
-// that it is another userfaultfd's now (WRITEPROTECT and PAGEMAP_SCAN serve that one as well). So each `take` asks for both.
+// The kernel does not report that a part of the memory was unmapped (PAGEMAP_SCAN skips holes), or that another
+// userfaultfd has it now (WRITEPROTECT and PAGEMAP_SCAN act on that memory as well). So each `take` checks for both.
 
-import '../linux.js';
+import { Scan } from '../bindings/core.js';
+import '../kernel/linux.js';
 import type { Worker } from 'node:worker_threads';
 import { isMapped } from '../../shim/access.js';
 import { readAt } from '../../shim/descriptors.js';
 import { duplicate } from '../../shim/memory.js';
-import { type Core, Scan } from '../core.js';
-import { Errno, UffdError, UnsupportedError } from '../errors.js';
-import type { Kernel, KernelPort, LinearMemory } from '../kernel.js';
-import { startThread } from '../parts.js';
-import { system } from '../system.js';
-import { Userfaultfd } from '../userfaultfd.js';
-import type { LifterTask } from './lifter.js';
-import type { DirtyRun, PageSet } from './pages.js';
+import { Errno, UffdError, UnsupportedError } from '../errors/errors.js';
+import { system } from '../kernel/default-kernel.js';
+import type { Kernel, KernelPort, LinearMemory } from '../kernel/port.js';
+import type { Core } from '../uffd/core.js';
+import { Userfaultfd } from '../uffd/userfaultfd.js';
+import { ENTRY } from '../workers/entry-file.js';
+import { startThread } from '../workers/launcher.js';
+import { type DirtyRun, PageSet } from './pages.js';
 import type { Target } from './target.js';
+import type { UnprotectTask } from './unprotect-worker.js';
 
-/** What is common to both ways: memory that is registered and protected. */
-export interface Watch {
+/** Memory that is registered and protected, in either mode. */
+export interface WriteWatch {
   readonly mode: 'async' | 'sync';
-  /** Bytes of a page there. */
+  /** Bytes of a page of this memory. */
   readonly pageSize: number;
+  readonly pages: PageSet;
   /**
-   * Marks the pages that were written or went since the last call, and protects them again.
+   * Marks the pages that were written or removed since the last call, and protects them again.
    *
-   * @throws UffdError where the memory is no longer what was registered; every page is marked then
+   * @throws UffdError if the memory is no longer the memory that was registered; then every page is marked
    */
-  take(pages: PageSet): void;
+  take(): void;
   /** Lets this thread write to whole pages without a fault. The next `take` marks them. */
   allow(run: DirtyRun): void;
-  /** Ends it: the memory is as it was before. Idempotent. */
+  /** Ends tracking, and removes the protection. Idempotent. */
   close(): void;
 }
 
-/** Planes of a PageSet. Synchronous tracking remembers guard pages as well. */
+/** Number of planes of a PageSet. Synchronous tracking has one more, for guard pages. */
 const ASYNC_PLANES = 3;
 const SYNC_PLANES = 4;
 
-/** Makes the set of pages once their size is known. */
-type MakePages = (pageSize: number, systemPageSize: number, planes: number) => PageSet;
-
-/** Why memory cannot be registered again: it is another userfaultfd's, or of a kind that cannot be watched. */
-const FOREIGN: ReadonlySet<string> = new Set(['EBUSY', 'EINVAL', 'EPERM']);
+/**
+ * Error codes of registering again, if another userfaultfd watches the memory, or if memory of this kind cannot be
+ * watched.
+ */
+const NOT_OURS: ReadonlySet<string> = new Set(['EBUSY', 'EINVAL', 'EPERM']);
 
 /** A userfaultfd that has registered and protected the memory, and its pagemap. */
-abstract class Registered {
-  /** The call that an error about the memory names. */
+abstract class RegisteredMemory {
+  /** The name of the call in errors about the memory. */
   protected abstract get call(): string;
   readonly pageSize: number;
+  readonly pages: PageSet;
   protected readonly uffd: Userfaultfd;
   protected readonly kernel: Kernel;
   protected readonly target: Target;
   #pagemap = -1;
   #port: KernelPort | undefined;
 
-  protected constructor(target: Target, kernel: Kernel, uffd: Userfaultfd) {
+  protected constructor(target: Target, kernel: Kernel, uffd: Userfaultfd, planes: number) {
     this.target = target;
     this.kernel = kernel;
     this.uffd = uffd;
     try {
       uffd.register(target.address, target.length, 'write-protect');
       this.pageSize = uffd.ranges[0]?.pageSize ?? kernel.pageSize;
-      this.protect({ start: target.address, length: target.length });
+      const { address, length } = target;
+      this.protect({ start: address, length });
+      this.pages = new PageSet(address, length, this.pageSize, kernel.pageSize, planes);
     } catch (error) {
       uffd.close();
       throw error;
     }
   }
 
-  /** The port, and the pagemap's descriptor, for the core that lies in this memory. */
+  /** The port, and the descriptor of pagemap, for the core in this memory. */
   protected pagemap(memory: LinearMemory): { port: KernelPort; fd: number } {
     this.#port ??= this.kernel.attach(memory);
     if (this.#pagemap < 0) {
@@ -100,7 +107,10 @@ abstract class Registered {
     return new UffdError(Errno.ENOENT as number, this.call, { address, length, tracked: true });
   }
 
-  /** What `take` itself does not notice. It has found already that all mappings are registered for what it does. */
+  /**
+   * Checks what the scan of `take` does not detect. The scan has already found that all mappings are registered for
+   * this mode.
+   */
   protected mustBeWhole(): void {
     const { address, length } = this.target;
     const mapped = isMapped(address, length);
@@ -110,26 +120,26 @@ abstract class Registered {
   }
 
   /**
-   * Registering again changes nothing where the memory is registered here, and is refused where it is another
-   * userfaultfd's. Memory that no one had (mapped anew a moment ago) becomes ours: its pages are not protected, so the
-   * next `take` marks them.
+   * Registers the memory again. That changes nothing if it is registered with this userfaultfd, and fails if it is
+   * registered with another one. Memory that is registered with none (it was mapped anew a moment ago) is registered
+   * now. Its pages are not protected, so the next `take` marks them.
    */
   #mustBeOurs(): void {
     const { address, length } = this.target;
     try {
       this.uffd.register(address, length, 'write-protect', { pageSize: this.pageSize });
     } catch (error) {
-      if (error instanceof UffdError && FOREIGN.has(error.code)) throw this.replaced();
+      if (error instanceof UffdError && NOT_OURS.has(error.code)) throw this.replaced();
       throw error;
     }
   }
 
-  /** Marks everything if a part of `take` fails: what it had protected until then is not known. */
-  protected markingAll(pages: PageSet, body: () => void): void {
+  /** Marks everything if a part of `take` fails, because it is unknown which pages were protected by then. */
+  protected markingAll(body: () => void): void {
     try {
       body();
     } catch (error) {
-      pages.mark(pages.start, pages.length);
+      this.pages.mark(this.pages.start, this.pages.length);
       throw error;
     }
   }
@@ -137,14 +147,14 @@ abstract class Registered {
   close(): void {
     if (this.uffd.closed) return;
     try {
-      // Before Linux 6.18 any userfaultfd could unregister the memory of another one. A mapping that was closed has
-      // taken its memory out of this one.
+      // Before Linux 6.18 a userfaultfd could unregister memory of another userfaultfd, so check first. A closed
+      // mapping has already unregistered its memory.
       if (this.uffd.ranges.length > 0) {
         this.#mustBeOurs();
         this.uffd.unregister(this.target.address, this.target.length);
       }
     } catch (error) {
-      // Memory that was unmapped is not registered any more either.
+      // Unmapped memory is no longer registered either.
       if (!(error instanceof UffdError)) throw error;
     }
     this.uffd.close();
@@ -153,7 +163,7 @@ abstract class Registered {
   }
 }
 
-export class AsyncWatch extends Registered implements Watch {
+export class AsyncWatch extends RegisteredMemory implements WriteWatch {
   readonly mode = 'async';
 
   protected get call(): string {
@@ -166,34 +176,37 @@ export class AsyncWatch extends Registered implements Watch {
       optional: ['wp-hugetlbfs-shmem'],
       kernel,
     });
-    return new AsyncWatch(target, kernel, uffd);
+    return new AsyncWatch(target, kernel, uffd, ASYNC_PLANES);
   }
 
-  take(pages: PageSet): void {
-    this.markingAll(pages, () => {
-      // Before the scan as well: it would take from another userfaultfd what was written to its memory.
-      this.#verify(pages);
-      this.#scan(pages);
-      this.#verify(pages);
+  take(): void {
+    this.markingAll(() => {
+      // Check before the scan as well: if another userfaultfd watches the memory now, the scan would take its written
+      // pages.
+      this.#verify();
+      this.#scan();
+      this.#verify();
     });
   }
 
-  #verify({ core }: PageSet): void {
-    this.#ask(core, (buffer) => core.arguments(buffer).scanCheckRequest());
+  #verify(): void {
+    const { core } = this.pages;
+    this.#pagemapScan(core, (buffer) => core.arguments(buffer).scanCheckRequest());
     this.mustBeWhole();
   }
 
-  #scan({ core }: PageSet): void {
+  #scan(): void {
+    const { core } = this.pages;
     core.exports.scanBegin();
-    for (let verdict: number = Scan.more; verdict === Scan.more; ) {
-      const regions = this.#ask(core, (buffer) => core.arguments(buffer).scanRequest());
-      verdict = core.exports.scanTake(regions);
-      if (verdict === Scan.nonsense) throw this.#failed(Errno.EIO as number);
+    for (let next: number = Scan.MORE; next === Scan.MORE; ) {
+      const regions = this.#pagemapScan(core, (buffer) => core.arguments(buffer).scanRequest());
+      next = core.exports.scanTake(regions);
+      if (next === Scan.NONSENSE) throw this.#failed(Errno.EIO as number);
     }
   }
 
-  /** One PAGEMAP_SCAN; the regions that it found. */
-  #ask(core: Core, request: (buffer: bigint) => number): number {
+  /** Performs one PAGEMAP_SCAN. Returns how many regions it found. */
+  #pagemapScan(core: Core, request: (buffer: bigint) => number): number {
     const { port, fd } = this.pagemap(core.memory);
     const buffer = port.addressOf(new Uint8Array(core.memory.buffer, core.exports.scanBuffer()));
     for (;;) {
@@ -210,18 +223,18 @@ export class AsyncWatch extends Registered implements Watch {
   }
 
   allow(): void {
-    // The kernel lifts the protection of a page when it is written.
+    // The kernel removes the protection of a page when it is written.
   }
 }
 
-export class SyncWatch extends Registered implements Watch {
+export class SyncWatch extends RegisteredMemory implements WriteWatch {
   readonly mode = 'sync';
   /**
-   * Pages that are not there cannot be protected (anonymous memory before Linux 6.4), or do not look it (huge
-   * pages before 6.11): they are made to be there by reading them.
+   * Whether missing pages are installed by reading them. Before, they cannot be protected (anonymous memory before
+   * Linux 6.4), or do not appear protected (huge pages before 6.11).
    */
   #populates = false;
-  #lifter: Worker | undefined;
+  #unprotectThread: Worker | undefined;
   #stopHandle: SharedArrayBuffer | undefined;
   #failure: Error | undefined;
 
@@ -229,16 +242,16 @@ export class SyncWatch extends Registered implements Watch {
     return 'UFFDIO_WRITEPROTECT';
   }
 
-  static async open(target: Target, kernel: Kernel, makePages: MakePages): Promise<SyncWatch> {
+  static async open(target: Target, kernel: Kernel): Promise<SyncWatch> {
     const uffd = Userfaultfd.open({
       features: ['pagefault-flag-wp'],
       optional: ['wp-hugetlbfs-shmem', 'wp-unpopulated'],
       kernel,
     });
-    const watch = new SyncWatch(target, kernel, uffd);
+    const watch = new SyncWatch(target, kernel, uffd, SYNC_PLANES);
     try {
-      watch.#protectAll(makePages(watch.pageSize, kernel.pageSize, SYNC_PLANES));
-      await watch.#startLifter();
+      watch.#protectAll();
+      await watch.#startUnprotectThread();
     } catch (error) {
       watch.close();
       throw error;
@@ -246,19 +259,19 @@ export class SyncWatch extends Registered implements Watch {
     return watch;
   }
 
-  take(pages: PageSet): void {
-    this.markingAll(pages, () => {
+  take(): void {
+    this.markingAll(() => {
       if (this.#failure) throw this.#failure;
       const protectedNow: DirtyRun[] = [];
       try {
-        for (const run of this.#unprotected(pages)) {
-          pages.mark(run.start, run.length);
+        for (const run of this.#unprotected()) {
+          this.pages.mark(run.start, run.length);
           protectedNow.push(run);
           this.#protectAgain(run);
         }
         this.mustBeWhole();
       } catch (error) {
-        // The memory may be another userfaultfd's now, which knows nothing of this protection.
+        // Another userfaultfd may watch the memory now, and does not know of this protection, so remove it.
         for (const run of protectedNow) this.allow(run);
         throw error;
       }
@@ -274,17 +287,17 @@ export class SyncWatch extends Registered implements Watch {
     this.protect(run);
   }
 
-  /** Makes sure at the start that every page is protected, and is seen to be. */
-  #protectAll(pages: PageSet): void {
-    // The first look finds the guard pages; the second one passes over them.
-    for (const _ of this.#unprotected(pages));
-    for (const run of this.#unprotected(pages)) {
+  /** Ensures at the start that every page is protected, and appears so. */
+  #protectAll(): void {
+    // The first pass finds the guard pages; the second one skips them.
+    for (const _ of this.#unprotected());
+    for (const run of this.#unprotected()) {
       this.#populates = true;
       this.#protectAgain(run);
     }
     if (!this.#populates) return;
-    for (const run of this.#unprotected(pages)) {
-      // A page that cannot be read cannot be made to be there. It counts as written each time.
+    for (const run of this.#unprotected()) {
+      // A page that cannot be read cannot be installed. Such a page counts as written each time.
       if (!this.#populate(run)) continue;
       throw new UnsupportedError(
         'this kernel does not tell in /proc/self/pagemap which pages are write-protected; Linux 5.14 does',
@@ -293,8 +306,8 @@ export class SyncWatch extends Registered implements Watch {
   }
 
   /** The runs of pages that are not protected. */
-  *#unprotected(pages: PageSet): Generator<DirtyRun> {
-    const { core } = pages;
+  *#unprotected(): Generator<DirtyRun> {
+    const { core } = this.pages;
     const { exports } = core;
     const { fd } = this.pagemap(core.memory);
     exports.entriesBegin();
@@ -302,11 +315,11 @@ export class SyncWatch extends Registered implements Watch {
       const room = exports.entriesRoom();
       if (room === 0) return;
       const buffer = new Uint8Array(core.memory.buffer, exports.scanBuffer(), room);
-      const read = readAt(fd, buffer, Number(BigInt.asUintN(64, exports.entriesOffset())));
+      const read = readAt(fd, buffer, Number(core.start));
       if (read < 0) throw new UffdError(read, '/proc/PID/pagemap');
       if (read === 0) throw this.replaced();
       exports.entriesTake(read);
-      while (exports.entriesNext()) yield pages.found();
+      while (exports.entriesNext()) yield this.pages.found();
     }
   }
 
@@ -322,50 +335,43 @@ export class SyncWatch extends Registered implements Watch {
     return all;
   }
 
-  /** The thread that lifts the protection. It has a descriptor of its own, and asks nothing of this thread. */
-  async #startLifter(): Promise<void> {
+  /**
+   * The thread that removes the protection. The thread has a descriptor of its own, and does not depend on this thread.
+   */
+  async #startUnprotectThread(): Promise<void> {
     const fd = duplicate(this.uffd.fd);
     if (fd < 0) throw new UffdError(fd, 'fcntl');
     const { features, ranges } = this.uffd;
-    const task: LifterTask = { fd, features, ranges };
-    const lifter = startThread(
-      'lifter',
-      { workerData: task },
-      { file: '../part.js', module: import.meta.url },
-    );
-    this.#lifter = lifter;
+    const task: UnprotectTask = { fd, features, ranges };
+    const worker = startThread('lifter', { workerData: task }, ENTRY);
+    this.#unprotectThread = worker;
     this.#stopHandle = await new Promise<SharedArrayBuffer>((resolve, reject) => {
-      lifter.once('message', resolve);
-      lifter.on('error', (error) => {
+      worker.once('message', resolve);
+      worker.on('error', (error) => {
         this.#failure = error;
         reject(error);
       });
     });
-    // Not before: where nothing else goes on, some runtimes end without waiting for it to begin.
-    lifter.unref();
+    // Call `unref` only now: if nothing else runs, some runtimes exit before an unreferenced worker begins.
+    worker.unref();
   }
 
   override close(): void {
     super.close();
     if (this.#stopHandle) Userfaultfd.stop(this.#stopHandle);
-    else this.#lifter?.terminate();
+    else this.#unprotectThread?.terminate();
   }
 }
 
-/** Opens the way that this kernel has, or the one that is asked for. */
+/** Opens the mode that this kernel has, or the requested one. */
 export async function openWatch(
   target: Target,
   mode: 'auto' | 'async' | 'sync',
   kernel: Kernel | undefined,
-  makePages: MakePages,
-): Promise<Watch> {
+): Promise<WriteWatch> {
   const chosen = kernel ?? system().kernel();
   const { features } = Userfaultfd.probe({ kernel: chosen });
-  if (mode !== 'sync' && features.has('wp-async')) {
-    const watch = AsyncWatch.open(target, chosen);
-    makePages(watch.pageSize, chosen.pageSize, ASYNC_PLANES);
-    return watch;
-  }
+  if (mode !== 'sync' && features.has('wp-async')) return AsyncWatch.open(target, chosen);
   if (mode === 'async') {
     throw new UnsupportedError(
       "this kernel has no asynchronous write-protection, which came with Linux 6.7; mode 'sync' does without",
@@ -374,5 +380,5 @@ export async function openWatch(
   if (!features.has('pagefault-flag-wp')) {
     throw new UnsupportedError('this kernel cannot write-protect for user space; tracking needs Linux 5.14');
   }
-  return SyncWatch.open(target, chosen, makePages);
+  return SyncWatch.open(target, chosen);
 }

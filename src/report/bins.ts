@@ -1,17 +1,18 @@
-// Counts events into what can be drawn: cells of the heat map, and steps of the charts. Only typed arrays are touched,
-// so that a million events take some milliseconds.
+// Counts events into the parts of the drawings: cells of the heat map, and steps of the charts. It uses only typed
+// arrays, so that a million events take some milliseconds.
 
 import { bucketOf, leastOf } from '../trace/histogram.js';
 import type { Model } from './collect.js';
 import { WHATS, What } from './events.js';
-import type { Part, View } from './view.js';
+import type { Interval, View } from './view.js';
 
-/** Latencies are drawn as lengths of time while at most so many events are in view. */
+/** Latencies are drawn as durations if at most this many events are visible. */
 const LENGTHS_MOST = 20_000;
 
 /**
- * How many events of each sort are in each cell: column by column, low rows first, and the sorts of a cell beside each
- * other. Events are in the order of time, so what is counted next lies near. `shown`: which sorts are counted, by `What`.
+ * The number of events of each sort in each cell: column by column, low rows first, and the sorts of a cell side by
+ * side. Events are in the order of time, so successive counts lie close together. `shown`: which sorts are counted,
+ * by `What`.
  */
 export function cellsOf(
   model: Model,
@@ -45,7 +46,7 @@ export function cellsOf(
     }
   };
   if (lengths) {
-    // What began a while before may last into the view.
+    // Earlier events may last into the view.
     const first = at;
     at = events.firstAt(time.from - (time.to - time.from));
     count(-1, first);
@@ -59,23 +60,23 @@ function increment(counts: Uint32Array, at: number): void {
   counts[at] = (counts[at] as number) + 1;
 }
 
-/** What the charts show, a value for each step of time; null: nothing is known there. */
-export interface Steps {
-  /** When each step begins. */
+/** The values of the charts for each step of time; null if unknown. */
+export interface ChartSteps {
+  /** The start of each step. */
   readonly time: number[];
-  /** Faults a second; writes alone. */
+  /** Faults per second. `writes`: only those that are writes. */
   readonly faults: number[];
   readonly writes: number[];
   /** Percentiles of the latency, microseconds. */
   readonly percentiles: (number | null)[][];
-  /** Bytes that had been faulted on, and that were present, at the end of each step. */
+  /** Bytes that had been faulted on, and that were resident, at the end of each step. */
   readonly faulted: (number | null)[];
   readonly present: (number | null)[];
 }
 
 export const PERCENTILES = [50, 90, 99] as const;
 
-export function stepsOf(model: Model, time: Part, steps: number): Steps {
+export function stepsOf(model: Model, time: Interval, steps: number): ChartSteps {
   const { events, growth, summary } = model;
   const width = (time.to - time.from) / steps;
   const counts = countSteps(model, time, steps);
@@ -95,16 +96,16 @@ export function stepsOf(model: Model, time: Part, steps: number): Steps {
   };
 }
 
-interface Counts {
+interface StepCounts {
   readonly faults: Uint32Array;
   readonly writes: Uint32Array;
-  /** Latencies that were measured, and how many of them are in each bucket. */
+  /** Measured latencies, and how many are in each bucket. */
   readonly measured: Uint32Array;
   readonly buckets: Uint32Array;
   readonly bucketCount: number;
 }
 
-function countSteps({ events, bucket, summary }: Model, time: Part, steps: number): Counts {
+function countSteps({ events, bucket, summary }: Model, time: Interval, steps: number): StepCounts {
   const { what, latency } = events;
   const width = (time.to - time.from) / steps;
   const bucketCount = bucketOf(Math.max(0, summary.latencyUs.most)) + 1;
@@ -127,7 +128,7 @@ function countSteps({ events, bucket, summary }: Model, time: Part, steps: numbe
   return { faults, writes, measured, buckets, bucketCount };
 }
 
-function percentilesOf({ measured, buckets, bucketCount }: Counts, steps: number): (number | null)[][] {
+function percentilesOf({ measured, buckets, bucketCount }: StepCounts, steps: number): (number | null)[][] {
   const values = PERCENTILES.map(() => Array<number | null>(steps).fill(null));
   for (let step = 0; step < steps; step++) {
     const count = measured[step] as number;
@@ -147,8 +148,8 @@ function percentilesOf({ measured, buckets, bucketCount }: Counts, steps: number
   return values;
 }
 
-/** What is in view: faults, and percentiles of their latency. */
-export function inView(model: Model, time: Part): { faults: number; percentiles: (number | null)[] } {
+/** The visible faults, and percentiles of their latency. */
+export function inView(model: Model, time: Interval): { faults: number; percentiles: (number | null)[] } {
   const counts = countSteps(model, time, 1);
   const percentiles = percentilesOf(counts, 1).map(([value = null]) => value);
   return { faults: counts.faults[0] as number, percentiles };

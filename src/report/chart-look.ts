@@ -1,4 +1,4 @@
-// What all charts have in common: axes, a cursor that all follow, and zooming by what is selected with the mouse.
+// What all charts share: axes, a common cursor, and zooming by a mouse selection.
 
 import type uPlot from 'uplot';
 import { timesOf } from './numbers.js';
@@ -6,11 +6,11 @@ import { color } from './theme.js';
 import type { View } from './view.js';
 
 const SYNC = 'time';
-/** Around what is drawn: top, right, bottom, left. */
+/** The margins of a chart: top, right, bottom, left. */
 export const PADDING: uPlot.Padding = [8, 24, 0, 0];
-/** A selection that is narrower is a click. */
+/** A selection of fewer pixels is a click. */
 const LEAST_SELECTED = 5;
-/** Of a label on the left: characters at least, pixels of one, and around it. */
+/** For a label on the left: the least number of characters, the pixels of one character, and the margin. */
 const LABEL_LEAST = 8;
 const CHARACTER = 6.7;
 const LABEL_MARGIN = 12;
@@ -25,7 +25,7 @@ function axisLook(): uPlot.Axis {
   };
 }
 
-/** The axis of time. */
+/** The time axis. */
 export function timeAxis(): uPlot.Axis {
   return {
     ...axisLook(),
@@ -35,13 +35,13 @@ export function timeAxis(): uPlot.Axis {
   };
 }
 
-/** The axis on the left, as wide for every chart, so that times lie one below the other. */
+/** The left axis, equally wide in all charts, so that times are aligned. */
 export function leftAxis(characters: number, axis: uPlot.Axis): uPlot.Axis {
   const size = Math.ceil(Math.max(characters, LABEL_LEAST) * CHARACTER + LABEL_MARGIN);
   return { ...axisLook(), size, space: 32, ...axis };
 }
 
-/** The cursor, and what a selection does. `rows`: whether rows can be selected too. */
+/** The cursor, and the effect of a selection. `rows`: whether rows can be selected, too. */
 export function interaction(view: View, rows: boolean): Pick<uPlot.Options, 'cursor' | 'hooks'> {
   return {
     cursor: {
@@ -50,7 +50,7 @@ export function interaction(view: View, rows: boolean): Pick<uPlot.Options, 'cur
       points: { show: !rows, size: 6 },
       y: rows,
       bind: {
-        // With a modifier the mouse pans.
+        // With a modifier key the mouse pans.
         mousedown: (_chart, _target, handler) => (event) => {
           if (event.button === 0 && !event.shiftKey) handler(event);
           return null;
@@ -75,7 +75,7 @@ function showSelected(chart: uPlot, view: View, rows: boolean): void {
   view.show(width < LEAST_SELECTED ? view.time : time, tall ? part : view.rows);
 }
 
-/** Keeps a chart as wide as the element that it is in. */
+/** Keeps a chart as wide as its element. */
 export function fitted(chart: uPlot, container: HTMLElement, height: () => number): ResizeObserver {
   const observer = new ResizeObserver(() => {
     const width = Math.floor(container.clientWidth);

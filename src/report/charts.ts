@@ -1,7 +1,7 @@
 // The charts below the heat map: the rate of faults, their latency, and how the working set grows.
 
 import uPlot from 'uplot';
-import { PERCENTILES, type Steps, stepsOf } from './bins.js';
+import { type ChartSteps, PERCENTILES, stepsOf } from './bins.js';
 import { fitted, interaction, leftAxis, PADDING, timeAxis } from './chart-look.js';
 import type { Model } from './collect.js';
 import { element, panel } from './dom.js';
@@ -12,7 +12,7 @@ import type { View } from './view.js';
 
 /** Pixels of a step. */
 const STEP = 4;
-/** Where there are fewer events in view, steps are wider. */
+/** If fewer events are visible, steps are wider. */
 const EVENTS_A_STEP = 4;
 const STEPS_LEAST = 20;
 const HEIGHT = 150;
@@ -22,12 +22,12 @@ interface Kind {
   readonly id: string;
   readonly title: string;
   readonly series: readonly { readonly label: string; readonly color: string; readonly filled?: boolean }[];
-  /** How values are told. */
+  /** The format of values. */
   readonly tell: (value: number) => string;
   readonly logarithmic?: boolean;
   /** Distances that the axis may have between two values. */
   readonly steps?: number[];
-  readonly values: (steps: Steps) => (number | null)[][];
+  readonly values: (steps: ChartSteps) => (number | null)[][];
 }
 
 const CHARTS: readonly Kind[] = [
@@ -109,7 +109,7 @@ export class Charts {
     for (const [index, chart] of this.charts.entries()) {
       const values = (this.#kinds[index] as Kind).values(steps);
       chart.batch(() => {
-        // The last step goes on to the end.
+        // The last step lasts to the end.
         chart.setData(
           [
             [...steps.time, time.to],
@@ -122,7 +122,7 @@ export class Charts {
     }
   }
 
-  /** Colours are others now. */
+  /** The colours have changed. */
   recolor(): void {
     for (const chart of this.charts) chart.redraw(false, true);
   }

@@ -1,33 +1,33 @@
-// Reads a trace into what the page shows: the summary that `uffd inspect` prints, and in the same pass the columns that
-// are drawn.
+// Reads a trace into what the page shows: the summary of `uffd inspect` and, in the same pass, the columns that are
+// drawn.
 
 import { bucketOf } from '../trace/histogram.js';
 import { HugePages } from '../trace/pages.js';
 import { TraceReader } from '../trace/reader.js';
 import { type TraceObserver, TraceSummarizer, type TraceSummary } from '../trace/summary.js';
-import { CAUSES, Events, KINDS, What } from './events.js';
+import { CAUSES, Events, KINDS, type Kind, What } from './events.js';
 import { type Growth, growthOf } from './growth.js';
 import { Rows } from './rows.js';
 import { inSlices, turn } from './slices.js';
 
-/** A trace as the page has it. */
+/** A trace, as the page keeps it. */
 export interface Model {
   readonly name: string;
   readonly summary: TraceSummary;
   readonly events: Events;
   readonly rows: Rows;
-  /** Where each event is drawn: its first row, and how many. */
+  /** The rows of each event: the first one, and their number. */
   readonly row: Float64Array;
   readonly height: Float64Array;
-  /** The bucket of the histogram that each latency falls into. */
+  /** The histogram bucket of each latency. */
   readonly bucket: Uint16Array;
-  /** Undefined where there are too many pages to count. */
+  /** Undefined if there are too many pages to count. */
   readonly growth: Growth | undefined;
   /** Microseconds. */
   readonly duration: number;
 }
 
-/** @throws TraceError where these bytes are no trace */
+/** @throws TraceError if these bytes are no trace */
 export async function collect(
   name: string,
   bytes: Uint8Array,
@@ -61,21 +61,15 @@ function modelOf(name: string, summary: TraceSummary, events: Events): Model {
   return { name, summary, events, rows, row, height, bucket, growth, duration };
 }
 
-/** Writes down what the summary comes across. */
+/** Records the events that the summary meets. */
 class Columns implements TraceObserver {
   readonly events = new Events();
   readonly #huge = new HugePages();
   #anyHuge = false;
-  /** The first fault of each page that sleeps. */
+  /** The first fault of each page that threads wait for. */
   readonly #waiting = new Map<number, number>();
 
-  fault(
-    timeUs: number,
-    page: number,
-    kind: (typeof KINDS)[number],
-    access: 'read' | 'write',
-    tid: number,
-  ): void {
+  fault(timeUs: number, page: number, kind: Kind, access: 'read' | 'write', tid: number): void {
     let [first, pages] = [page, 1];
     if (this.#anyHuge) {
       const whole = this.#huge.whole(page);

@@ -1,4 +1,4 @@
-// Elements, made in one call. Text is always text, whatever is in it.
+// Makes elements in one call. Text is always inserted as text, never as markup.
 
 export function element<K extends keyof HTMLElementTagNameMap>(
   tag: K,
@@ -11,7 +11,7 @@ export function element<K extends keyof HTMLElementTagNameMap>(
   return made;
 }
 
-/** A button. `label`: what it does, where that is not its text. */
+/** A button. `label`: what it does, if its text does not say so. */
 export function button(text: string, label: string, action: () => void): HTMLButtonElement {
   const made = element('button', { type: 'button', title: label }, text);
   if (text !== label) made.setAttribute('aria-label', label);
@@ -26,7 +26,7 @@ export function panel(id: string, title: string, ...children: (Node | string)[])
   return element('section', { id, class: 'panel', 'aria-labelledby': heading.id }, head, ...children);
 }
 
-/** Calls `action` once a frame at most. */
+/** Calls `action` at most once a frame. */
 export function eachFrame(action: () => void): () => void {
   let asked = false;
   return () => {
@@ -39,7 +39,7 @@ export function eachFrame(action: () => void): () => void {
   };
 }
 
-/** Calls `action` when nothing has asked for it for a while. */
+/** Calls `action` when it was not requested for a while. */
 export function whenQuiet(action: () => void, ms: number): () => void {
   let timer: number | undefined;
   return () => {

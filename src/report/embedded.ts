@@ -1,19 +1,13 @@
-// What the page carries in elements of its own, as base64: two modules of WebAssembly and a trace. The names are those
-// that src/cli/report/html.ts gives.
-
-/** A trace, and what its file was called. */
-export interface Embedded {
-  readonly name: string;
-  readonly bytes: Uint8Array;
-}
+// The data in elements of the page, as base64: two modules of WebAssembly and a trace. Their names are those in
+// src/cli/report/html.ts.
 
 /** The bytes of a small element. */
 export function bytesIn(id: string): Uint8Array<ArrayBuffer> {
   return decoded(document.getElementById(id)?.textContent ?? '');
 }
 
-/** The trace that the page came with. What it was made of is let go. */
-export async function embeddedTrace(): Promise<Embedded | undefined> {
+/** The trace in the page, and the name of its file. Its text is released. */
+export async function embeddedTrace(): Promise<{ name: string; bytes: Uint8Array } | undefined> {
   const element = document.getElementById('trace');
   if (!element) return undefined;
   const name = element.dataset.name ?? '';
@@ -23,7 +17,7 @@ export async function embeddedTrace(): Promise<Embedded | undefined> {
   return { name, bytes: new Uint8Array(await new Response(stream).arrayBuffer()) };
 }
 
-/** Browsers have had a function for it since 2025. */
+/** Browsers have had a function for this since 2025. */
 function decoded(base64: string): Uint8Array<ArrayBuffer> {
   const native = (Uint8Array as { fromBase64?: (text: string) => Uint8Array<ArrayBuffer> }).fromBase64;
   if (native) return native.call(Uint8Array, base64);

@@ -1,23 +1,25 @@
-// What happened to pages, in columns: one row for each fault, for each stretch of pages that was filled ahead, and for
-// each that was removed, in the order of time.
+// Events of pages, in columns: one row for each fault, each extent that was filled ahead, and each removal, in the
+// order of time.
 
-/** What happened; also the order of colours. */
+import { firstIndex } from './numbers.js';
+
+/** The sorts of events, which is also the order of colours. */
 export const What = { read: 0, write: 1, removed: 2, prefetched: 3 } as const;
 export const WHATS = ['read', 'write', 'removed', 'prefetched'] as const;
 
-/** No latency: the fault was not let go, or joined one that waited already. */
+/** The latency of a fault that was not answered, or that joined a fault that was waiting already. */
 export const NO_LATENCY = -1;
 const LATENCY_MOST = 2 ** 31 - 1;
 
 export class Events {
   length = 0;
-  /** Microseconds since the recording began; never less than the one before. */
+  /** Microseconds since the recording began, ascending. */
   time = new Float64Array(1024);
-  /** The first page, and how many. */
+  /** The first page, and the number of pages. */
   page = new Float64Array(1024);
   pages = new Float64Array(1024);
   what = new Uint8Array(1024);
-  /** Of a fault the index of its kind (KINDS), of a removal that of its cause (CAUSES). */
+  /** For a fault the index of its kind (KINDS), for a removal that of its cause (CAUSES). */
   detail = new Uint8Array(1024);
   /** Microseconds, or NO_LATENCY. */
   latency = new Int32Array(1024);
@@ -40,25 +42,14 @@ export class Events {
     this.latency[at] = Math.min(Math.max(0, latencyUs), LATENCY_MOST);
   }
 
-  /** The first event that is not before a time. */
+  /** The first event at or after a time. */
   firstAt(time: number): number {
-    return this.#first((other) => other >= time);
+    return firstIndex(this.length, (at) => (this.time[at] as number) >= time);
   }
 
-  /** The first event that is after a time. */
+  /** The first event after a time. */
   firstAfter(time: number): number {
-    return this.#first((other) => other > time);
-  }
-
-  #first(isTrue: (time: number) => boolean): number {
-    let low = 0;
-    let high = this.length;
-    while (low < high) {
-      const middle = (low + high) >>> 1;
-      if (isTrue(this.time[middle] as number)) high = middle;
-      else low = middle + 1;
-    }
-    return low;
+    return firstIndex(this.length, (at) => (this.time[at] as number) > time);
   }
 
   #grow(): void {
@@ -79,9 +70,10 @@ export class Events {
 
 /** Kinds of faults, and causes of removals, by `detail`. */
 export const KINDS = ['missing', 'write-protect', 'minor'] as const;
+export type Kind = (typeof KINDS)[number];
 export const CAUSES = ['remove', 'unmap', 'remap'] as const;
 
-/** What an event is called. */
+/** The name of an event. */
 export function nameOf(events: Events, at: number): string {
   const detail = events.detail[at] as number;
   switch (events.what[at]) {

@@ -1,10 +1,11 @@
-// The figures of a trace, as `uffd inspect` tells them. `data-field` names the field of its JSON.
+// The figures of a trace, as in `uffd inspect`. `data-field` names the field in the JSON of `uffd inspect`.
 
 import type { TraceSummary } from '../trace/index.js';
 import { element } from './dom.js';
 import { byteSize, duration, grouped } from './numbers.js';
 
-type Figure = readonly [name: string, field: string, value: string, beside?: string];
+/** `value` is exact; the page shows it rounded, as `text`. */
+type Figure = readonly [name: string, field: string, value: number, text: string, beside?: string];
 
 export function figures(summary: TraceSummary): HTMLElement {
   const { faultsByKind, changes, latencyUs } = summary;
@@ -15,41 +16,42 @@ export function figures(summary: TraceSummary): HTMLElement {
   const happened = Object.entries(changes).filter(([, count]) => count > 0);
   const changed = happened.map(([name, count]) => `${grouped(count)} ${name}`).join(', ');
   const all = Object.values(changes).reduce((sum, count) => sum + count, 0);
-  const latency = (value: number): string => (latencyUs.count > 0 ? duration(value) : '–');
+  const count = (...[name, field, value, beside = '']: [string, string, number, string?]): Figure => [
+    name,
+    field,
+    value,
+    grouped(value),
+    beside,
+  ];
+  const latency = (name: string, field: 'p50' | 'p90' | 'p99' | 'most'): Figure => {
+    const us = latencyUs[field];
+    return [name, `latencyUs.${field}`, us, latencyUs.count > 0 ? duration(us) : '–'];
+  };
   const told: Figure[] = [
-    ['Faults', 'faults', grouped(summary.faults), kinds.join(', ')],
-    ['Pages', 'pages', grouped(summary.pages), `of ${byteSize(summary.pageSize)}`],
-    ['Duration', 'durationMs', duration(summary.durationMs * 1000)],
-    ['Latency p50', 'latencyUs.p50', latency(latencyUs.p50)],
-    ['p90', 'latencyUs.p90', latency(latencyUs.p90)],
-    ['p99', 'latencyUs.p99', latency(latencyUs.p99)],
-    ['Most', 'latencyUs.most', latency(latencyUs.most)],
-    ...(summary.threads > 0 ? [['Threads', 'threads', grouped(summary.threads)] as const] : []),
-    ['Changes', 'changes', grouped(all), changed],
-    ['Not let go', 'unresolved', grouped(summary.unresolved)],
-    ['EAGAINs', 'eagains', grouped(summary.eagains)],
-    ['Re-offers', 'reoffers', grouped(summary.reoffers)],
+    count('Faults', 'faults', summary.faults, kinds.join(', ')),
+    count('Pages', 'pages', summary.pages, `of ${byteSize(summary.pageSize)}`),
+    ['Duration', 'durationMs', summary.durationMs, duration(summary.durationMs * 1000)],
+    latency('Latency p50', 'p50'),
+    latency('p90', 'p90'),
+    latency('p99', 'p99'),
+    latency('Most', 'most'),
+    ...(summary.threads > 0 ? [count('Threads', 'threads', summary.threads)] : []),
+    count('Changes', 'changes', all, changed),
+    count('Not let go', 'unresolved', summary.unresolved),
+    count('EAGAINs', 'eagains', summary.eagains),
+    count('Re-offers', 'reoffers', summary.reoffers),
   ];
   const list = element('dl', { class: 'figures' });
-  for (const [name, field, value, beside = ''] of told) {
+  for (const [name, field, value, text, beside = ''] of told) {
     const figure = element('div', {}, element('dt', {}, name));
-    figure.append(element('dd', { 'data-field': field, 'data-value': `${numberOf(summary, field)}` }, value));
+    figure.append(element('dd', { 'data-field': field, 'data-value': `${value}` }, text));
     if (beside) figure.append(element('dd', { class: 'beside' }, beside));
     list.append(figure);
   }
   return list;
 }
 
-/** The number itself, which is shown rounded. */
-function numberOf(summary: TraceSummary, field: string): number {
-  if (field === 'changes') return Object.values(summary.changes).reduce((sum, count) => sum + count, 0);
-  const value = field
-    .split('.')
-    .reduce<unknown>((from, name) => (from as Record<string, unknown>)[name], summary);
-  return value as number;
-}
-
-/** What the trace is, in rows. */
+/** Rows about the trace itself. */
 export function details(summary: TraceSummary): HTMLElement {
   const { ranges, rangesRegistered } = summary;
   const told: [string, string][] = [

@@ -1,12 +1,12 @@
-// Wheel and fingers on a chart. Ctrl and the wheel zooms where the pointer is (a trackpad's pinch says the same), the
-// wheel alone does where the chart has the focus; Shift pans. One finger pans time, and leaves scrolling to the page; two
-// zoom and pan.
+// Wheel and touch gestures on a chart. The wheel with Ctrl zooms around the pointer, and so does a pinch on a trackpad.
+// The wheel alone zooms if the chart has the focus. With Shift it pans. One finger pans time and leaves scrolling to
+// the page; two fingers zoom and pan.
 
 import type uPlot from 'uplot';
-import type { Part, View } from './view.js';
+import type { Interval, View } from './view.js';
 
 const WHEEL_ZOOM = 0.0022;
-/** Fingers that are nearer to each other in one direction do not zoom in it. */
+/** If two fingers are closer than this in one direction, they do not zoom in it. */
 const LEAST_SPREAD = 40;
 
 interface Finger {
@@ -15,7 +15,7 @@ interface Finger {
 }
 
 /** `rows`: whether the chart's other axis is that of the view's rows. */
-export function hearGestures(chart: uPlot, view: View, rows: boolean): void {
+export function onGestures(chart: uPlot, view: View, rows: boolean): void {
   const { over } = chart;
   over.addEventListener('wheel', (event) => turned(event, over, view, rows), { passive: false });
   const fingers = new Map<number, Finger>();
@@ -40,7 +40,7 @@ export function hearGestures(chart: uPlot, view: View, rows: boolean): void {
 }
 
 function turned(event: WheelEvent, over: HTMLElement, view: View, rows: boolean): void {
-  const focused = over.closest(':focus-within') !== null;
+  const focused = over.closest('[role=application]:focus-within') !== null;
   if (!event.ctrlKey && !event.metaKey && !event.shiftKey && !focused) return;
   event.preventDefault();
   if (event.shiftKey) {
@@ -53,7 +53,7 @@ function turned(event: WheelEvent, over: HTMLElement, view: View, rows: boolean)
   else view.zoomTime(factor, (event.clientX - left) / over.clientWidth);
 }
 
-/** What lay under the fingers lies under them still. */
+/** The points under the fingers stay under them. */
 function moved(view: View, before: Finger[], after: Finger[], rows: boolean, over: HTMLElement): void {
   const [a, b] = before as [Finger, Finger?];
   const [c, d] = after as [Finger, Finger?];
@@ -62,7 +62,7 @@ function moved(view: View, before: Finger[], after: Finger[], rows: boolean, ove
   view.show(time, part);
 }
 
-function follow(part: Part, from: number, to: number, from2 = from, to2 = to, least: number): Part {
+function follow(part: Interval, from: number, to: number, from2 = from, to2 = to, least: number): Interval {
   const size = part.to - part.from;
   const near = Math.abs(from2 - from) < least || Math.abs(to2 - to) < least;
   const scale = near ? 1 : Math.abs((from2 - from) / (to2 - to));

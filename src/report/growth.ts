@@ -1,12 +1,12 @@
-// How the working set grows: after each event, how many pages had been faulted on, and how many were present.
+// The growth of the working set: after each event, how many pages had been faulted on, and how many were resident.
 
 import { type Events, isFault, What } from './events.js';
 
-/** More rows than that are not counted. */
+/** More rows than this are not counted. */
 const ROWS_MOST = 2 ** 28;
 
 export interface Growth {
-  /** Different pages that were faulted on so far. */
+  /** Distinct pages that were faulted on so far. */
   readonly faulted: Float64Array;
   /** Pages that were faulted on or filled ahead, and not removed since. */
   readonly present: Float64Array;

@@ -1,5 +1,5 @@
-// The address space over time: a chart whose axes, cursor and selection are the library's, and whose cells are painted
-// here, from counts.
+// The address space over time: a chart whose axes, cursor and selection come from the library, and whose cells are
+// painted here, from counts.
 
 import uPlot from 'uplot';
 import { cellsOf } from './bins.js';
@@ -13,18 +13,18 @@ import type { View } from './view.js';
 /** Pixels of a cell. */
 export const CELL = 3;
 const TICK_DISTANCE = 44;
-/** How opaque a cell with one event is. */
+/** The opacity of a cell with one event. */
 const FAINTEST = 0.45;
 
 export class HeatMap {
   readonly chart: uPlot;
-  /** Which sorts of events are drawn, by `What`. */
+  /** The sorts of events that are drawn, by `What`. */
   readonly shown: boolean[] = WHATS.map(() => true);
   readonly #model: Model;
   readonly #view: View;
   readonly #canvas = document.createElement('canvas');
   readonly #observer: ResizeObserver;
-  /** Of the event that is pointed out. */
+  /** The highlighted event. */
   #marked: number | undefined;
 
   constructor(model: Model, view: View, labels: AddressLabels, place: HTMLElement) {
@@ -74,7 +74,7 @@ export class HeatMap {
     });
   }
 
-  /** Points an event out. */
+  /** Highlights an event. */
   mark(at: number | undefined): void {
     this.#marked = at;
     this.draw();
@@ -104,7 +104,7 @@ export class HeatMap {
     ctx.restore();
   }
 
-  /** What was left out between regions, as a band. */
+  /** Draws a band for the untouched memory between two regions. */
   #paintBorders(pixel: number): void {
     const { ctx, bbox } = this.chart;
     const { regions } = this.#model.rows;
@@ -138,7 +138,9 @@ function height(): number {
   return Math.round(Math.min(520, Math.max(280, innerHeight * 0.5)));
 }
 
-/** Each cell has the colour of what is in it: faults before removals, and those before what was prefetched. */
+/**
+ * Colours the cells. If a cell has several sorts of events, faults hide removals, and removals hide prefetched pages.
+ */
 function colorCells(image: ImageData, counts: Uint32Array, columns: number, lines: number): void {
   const colors = WHATS.map(parts);
   const sorts = WHATS.length;
@@ -147,7 +149,7 @@ function colorCells(image: ImageData, counts: Uint32Array, columns: number, line
   const scale = (1 - FAINTEST) / Math.log2(most + 1);
   const pixels = image.data;
   for (let line = 0; line < lines; line++) {
-    // Low rows lie at the bottom.
+    // Low rows are at the bottom.
     let pixel = (lines - 1 - line) * columns * 4;
     for (let column = 0; column < columns; column++, pixel += 4) {
       const cell = (column * lines + line) * sorts;

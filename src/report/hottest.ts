@@ -1,13 +1,13 @@
-// Ranges with the most faults, of what is in view: the touched regions in blocks of equal size.
+// The visible ranges with the most faults: the touched regions in blocks of equal size.
 
 import type { Model } from './collect.js';
 import { element, panel } from './dom.js';
 import { isFault } from './events.js';
-import { byteSize, counted, hex } from './numbers.js';
+import { byteSize, counted, firstIndex, hex } from './numbers.js';
 import type { View } from './view.js';
 
 const TOLD = 10;
-/** Into so many blocks the address space is cut, about; and none is smaller. */
+/** The address space is cut into about BLOCKS blocks. No block is smaller than LEAST_PAGES. */
 const BLOCKS = 256;
 const LEAST_PAGES = 16;
 
@@ -33,7 +33,7 @@ export class Hottest {
     this.panel = panel('hottest', 'Ranges with the most faults', this.#list);
   }
 
-  /** Counts again what is in view. */
+  /** Counts the visible events again. */
   find(): void {
     const found = this.#count();
     const most = Math.max(1, (found[0]?.reads ?? 0) + (found[0]?.writes ?? 0));
@@ -46,12 +46,13 @@ export class Hottest {
     for (const block of blocks) Object.assign(block, { reads: 0, writes: 0 });
     const { events, row } = this.#model;
     const { time, rows } = this.#view;
-    const starts = Float64Array.from(blocks, (block) => block.row);
     const end = events.firstAfter(time.to);
     for (let at = events.firstAt(time.from); at < end; at++) {
       const line = row[at] as number;
       if (!isFault(events, at) || line < rows.from || line >= rows.to) continue;
-      const block = blocks[lastAtMost(starts, line)] as Block;
+      const block = blocks[
+        firstIndex(blocks.length, (index) => (blocks[index] as Block).row > line) - 1
+      ] as Block;
       if (events.what[at] === 1) block.writes++;
       else block.reads++;
     }
@@ -72,7 +73,7 @@ export class Hottest {
       part.style.width = `${(100 * count) / most}%`;
       bar.append(part);
     }
-    const where = `${hex(first, pageSize)}`;
+    const where = hex(first, pageSize);
     const size = byteSize((end - first) * pageSize);
     const told = `${counted(reads + writes, 'fault')}${writes > 0 && reads > 0 ? `, ${counted(writes, 'write')}` : ''}`;
     const made = element(
@@ -101,15 +102,4 @@ function blocksOf({ rows }: Model): Block[] {
     }
   }
   return blocks;
-}
-
-function lastAtMost(starts: Float64Array, value: number): number {
-  let low = 0;
-  let high = starts.length - 1;
-  while (low < high) {
-    const middle = (low + high + 1) >>> 1;
-    if ((starts[middle] as number) <= value) low = middle;
-    else high = middle - 1;
-  }
-  return low;
 }

@@ -1,4 +1,4 @@
-// What lies under the pointer on the heat map, in a box beside it.
+// A box that describes what is under the pointer on the heat map.
 
 import type uPlot from 'uplot';
 import type { Model } from './collect.js';
@@ -7,10 +7,10 @@ import { nameOf, WHATS } from './events.js';
 import { CELL } from './heat-map.js';
 import { counted, duration, grouped, hex } from './numbers.js';
 
-/** So many pixels around the pointer count as under it. */
+/** Events within this many pixels of the pointer count as under it. */
 const REACH = CELL * 1.5;
 
-/** The box for a chart: made once, filled as the pointer moves. */
+/** The box of a chart: made once, filled as the pointer moves. */
 export function hoverBox(chart: uPlot, model: Model, shown: readonly boolean[]): void {
   const box = element('div', { class: 'hover', role: 'status' });
   box.hidden = true;

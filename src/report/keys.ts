@@ -1,4 +1,4 @@
-// What the keyboard does, anywhere on the page but where text is typed.
+// The keys of the page, anywhere except where text is typed.
 
 import type { View } from './view.js';
 
@@ -21,8 +21,8 @@ const ON_THE_MAP: typeof ACTIONS = {
   ArrowDown: (view) => view.pan(0, -PAN),
 };
 
-/** Hears until `signal`. */
-export function hearKeys(view: View, map: HTMLElement, search: HTMLInputElement, signal: AbortSignal): void {
+/** Handles keys until `signal`. */
+export function onKeys(view: View, map: HTMLElement, search: HTMLInputElement, signal: AbortSignal): void {
   const hear = (event: KeyboardEvent): void => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const target = event.target as HTMLElement;

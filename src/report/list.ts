@@ -1,4 +1,4 @@
-// The list of events, with its search. Only the rows that can be seen are elements.
+// The list of events, with its search. Only the visible rows are elements.
 
 import type { Model } from './collect.js';
 import { element, panel, whenQuiet } from './dom.js';
@@ -8,10 +8,12 @@ import { HINT, parse, type Test } from './search.js';
 import type { View } from './view.js';
 
 const ROW = 28;
-/** Browsers know no taller elements; a longer list is scrolled in larger steps. */
+/**
+ * Most pixels of the list's height: browsers allow no taller elements, so a longer list is scrolled in larger steps.
+ */
 const TALLEST = 8_000_000;
 const QUIET_MS = 120;
-/** Above the chosen one, where the list comes back to it. */
+/** Rows above the chosen event when the list scrolls to it. */
 const ROWS_ABOVE = 3;
 
 export class List {
@@ -31,6 +33,7 @@ export class List {
     'select',
     { 'aria-label': 'Order' },
     element('option', { value: 'time' }, 'by time'),
+    element('option', { value: 'latency' }, 'slowest first'),
   );
   readonly #told = element('p', { class: 'told', role: 'status' });
   readonly #scroller = element('div', {
@@ -41,17 +44,16 @@ export class List {
   });
   readonly #spacer = element('div', { class: 'spacer', role: 'presentation' });
   readonly #window = element('div', { class: 'window', role: 'presentation' });
-  /** Events that match, in their order. */
+  /** Matching events, in order. */
   #found: Uint32Array = new Uint32Array(0);
-  /** The index among them of the one that is pointed out; −1: none. */
+  /** The index of the highlighted one among them; −1 if there is none. */
   #active = -1;
-  /** The event that was chosen: it stays so in another view. */
+  /** The chosen event; it stays chosen in another view. */
   #chosen = -1;
 
   constructor(model: Model, view: View) {
     this.#model = model;
     this.#view = view;
-    this.#order.append(element('option', { value: 'latency' }, 'slowest first'));
     this.#scroller.append(this.#spacer, this.#window);
     const head = element('div', { class: 'row columns', 'aria-hidden': 'true' });
     for (const name of ['time', 'what', 'address', 'thread', 'latency'])
@@ -72,7 +74,7 @@ export class List {
     new ResizeObserver(() => this.#draw()).observe(this.#scroller);
   }
 
-  /** Finds again what is in view and matches. */
+  /** Finds the visible and matching events again. */
   find(): void {
     this.search.removeAttribute('aria-invalid');
     try {
@@ -107,7 +109,7 @@ export class List {
     return all.sort((a, b) => (latency[b] as number) - (latency[a] as number));
   }
 
-  /** The index of the first row that can be seen. */
+  /** The index of the first visible row. */
   #first(): number {
     const { scrollTop, clientHeight } = this.#scroller;
     const full = this.#found.length * ROW;

@@ -1,4 +1,19 @@
-// Numbers as people read them.
+// Formats numbers.
+
+/**
+ * The first of `length` indices for which a condition holds; `length` if there is none. The condition must also hold
+ * for all later indices.
+ */
+export function firstIndex(length: number, holds: (index: number) => boolean): number {
+  let low = 0;
+  let high = length;
+  while (low < high) {
+    const middle = (low + high) >>> 1;
+    if (holds(middle)) high = middle;
+    else low = middle + 1;
+  }
+  return low;
+}
 
 /** 24,017 */
 export function grouped(value: number): string {
@@ -29,7 +44,7 @@ export function duration(us: number): string {
   return `${short(us / size)} ${unit}`;
 }
 
-/** Points of time on an axis: all in the unit of the largest. */
+/** Points of time on an axis, all in the unit of the largest. */
 export function timesOf(splits: readonly number[]): string[] {
   const [size, unit] = unitOf(Math.max(...splits.map(Math.abs)));
   const told = (decimals: number): string[] => splits.map((split) => (split / size).toFixed(decimals));

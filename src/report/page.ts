@@ -1,18 +1,17 @@
-// The page: shows the trace that it carries, and any that is given to it.
+// The page: shows the trace in it, and any trace that is dropped onto it or chosen with its button.
 
 import { collect } from './collect.js';
-import { element } from './dom.js';
-import { hearFiles } from './drop.js';
+import { button, element } from './dom.js';
 import { embeddedTrace } from './embedded.js';
-import { Shown } from './shown.js';
 import { turn } from './slices.js';
 import { themeButton } from './theme.js';
+import { TraceView } from './trace-view.js';
 
 const title = element('h1', {}, 'Page faults');
 const name = element('span', { class: 'name' });
 const main = element('main', {});
-let shown: Shown | undefined;
-/** The trace that was asked for last: others that are still being read are not shown. */
+let shown: TraceView | undefined;
+/** The trace that was requested last; others that are still being read are not shown. */
 let asked = 0;
 
 async function show(file: string, read: () => Promise<Uint8Array>): Promise<void> {
@@ -30,12 +29,42 @@ async function show(file: string, read: () => Promise<Uint8Array>): Promise<void
     if (mine !== asked) return;
     name.textContent = file;
     document.title = `${file}: page faults`;
-    shown = new Shown(model, main);
+    shown = new TraceView(model, main);
   } catch (error) {
     if (mine !== asked) return;
     const text = `${file} cannot be shown: ${(error as Error).message}`;
     main.replaceChildren(element('p', { class: 'damage', role: 'alert' }, text));
   }
+}
+
+/** Calls `open` with each file. Returns the button to choose one. */
+function hearFiles(open: (file: File) => void): HTMLButtonElement {
+  const input = element('input', { type: 'file', 'aria-label': 'A trace' });
+  input.hidden = true;
+  input.addEventListener('change', () => {
+    const file = input.files?.[0];
+    if (file) open(file);
+    input.value = '';
+  });
+  const over = (on: boolean): void => {
+    document.body.classList.toggle('dropping', on);
+  };
+  addEventListener('dragover', (event) => {
+    event.preventDefault();
+    over(true);
+  });
+  addEventListener('dragleave', (event) => {
+    if (event.relatedTarget === null) over(false);
+  });
+  addEventListener('drop', (event) => {
+    event.preventDefault();
+    over(false);
+    const file = event.dataTransfer?.files[0];
+    if (file) open(file);
+  });
+  const made = button('Open…', 'Open another trace', () => input.click());
+  made.append(input);
+  return made;
 }
 
 const open = hearFiles((file) => show(file.name, async () => new Uint8Array(await file.arrayBuffer())));

@@ -1,38 +1,38 @@
-// The address space as rows of a picture: a row for each page, low addresses first. Only what was touched is there, in
-// regions; what lies between them is left out.
+// The address space as rows of a picture: a row for each page, low addresses first. Only touched pages have rows, in
+// regions; gaps between regions are left out.
 
-import type { Events } from './events.js';
-import { What } from './events.js';
+import { type Events, What } from './events.js';
+import { firstIndex } from './numbers.js';
 
 export interface Region {
   /** Pages from `first` up to `end`, exclusive. */
   readonly first: number;
   readonly end: number;
-  /** The row of the first. */
+  /** The row of the first page. */
   readonly row: number;
 }
 
-/** A gap between touched pages is drawn as it is while it has at most so many pages, or that part of all of them. */
+/** A gap between touched pages is drawn if it has at most this many pages, or this part of all pages. */
 const GAP_PAGES = 64;
 const GAP_PART = 1 / 4;
-/** Rows between two regions, as a part of all. */
+/** Rows between two regions, as a part of all rows. */
 const SPACE_PART = 0.02;
 const SPACES_PART = 0.1;
 
-interface Stretch {
+interface PageRange {
   first: number;
   end: number;
 }
 
 export class Rows {
   readonly regions: readonly Region[];
-  /** How many rows there are. */
+  /** The number of rows. */
   readonly count: number;
 
   constructor(events: Events) {
-    const stretches = merged(touched(events), 0);
-    const pages = stretches.reduce((sum, { first, end }) => sum + end - first, 0);
-    const regions = merged(stretches, Math.max(GAP_PAGES, pages * GAP_PART));
+    const ranges = merged(touched(events), 0);
+    const pages = ranges.reduce((sum, { first, end }) => sum + end - first, 0);
+    const regions = merged(ranges, Math.max(GAP_PAGES, pages * GAP_PART));
     const all = regions.reduce((sum, { first, end }) => sum + end - first, 0);
     const space = Math.max(1, Math.round(all * Math.min(SPACE_PART, SPACES_PART / regions.length)));
     let row = 0;
@@ -44,18 +44,16 @@ export class Rows {
     this.count = Math.max(1, row - space);
   }
 
-  /** The first row of what is drawn of the pages from `page` on. */
+  /** The first row of the drawn pages from `page` on. */
   rowOf(page: number): number {
-    const at = this.#search((region) => region.end > page);
-    const region = this.regions[at];
+    const region = this.regions[this.#search((region) => region.end > page)];
     if (!region) return this.count;
     return region.row + Math.max(0, page - region.first);
   }
 
-  /** The row behind the last of what is drawn of the pages up to `end`, exclusive. */
+  /** The row after the last of the drawn pages up to `end`, exclusive. */
   rowBehind(end: number): number {
-    const at = this.#search((region) => region.first >= end) - 1;
-    const region = this.regions[at];
+    const region = this.regions[this.#search((region) => region.first >= end) - 1];
     if (!region) return 0;
     return region.row + Math.min(end, region.end) - region.first;
   }
@@ -68,22 +66,15 @@ export class Rows {
     return page < region.end ? page : undefined;
   }
 
-  /** The index of the first region of which it is true; it is of all behind it. */
+  /** The index of the first region for which the condition holds; it holds for all later ones. */
   #search(isTrue: (region: Region) => boolean): number {
-    let low = 0;
-    let high = this.regions.length;
-    while (low < high) {
-      const middle = (low + high) >>> 1;
-      if (isTrue(this.regions[middle] as Region)) high = middle;
-      else low = middle + 1;
-    }
-    return low;
+    return firstIndex(this.regions.length, (at) => isTrue(this.regions[at] as Region));
   }
 }
 
-/** What was touched or filled, by its first page; where nothing was, what was removed. */
-function touched({ length, page, pages, what }: Events): Stretch[] {
-  const long: Stretch[] = [];
+/** The ranges that were touched or filled, by first page. If there are none: the ranges that were removed. */
+function touched({ length, page, pages, what }: Events): PageRange[] {
+  const long: PageRange[] = [];
   const single = new Float64Array(length);
   let singles = 0;
   for (const removed of [false, true]) {
@@ -96,20 +87,20 @@ function touched({ length, page, pages, what }: Events): Stretch[] {
     if (singles + long.length > 0) break;
   }
   const sorted = single.subarray(0, singles).sort();
-  const stretches = long;
+  const ranges = long;
   for (let at = 0; at < singles; ) {
     const first = sorted[at] as number;
     let end = first + 1;
     for (at++; at < singles && (sorted[at] as number) <= end; at++) end = (sorted[at] as number) + 1;
-    stretches.push({ first, end });
+    ranges.push({ first, end });
   }
-  return stretches.sort((a, b) => a.first - b.first);
+  return ranges.sort((a, b) => a.first - b.first);
 }
 
-/** Stretches in their order, joined where at most so many pages are between. */
-function merged(stretches: readonly Stretch[], gap: number): Stretch[] {
-  const joined: Stretch[] = [];
-  for (const { first, end } of stretches) {
+/** Ranges in order, joined if at most this many pages are between them. */
+function merged(ranges: readonly PageRange[], gap: number): PageRange[] {
+  const joined: PageRange[] = [];
+  for (const { first, end } of ranges) {
     const last = joined.at(-1);
     if (last && first - last.end <= gap) last.end = Math.max(last.end, end);
     else joined.push({ first, end });

@@ -1,4 +1,4 @@
-// What is typed into the search: words that all have to be true of an event.
+// Parses the search: words, all of which must match an event.
 
 import type { Model } from './collect.js';
 import { CAUSES, isFault, KINDS, WHATS, What } from './events.js';
@@ -9,9 +9,9 @@ const UNITS: Readonly<Record<string, number>> = { us: 1, µs: 1, ms: 1e3, s: 1e6
 export const HINT = 'address, thread 1234, write, removed, >100us';
 
 /**
- * What the words ask.
+ * The condition that the words stand for.
  *
- * @throws Error that names the first word that means nothing
+ * @throws Error that names the first unknown word
  */
 export function parse(text: string, model: Model): Test {
   const words = text
@@ -48,7 +48,7 @@ function testOf(word: string, model: Model): Test {
   throw new Error(`'${word}' means nothing here`);
 }
 
-/** An address in an event's pages; or the beginning of one. */
+/** Matches an event if the digits are an address in its pages, or the first digits of its own address. */
 function addressTest(digits: string, { events, summary }: Model): Test {
   const wanted = Number.parseInt(digits, 16);
   return (at) => {

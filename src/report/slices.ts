@@ -1,8 +1,8 @@
-// Long work in slices, so that the page draws and answers meanwhile.
+// Runs long work in slices, so that the report stays responsive.
 
 const SLICE_MS = 8;
 
-/** Calls `step` until it says that there is no more; `between` is called between slices. */
+/** Calls `step` until it returns false; `between` is called between slices. */
 export async function inSlices(step: () => boolean, between: () => void): Promise<void> {
   for (;;) {
     const end = performance.now() + SLICE_MS;
@@ -18,7 +18,7 @@ const channel = new MessageChannel();
 const waiting: (() => void)[] = [];
 channel.port1.onmessage = () => waiting.shift()?.();
 
-/** Goes on after whatever else the page has to do. Timers would wait 4 ms each time. */
+/** Resolves after the browser's pending work. A timer would wait 4 ms each time. */
 export function turn(): Promise<void> {
   return new Promise((resolve) => {
     waiting.push(resolve);

@@ -1,11 +1,11 @@
-// Light and dark: as the system has it, until the reader chooses.
+// Light and dark: the system's choice, until the reader chooses.
 
 import { button } from './dom.js';
 
 const ORDER = ['auto', 'light', 'dark'] as const;
 const SIGNS = { auto: '◐', light: '☀', dark: '☾' } as const;
 
-/** Colours of the style, as they are now. */
+/** The current value of a colour of the style. */
 export function color(name: string): string {
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 }
@@ -16,12 +16,14 @@ export function parts(name: string): readonly [red: number, green: number, blue:
   return [(value >> 16) & 255, (value >> 8) & 255, value & 255];
 }
 
-/** The button that goes from one to the next; `changed` is called where colours are others now. */
+/** The button that switches to the next theme. `changed` is called when the colours have changed. */
 export function themeButton(changed: () => void): HTMLButtonElement {
   let index = 0;
+  const dark = matchMedia('(prefers-color-scheme: dark)');
   const apply = (): void => {
     const theme = ORDER[index] as (typeof ORDER)[number];
-    document.documentElement.dataset.theme = theme;
+    const ofSystem = dark.matches ? 'dark' : 'light';
+    document.documentElement.dataset.theme = theme === 'auto' ? ofSystem : theme;
     made.textContent = SIGNS[theme];
     const label = `Theme: ${theme === 'auto' ? "the system's" : theme}`;
     made.title = label;
@@ -33,7 +35,7 @@ export function themeButton(changed: () => void): HTMLButtonElement {
     apply();
   });
   made.className = 'icon';
-  matchMedia('(prefers-color-scheme: dark)').addEventListener('change', changed);
+  dark.addEventListener('change', apply);
   apply();
   return made;
 }

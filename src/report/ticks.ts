@@ -1,14 +1,14 @@
-// Which addresses the heat map's axis names: where regions begin, and round ones in between.
+// The addresses on the heat map's axis: where regions begin, and round addresses in between.
 
 import { hex } from './numbers.js';
 import type { Rows } from './rows.js';
-import type { Part } from './view.js';
+import type { Interval } from './view.js';
 
-/** With the 0x. Where fewer are the same nothing is gained. */
+/** Least number of equal leading characters, 0x included, that are hidden: hiding fewer is not worth it. */
 const LEAST_COMMON = 4;
 
-/** Rows to put a label at, so many at most. */
-export function addressTicks({ regions }: Rows, { from, to }: Part, most: number): number[] {
+/** The rows that get a label: at most `most`. */
+export function addressTicks({ regions }: Rows, { from, to }: Interval, most: number): number[] {
   const distance = (to - from) / Math.max(1, most);
   const step = 2 ** Math.max(0, Math.ceil(Math.log2(distance)));
   const ticks: number[] = [];
@@ -26,7 +26,7 @@ export function addressTicks({ regions }: Rows, { from, to }: Part, most: number
   return ticks;
 }
 
-/** Addresses as the axis has them: without the leading digits that all of them have in common. */
+/** Addresses for the axis, without the leading digits that all of them share. */
 export class AddressLabels {
   /** Characters of a label. */
   readonly length: number;

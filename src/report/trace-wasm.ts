@@ -1,4 +1,4 @@
-// The module of the codec of traces, which the page carries beside its script. Bundled in place of `#trace`.
+// The module of the codec of traces, in an element of the page. Bundled in place of `#trace`.
 
 import { bytesIn } from './embedded.js';
 

@@ -1,19 +1,20 @@
-// What part of a trace is looked at: a stretch of time, and of rows. All that draws it is told when it changes.
+// The visible part of a trace: a range of time, and of rows. Every part of the report that draws it is notified of
+// changes.
 
-/** Microseconds and rows that are looked at at least. */
+/** The least visible microseconds and rows. */
 const LEAST_US = 10;
 const LEAST_ROWS = 4;
 
-export interface Part {
+export interface Interval {
   readonly from: number;
   readonly to: number;
 }
 
 export class View {
-  readonly fullTime: Part;
-  readonly fullRows: Part;
-  time: Part;
-  rows: Part;
+  readonly fullTime: Interval;
+  readonly fullRows: Interval;
+  time: Interval;
+  rows: Interval;
   readonly #listeners: (() => void)[] = [];
 
   constructor(duration: number, rows: number) {
@@ -31,7 +32,7 @@ export class View {
     return this.time === this.fullTime && this.rows === this.fullRows;
   }
 
-  show(time: Part, rows: Part = this.rows): void {
+  show(time: Interval, rows: Interval = this.rows): void {
     this.time = within(time, this.fullTime, LEAST_US);
     this.rows = within(rows, this.fullRows, LEAST_ROWS);
     for (const listener of this.#listeners) listener();
@@ -41,7 +42,7 @@ export class View {
     this.show(this.fullTime, this.fullRows);
   }
 
-  /** Shows so many times as much; what lies at `at` (a part of the view, 0 to 1) stays where it is. */
+  /** Zooms by a factor; the point `at` (a part of the view, 0 to 1) stays in place. */
   zoomTime(factor: number, at = 0.5): void {
     this.show(scaled(this.time, factor, at));
   }
@@ -56,18 +57,18 @@ export class View {
   }
 }
 
-function scaled({ from, to }: Part, factor: number, at: number): Part {
+function scaled({ from, to }: Interval, factor: number, at: number): Interval {
   const fixed = from + (to - from) * at;
   return { from: fixed - (fixed - from) * factor, to: fixed + (to - fixed) * factor };
 }
 
-function moved({ from, to }: Part, by: number): Part {
+function moved({ from, to }: Interval, by: number): Interval {
   const distance = (to - from) * by;
   return { from: from + distance, to: to + distance };
 }
 
-/** The nearest part that lies in the full one. */
-function within(part: Part, full: Part, least: number): Part {
+/** The interval nearest to `part` that lies in `full`. */
+function within(part: Interval, full: Interval, least: number): Interval {
   const size = Math.max(part.to - part.from, Math.min(least, full.to - full.from));
   if (!(size < full.to - full.from)) return full;
   const middle = (part.from + part.to) / 2;

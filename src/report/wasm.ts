@@ -1,4 +1,4 @@
-// The core's module, which the page carries beside its script. Bundled in place of `#wasm`.
+// The core's module, in an element of the page. Bundled in place of `#wasm`.
 
 import { bytesIn } from './embedded.js';
 

@@ -1,36 +1,35 @@
-// One monitor's connection: who it is, and what it hands over. It stays open as long as the monitor likes, and brings
+// One monitor's connection: its credentials, and its hand-offs. The monitor decides how long it stays open, and sends
 // any number of hand-offs.
 //
 // Rules:
-//  - A descriptor that was received belongs to a hand-off that was told, or is discarded. So is the connection itself: what
-//    lies in its queue may hold descriptors whose close blocks.
-//  - A turn of the event loop takes a bounded number of messages, whatever the monitor sends meanwhile.
-//  - No callback throws: whatever goes wrong ends this connection, with the error told.
+//  - A received descriptor belongs to a hand-off that was reported, or is discarded. The connection's own descriptor is
+//    discarded the same way, because its queue may hold descriptors whose close blocks.
+//  - A turn of the event loop takes a bounded number of messages, however many the monitor sends.
+//  - No callback throws: any failure ends this connection and reports the error.
 
 import { discard } from '../../shim/discard.js';
-import { type Peer, receive } from '../../shim/socket.js';
+import { receive } from '../../shim/socket.js';
 import { watchReadable } from '../../shim/watch.js';
-import type { Watch } from '../kernel.js';
-import { type HandOff, HandOffError, HandOffReader } from './handoff.js';
+import type { Watch } from '../kernel/port.js';
+import { type HandOff, HandOffError, HandOffReader } from './handoff-protocol.js';
 
 const EAGAIN = -11;
-/** For what is received, until it was looked at: Firecracker's text for some five hundred regions. */
-const room = new Uint8Array(65_536);
-/** A text that came without its descriptor is followed by it, or is not. */
+/** Buffer for received bytes. It holds Firecracker's text for about five hundred regions. */
+const buffer = new Uint8Array(65_536);
+/** A text waits for its descriptor this many times, and this long each time. */
 const LATE_FD_TRIES = 5;
 const LATE_FD_PAUSE_MS = 100;
-/** Messages that are taken in a turn of the event loop. */
+/** Messages taken in one turn of the event loop. */
 const MESSAGES_A_TURN = 4;
 
 export interface ConnectionEvents {
-  /** A whole hand-off. Its first descriptor, the only one, is the hearer's, even if this throws. */
+  /** Called with a whole hand-off. `fd`, its userfaultfd, then belongs to this function, even if it throws. */
   handedOver(text: string, fd: number): void;
-  /** It has ended, or what it sent is wrong. Told once, last; the connection is closed. */
+  /** Called once, last: the connection is closed, because it has ended or has sent something wrong. */
   ended(error?: Error): void;
 }
 
 export class Connection {
-  readonly peer: Peer;
   readonly #fd: number;
   readonly #events: ConnectionEvents;
   readonly #watch: Watch;
@@ -38,20 +37,22 @@ export class Connection {
   readonly #limitMs: number;
   #limit: NodeJS.Timeout | undefined;
   /** A whole text that waits for its descriptor. */
-  #waiting: { handOff: HandOff; tries: number; timer: NodeJS.Timeout } | undefined;
+  #waiting: { handOff: HandOff; timer: NodeJS.Timeout } | undefined;
   #closed = false;
 
-  /** Takes the descriptor. `limitMs`: until the first hand-off, and from the begin of any until its end. */
-  constructor(fd: number, peer: Peer, limitMs: number, events: ConnectionEvents) {
+  /**
+   * The object then owns the descriptor. `limitMs`: the time until the first hand-off, and from the start of any
+   * hand-off to its end.
+   */
+  constructor(fd: number, limitMs: number, events: ConnectionEvents) {
     this.#fd = fd;
-    this.peer = peer;
     this.#events = events;
     this.#limitMs = limitMs;
     this.#watch = watchReadable(fd, () => this.#guarded(() => this.#receive()));
     this.#expect();
   }
 
-  /** Ends it without a word. Idempotent. */
+  /** Closes without an error. Idempotent. */
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
@@ -68,11 +69,11 @@ export class Connection {
     this.#events.ended(error);
   }
 
-  /** A hand-off is to be whole in time. Whoever sends a little now and then gets no more of it. */
+  /** A hand-off must be complete in time. Sending small pieces does not extend the time. */
   #expect(): void {
     if (this.#limit) return;
     const limit = setTimeout(() => {
-      // A server that was busy runs its timers before it looks at sockets again: what came meanwhile came in time.
+      // After a busy period, timers run before sockets are read. So read first: messages that have arrived are in time.
       this.#guarded(() => this.#receive());
       if (this.#limit !== limit) return;
       const what = this.#reader.begun ? 'a hand-off was not finished' : 'nothing was handed over';
@@ -91,9 +92,9 @@ export class Connection {
 
   #receive(): void {
     for (let messages = 0; messages < MESSAGES_A_TURN && !this.#closed; messages++) {
-      const { result, fds, truncated } = receive(this.#fd, room);
+      const { result, fds, truncated } = receive(this.#fd, buffer);
       if (result === EAGAIN) return;
-      this.#reader.push(room.subarray(0, Math.max(result, 0)), fds);
+      this.#reader.push(buffer.subarray(0, Math.max(result, 0)), fds);
       if (truncated)
         throw new HandOffError('a descriptor was lost on the way: too many are open (ulimit -n)');
       if (result < 0) throw new HandOffError(`the connection failed: error ${-result}`);
@@ -129,21 +130,21 @@ export class Connection {
       this.#await(handOff, 0);
       return;
     }
-    // The second is a memfd of the guest's memory, which nobody needs here.
+    // The second descriptor is a memfd of the guest's memory, which is not needed here.
     for (const other of others) discard(other);
     this.#events.handedOver(handOff.text, fd);
   }
 
-  /** Its descriptor may follow by itself. */
+  /** Waits for the descriptor of a hand-off, which may follow in a separate message. */
   #await(handOff: HandOff, tries: number): void {
     const timer = setTimeout(() => {
       if (tries + 1 < LATE_FD_TRIES) this.#await(handOff, tries + 1);
       else this.#end(new HandOffError('a hand-off came without a descriptor'));
     }, LATE_FD_PAUSE_MS);
-    this.#waiting = { handOff, tries, timer };
+    this.#waiting = { handOff, timer };
   }
 
-  /** Descriptors that came late belong to the text that waits for them. */
+  /** Gives late descriptors to the text that waits for them. */
   #join(): void {
     const fds = this.#reader.giveBack();
     if (fds.length === 0 || !this.#waiting) return;

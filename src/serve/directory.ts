@@ -1,5 +1,5 @@
-// A directory held by a descriptor. What is done in it is done in that directory, whatever becomes of the path that led
-// there: other users may be allowed to rename, replace and link its entries at any moment.
+// A directory held by a descriptor. Operations act on that directory even if its path changes: other users may be
+// allowed to rename, replace and link its entries at any moment.
 
 import { randomBytes } from 'node:crypto';
 import {
@@ -18,12 +18,12 @@ import {
 import { readLink } from '../../shim/descriptors.js';
 import { O_PATH } from '../../shim/libc.js';
 
-/** As many as the kernel follows. */
+/** At most this many links are followed. The kernel has the same limit. */
 const LINKS_MOST = 40;
 const ROOT = 0;
 
-/** A directory's path leads through a link that another user can change. */
-export class UntrustedLink extends Error {}
+/** The path of a directory leads through a link that another user can change. */
+export class UntrustedPathError extends Error {}
 
 export class Directory {
   readonly fd: number;
@@ -33,9 +33,10 @@ export class Directory {
   }
 
   /**
-   * Opens a directory. Run by root, it follows links only if they are root's: others can be changed while it looks.
+   * Opens a directory. As root it follows only links that root owns: other users can change their own links during the
+   * lookup.
    *
-   * @throws UntrustedLink; the errors of open(2)
+   * @throws UntrustedPathError; the errors of open(2)
    */
   static open(path: string): Directory {
     let directory = new Directory(openPath(path.startsWith('/') ? '/' : '.'));
@@ -49,7 +50,7 @@ export class Directory {
           directory = directory.#replacedBy(openPath(directory.at(name), constants.O_DIRECTORY));
           continue;
         }
-        if (++links > LINKS_MOST) throw new UntrustedLink('its path leads through too many links');
+        if (++links > LINKS_MOST) throw new UntrustedPathError('its path leads through too many links');
         if (target.startsWith('/')) directory = directory.#replacedBy(openPath('/'));
         names.unshift(...target.split('/'));
       } catch (error) {
@@ -60,67 +61,73 @@ export class Directory {
     return directory;
   }
 
-  /** A path of an entry that leads through the descriptor. */
+  /** The path of an entry, through the descriptor. */
   at(name: string): string {
     return `/proc/self/fd/${this.fd}/${name}`;
   }
 
-  /** What an entry is, links themselves included; undefined: there is none. */
+  /** The status of an entry itself, not that of a link's target. Undefined if there is no such entry. */
   stat(name: string): Stats | undefined {
     return lstatSync(this.at(name), { throwIfNoEntry: false });
   }
 
-  /** Runs with a directory inside of this one that no other user can change. It is removed afterwards. */
-  withPrivate<T>(body: (room: Directory) => T): T {
+  /** Whether no other user can change its entries. */
+  get isPrivate(): boolean {
+    const { uid, mode } = fstatSync(this.fd);
+    return uid === process.geteuid?.() && (mode & 0o022) === 0;
+  }
+
+  /** Runs the body with a private directory inside of this one, which is removed afterwards. */
+  withPrivate<T>(body: (privateDirectory: Directory) => T): T {
     const name = `.uffd-${randomBytes(8).toString('hex')}`;
     mkdirSync(this.at(name), 0o700);
-    const room = new Directory(openPath(this.at(name), constants.O_DIRECTORY));
+    const privateDirectory = new Directory(openPath(this.at(name), constants.O_DIRECTORY));
     try {
-      const { uid, mode } = fstatSync(room.fd);
+      const { uid, mode } = fstatSync(privateDirectory.fd);
       if (uid !== process.geteuid?.() || (mode & 0o077) !== 0) {
-        throw new UntrustedLink('somebody has replaced a directory that was just made there');
+        throw new UntrustedPathError('another process has replaced a directory that was just made there');
       }
-      return body(room);
+      return body(privateDirectory);
     } finally {
-      room.close();
+      privateDirectory.close();
       try {
         rmdirSync(this.at(name));
       } catch {
-        // Somebody has moved it away.
+        // Another process has moved it away.
       }
     }
   }
 
   /**
-   * Removes an entry if it is right. That is asked twice, the second time where nobody can replace it; what is not right then
-   * is put back.
+   * Removes an entry if `isExpected` accepts it. It is checked twice, the second time in a private directory, where no
+   * other user can replace it; a wrong entry is put back.
    */
-  removeIf(name: string, isRight: (stat: Stats, path: string) => boolean): void {
+  removeIf(name: string, isExpected: (stat: Stats, path: string) => boolean): void {
     const seen = this.stat(name);
-    if (!seen || !isRight(seen, this.at(name))) return;
-    this.withPrivate((room) => {
-      renameSync(this.at(name), room.at(name));
-      let right = false;
+    if (!seen || !isExpected(seen, this.at(name))) return;
+    this.withPrivate((privateDirectory) => {
+      renameSync(this.at(name), privateDirectory.at(name));
+      let expected = false;
       try {
-        right = isRight(room.stat(name) as Stats, room.at(name));
+        expected = isExpected(privateDirectory.stat(name) as Stats, privateDirectory.at(name));
       } finally {
-        if (right) room.unlink(name);
-        else this.#putBack(room, name);
+        if (expected) privateDirectory.unlink(name);
+        else this.#putBack(privateDirectory, name);
       }
     });
   }
 
-  #putBack(room: Directory, name: string): void {
-    if (room.stat(name)?.isDirectory()) {
-      renameSync(room.at(name), this.at(name));
+  #putBack(privateDirectory: Directory, name: string): void {
+    if (privateDirectory.stat(name)?.isDirectory()) {
+      renameSync(privateDirectory.at(name), this.at(name));
       return;
     }
-    // A link replaces nothing that was put there meanwhile.
-    room.link(name, this, name);
-    room.unlink(name);
+    // A link does not replace an entry that was made meanwhile.
+    privateDirectory.link(name, this, name);
+    privateDirectory.unlink(name);
   }
 
-  /** Gives an entry a second name in another directory. @throws EEXIST if that name is taken */
+  /** Links an entry to a second name in another directory. @throws EEXIST if that name is taken */
   link(name: string, to: Directory, newName: string): void {
     linkSync(this.at(name), to.at(newName));
   }
@@ -139,19 +146,19 @@ export class Directory {
   }
 }
 
-/** A descriptor that stands for a file without opening it. */
+/** A descriptor that refers to a file without opening it. */
 export function openPath(path: string, flags = 0): number {
   return openSync(path, O_PATH | constants.O_NOFOLLOW | flags);
 }
 
-/** Where a link leads, if the entry is one. */
+/** The target of a link, if the entry is a link. */
 function linkTarget(directory: Directory, name: string): string | undefined {
   const fd = openPath(directory.at(name));
   try {
     const stat = fstatSync(fd);
     if (!stat.isSymbolicLink()) return undefined;
     if (process.geteuid?.() === ROOT && stat.uid !== ROOT) {
-      throw new UntrustedLink(`its path leads through ${name}, a link that user ${stat.uid} can change`);
+      throw new UntrustedPathError(`its path leads through ${name}, a link that user ${stat.uid} can change`);
     }
     return readLink(fd);
   } finally {

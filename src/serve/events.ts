@@ -1,42 +1,55 @@
-// What a server tells: events as they happen, and problems for as long as they last.
+// The server's events, and its list of current problems.
 //
-// Rule: a listener's error stays the listener's. Events are emitted from callbacks of sockets and in the middle of ending a
-// session: an exception there would end the process, and with it every guest. The error is printed as a warning, and the
-// other listeners are called.
+// Rule: an error of a listener does not reach the server. Events are emitted from socket callbacks and while a
+// session ends: an exception there would end the process, and with it every guest. The error becomes a warning, and
+// the other listeners are called.
 
 import { EventEmitter } from 'node:events';
 import type { Peer } from '../../shim/socket.js';
-import { warn } from '../warning.js';
-import type { Vm } from './server.js';
-import type { Session, SessionEnd } from './session.js';
+import { warn } from '../errors/warning.js';
+import type { GuestSession, SessionEnd } from './guest-session.js';
 
-/** What became of a guest whose hand-off was refused. */
+/** A socket, and the memory that is served there. */
+export interface Vm {
+  /**
+   * Path of the unix socket to listen at. A name that begins with '@' or a zero character is abstract: no file system
+   * contains it, and it has neither owner nor mode.
+   */
+  readonly socket: string;
+  /** Path of the snapshot's memory file. */
+  readonly memory: string;
+}
+
+/** What happened to a guest whose hand-off was refused. */
 export interface RefusedGuest {
-  /** Its monitor was killed. */
+  /** Whether its monitor was killed. */
   readonly killed: boolean;
 }
 
-/** What a server tells. */
+/** The events of a server. */
 export interface ServerEvents {
   /** A monitor has connected. */
   connected: [peer: Peer, vm: Vm];
   /**
-   * A monitor was turned away, or has sent what cannot be served. `guest`: it had handed over a real userfaultfd, so its guest
-   * waits for a handler in vain; and whether it was killed therefore (`onRefused`).
+   * A monitor was turned away, or has sent a hand-off that cannot be served. `guest` is set if the monitor handed over
+   * a real userfaultfd, so that its guest hangs. It says whether the monitor was killed (`onRefused`).
    */
   refused: [error: Error, peer: Peer | undefined, vm: Vm, guest: RefusedGuest | undefined];
-  /** Monitors wait to be taken from the queue, and why. Told once, until the next is taken. */
+  /** Monitors wait in the queue, for this reason. Emitted once, and not again until the next monitor is accepted. */
   starved: [reason: string, vm: Vm];
   /** A guest is served from now on. */
-  begun: [session: Session, vm: Vm];
-  ended: [session: Session, end: SessionEnd, vm: Vm];
+  begun: [session: GuestSession, vm: Vm];
+  ended: [session: GuestSession, end: SessionEnd, vm: Vm];
   /** A monitor was killed, because its guest could not be served. */
-  killed: [session: Session];
-  /** What the operator should hear of, and no guest suffers from: a recording that has ended, a memory file of another size. */
+  killed: [session: GuestSession];
+  /**
+   * A notice for the operator about an event that harms no guest: a recording has ended, a memory file has another
+   * size.
+   */
   warned: [reason: string, vm: Vm];
-  /** Something is wrong until further notice: `key` is new in `problems`, or has another reason. */
+  /** A problem has begun: `key` is new in `problems`, or has another reason. */
   problem: [key: string, reason: string];
-  /** It is over: `key` has left `problems`. */
+  /** A problem is over: `key` has left `problems`. */
   solved: [key: string];
 }
 
@@ -44,21 +57,21 @@ export class ServerEmitter extends EventEmitter<ServerEvents> {
   readonly #problems = new Map<string, string>();
 
   /**
-   * What is wrong now, by what it is about: a guest ('vm 3'), or a part of the server. Empty: everything is well. A reason
-   * stays here until it is solved; the events `problem` and `solved` say when.
+   * The current problems, by subject: a guest ('vm 3'), or a part of the server. Empty if all is well. A problem stays
+   * here until it is solved. The events `problem` and `solved` report its beginning and its end.
    */
   get problems(): ReadonlyMap<string, string> {
     return this.#problems;
   }
 
-  /** Notes a problem, or another reason for one that is known. */
+  /** Adds a problem, or updates its reason. */
   protected reportProblem(key: string, reason: string): void {
     if (this.#problems.get(key) === reason) return;
     this.#problems.set(key, reason);
     this.emit('problem', key, reason);
   }
 
-  /** The problem is over, if there was one. */
+  /** Removes a problem, if there was one. */
   protected solveProblem(key: string): void {
     if (this.#problems.delete(key)) this.emit('solved', key);
   }
@@ -70,15 +83,15 @@ export class ServerEmitter extends EventEmitter<ServerEvents> {
   }
 
   #call(listener: (...args: unknown[]) => unknown, args: readonly unknown[], event: string): void {
-    const complain = (error: unknown): void => {
+    const reportError = (error: unknown): void => {
       const text = error instanceof Error ? (error.stack ?? error.message) : String(error);
       warn(`a listener of the server's event '${event}' has failed: ${text}`);
     };
     try {
       const result = Reflect.apply(listener, this, args);
-      if (result instanceof Promise) result.catch(complain);
+      if (result instanceof Promise) result.catch(reportError);
     } catch (error) {
-      complain(error);
+      reportError(error);
     }
   }
 }

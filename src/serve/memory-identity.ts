@@ -1,20 +1,20 @@
-// What a memory file is known by, wherever it lies: its size, and a sample of its pages.
+// The identity of a memory file, independent of its path: its size, and a sample of its pages.
 
 import { createHash } from 'node:crypto';
 import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
 import { endOf } from '../../shim/descriptors.js';
-import { SYSTEM_PAGE } from './handoff.js';
+import { SYSTEM_PAGE } from './handoff-protocol.js';
 
-/** What is told of a memory file: enough to know it again, wherever it lies and whoever has copied it. */
+/** The identity of a memory file: enough to recognise it at another path, or as a copy. */
 export interface MemoryIdentity {
   readonly bytes: number;
-  /** SHA-256 of its size, and of pages spread over it, in hexadecimal. */
+  /** SHA-256 of its size and of pages spread over it, in hexadecimal. */
   readonly sample: string;
 }
 
 const SAMPLES = 256;
 
-/** Reads a little of a memory file to know it again. @throws the errors of open(2) and read(2) */
+/** Reads a sample of a memory file to recognise it. @throws the errors of open(2) and read(2) */
 export function identify(path: string): MemoryIdentity {
   const fd = openSync(path, 'r');
   try {
@@ -24,7 +24,7 @@ export function identify(path: string): MemoryIdentity {
   }
 }
 
-/** The same of a file that is open, and has so many bytes. */
+/** As `identify`, for an open file of known size. */
 export function identifyOpen(fd: number, bytes: number): MemoryIdentity {
   const hash = createHash('sha256').update(`${bytes}`);
   const pages = Math.ceil(bytes / SYSTEM_PAGE);
@@ -36,7 +36,7 @@ export function identifyOpen(fd: number, bytes: number): MemoryIdentity {
   return { bytes, sample: hash.digest('hex') };
 }
 
-/** Bytes of a file or a block device; −errno where that cannot be told. */
+/** Bytes of a file or a block device; −errno if they are unknown. */
 export function sizeOf(fd: number, stat: { size: number; isBlockDevice(): boolean }): number {
   return stat.isBlockDevice() ? endOf(fd) : stat.size;
 }

@@ -1,23 +1,24 @@
-// A process that has connected: who it is, whether it has exited, and how it is killed.
+// A connected process: its peer credentials, whether it has exited, and how it is killed.
 //
 // Rules:
-//  - A process is killed only through a pidfd of the process that connected. Where the kernel cannot give one for a socket
-//    (before Linux 6.5), a pidfd that was opened by number is used only if that process watches the very memory that was
-//    handed over: the number may have become another process's before the connection was accepted.
+//  - A process is killed only through a pidfd of the process that connected. If the kernel cannot give one for a socket
+//    (before Linux 6.5), a pidfd that was opened by PID is used only if that process has registered memory at the
+//    address that was handed over. Without this check, the PID may belong to another process by now.
 //  - This process is never killed.
 
 import { closeDescriptor } from '../../shim/descriptors.js';
-import { hasExited, openPidfd, SIGKILL, signalPidfd, watchesMissing } from '../../shim/process.js';
+import { watchesMissing } from '../../shim/memory.js';
+import { hasExited, openPidfd, SIGKILL, signalPidfd } from '../../shim/process.js';
 import { type Peer, peerPidfd } from '../../shim/socket.js';
 
-/** From older kernels, which do not know the option. */
+/** The result on older kernels, which do not know the socket option. */
 const ENOPROTOOPT = -92;
 
-/** What came of an attempt to kill a monitor: `killed`, or why not. `gone`: it has exited already. */
-export type Killing = { readonly is: 'killed' } | { readonly is: 'gone' | 'alive'; readonly why: string };
+/** The result of an attempt to kill a monitor: `killed`, or why not. `gone`: it had exited already. */
+export type KillResult = { readonly is: 'killed' } | { readonly is: 'gone' | 'alive'; readonly why: string };
 
-const GONE: Killing = { is: 'gone', why: 'it has exited' };
-const FAILURES: Readonly<Record<number, Killing>> = {
+const GONE: KillResult = { is: 'gone', why: 'it has exited' };
+const FAILURES: Readonly<Record<number, KillResult>> = {
   0: { is: 'killed' },
   [-1]: {
     is: 'alive',
@@ -29,15 +30,15 @@ const FAILURES: Readonly<Record<number, Killing>> = {
 
 export class Monitor {
   readonly peer: Peer;
-  /** −1: it has exited, or cannot be seen from here. */
+  /** −1: the process has exited, or is not visible from here. */
   readonly #pidfd: number;
-  /** The pidfd is that of the process which connected, for certain. */
+  /** Whether the pidfd certainly is that of the process that connected. */
   readonly #certain: boolean;
-  #uses = 1;
-  /** It has handed over. */
+  #holders = 1;
+  /** Whether it has handed over a userfaultfd. */
   served = false;
 
-  /** The process at the other end of a connection. To be given up with `leave`. */
+  /** The process at the other end of a connection. Release it with `release`. */
   constructor(fd: number, peer: Peer) {
     this.peer = peer;
     const pidfd = peerPidfd(fd);
@@ -45,27 +46,27 @@ export class Monitor {
     this.#pidfd = Math.max(this.#certain || peer.pid === 0 ? pidfd : openPidfd(peer.pid), -1);
   }
 
-  /** As messages name it. */
+  /** The monitor's name in messages. */
   get name(): string {
     return this.peer.pid > 0 ? `pid ${this.peer.pid}` : 'in another PID namespace';
   }
 
-  /** One more needs it. */
-  use(): this {
-    this.#uses++;
+  /** Adds a user of this object. */
+  hold(): this {
+    this.#holders++;
     return this;
   }
 
-  /** One that needed it does so no more. */
-  leave(): void {
-    if (--this.#uses === 0 && this.#pidfd >= 0) closeDescriptor(this.#pidfd);
+  /** Removes a user of this object. */
+  release(): void {
+    if (--this.#holders === 0 && this.#pidfd >= 0) closeDescriptor(this.#pidfd);
   }
 
   get isThisProcess(): boolean {
     return this.peer.pid === process.pid;
   }
 
-  /** Whether it has exited, with all of its threads; undefined: that cannot be told. */
+  /** Whether it has exited, with all of its threads; undefined if that is unknown. */
   get exited(): boolean | undefined {
     return this.#pidfd < 0 ? undefined : hasExited(this.#pidfd);
   }
@@ -73,9 +74,9 @@ export class Monitor {
   /**
    * Kills it.
    *
-   * @param watched an address of memory that it has handed over, and which is there still; undefined: nothing is known
+   * @param watched an address of memory that it has handed over and still has; undefined if none is known
    */
-  kill(watched: bigint | undefined): Killing {
+  kill(watched: bigint | undefined): KillResult {
     const { peer } = this;
     if (this.isThisProcess) return { is: 'alive', why: 'it is the handler itself' };
     if (this.#pidfd < 0) {

@@ -1,154 +1,152 @@
-// Serves the snapshots of microVMs: listens where monitors connect, takes what they hand over, and answers their
-// guests' page faults, each guest in a thread of its own.
+// Serves snapshots of microVMs: listens for monitors, takes their hand-offs, and answers their guests' page faults,
+// with one thread for each guest.
 //
 // Rules:
-//  - What one monitor does wrong ends its connection and nothing else.
-//  - A guest that cannot be served never runs on: its monitor is killed (monitor.ts), and its userfaultfd is closed only when
-//    its memory is gone (custody.ts), since closing it lets every waiter read zeros.
-//  - A monitor is taken from the queue only where all descriptors that its guest needs find room: it can wait there, but a
-//    descriptor that finds no room is lost, and its guest hangs.
-//  - Descriptors that a peer has sent are closed where that cannot block this thread (shim/discard.ts).
-//  - Nothing is left behind: sockets' paths, descriptors, threads.
+//  - A mistake of one monitor ends its connection and nothing else.
+//  - A guest that cannot be served never runs on: its monitor is killed (monitor.ts), and its userfaultfd is closed
+//    only when its memory is gone (retained-uffds.ts), because closing it lets every waiter read zeros.
+//  - A monitor is accepted only if there is room for all descriptors of its guest: in the queue a monitor can wait, but
+//    a descriptor without room is lost, and its guest hangs.
+//  - Descriptors from a peer are closed on another thread, because a close may block (shim/discard.ts).
+//  - Nothing is left behind: socket paths, descriptors, threads.
 
 import { descriptorsLeft, kindOf } from '../../shim/descriptors.js';
 import { discard } from '../../shim/discard.js';
 import { linuxProcessors } from '../../shim/processors.js';
 import { acceptUnix, peerOf, stopListening } from '../../shim/socket.js';
 import { watchReadable } from '../../shim/watch.js';
-import { checkInteger, checkOneOf, wrongType } from '../arguments.js';
-import { UffdError, UnsupportedError } from '../errors.js';
-import type { Watch } from '../kernel.js';
-import { WAITS, type Wait } from '../loop.js';
-import { checkWindow, type Window } from '../options.js';
-import { checkPlacement, type Placement, usable } from '../placement.js';
-import { warn } from '../warning.js';
+import { checkInteger, checkOneOf, wrongType } from '../errors/arguments.js';
+import { UffdError, UnsupportedError } from '../errors/errors.js';
+import { warn } from '../errors/warning.js';
+import type { Watch } from '../kernel/port.js';
+import { checkPlacement, type Placement, usable } from '../scheduling/affinity.js';
+import { WAITS, type Wait } from '../uffd/event-loop.js';
+import { checkWindow, type Window } from '../uffd/options.js';
 import { Connection } from './connection.js';
-import { Custody } from './custody.js';
-import { type RefusedGuest, ServerEmitter } from './events.js';
-import { HandOffError, parseRegions, type Region } from './handoff.js';
-import { type Mapping, MemoryFile, type SharedRuns, shared } from './memory-file.js';
-import { type Killing, Monitor } from './monitor.js';
-import { checkRecord, type KeptFile, keptFile, recordPath } from './record-file.js';
-import { Session, type SessionEnd } from './session.js';
-import { type SessionRecord, type SessionTask, toldError } from './session-task.js';
+import { type RefusedGuest, ServerEmitter, type Vm } from './events.js';
+import { GuestSession, type SessionEnd, type Threads } from './guest-session.js';
+import { HandOffError, parseRegions, type Region } from './handoff-protocol.js';
+import { type FileMapping, MemoryFile, type SharedRanges, shared } from './memory-file.js';
+import { type KillResult, Monitor } from './monitor.js';
+import { checkRecord, type ProtectedFile, protectedFile, recordPath } from './record-file.js';
+import { NO_RETENTION, NoThreads, scratchHandOff } from './rehearsal.js';
+import { RetainedUffds, type Retention } from './retained-uffds.js';
 import { ListeningSocket, SocketError } from './socket-path.js';
-import { Threads } from './threads.js';
+import { postableError, type SessionRecord, type SessionTask } from './worker-messages.js';
+import { WorkerPool } from './worker-pool.js';
 import { aboutSession, workingSet } from './working-set.js';
 
-/** A socket, and the memory that is served there. */
-export interface Vm {
-  /**
-   * Path of the unix socket to listen at. A name that begins with '@' or a zero character is an abstract one, which is in no
-   * file system: it has neither owner nor mode.
-   */
-  readonly socket: string;
-  /** Path of the snapshot's memory file. */
-  readonly memory: string;
-}
-
 export interface ServeOptions {
-  /** What is served where. */
+  /** The sockets and their memory files. */
   vms: readonly Vm[];
   /** Pages to install for a fault; default 1. */
   window?: Window;
-  /** Install what nobody has asked for yet, too, in the background; default false. */
+  /** Whether to install all other pages in the background, too; default false. */
   eager?: boolean;
-  /** Traces of sessions with the same memory file: what they touched is installed first. */
+  /** Traces of sessions with the same memory file: the pages that they touched are installed first. */
   prefetch?: readonly string[];
-  /** Take traces of other memory files, too. */
+  /** Whether to accept traces of other memory files; default false. */
   force?: boolean;
   /**
-   * Write a trace of each session: the first to this file, the second to `FILE.2`, and so on. A file that cannot be written,
-   * or is a memory file or a trace of `prefetch`, is a RecordError at once. What goes wrong with a recording later ends it,
-   * emits `warned`, and is in the session's `recorded`.
+   * Write a trace of each session: the first to this file, the second to `FILE.2`, and so on. A file that cannot be
+   * written, or is a memory file or a trace of `prefetch`, is a RecordError at once. If a recording fails later, it
+   * ends, `warned` is emitted, and the session's `recorded` has the reason.
    */
   record?: string;
-  /** Something to find in those traces' descriptions, for whoever reads them. JSON. */
+  /** Notes, as JSON, for the descriptions of the traces that `record` writes. */
   about?: Record<string, unknown>;
-  /** How a session's thread waits for faults; default 'adaptive', and 'block' where it is recorded: a trace tells every look. */
+  /** How a session's thread waits for faults; default 'adaptive'. */
   wait?: Wait;
-  /** Where a session's thread runs; default 'auto'. */
+  /** Where a session's thread runs; default 'none'. 'awake' and 'auto' change how the whole machine sleeps. */
   placement?: Placement;
   /** End when the first session has ended. */
   once?: boolean;
-  /** Users whose monitors are served; default: all that may connect. */
+  /** Users whose monitors are served; default: all users that may connect. */
   allowUids?: readonly number[];
-  /** What becomes of a monitor whose guest cannot be served any more; default 'kill'. */
+  /** What happens to a monitor whose guest can no longer be served; default 'kill'. */
   onError?: 'kill' | 'leave';
   /**
-   * What becomes of a monitor whose hand-off is refused though it did hand over a userfaultfd: its guest would wait for ever.
-   * Default: as `onError`. Other connections that are refused are closed, whatever this says.
+   * What happens to a monitor whose hand-off is refused although it handed over a userfaultfd: its guest would wait
+   * for ever. Default: as `onError`. Other refused connections are always closed.
    */
   onRefused?: 'kill' | 'leave';
   /**
-   * What becomes of a guest that has less memory than the memory file: 'warn' serves it and emits `warned` (default), 'refuse'
-   * refuses its hand-off. A file that is too short is always refused.
+   * What happens to a guest that has less memory than the memory file: 'warn' (default) serves it and emits `warned`,
+   * 'refuse' refuses its hand-off. A file that is too short is always refused.
    */
   sizeMismatch?: 'warn' | 'refuse';
   /**
-   * What becomes of a guest that waits for a page for which there is no memory (an empty pool of huge pages): it waits until
-   * there is, or is ended like any that cannot be served. Default 'wait'.
+   * What happens to a guest that waits for a page for which there is no memory (an empty pool of huge pages): it waits
+   * until there is memory, or is ended like a guest that cannot be served. Default 'wait'.
    */
   onStarved?: 'wait' | 'kill';
-  /** How long a monitor may take for its hand-off, in milliseconds; default 5000. */
+  /** The time limit of a monitor's hand-off, in milliseconds; default 5000. */
   handOffMs?: number;
   /** How long to wait for the first monitor, in milliseconds; default: for ever. */
   acceptMs?: number;
   /**
-   * Mode of the sockets, 0 to 0o777, and their owner. A socket has them from the moment that it has its name. Another owner
-   * needs CAP_CHOWN and CAP_FOWNER.
+   * Mode of the sockets, 0 to 0o777, and their owner. A socket gets both before it gets its name. Another owner needs
+   * CAP_CHOWN and CAP_FOWNER.
    */
   socketMode?: number;
   socketOwner?: { readonly uid: number; readonly gid: number };
 }
 
 /**
- * Descriptors of a guest, at most: its connection, its userfaultfd and a memfd, a trace, two pidfds, an eventfd; and those
- * of its thread, if that begins with it: eight, and the files that it loads, dozens at a time.
+ * The most descriptors of a guest: its connection, its userfaultfd and a memfd, a trace, two pidfds, an eventfd; and
+ * those of a new thread: eight, and the files that it loads, dozens at a time.
  */
 const GUEST_DESCRIPTORS = 64;
-/** Where so many are left they are counted once a second: that takes a part of what a guest waits for its first page. */
+/** If this many descriptors are free, they are counted only once a second: counting delays a guest's first page. */
 const DESCRIPTORS_PLENTY = 4096;
 const COUNTED_MS = 1000;
-/** No monitor can be taken for want of room: tried again after so long. */
+/** Milliseconds until the server retries to accept a monitor for which there was no room. */
 const STARVED_MS = 100;
-/** Monitors that are taken from the queue in a turn of the event loop. */
+/** Monitors that are accepted in one turn of the event loop. */
 const ACCEPTED_A_TURN = 16;
 /** Guests that one connection may have at a time. */
 const GUESTS_A_CONNECTION = 16;
-/** How long a monitor may take to end, once killed or exited, until that is a problem; and until `close` waits no longer. */
+/**
+ * Milliseconds that a monitor may take to end, once killed or exited; after that it is a problem, and `close` stops
+ * waiting.
+ */
 const LATE_MS = 2000;
 const KILLED_MOST_MS = 10_000;
+/** The most milliseconds that the scratch hand-off takes. */
+const REHEARSED_MS = 200;
 const EAGAIN = -11;
 const USERFAULTFD = 'anon_inode:[userfaultfd]';
-/** Of a trace's description. */
+/** The most bytes of a trace's description. */
 const ABOUT_MOST = 2 ** 20;
 
-/** Bun cannot post the histogram that guests' threads share with this one, and on Deno the tests of serving do not end well. */
+/**
+ * Bun cannot post the histogram that guests' threads share with this one, and on Deno the tests of serving do not
+ * complete.
+ */
 const OTHER_RUNTIME = (name: string): string =>
   `userfaultfd/serve runs on Node, and this is ${name}, whose worker threads are not up to it; run it, or ` +
   "uffd serve, with Node, or serve a userfaultfd that was handed over by Userfaultfd.wrap and start with { wait: 'block' } " +
   'in a worker';
 
-/** One socket that is listened at. */
+/** A listening socket, and its memory file. */
 interface Listener {
   readonly vm: Vm;
   readonly socket: ListeningSocket;
-  readonly prefetch: SharedRuns;
+  readonly prefetch: SharedRanges;
   readonly memory: MemoryFile;
   watch: Watch | undefined;
-  /** Set where monitors wait: when it listens again. */
+  /** The timer after which it accepts again; undefined unless monitors wait. */
   starved: NodeJS.Timeout | undefined;
 }
 
-/** What a session has to do with, beside its thread. */
+/** What the server keeps for each session. */
 interface Guest {
   readonly vm: Vm;
   readonly monitor: Monitor;
   /** The userfaultfd. */
   readonly fd: number;
-  /** What came of killing the monitor; undefined: that was not tried. */
-  killing: Killing | undefined;
+  /** The result of killing the monitor; undefined if that was not tried. */
+  killResult: KillResult | undefined;
 }
 
 /**
@@ -178,80 +176,117 @@ export async function serve(options: ServeOptions): Promise<Server> {
 
 export class Server extends ServerEmitter implements AsyncDisposable {
   /** Guests that are served now. */
-  readonly sessions = new Set<Session>();
-  /** Resolves when it takes no hand-offs any more and all sessions have ended; rejects where nobody came in time. */
+  readonly sessions = new Set<GuestSession>();
+  /**
+   * Resolves when the server takes no more hand-offs and all sessions have ended; rejects if no monitor came in time.
+   */
   readonly done: Promise<void>;
   readonly #options: ServeOptions;
-  readonly #threads: Threads;
+  readonly #threads: Threads & Pick<WorkerPool, 'close'>;
   readonly #listeners: Listener[] = [];
   readonly #connections = new Map<Connection, Monitor>();
-  readonly #guests = new Map<Session, Guest>();
-  readonly #custody = new Custody();
+  readonly #guests = new Map<GuestSession, Guest>();
+  readonly #retained: Retention;
   readonly #conclude: (error?: Error) => void;
   #acceptLimit: NodeJS.Timeout | undefined;
-  /** Descriptors that were left, at some time, less what guests since then may need. */
+  /** Free descriptors at the last count, minus those that guests may need that were accepted since then. */
   #descriptors = 0;
   #countedMs = 0;
   #begun = 0;
   #accepting = true;
-  /** It ends at once: monitors that are left are not waited for. */
+  /** Whether the server ends at once, without waiting for the remaining monitors. */
   #closing = false;
-  /** Told when what is kept has become less. */
+  /** Called when a retained userfaultfd was closed. */
   #released = (): void => {};
 
-  static listen(options: ServeOptions): Server {
+  static async listen(options: ServeOptions): Promise<Server> {
     checkOptions(options);
-    const server = new Server(options);
+    const { once = false, window = 1, wait = 'adaptive' } = options;
+    const threads = new WorkerPool(!once, { window, wait });
+    const server = new Server(options, threads, new RetainedUffds());
+    // The first thread starts while the files are opened.
+    const prepared = threads.prepare();
+    // It is awaited after other work, during which it may be rejected.
+    prepared.catch(() => {});
     try {
       const { record } = options;
-      if (record !== undefined) checkRecord(record, server.#kept());
+      if (record !== undefined) checkRecord(record, server.#protectedFiles());
       for (const vm of options.vms) server.#listeners.push(server.#listen(vm));
+      await Server.#rehearse(server.#listeners[0] as Listener);
+      await prepared;
+      for (const { memory, prefetch } of server.#listeners) memory.mapAhead(threads, prefetch);
     } catch (error) {
-      server.#deafen();
+      server.#stopAccepting();
+      // The caller may end the process, and a thread that is ended while it loads koffi would abort it.
+      await threads.close();
       throw error;
     }
-    // Nobody hears of a monitor before its caller had a chance to listen for events.
+    // Accept the first monitor only after the caller had a chance to listen for events.
     for (const listener of server.#listeners) {
       listener.watch = watchReadable(listener.socket.fd, () => server.#accept(listener));
     }
-    server.#threads.prepare();
     if (options.acceptMs !== undefined) {
-      server.#acceptLimit = setTimeout(() => server.#nobodyCame(), options.acceptMs);
+      server.#acceptLimit = setTimeout(() => server.#endUnlessConnected(), options.acceptMs);
     }
     return server;
   }
 
-  private constructor(options: ServeOptions) {
+  /** Takes a scratch hand-off once (rehearsal.ts). */
+  static async #rehearse(listener: Listener): Promise<void> {
+    const fd = scratchHandOff();
+    if (fd === undefined) return;
+    const server = new Server({ vms: [listener.vm] }, new NoThreads(), NO_RETENTION);
+    let limit: NodeJS.Timeout | undefined;
+    const over = new Promise((resolve) => {
+      server.once('ended', resolve).once('refused', resolve);
+      // Whatever happens here, the server gets ready.
+      limit = setTimeout(resolve, REHEARSED_MS);
+    });
+    server.#descriptorsLeft();
+    server.#acceptMonitor(listener, fd);
+    await over;
+    clearTimeout(limit);
+    await server.close();
+  }
+
+  private constructor(
+    options: ServeOptions,
+    threads: Threads & Pick<WorkerPool, 'close'>,
+    retained: Retention,
+  ) {
     super();
     this.#options = options;
-    this.#threads = new Threads(!options.once);
-    const { promise, resolve, reject } = deferred();
-    this.done = promise;
-    // Whoever does not ask is not to be ended by it.
+    this.#threads = threads;
+    this.#retained = retained;
+    let settle = (_error?: Error): void => {};
+    this.done = new Promise((resolve, reject) => {
+      settle = (error) => (error ? reject(error) : resolve());
+    });
+    // Callers that ignore `done` must not crash on its rejection.
     this.done.catch(() => {});
     this.#conclude = (error) => {
-      // Not before its threads are gone: the process may end at once.
-      void this.#threads.close().then(() => (error ? reject(error) : resolve()));
+      // Settle only after the threads have ended, because the process may end at once.
+      void this.#threads.close().then(() => settle(error));
     };
   }
 
-  /** Guests that were served since it began. */
+  /** Guests that were served since the start. */
   get served(): number {
     return this.#begun;
   }
 
   /**
-   * Takes no hand-offs any more; guests that are served go on. `done` resolves when the last has ended, and no guest is left
-   * that cannot be served.
+   * Takes no more hand-offs; served guests continue. `done` resolves when the last guest has ended, and no monitor is
+   * left whose guest cannot be served.
    */
   finish(): void {
-    this.#deafen();
+    this.#stopAccepting();
     this.#concludeIfOver();
   }
 
   /**
-   * Stops serving at once. Guests that still run hang at their next fault: as long as this process lives it keeps their
-   * userfaultfds open. `kill` ends their monitors, and waits until they have ended.
+   * Stops serving at once. Guests that still run hang at their next fault: this process keeps their userfaultfds open
+   * as long as it lives. `kill` ends their monitors, and waits until they have ended.
    */
   async close({ kill = false } = {}): Promise<void> {
     this.#closing = true;
@@ -263,17 +298,17 @@ export class Server extends ServerEmitter implements AsyncDisposable {
     this.finish();
     await Promise.all(ends);
     await this.#killedEnded();
-    this.#custody.abandon();
+    this.#retained.abandon();
     this.#concludeIfOver();
     await this.done.catch(() => {});
   }
 
-  /** Resolves when the monitors that were killed have ended; or when that takes too long. */
+  /** Resolves when the killed monitors have ended, or after a time limit. */
   #killedEnded(): Promise<void> {
     return new Promise((resolve) => {
       const limit = setTimeout(resolve, KILLED_MOST_MS);
       this.#released = () => {
-        if (this.#custody.dying > 0) return;
+        if (this.#retained.dying > 0) return;
         clearTimeout(limit);
         resolve();
       };
@@ -282,7 +317,7 @@ export class Server extends ServerEmitter implements AsyncDisposable {
   }
 
   #concludeIfOver(): void {
-    const kept = this.#closing ? 0 : this.#custody.size;
+    const kept = this.#closing ? 0 : this.#retained.size;
     if (!this.#accepting && this.sessions.size === 0 && kept === 0) this.#conclude();
   }
 
@@ -294,17 +329,19 @@ export class Server extends ServerEmitter implements AsyncDisposable {
 
   #listen(vm: Vm): Listener {
     const { prefetch = [], force = false, socketMode, socketOwner } = this.#options;
-    // Checked before anybody connects.
+    // Check this before a monitor connects.
     const memory = new MemoryFile(vm.memory);
     let socket: ListeningSocket | undefined;
     try {
-      const { runs, cut } =
-        prefetch.length > 0 ? workingSet(prefetch, memory.identity, force) : { runs: [], cut: undefined };
-      // Nobody listens for events yet.
-      if (cut !== undefined) warn(cut);
+      const { ranges, truncated } =
+        prefetch.length > 0
+          ? workingSet(prefetch, memory.identity, force)
+          : { ranges: [], truncated: undefined };
+      // The caller cannot listen for events yet.
+      if (truncated !== undefined) warn(truncated);
       socket = ListeningSocket.listen(vm.socket, { mode: socketMode, owner: socketOwner });
-      memory.readAhead(runs);
-      const prefetched = shared(runs);
+      memory.readAhead(ranges);
+      const prefetched = shared(ranges);
       return { vm, socket, prefetch: prefetched, memory, watch: undefined, starved: undefined };
     } catch (error) {
       memory.close();
@@ -313,8 +350,8 @@ export class Server extends ServerEmitter implements AsyncDisposable {
     }
   }
 
-  /** No hand-offs any more. Idempotent. */
-  #deafen(): void {
+  /** Takes no more hand-offs. Idempotent. */
+  #stopAccepting(): void {
     this.#accepting = false;
     void this.#threads.close();
     clearTimeout(this.#acceptLimit);
@@ -322,41 +359,41 @@ export class Server extends ServerEmitter implements AsyncDisposable {
       watch?.close();
       clearTimeout(starved);
       memory.close();
-      // What waits in the queue may hold descriptors whose close blocks.
+      // Connections in the queue may hold descriptors whose close blocks.
       for (const queued of stopListening(socket.fd)) discard(queued);
       socket.close();
     }
     for (const [connection, monitor] of this.#connections) {
       connection.close();
-      monitor.leave();
+      monitor.release();
     }
     this.#connections.clear();
   }
 
-  #nobodyCame(): void {
+  #endUnlessConnected(): void {
     const { acceptMs } = this.#options;
-    this.#deafen();
+    this.#stopAccepting();
     this.#conclude(new SocketError(`no monitor has connected within ${acceptMs} ms`));
   }
 
-  /** Takes those from the queue that there is room for. */
+  /** Accepts as many monitors from the queue as there is room for. */
   #accept(listener: Listener): void {
     const left = this.#descriptorsLeft();
     const needed = GUEST_DESCRIPTORS * (1 + this.#beginning);
-    if (left < needed) this.#starve(listener, noRoom(left, needed));
-    // Behind the last that there is room for there may be nobody: if there is, this is called again.
+    if (left < needed) this.#pauseAccepting(listener, noRoom(left, needed));
+    // Stop after the last monitor that fits: if the queue is not empty, this is called again.
     let room = left;
     for (let taken = 0; taken < ACCEPTED_A_TURN && room >= needed && this.#accepting; taken++) {
       room -= GUEST_DESCRIPTORS;
       const fd = acceptUnix(listener.socket.fd);
       if (fd === EAGAIN) return;
       if (fd < 0) {
-        this.#starve(listener, new UffdError(fd, 'accept4').message);
+        this.#pauseAccepting(listener, new UffdError(fd, 'accept4').message);
         return;
       }
       listener.starved = undefined;
       this.#descriptors -= GUEST_DESCRIPTORS;
-      this.#welcome(listener, fd);
+      this.#acceptMonitor(listener, fd);
     }
   }
 
@@ -369,14 +406,14 @@ export class Server extends ServerEmitter implements AsyncDisposable {
     return this.#descriptors;
   }
 
-  /** Guests that may not have all of their descriptors yet. */
+  /** Number of guests that may not have all of their descriptors yet. */
   get #beginning(): number {
     const connecting = [...this.#connections.values()].filter(({ served }) => !served);
     return connecting.length + [...this.sessions].filter(({ serving }) => !serving).length;
   }
 
-  /** Not to be told of the same again and again, it listens again in a while. */
-  #starve(listener: Listener, reason: string): void {
+  /** Pauses accepting, so that the same monitor is not reported again and again. */
+  #pauseAccepting(listener: Listener, reason: string): void {
     if (!listener.starved) this.emit('starved', reason, listener.vm);
     listener.watch?.close();
     listener.watch = undefined;
@@ -385,24 +422,25 @@ export class Server extends ServerEmitter implements AsyncDisposable {
     }, STARVED_MS);
   }
 
-  #welcome(listener: Listener, fd: number): void {
+  #acceptMonitor(listener: Listener, fd: number): void {
     const { vm } = listener;
     const { allowUids, handOffMs = 5000 } = this.#options;
     const peer = peerOf(fd);
     const refusal = peer
       ? allowUids && !allowUids.includes(peer.uid) && `user ${peer.uid} is not allowed`
-      : 'nobody knows who it is';
+      : 'its credentials are unavailable';
     if (!peer || refusal) {
       discard(fd);
       this.emit('refused', new HandOffError(refusal || ''), peer, vm, undefined);
       return;
     }
     clearTimeout(this.#acceptLimit);
+    this.#threads.expect();
     const monitor = new Monitor(fd, peer);
     this.emit('connected', peer, vm);
-    const guests = new Set<Session>();
+    const guests = new Set<GuestSession>();
     let refused: RefusedGuest | undefined;
-    const connection: Connection = new Connection(fd, peer, handOffMs, {
+    const connection: Connection = new Connection(fd, handOffMs, {
       handedOver: (text, uffd) => {
         try {
           this.#begin(listener, monitor, text, uffd, guests);
@@ -414,7 +452,7 @@ export class Server extends ServerEmitter implements AsyncDisposable {
       ended: (error) => {
         this.#connections.delete(connection);
         if (error) this.emit('refused', error, peer, vm, refused);
-        monitor.leave();
+        monitor.release();
         if (refused && this.#options.once) this.finish();
       },
     });
@@ -424,11 +462,11 @@ export class Server extends ServerEmitter implements AsyncDisposable {
   // ---- sessions ------------------------------------------------------------------------------------------
 
   /**
-   * Serves what was handed over. Takes the descriptor, unless it throws.
+   * Serves a userfaultfd that was handed over. Takes the descriptor, unless it throws.
    *
-   * @param guests those of the same connection
+   * @param guests the guests of the same connection
    */
-  #begin(listener: Listener, monitor: Monitor, text: string, fd: number, guests: Set<Session>): void {
+  #begin(listener: Listener, monitor: Monitor, text: string, fd: number, guests: Set<GuestSession>): void {
     const kind = kindOf(fd);
     if (kind !== undefined && kind !== USERFAULTFD) {
       throw new HandOffError(`what was handed over is no userfaultfd: ${kind.slice(0, 60)}`);
@@ -437,16 +475,10 @@ export class Server extends ServerEmitter implements AsyncDisposable {
       throw new HandOffError(`a connection may have ${GUESTS_A_CONNECTION} guests at a time; it has them`);
     }
     const { vm, prefetch } = listener;
-    const {
-      window = 1,
-      record,
-      wait = record === undefined ? 'adaptive' : 'block',
-      placement = 'auto',
-      eager = false,
-      onStarved = 'wait',
-    } = this.#options;
-    let session: Session;
-    let mapping: Mapping | undefined;
+    const { window = 1, record, wait = 'adaptive', placement = 'none' } = this.#options;
+    const { eager = false, onStarved = 'wait' } = this.#options;
+    let session: GuestSession;
+    let mapping: FileMapping | undefined;
     try {
       const regions = parseRegions(text, listener.memory.refresh());
       let memory: SessionTask['memory'];
@@ -454,25 +486,14 @@ export class Server extends ServerEmitter implements AsyncDisposable {
         mapping = listener.memory.take(endOf(regions));
         memory = mapping.file;
       } catch (error) {
-        // The guest's memory is here already: it has a session, which fails.
-        memory = toldError(error);
+        // The userfaultfd was handed over already, so the guest gets a session, which fails.
+        memory = postableError(error);
       }
       this.#checkSize(listener, regions);
       const id = this.#begun + 1;
-      session = new Session(this.#threads, {
-        ...{
-          id,
-          fd,
-          regions,
-          window,
-          wait,
-          placement,
-          eager,
-          prefetch,
-          peer: monitor.peer,
-          memory,
-          onStarved,
-        },
+      session = new GuestSession(this.#threads, {
+        ...{ id, fd, regions, window, wait, placement, eager, prefetch, memory, onStarved },
+        peer: monitor.peer,
         warned: (reason) => this.emit('warned', `vm ${id}: ${reason}`, vm),
         record: record !== undefined && mapping ? this.#recordOf(record, id, mapping, regions) : undefined,
         short: (reason) =>
@@ -485,10 +506,10 @@ export class Server extends ServerEmitter implements AsyncDisposable {
       throw error;
     }
     this.#begun++;
-    monitor.use().served = true;
+    monitor.hold().served = true;
     guests.add(session);
     this.sessions.add(session);
-    this.#guests.set(session, { vm, monitor, fd, killing: undefined });
+    this.#guests.set(session, { vm, monitor, fd, killResult: undefined });
     this.emit('begun', session, vm);
     void session.ended.then((end) => {
       mapping?.release();
@@ -497,7 +518,7 @@ export class Server extends ServerEmitter implements AsyncDisposable {
     });
   }
 
-  /** A memory file that is larger than its guest belongs to another snapshot, it may be. */
+  /** Warns about a memory file that is larger than its guest: it may belong to another snapshot. */
   #checkSize({ memory: { bytes }, vm }: Listener, regions: readonly Region[]): void {
     const end = endOf(regions);
     if (bytes <= end) return;
@@ -506,29 +527,32 @@ export class Server extends ServerEmitter implements AsyncDisposable {
     this.emit('warned', reason, vm);
   }
 
-  #recordOf(record: string, id: number, mapping: Mapping, regions: readonly Region[]): SessionRecord {
+  #recordOf(record: string, id: number, mapping: FileMapping, regions: readonly Region[]): SessionRecord {
     const { about = {} } = this.#options;
     const { identity, file } = mapping;
     return {
       file: recordPath(record, id),
       about: { ...about, ...aboutSession(identity, regions) },
-      kept: [...this.#kept(), keptFile(`/proc/self/fd/${file.fd}`, 'the memory file') ?? []].flat(),
+      protectedFiles: [
+        ...this.#protectedFiles(),
+        protectedFile(`/proc/self/fd/${file.fd}`, 'the memory file') ?? [],
+      ].flat(),
     };
   }
 
-  /** What must not be recorded over. */
-  #kept(): KeptFile[] {
+  /** The files that must not be recorded over. */
+  #protectedFiles(): ProtectedFile[] {
     const { vms, prefetch = [] } = this.#options;
     const files = [
       ...vms.map(({ memory }) => [memory, 'the memory file'] as const),
       ...prefetch.map((trace) => [trace, 'the trace'] as const),
     ];
-    return files.flatMap(([path, what]) => keptFile(path, what) ?? []);
+    return files.flatMap(([path, what]) => protectedFile(path, what) ?? []);
   }
 
   /**
-   * A hand-off cannot be served. Takes its descriptor. If that is a userfaultfd whose guest waits now, the monitor is killed or
-   * left, as it is wanted; undefined: no guest waits.
+   * Refuses a hand-off that cannot be served. Takes its descriptor. If that is a userfaultfd whose guest waits now, the
+   * monitor is killed or left, as `onRefused` says; undefined if no guest waits.
    */
   #refuse(monitor: Monitor, fd: number, error: Error): RefusedGuest | undefined {
     const sound = !(error instanceof HandOffError) || error.ofGuest;
@@ -537,13 +561,13 @@ export class Server extends ServerEmitter implements AsyncDisposable {
       return undefined;
     }
     const { onError = 'kill', onRefused = onError } = this.#options;
-    const killing = onRefused === 'kill' ? monitor.kill(undefined) : undefined;
+    const killResult = onRefused === 'kill' ? monitor.kill(undefined) : undefined;
     const why = `its hand-off was refused (${error.message})`;
-    this.#keep(`monitor ${monitor.name}`, monitor, fd, killing, why);
-    return { killed: killing?.is === 'killed' };
+    this.#retain(`monitor ${monitor.name}`, monitor, fd, killResult, why);
+    return { killed: killResult?.is === 'killed' };
   }
 
-  #sessionEnded(session: Session, end: SessionEnd): void {
+  #sessionEnded(session: GuestSession, end: SessionEnd): void {
     const guest = this.#guests.get(session) as Guest;
     const { vm, monitor, fd } = guest;
     const failed = end.how === 'failed';
@@ -551,35 +575,35 @@ export class Server extends ServerEmitter implements AsyncDisposable {
     this.sessions.delete(session);
     this.#guests.delete(session);
     const why = failed ? `its guest cannot be served (${end.error.message})` : 'it is served no more';
-    this.#keep(`vm ${session.id}`, monitor, fd, guest.killing, why);
-    // Whoever it has left the connection to has nothing to hand over.
+    this.#retain(`vm ${session.id}`, monitor, fd, guest.killResult, why);
+    // Another process that now holds the connection has nothing to hand over.
     if (monitor.exited) this.#closeConnections(monitor);
-    monitor.leave();
+    monitor.release();
     this.emit('ended', session, end, vm);
-    if (this.#options.once) this.#deafen();
+    if (this.#options.once) this.#stopAccepting();
     this.#concludeIfOver();
   }
 
   /** Kills a session's monitor, once. */
-  #kill(session: Session): void {
+  #kill(session: GuestSession): void {
     const guest = this.#guests.get(session) as Guest;
-    if (guest.killing) return;
-    const watched = this.#custody.present(guest.fd) ? session.regions[0]?.start : undefined;
-    guest.killing = guest.monitor.kill(watched);
-    if (guest.killing.is === 'killed') this.emit('killed', session);
+    if (guest.killResult) return;
+    const watched = this.#retained.present(guest.fd) ? session.regions[0]?.start : undefined;
+    guest.killResult = guest.monitor.kill(watched);
+    if (guest.killResult.is === 'killed') this.emit('killed', session);
   }
 
-  /** Keeps a userfaultfd until nobody can wait for its memory any more, and tells of what stands in the way. */
-  #keep(key: string, monitor: Monitor, fd: number, killing: Killing | undefined, why: string): void {
-    const killed = killing?.is === 'killed';
+  /** Retains a userfaultfd until no thread can wait for its memory, and reports what prevents that. */
+  #retain(key: string, monitor: Monitor, fd: number, killResult: KillResult | undefined, why: string): void {
+    const killed = killResult?.is === 'killed';
     const stays = 'its userfaultfd stays open until that memory is gone';
-    if (killing?.is === 'alive') {
+    if (killResult?.is === 'alive') {
       this.reportProblem(
         key,
-        `${why}, and its monitor (${monitor.name}) was not killed: ${killing.why}; ${stays}`,
+        `${why}, and its monitor (${monitor.name}) was not killed: ${killResult.why}; ${stays}`,
       );
     }
-    const kept = this.#custody.keep(fd, monitor, killed, LATE_MS, {
+    const kept = this.#retained.retain(fd, monitor, killed, LATE_MS, {
       closed: () => {
         this.solveProblem(key);
         this.#released();
@@ -605,27 +629,18 @@ export class Server extends ServerEmitter implements AsyncDisposable {
       if (its !== monitor) continue;
       this.#connections.delete(connection);
       connection.close();
-      monitor.leave();
+      monitor.release();
     }
   }
 }
 
-/** Where the part of the memory file ends that these regions take. */
+/** The offset at which the part of the memory file ends that these regions cover. */
 function endOf(regions: readonly Region[]): number {
   return Math.max(...regions.map(({ offset, length }) => offset + length));
 }
 
 function noRoom(left: number, needed: number): string {
   return `${left} descriptors are left, and ${needed} may be needed; close some, or raise the limit (ulimit -n)`;
-}
-
-function deferred(): { promise: Promise<void>; resolve: () => void; reject: (error: Error) => void } {
-  let resolve = (): void => {};
-  let reject = (_: Error): void => {};
-  const promise = new Promise<void>((...settle) => {
-    [resolve, reject] = settle;
-  });
-  return { promise, resolve, reject };
 }
 
 function checkOptions(options: ServeOptions): void {
@@ -635,7 +650,7 @@ function checkOptions(options: ServeOptions): void {
   if (window !== undefined) checkWindow(window, 'window');
   if (wait !== undefined) checkOneOf(wait, 'wait', WAITS);
   if (placement !== undefined) checkPlacement(placement);
-  // A guest's thread would find that out too late.
+  // Check this now, because a guest's thread would find the mistake too late.
   if (typeof placement === 'object') usable(placement, linuxProcessors.allowed());
   if (options.sizeMismatch !== undefined)
     checkOneOf(options.sizeMismatch, 'sizeMismatch', ['warn', 'refuse']);
@@ -646,12 +661,12 @@ function checkOptions(options: ServeOptions): void {
   if (handOffMs !== undefined) checkInteger(handOffMs, 'handOffMs', 1, 2 ** 31 - 1);
   if (acceptMs !== undefined) checkInteger(acceptMs, 'acceptMs', 1, 2 ** 31 - 1);
   if (socketMode !== undefined) checkInteger(socketMode, 'socketMode', 0, 0o777);
-  // The last of 32 bits says to the kernel: leave it.
+  // The kernel takes the highest 32-bit number as "do not change".
   if (socketOwner) checkInteger(socketOwner.uid, 'socketOwner.uid', 0, 2 ** 32 - 2);
   if (socketOwner) checkInteger(socketOwner.gid, 'socketOwner.gid', 0, 2 ** 32 - 2);
 }
 
-/** It goes into each trace. What cannot be written there would end each recording. */
+/** Checks the notes for the traces: notes that cannot be written would end each recording. */
 function checkAbout(about: unknown): void {
   if (about === undefined) return;
   const text: unknown = JSON.stringify(about);

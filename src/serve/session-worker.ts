@@ -1,98 +1,154 @@
-// The thread that serves userfaultfds, one after the other: each as soon as it is told which, until its watch ends, it is
-// stopped, or it fails. Whoever gave it the descriptor hears of that, and takes it back. A thread that has served once is
-// quicker the next time: its code is compiled.
+// The thread that serves userfaultfds, one after the other, each until its watch ends, it is stopped, or it fails. The
+// thread then reports the end to its `GuestSession`, which closes the descriptor if it is still open. A thread that has
+// served before is faster, because its code is compiled.
 
-import '../linux.js';
+import '../kernel/linux.js';
 import { EventEmitter, once } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { parentPort } from 'node:worker_threads';
-import { prepareCore } from '../core.js';
-import { Errno, type UffdError } from '../errors.js';
-import { FEATURES, featureNames, type KnownFeature, type Operation } from '../features.js';
-import type { RegisteredRange } from '../handler.js';
-import type { Kernel } from '../kernel.js';
-import { system } from '../system.js';
+import { closeDescriptor } from '../../shim/descriptors.js';
+import { anonymousAreas } from '../../shim/memory.js';
+import { Errno, type UffdError } from '../errors/errors.js';
+import { system } from '../kernel/default-kernel.js';
+import { FEATURES, featureNames, type KnownFeature, type Operation } from '../kernel/features.js';
+import type { Kernel } from '../kernel/port.js';
 import { TraceWriter } from '../trace/writer.js';
-import { Userfaultfd } from '../userfaultfd.js';
-import { Answers } from './answers.js';
-import { Background } from './background.js';
-import { type Region, SYSTEM_PAGE } from './handoff.js';
-import { type MappedFile, Stretches } from './memory-file.js';
+import { prepareCore } from '../uffd/core.js';
+import type { RegisteredRange } from '../uffd/registered-range.js';
+import { Userfaultfd } from '../uffd/userfaultfd.js';
+import { BackgroundFiller } from './background-filler.js';
+import { Tally } from './counters.js';
+import { type Region, SYSTEM_PAGE } from './handoff-protocol.js';
+import { Extents, type MappedFile, mapAhead } from './memory-file.js';
 import { openRecord } from './record-file.js';
+import type { Pool } from './shortage.js';
+import { SnapshotHandler } from './snapshot-handler.js';
+import { type WarmUp, warmUp } from './warm-up.js';
 import {
+  postableError,
   type Recorded,
-  type SessionOrder,
+  type SessionCommand,
   type SessionRecord,
   type SessionReport,
   type SessionTask,
-  toldError,
-} from './session-task.js';
-import type { Pool } from './shortage.js';
-import { Tally } from './tally.js';
+  type ThreadData,
+} from './worker-messages.js';
 
-/** Of sessions that wait on the event loop, by their ids: something has ended them. */
+/** Emits a session's id to end that session if it waits on the event loop. */
 const ends = new EventEmitter();
 
-/** Runs in a thread of its own. */
+type Report = (it: SessionReport) => void;
+
+const report: Report = (it) => parentPort?.postMessage(it);
+
+/**
+ * The main function of a serving thread. It waits for the first command before it loads koffi: until then it may be
+ * ended, by the end of a program that started it early.
+ */
 export function serveSessions(): void {
-  // What takes time, while nobody waits for it: koffi is loaded, and a core made.
+  parentPort?.once('message', (command: SessionCommand) => {
+    if (command.is === 'begin') void begin(command.data);
+  });
+}
+
+async function begin({ wanted, ...options }: ThreadData): Promise<void> {
+  // Do the slow work before a guest needs it: load koffi, make a core.
   Userfaultfd.isSupported();
   prepareCore();
-  parentPort?.on('message', (order: SessionOrder) => {
-    if (order.is === 'task') void serve(order.task);
-    else ends.emit(`${order.id}`);
+  detachBuffer();
+  const isWanted = (): boolean => Atomics.load(wanted, 0) !== 0;
+  parentPort?.on('message', (command: SessionCommand) => {
+    if (command.is === 'task') void serve(command.task);
+    else if (command.is === 'map') {
+      mapAhead(command.file, command.ranges, isWanted);
+      report({ is: 'mapped', address: command.file.address });
+    } else if (command.is !== 'begin') ends.emit(`${command.id}`);
   });
   report({ is: 'ready' });
+  await warmUp({
+    ...options,
+    wanted: isWanted,
+    stopped: wanted.buffer as SharedArrayBuffer,
+    serving: (stopHandle) => report({ is: 'warming', stopHandle }),
+    serve: serveScratch,
+  });
+  report({ is: 'idle' });
 }
 
-function report(it: SessionReport): void {
-  parentPort?.postMessage(it);
+/**
+ * V8 compiles code that relies on no buffer having been detached, and throws all of it away when the first one is: when
+ * the core's memory grows, for the first large guest. So this happens now, before any code is compiled.
+ */
+function detachBuffer(): void {
+  const buffer = new ArrayBuffer(1);
+  structuredClone(buffer, { transfer: [buffer] });
 }
 
-/** Never rejects. */
+/** Serves a scratch guest to its end, without reports to the server. */
+export const serveScratch: WarmUp['serve'] = async (task, serving, answered) => {
+  const quiet: Report = (it) => {
+    if (it.is === 'serving') serving(it.stopHandle);
+    // The last page may have been installed in the background.
+    if (it.is === 'settled') answered();
+  };
+  const session = new WorkerSession(task, quiet, answered);
+  try {
+    await session.run();
+  } finally {
+    if (session.release().open) closeDescriptor(task.fd);
+  }
+  prepareCore();
+};
+
+/** Serves one session to its end. Never rejects. */
 async function serve(task: SessionTask): Promise<void> {
-  const session = new Serving(task);
+  const session = new WorkerSession(task, report);
   let end: Pick<SessionReport & { is: 'ended' }, 'how' | 'error'>;
   try {
     end = { how: await session.run() };
   } catch (error) {
-    end = { how: 'failed', error: toldError(error) };
+    end = { how: 'failed', error: postableError(error) };
   }
-  report({ is: 'ended', ...end, ...session.leave() });
+  report({ is: 'ended', ...end, ...session.release() });
   prepareCore();
 }
 
-class Serving {
+class WorkerSession {
   readonly #task: SessionTask;
+  readonly #report: Report;
+  /** Called after each batch. */
+  readonly #answered: (() => void) | undefined;
   readonly #tally: Tally;
   #record: TraceWriter | undefined;
-  /** Why it is not recorded, though it should be. */
+  /** Why the session is not recorded although it should be. */
   #unrecorded: string | undefined;
   #uffd: Userfaultfd | undefined;
-  #farewell: UffdError | 'closed' | undefined;
+  #closeReason: UffdError | 'closed' | undefined;
 
-  constructor(task: SessionTask) {
+  constructor(task: SessionTask, report: Report, answered?: () => void) {
     this.#task = task;
+    this.#report = report;
+    this.#answered = answered;
     this.#tally = new Tally(task.tally);
   }
 
   async run(): Promise<'exited' | 'closed' | 'stopped'> {
     const { id, pid, memory, record, wait, stopped } = this.#task;
-    // What cannot be seen cannot be followed.
+    // A process that is not visible cannot be followed.
     const placement = pid === 0 ? 'none' : this.#task.placement;
     if ('message' in memory) throw Object.assign(new Error(memory.message), memory);
     if (record) this.#startRecording(record);
     const uffd = this.#watch();
     this.#uffd = uffd;
-    const answers = this.#answers(memory);
-    report({ is: 'serving', stopHandle: uffd.stopHandle });
+    const handler = this.#handler(memory);
+    this.#report({ is: 'serving', stopHandle: uffd.stopHandle });
     const tally = this.#tally;
-    const background = new Background(answers, { ...this.#task, tally }, uffd);
+    const background = new BackgroundFiller(handler, { ...this.#task, tally }, uffd);
     const word = new Int32Array(stopped);
     let settled = false;
     while (!settled && !uffd.closed && Atomics.load(word, 0) === 0) {
-      // Whoever waits comes first.
-      uffd.poll(answers);
+      // Threads that wait for pages come first.
+      uffd.poll(handler);
       const step = uffd.closed ? 'more' : background.step();
       if (step === 'more') continue;
       settled = step === 'done';
@@ -101,16 +157,16 @@ class Serving {
         this.#paused(background.pause);
         tally.add('paused');
       }
-      uffd.start(answers, { wait, placement });
+      uffd.start(handler, { wait, placement });
       // On the event loop `start` returns at once.
       if (uffd.waiting) await once(ends, `${id}`);
       if (uffd.waiting && !settled) uffd.stop();
     }
-    if (this.#farewell === undefined) return 'stopped';
-    return this.#farewell !== 'closed' && this.#farewell.code === 'ESRCH' ? 'exited' : 'closed';
+    if (this.#closeReason === undefined) return 'stopped';
+    return this.#closeReason !== 'closed' && this.#closeReason.code === 'ESRCH' ? 'exited' : 'closed';
   }
 
-  /** Those that the monitor has turned on, which decide what is told. */
+  /** The features that the monitor has turned on, which decide which events come. */
   #features(fd: number): readonly KnownFeature[] {
     const features = featuresOf(fd);
     if (features === undefined) return ['event-remove'];
@@ -118,25 +174,25 @@ class Serving {
       const reason =
         "the monitor's userfaultfd does not tell removals ('event-remove' is off): a page that it takes away, for a balloon " +
         'say, before it was ever touched holds what the memory file has, and not zeros';
-      report({ is: 'warned', reason });
+      this.#report({ is: 'warned', reason });
     }
     return features;
   }
 
-  /** The background is done. */
+  /** Reports that the background work is done. */
   #settled(leftOut: number): void {
-    report({ is: 'settled' });
+    this.#report({ is: 'settled' });
     if (leftOut === 0) return;
     const reason = `${leftOut} bytes were left out in the background: not mapped, not to be read, or there already`;
-    report({ is: 'warned', reason });
+    this.#report({ is: 'warned', reason });
   }
 
-  /** The background waits for memory; that is said once. */
+  /** Reports, once, that the background work waits for memory. */
   #paused(reason: string): void {
     if (this.#tally.get('paused') === 0) {
-      report({ is: 'warned', reason: `nothing is installed in the background for now: ${reason}` });
+      this.#report({ is: 'warned', reason: `nothing is installed in the background for now: ${reason}` });
     }
-    report({ is: 'paused' });
+    this.#report({ is: 'paused' });
   }
 
   #watch(): Userfaultfd {
@@ -144,18 +200,19 @@ class Serving {
     return Userfaultfd.wrap(fd, {
       features: this.#features(fd),
       ranges: regions.map(rangeOf),
-      // One that cannot be seen from here has to be watched all the same; nothing is looked up by the number then.
+      // The process is watched even if its PID is not visible here. This process's PID then stands in for it, and nothing
+      // is looked up by it.
       pid: pid > 0 ? pid : process.pid,
       kernel: kernelWithoutPidfds(),
       ...(this.#record ? { record: this.#record } : {}),
     });
   }
 
-  /** What goes wrong with it is told, and the guest is served without. */
-  #startRecording({ file, about, kept }: SessionRecord): void {
-    const warn = (reason: string): void => report({ is: 'warned', reason });
+  /** If the recording fails, report it, and serve the guest without it. */
+  #startRecording({ file, about, protectedFiles }: SessionRecord): void {
+    const warn = (reason: string): void => this.#report({ is: 'warned', reason });
     try {
-      this.#record = TraceWriter.toDescriptor(openRecord(file, kept), { about, warn });
+      this.#record = TraceWriter.toDescriptor(openRecord(file, protectedFiles), { about, warn });
     } catch (error) {
       this.#unrecorded = (error as Error).message;
       warn(this.#unrecorded);
@@ -164,39 +221,44 @@ class Serving {
 
   get #recorded(): Recorded | undefined {
     if (this.#unrecorded !== undefined) return { records: 0, bytes: 0, failure: this.#unrecorded };
-    return this.#record && toldRecording(this.#record);
+    if (!this.#record) return undefined;
+    const { records, bytesWritten, failure } = this.#record;
+    return { records, bytes: bytesWritten, failure: failure?.message ?? null };
   }
 
-  /** Lets go of everything; the descriptor is its owner's again, if it is open still. */
-  leave(): { open: boolean; recorded: Recorded | undefined } {
+  /** Releases everything. `open`: whether the descriptor is still open, for the `GuestSession` to close. */
+  release(): { open: boolean; recorded: Recorded | undefined } {
     const open = this.#uffd === undefined || !this.#uffd.closed;
     if (this.#uffd?.closed === false) this.#uffd.release();
     this.#record?.close();
     return { open, recorded: this.#recorded };
   }
 
-  #answers(file: MappedFile): Answers {
-    const { id, regions, window, latency, onStarved } = this.#task;
+  #handler(file: MappedFile): SnapshotHandler {
+    const { id, pid, regions, window, latency, onStarved } = this.#task;
     const tally = this.#tally;
-    const stretches = new Stretches(file);
-    return new Answers({
+    const answered = this.#answered;
+    const extents = new Extents(file);
+    return new SnapshotHandler({
       regions,
       source: {
         mapped: true,
-        stretchAt: (offset) => stretches.at(offset),
+        stretchAt: (offset) => extents.at(offset),
         bytesAt: (offset) => file.address + BigInt(offset),
       },
       tally,
-      shortage: { onStarved, pool: poolOf, report: (reason) => report({ is: 'short', reason }) },
+      shortage: { onStarved, pool: poolOf, report: (reason) => this.#report({ is: 'short', reason }) },
       window,
+      zerosAreFree: freeZeros(pid),
       latency(ns, faults) {
         const whole = Math.max(1, Math.round(ns));
         for (let fault = 0; fault < faults; fault++) latency.record(whole);
         tally.took(ns / 1e9, faults);
+        answered?.();
       },
       now: () => performance.now(),
       closed: (error) => {
-        this.#farewell = error ?? 'closed';
+        this.#closeReason = error ?? 'closed';
         ends.emit(`${id}`);
       },
     });
@@ -204,8 +266,8 @@ class Serving {
 }
 
 /**
- * Linux, without pidfds: whose memory it is may be another process than the one that connected, or the PID another's by
- * now. That it is gone is asked of the memory itself, five times a second.
+ * Linux without pidfds: the memory may belong to another process than the one that connected, or another process may
+ * have the PID by now. So the thread checks five times a second whether the memory still exists.
  */
 function kernelWithoutPidfds(): Kernel {
   const kernel = system().kernel();
@@ -215,7 +277,7 @@ function kernelWithoutPidfds(): Kernel {
   };
 }
 
-/** The features that are on, as the kernel's fdinfo says; undefined: it cannot be read. */
+/** The enabled features, from the kernel's fdinfo; undefined if it cannot be read. */
 function featuresOf(fd: number): readonly KnownFeature[] | undefined {
   try {
     const info = readFileSync(`/proc/self/fdinfo/${fd}`, 'latin1');
@@ -228,25 +290,46 @@ function featuresOf(fd: number): readonly KnownFeature[] | undefined {
   }
 }
 
-/** The machine's huge pages of so many bytes. */
+/** The machine's huge pages of this size. */
 function poolOf(pageSize: number): Pool | undefined {
   if (pageSize === SYSTEM_PAGE) return undefined;
   const count = (name: string): number =>
     Number(readFileSync(`/sys/kernel/mm/hugepages/hugepages-${pageSize / 1024}kB/${name}_hugepages`, 'utf8'));
   try {
-    // Reserved ones are free, but for their mappings only.
+    // Reserved pages count as free, but only their mappings can use them.
     return { free: Math.max(0, count('free') - count('resv')), total: count('nr') };
   } catch {
     return undefined;
   }
 }
 
-function toldRecording({ records, bytesWritten, failure }: TraceWriter): Recorded {
-  return { records, bytes: bytesWritten, failure: failure?.message ?? null };
+/**
+ * Whether pages of zeros take no memory in a region of a process: in private anonymous memory, by the mappings of the
+ * time when the first source is added. If they change later, that costs memory at most.
+ */
+function freeZeros(pid: number): (region: Region) => boolean {
+  let areas: ReturnType<typeof anonymousAreas> | undefined;
+  return ({ start, length, pageSize }) => {
+    if (pid <= 0 || pageSize !== SYSTEM_PAGE) return false;
+    areas ??= anonymousAreas(pid);
+    const area = areas[lastIndexAtMost(areas, start)];
+    return area !== undefined && start + BigInt(length) <= area.end;
+  };
+}
+
+/** Index of the last area that starts at or below an address; −1: none. */
+function lastIndexAtMost(areas: readonly { start: bigint }[], address: bigint): number {
+  let [low, high] = [0, areas.length];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if ((areas[middle] as { start: bigint }).start <= address) low = middle + 1;
+    else high = middle;
+  }
+  return low - 1;
 }
 
 function rangeOf({ start, length, pageSize }: Region): RegisteredRange {
-  // What the kernel answers for such memory; huge pages have no zero page.
+  // The operations that the kernel offers for such memory; huge pages have no zero page.
   const operations: Operation[] = pageSize === 4096 ? ['copy', 'zero', 'wake'] : ['copy', 'wake'];
   return { start, length, pageSize, modes: new Set(['missing']), operations: new Set(operations) };
 }

@@ -1,16 +1,16 @@
-// What a guest lacks: memory to install its pages in. The kernel says so with ENOMEM or ENOSPC, and with EEXIST where the pool
-// of huge pages is empty.
+// Detects that a guest lacks memory for its pages. The kernel reports that with ENOMEM or ENOSPC, and with EEXIST if
+// the pool of huge pages is empty.
 //
 // Rules:
-//  - A fault is short of memory only after many tries: memory that comes back in a moment is nobody's concern.
-//  - It is reported with its cause, again every second while it lasts, and once when it is over.
-//  - Whether the guest waits for memory or is ended is the operator's choice. Its pages are never anything but right.
+//  - A fault is short of memory only after many tries: a brief shortage is not reported.
+//  - A shortage is reported with its cause, again every second while it lasts, and once when it is over.
+//  - The operator chooses whether the guest waits for memory or is ended. It never gets wrong pages.
 
-import type { PageState } from '../options.js';
-import type { Userfaultfd } from '../userfaultfd.js';
-import type { Region } from './handoff.js';
+import type { PageState } from '../uffd/options.js';
+import type { Userfaultfd } from '../uffd/userfaultfd.js';
+import type { Region } from './handoff-protocol.js';
 
-/** Huge pages of the machine, of one size. */
+/** The machine's huge pages of one size. */
 export interface Pool {
   readonly free: number;
   readonly total: number;
@@ -18,11 +18,11 @@ export interface Pool {
 
 export interface ShortageOptions {
   readonly regions: readonly Region[];
-  /** What becomes of a guest that is short of memory. */
+  /** What happens to a guest that is short of memory: it waits, or is ended. */
   readonly onStarved: 'wait' | 'kill';
-  /** The pool of huge pages of so many bytes; undefined: that cannot be told. */
+  /** The pool of huge pages of this size; undefined if it is unknown. */
   readonly pool: (pageSize: number) => Pool | undefined;
-  /** Called with the reason while it lasts, at most once a second, and with undefined once it is over. */
+  /** Called with the reason while a shortage lasts, at most once a second, and with undefined when it is over. */
   readonly report: (reason: string | undefined) => void;
   /** A clock, in milliseconds. */
   readonly now: () => number;
@@ -34,17 +34,17 @@ export class ShortageError extends Error {
   readonly code = 'ENOMEM';
 }
 
-/** Tries of one page until it is short of memory: a third of a second, with the core's delays. */
+/** Tries after which a page is short of memory: they take a third of a second, with the core's delays. */
 const TRIES = 8;
-/** Pages whose tries are counted. */
+/** Most pages whose tries are counted. */
 const PAGES_MOST = 1024;
 const REPORT_MS = 1000;
 
 export class Shortage {
   readonly #options: ShortageOptions;
-  /** Pages that could not be installed, and how often. */
+  /** Pages that could not be installed, with their tries. */
   readonly #tries = new Map<bigint, number>();
-  /** Those among them that are short of memory. */
+  /** Pages that are short of memory. */
   readonly #short = new Set<bigint>();
   #reportedMs = Number.NEGATIVE_INFINITY;
 
@@ -52,16 +52,16 @@ export class Shortage {
     this.#options = options;
   }
 
-  /** Whether some page could not be installed, and was not since. */
+  /** Whether some page could not be installed, and still is not. */
   get any(): boolean {
     return this.#tries.size > 0;
   }
 
   /**
-   * A page could not be installed.
+   * Notes that a page could not be installed.
    *
-   * @param repeats how often the kernel said EEXIST before
-   * @throws ShortageError where the guest is not to wait
+   * @param repeats how often the kernel returned EEXIST before
+   * @throws ShortageError if the guest must not wait
    */
   failed(uffd: Userfaultfd, region: Region, page: bigint, code: string, repeats = 0): void {
     const tries = Math.max(repeats, (this.#tries.get(page) ?? 0) + 1);
@@ -76,7 +76,7 @@ export class Shortage {
     this.#options.report(reason);
   }
 
-  /** A page was installed, or nobody waits for it any more. */
+  /** Notes that a page was installed, or that no thread waits for it any more. */
   over(page: bigint): void {
     if (this.#tries.size > 0) this.#tries.delete(page);
     if (this.#short.size === 0 || !this.#short.delete(page) || this.#short.size > 0) return;
@@ -84,12 +84,12 @@ export class Shortage {
     this.#options.report(undefined);
   }
 
-  /** Pages were installed, by others than who reports failures here: those among them are short no more. */
+  /** Checks which pages were installed by other code, and so are no longer short of memory. */
   look(uffd: Userfaultfd): void {
     for (const page of [...this.#tries.keys()]) if (uffd.pageState(page) === 'present') this.over(page);
   }
 
-  /** The pages of [start, end) are not mapped any more. */
+  /** Notes that the pages of [start, end) are no longer mapped. */
   unmapped(start: bigint, end: bigint): void {
     for (const page of [...this.#tries.keys()]) if (page >= start && page < end) this.over(page);
   }

@@ -1,34 +1,37 @@
-// A socket that listens, and its place in the file system.
+// A listening socket, and its name in the file system.
 //
 // Rules:
-//  - Other users may be able to change the directory at any moment. The socket is made, given its owner and mode, and
-//    listens, in a directory that is private; only then does it get its name. Nothing is done by that name afterwards.
-//  - Only a socket that no process has bound makes room for another. It is looked at again in the private directory, where
-//    nobody can replace it, before it is removed; what turns out to be something else is put back.
+//  - Other users may be able to change the directory at any moment. So the socket is made, gets its owner and mode, and
+//    listens in a private directory; only then does it get its name. No later step uses that name.
+//  - Only a socket that no process has bound is replaced. It is checked again in the private directory, where no other
+//    user can replace it, before it is removed; anything else is put back.
 
 import { chmodSync, chownSync, closeSync, fstatSync, type Stats } from 'node:fs';
 import { basename, dirname } from 'node:path';
 import { closeDescriptor } from '../../shim/descriptors.js';
 import { isBound, listenUnix } from '../../shim/socket.js';
-import { UffdError } from '../errors.js';
-import { Directory, openPath, UntrustedLink } from './directory.js';
+import { UffdError } from '../errors/errors.js';
+import { Directory, openPath, UntrustedPathError } from './directory.js';
 
-/** A socket's path cannot be had. */
+/** A socket cannot be made at its path. */
 export class SocketError extends Error {
   override readonly name = 'SocketError';
   readonly code = 'ERR_UFFD_SOCKET';
 }
 
-/** Who may connect. Left out: the process's user, and what its umask leaves. */
+/** Which users may connect. Default: the process's user, and the mode that its umask leaves. */
 export interface SocketAccess {
   readonly mode: number | undefined;
   readonly owner: { readonly uid: number; readonly gid: number } | undefined;
 }
 
 const ENAMETOOLONG = -36;
-/** Bytes of a name that a client can still connect to: it goes into a struct sockaddr_un. */
+/** Most bytes of a name to which a client can connect: it must fit a struct sockaddr_un. */
 const NAME_MOST = 107;
-/** A longer name is not shown by tools that list sockets, so that it fits behind the private directory's. */
+/**
+ * A socket with a longer name is bound as `socket`, so that the path in the private directory is short enough. Tools
+ * that list sockets then do not show its name.
+ */
 const SHOWN_MOST = 80;
 
 export class ListeningSocket {
@@ -54,7 +57,9 @@ export class ListeningSocket {
       if (/^[@\0]/.test(path)) return ListeningSocket.#listenAbstract(path, access);
       return ListeningSocket.#listenAt(path, access);
     } catch (error) {
-      throw error instanceof SocketError ? error : new SocketError(`cannot listen at ${path}: ${why(error)}`);
+      throw error instanceof SocketError
+        ? error
+        : new SocketError(`cannot listen at ${path}: ${messageOf(error)}`);
     }
   }
 
@@ -69,22 +74,22 @@ export class ListeningSocket {
     }
     const directory = Directory.open(dirname(path));
     try {
-      makeRoom(directory, name, path);
-      return directory.withPrivate((room) => {
+      removeStaleSocket(directory, name, path);
+      return directory.withPrivate((privateDirectory) => {
         const inside = bytes > SHOWN_MOST ? 'socket' : name;
-        const fd = listening(room.at(inside));
+        const fd = listening(privateDirectory.at(inside));
         try {
-          const stat = privileged(access, () => {
-            const given = give(room.at(inside), access);
-            publish(room, inside, directory, name, path);
-            return given;
+          const stat = explainingEperm(access, () => {
+            const socketStat = setOwnerAndMode(privateDirectory.at(inside), access);
+            publish(privateDirectory, inside, directory, name, path);
+            return socketStat;
           });
           return new ListeningSocket(fd, name, directory, stat);
         } catch (error) {
           closeDescriptor(fd);
           throw error;
         } finally {
-          room.unlink(inside);
+          privateDirectory.unlink(inside);
         }
       });
     } catch (error) {
@@ -106,19 +111,23 @@ export class ListeningSocket {
     return new ListeningSocket(listening(name), name);
   }
 
-  /** Listens no more, and removes the socket's name if it is still this socket's. */
+  /** Stops listening, and removes the socket's name if it still refers to this socket. */
   close(): void {
     const [directory, own] = [this.#directory, this.#stat];
     if (directory && own) {
       const isOwn = ({ dev, ino }: Stats): boolean => dev === own.dev && ino === own.ino;
       try {
-        directory.removeIf(this.#name, isOwn);
+        const stat = directory.stat(this.#name);
+        // No server of this user replaces a socket that is bound. Nothing else is made in the folder, which may be removed
+        // at the same moment.
+        if (directory.isPrivate && stat && isOwn(stat)) directory.unlink(this.#name);
+        else directory.removeIf(this.#name, isOwn);
       } catch {
-        // The directory is gone, or cannot be written any more: a socket that no process has bound makes room.
+        // The directory is gone or read-only: the next server replaces a socket that no process has bound.
       }
       directory.close();
     }
-    // Last: the inode's number is this socket's until then.
+    // Close last: until then no other file can get this socket's inode number.
     closeDescriptor(this.fd);
   }
 }
@@ -130,7 +139,7 @@ function listening(path: string): number {
 }
 
 /** Sets owner and mode of a socket, by its inode. */
-function give(path: string, { mode, owner }: SocketAccess): Stats {
+function setOwnerAndMode(path: string, { mode, owner }: SocketAccess): Stats {
   const fd = openPath(path);
   try {
     const self = `/proc/self/fd/${fd}`;
@@ -142,8 +151,11 @@ function give(path: string, { mode, owner }: SocketAccess): Stats {
   }
 }
 
-/** Says which privilege is missing: the kernel's EPERM does not. A socket that was given away needs one to be linked, too. */
-function privileged<T>({ owner }: SocketAccess, body: () => T): T {
+/**
+ * Says which privilege is missing, because the kernel's EPERM does not. Linking a socket of another owner needs
+ * privilege, too.
+ */
+function explainingEperm<T>({ owner }: SocketAccess, body: () => T): T {
   try {
     return body();
   } catch (error) {
@@ -155,28 +167,34 @@ function privileged<T>({ owner }: SocketAccess, body: () => T): T {
   }
 }
 
-function publish(room: Directory, inside: string, directory: Directory, name: string, path: string): void {
+function publish(
+  privateDirectory: Directory,
+  inside: string,
+  directory: Directory,
+  name: string,
+  path: string,
+): void {
   try {
-    room.link(inside, directory, name);
+    privateDirectory.link(inside, directory, name);
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
-    throw new SocketError(`cannot listen at ${path}: somebody has put something there at this moment`);
+    throw new SocketError(`cannot listen at ${path}: another process has just made something there`);
   }
 }
 
-/** Removes a socket that no process has bound; anything else there is left. */
-function makeRoom(directory: Directory, name: string, path: string): void {
+/** Removes a socket that no process has bound; leaves anything else. */
+function removeStaleSocket(directory: Directory, name: string, path: string): void {
   directory.removeIf(name, (stat, where) => {
     if (!stat.isSocket()) throw new SocketError(`${path} is there already, and is no socket`);
     const bound = isBound(where);
     if (typeof bound === 'number') throw new UffdError(bound, 'connect');
-    if (bound) throw new SocketError(`somebody listens at ${path} already`);
+    if (bound) throw new SocketError(`a process already listens at ${path}`);
     return true;
   });
 }
 
-function why(error: unknown): string {
-  if (error instanceof UffdError || error instanceof UntrustedLink) return error.message;
+function messageOf(error: unknown): string {
+  if (error instanceof UffdError || error instanceof UntrustedPathError) return error.message;
   const { errno, message } = error as NodeJS.ErrnoException;
   return errno === undefined ? message : new UffdError(errno, 'bind').message;
 }

@@ -1,31 +1,34 @@
-// What a recorded run has touched, as stretches of the memory file: to be installed before it is asked for. (The idea is
-// REAP's: Ustiugov et al., "Benchmarking, Analysis, and Optimization of Serverless Function Snapshots", 2021. The set
-// is stable between runs, its order less so.)
+// The working set of a recorded run, as ranges of the memory file, to be installed before the guest asks for it.
+// (The idea is REAP's: Ustiugov et al., "Benchmarking, Analysis, and Optimization of Serverless Function Snapshots",
+// 2021. The set is stable between runs, its order less so.)
 
 import { statSync } from 'node:fs';
-import { Op } from '../core.js';
-import { Note } from '../kernel.js';
-import { Kind } from '../trace/codec.js';
+import {
+  _UFFDIO_COPY,
+  _UFFDIO_ZEROPAGE,
+  SIZEOF_UFFD_MSG,
+  UFFD_EVENT_PAGEFAULT,
+  uffd_msg,
+  uffd_msg_pagefault,
+  uffdio_copy,
+  uffdio_zeropage,
+} from '../bindings/core.js';
+import { wholePages } from '../memory/whole-pages.js';
+import { type Codec, Kind } from '../trace/codec.js';
 import { TraceReader } from '../trace/reader.js';
-import { wholePages } from '../whole-pages.js';
-import { type Region, SYSTEM_PAGE } from './handoff.js';
-import type { Run } from './memory-file.js';
+import { type Region, SYSTEM_PAGE } from './handoff-protocol.js';
+import type { FileRange } from './memory-file.js';
 import type { MemoryIdentity } from './memory-identity.js';
 
-/** What a trace of a session says of itself, in its description's `about`. */
+/** Notes about a session, in the `about` of its trace's description. */
 export interface SessionAbout {
   readonly kind: 'uffd serve';
   readonly memory: MemoryIdentity;
-  readonly regions: readonly ToldRegion[];
+  readonly regions: readonly RecordedRegion[];
 }
 
-interface ToldRegion {
-  /** An address, as text. */
-  readonly start: string;
-  readonly length: number;
-  readonly offset: number;
-  readonly pageSize: number;
-}
+/** A region, with its address as text. */
+type RecordedRegion = Omit<Region, 'start'> & { readonly start: string };
 
 /** A trace that cannot be prefetched from. */
 export class WorkingSetError extends Error {
@@ -33,18 +36,22 @@ export class WorkingSetError extends Error {
   readonly code = 'ERR_UFFD_WORKING_SET';
 }
 
-/** Bytes of a run, at most. */
-const RUN_MOST = 2 ** 21;
+/** The most bytes of a range. */
+const RANGE_MOST = 2 ** 21;
 /**
- * What is taken of a trace, at most: a few bytes of a file can stand for any number of records, and a page takes memory here.
- * Pages of the working set are 8 GiB, in pages of 4 KiB.
+ * Most records, and most pages, that are taken from a trace: a few bytes of a file can stand for any number of records,
+ * and each page takes memory in this process. PAGES_MOST pages of 4 KiB are 8 GiB.
  */
 const RECORDS_MOST = 100_000_000;
 const PAGES_MOST = 2 ** 21;
-/** More than the text of a hand-off has room for. */
+/** More regions than the text of a hand-off has room for. */
 const REGIONS_MOST = 32_768;
-/** Calls of one round. */
-const INSTALLED_MOST = 65_536;
+/** Most waiting faults that are followed at a time. */
+const PENDING_MOST = 1024;
+/** The index of the struct in an ioctl's record. Below: the numbers of words of the structs that install pages. */
+const STRUCT_AT = 3;
+const COPY_WORDS = uffdio_copy.sizeof / 8;
+const ZEROPAGE_WORDS = uffdio_zeropage.sizeof / 8;
 const PAGE_SIZES: readonly number[] = [SYSTEM_PAGE, 2 ** 21];
 
 export function aboutSession(memory: MemoryIdentity, regions: readonly Region[]): SessionAbout {
@@ -55,20 +62,20 @@ export function aboutSession(memory: MemoryIdentity, regions: readonly Region[])
   };
 }
 
-/** A working set, and what of the traces was not taken. */
+/** A working set, and whether parts of the traces were left out. */
 export interface WorkingSet {
-  readonly runs: readonly Run[];
-  /** For the operator; undefined: all was taken. */
-  readonly cut: string | undefined;
+  readonly ranges: readonly FileRange[];
+  /** What was left out, for the operator; undefined: nothing. */
+  readonly truncated: string | undefined;
 }
 
 /**
  * The working set of some recorded runs of one memory file: the pages that were installed for faults in at least half
- * of them, in the order of the first of them, in runs of at most 2 MiB.
+ * of the runs, in the order of the first run, in ranges of at most 2 MiB.
  *
- * @param force take traces of other memory files, too
- * @param most pages that are taken of a trace
- * @throws TraceError for what is no trace; WorkingSetError for a trace of something else
+ * @param force accept traces of other memory files, too
+ * @param most the most pages that are taken from a trace
+ * @throws TraceError for a file that is no trace; WorkingSetError for a trace of something else
  */
 export function workingSet(
   traces: readonly string[],
@@ -76,12 +83,13 @@ export function workingSet(
   force = false,
   most = PAGES_MOST,
 ): WorkingSet {
-  /** Pages, as offset and length, by how many runs have touched them, in the order of the first touch. */
+  /** Pages, as offset and length, with the number of runs that have touched them, in the order of the first touch. */
   const touched = new Map<number, { length: number; runs: number }>();
-  let cut: string | undefined;
+  let truncated: string | undefined;
   for (const path of traces) {
     const { pages, whole } = touchedIn(path, memory, force, most);
-    if (!whole) cut = `${path} is longer than what is prefetched: it was read up to ${pages.size} pages`;
+    if (!whole)
+      truncated = `${path} is longer than what is prefetched: it was read up to ${pages.size} pages`;
     for (const [offset, length] of pages) {
       const known = touched.get(offset);
       if (known) known.runs++;
@@ -89,17 +97,20 @@ export function workingSet(
     }
   }
   const often = [...touched].filter(([, { runs }]) => runs * 2 >= traces.length);
-  return { runs: coalesced(often.map(([offset, { length }]) => ({ offset, length }))), cut };
+  return { ranges: coalesced(often.map(([offset, { length }]) => ({ offset, length }))), truncated };
 }
 
-/** The pages that a run has installed for faults, in order: offset in the file, and length. `whole`: it was read to its end. */
+/**
+ * The pages that a run has installed for faults, in order: offset in the file, and length. `whole`: the trace was
+ * read to its end.
+ */
 function touchedIn(
   path: string,
   memory: MemoryIdentity,
   force: boolean,
   most: number,
 ): { pages: Map<number, number>; whole: boolean } {
-  // A FIFO would be waited for.
+  // Opening a FIFO would block.
   if (!statSync(path).isFile()) throw new WorkingSetError(`${path} is no file, so it is no trace`);
   const reader = TraceReader.fromFile(path);
   try {
@@ -110,22 +121,15 @@ function touchedIn(
         `${path} was recorded with another memory file; --force takes it all the same`,
       );
     }
-    const pages = new Pages(regionsOf(path, about), memory.bytes, most);
-    // What was installed since a round began: for a fault, if its answer follows, else in the background.
-    let installed: { start: bigint; length: number }[] = [];
+    const pages = new FilePages(regionsOf(path, about), memory.bytes, most);
+    const pending = new PendingFaults();
     while (reader.records < RECORDS_MOST && reader.next()) {
       const { codec } = reader;
-      const { kind } = codec;
-      if (kind === Kind.NOTE + Op.copy || kind === Kind.NOTE + Op.zero) {
-        if (installed.length < INSTALLED_MOST) {
-          installed.push({ start: codec.words[0] as bigint, length: codec.integer(1) });
-        }
-      } else if (kind === Kind.NOTE + Note.ANSWER) {
-        for (const { start, length } of installed.splice(0)) pages.add(start, length);
-        if (pages.full) return { pages: pages.lengths, whole: false };
-      } else if (kind === Kind.READ || kind === Kind.NOTE + Note.POLL) {
-        installed = [];
-      }
+      if (codec.kind === Kind.READ) pending.add(reader.payload);
+      const filled = filledBy(codec);
+      // Pages for which no fault waited were installed in the background.
+      if (filled && pending.take(filled)) pages.add(filled.start, filled.length);
+      if (pages.full) return { pages: pages.lengths, whole: false };
     }
     return { pages: pages.lengths, whole: reader.records < RECORDS_MOST };
   } finally {
@@ -133,14 +137,55 @@ function touchedIn(
   }
 }
 
+interface AddressRange {
+  readonly start: bigint;
+  readonly length: number;
+}
+
+/** The range that a record's COPY or ZEROPAGE has installed. */
+function filledBy({ kind, words }: Codec): AddressRange | undefined {
+  const given = kind === Kind.IOCTL + _UFFDIO_COPY ? COPY_WORDS : ZEROPAGE_WORDS;
+  if (given === ZEROPAGE_WORDS && kind !== Kind.IOCTL + _UFFDIO_ZEROPAGE) return undefined;
+  // The last word of the struct after the call is the result.
+  const done = Number(BigInt.asIntN(64, words[STRUCT_AT + 2 * given - 1] as bigint));
+  return done > 0 ? { start: words[STRUCT_AT] as bigint, length: done } : undefined;
+}
+
+/** Addresses of faults that were read and not filled yet. */
+class PendingFaults {
+  readonly #addresses = new Set<bigint>();
+
+  add(payload: Uint8Array): void {
+    if (payload.length % SIZEOF_UFFD_MSG !== 0) return;
+    const view = new DataView(payload.buffer, payload.byteOffset, payload.byteLength);
+    for (let at = 0; at < payload.length; at += SIZEOF_UFFD_MSG) {
+      if (this.#addresses.size === PENDING_MOST) return;
+      if (view.getUint8(at + uffd_msg.event) === UFFD_EVENT_PAGEFAULT)
+        this.#addresses.add(view.getBigUint64(at + uffd_msg_pagefault.address, true));
+    }
+  }
+
+  /** Removes the faults in a range. False: there are none. */
+  take({ start, length }: AddressRange): boolean {
+    const end = start + BigInt(length);
+    let any = false;
+    for (const address of this.#addresses) {
+      if (address < start || address >= end) continue;
+      this.#addresses.delete(address);
+      any = true;
+    }
+    return any;
+  }
+}
+
 /** Pages of the memory file, each once, in the order in which they are added. */
-class Pages {
+class FilePages {
   readonly lengths = new Map<number, number>();
   readonly #regions: readonly Region[];
   readonly #bytes: number;
   readonly #most: number;
 
-  /** `regions`: in ascending order, apart from each other. */
+  /** `regions`: in ascending order, disjoint. */
   constructor(regions: readonly Region[], bytes: number, most: number) {
     this.#regions = regions;
     this.#bytes = bytes;
@@ -156,14 +201,14 @@ class Pages {
     if (!region) return;
     const { pageSize, offset } = region;
     const from = offset + Number(start - region.start);
-    // The last page of a file may be a part of one.
+    // The last page of a file may be incomplete.
     const end = Math.min(from + length, offset + region.length, wholePages(this.#bytes, pageSize));
     for (let at = from - ((from - offset) % pageSize); at + pageSize <= end && !this.full; at += pageSize) {
       if (!this.lengths.has(at)) this.lengths.set(at, pageSize);
     }
   }
 
-  /** As `regionAt`, in a time that does not grow with their number. */
+  /** As `regionAt`, but in a time that does not grow with the number of regions. */
   #regionAt(address: bigint): Region | undefined {
     const regions = this.#regions;
     let [from, to] = [0, regions.length];
@@ -177,41 +222,41 @@ class Pages {
   }
 }
 
-/** Neighbours are one run; where the set has neighbours further on, they come with the first of them. */
-function coalesced(pages: readonly Run[]): Run[] {
+/** Merges neighbours into ranges. A range keeps the position of its first page in the order. */
+function coalesced(pages: readonly FileRange[]): FileRange[] {
   const left = new Map(pages.map(({ offset, length }) => [offset, length]));
-  const runs: Run[] = [];
+  const ranges: FileRange[] = [];
   for (const { offset, length } of pages) {
     if (!left.delete(offset)) continue;
     let end = offset + length;
     for (;;) {
       const next = left.get(end);
-      if (next === undefined || end + next - offset > RUN_MOST) break;
+      if (next === undefined || end + next - offset > RANGE_MOST) break;
       left.delete(end);
       end += next;
     }
-    runs.push({ offset, length: end - offset });
+    ranges.push({ offset, length: end - offset });
   }
-  return runs;
+  return ranges;
 }
 
-function checkedAbout(path: string, told: unknown): SessionAbout {
-  const about = told as Partial<SessionAbout> | null | undefined;
-  const sound =
+function checkedAbout(path: string, value: unknown): SessionAbout {
+  const about = value as Partial<SessionAbout> | null | undefined;
+  const valid =
     about?.kind === 'uffd serve' &&
     isWhole(about.memory?.bytes) &&
     typeof about.memory?.sample === 'string' &&
     Array.isArray(about.regions);
-  if (!sound) throw new WorkingSetError(`${path} is a trace, and not of a session of uffd serve`);
+  if (!valid) throw new WorkingSetError(`${path} is a trace, and not of a session of uffd serve`);
   return about as SessionAbout;
 }
 
-/** The regions that a trace tells of, as a hand-off has them; what they are is not believed before. */
-function regionsOf(path: string, { regions: told }: SessionAbout): Region[] {
-  if (told.length > REGIONS_MOST || !told.every(isRegion)) {
+/** The regions in a trace, as in a hand-off; they are untrusted until they are checked. */
+function regionsOf(path: string, { regions: recorded }: SessionAbout): Region[] {
+  if (recorded.length > REGIONS_MOST || !recorded.every(isRegion)) {
     throw new WorkingSetError(`the regions in ${path} are none that uffd serve has served`);
   }
-  const regions = told.map((region) => ({ ...region, start: BigInt(region.start) }));
+  const regions = recorded.map((region) => ({ ...region, start: BigInt(region.start) }));
   regions.sort((a, b) => (a.start < b.start ? -1 : 1));
   const apart = regions.every(({ start }, index) => {
     const before = regions[index - 1];
@@ -221,8 +266,8 @@ function regionsOf(path: string, { regions: told }: SessionAbout): Region[] {
   return regions;
 }
 
-function isRegion(told: ToldRegion | null): boolean {
-  const { start, length, offset, pageSize } = told ?? ({} as Partial<ToldRegion>);
+function isRegion(region: RecordedRegion | null): boolean {
+  const { start, length, offset, pageSize } = region ?? ({} as Partial<RecordedRegion>);
   return (
     typeof start === 'string' &&
     /^\d{1,20}$/.test(start) &&

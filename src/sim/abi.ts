@@ -1,7 +1,7 @@
-// The kernel's numbers as the other side of the port sees them: requests, flags, events, and where the fields of
-// the structs lie. test/abi.test.ts holds them against the core's own.
+// The kernel's numbers, for the simulated kernel: requests, flags, events and errno values. test/abi.test.ts compares
+// them with the core's own.
 
-/** By request number: what it is, and where its result lies (0: it has none). */
+/** Request numbers, by name. */
 export const REQUEST = {
   API: 0xc018aa3f,
   REGISTER: 0xc020aa00,
@@ -52,7 +52,7 @@ export const OPEN = { CLOEXEC: 0x80000, NONBLOCK: 0x800, USER_MODE_ONLY: 1 } as 
 
 export const MESSAGE_BYTES = 32;
 
-/** errno values, as the port answers them: negative. */
+/** errno values as the port returns them: negative. */
 export const E = {
   PERM: -1,
   NOENT: -2,
@@ -81,6 +81,9 @@ export const PROT = { READ: 1, WRITE: 2 } as const;
 export const ADVICE = {
   DONTNEED: 4,
   FREE: 8,
+  REMOVE: 9,
+  DONTFORK: 10,
+  DOFORK: 11,
   DONTDUMP: 16,
   DODUMP: 17,
   COLD: 20,

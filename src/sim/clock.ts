@@ -1,25 +1,30 @@
-// Virtual time: what waits for it, and when it is too long that nobody got on.
+// The virtual time of a simulation, its timers, and the detection of runs without progress.
 //
 // Rules:
-//  - Time passes with each step and each call, and jumps where everybody sleeps. Where nobody gets on it passes
-//    faster, so that whoever waits for its time does not need a step for each microsecond.
-//  - A run may have a limit to the time in which no thread gets on. Once it is over, everybody hears of it. Then there
-//    is a limit to the fills in a row that bring nothing, too: who tries again and again keeps a processor busy.
+//  - Time passes with each step of a thread and each call of the port. If all threads sleep, it jumps to the next
+//    timer. While no thread makes progress it passes faster, so that a thread that waits for a time does not need a
+//    step for each microsecond.
+//  - A run may limit the time in which no thread makes progress. When that time is over, the next step or call throws.
+//    Such a run also limits the number of fills in a row that install nothing, because a handler that keeps retrying
+//    would never end.
 
-import type { Watch } from '../kernel.js';
+import type { Watch } from '../kernel/port.js';
 
 /** Virtual milliseconds that a step takes. */
 export const STEP_MS = 0.001;
-/** The same where nobody gets on, of a step and of a call; and how many of them it takes to say so. */
+/** Virtual milliseconds that a step and a call take after IDLE_STEPS steps or calls without progress of a thread. */
 const IDLE_MS = 0.05;
 const IDLE_CALL_MS = 0.01;
 const IDLE_STEPS = 500;
-/** Steps of threads, since one got on last, from which on they are not asleep but busy in vain. */
+/** Steps without progress after which the threads count as busy, not as asleep. */
 const BUSY_STEPS = 200;
-/** Fills in a row that installed nothing, while no thread got on, from which on the handler is busy in vain. */
-const VAIN_FILLS = 2000;
+/** Fills in a row that install nothing, without progress of a thread, after which the handler counts as busy. */
+const EMPTY_FILLS_MOST = 2000;
 
-/** Nobody gets on any more: all sleep and nothing will ever wake them, or they are busy in vain. */
+/**
+ * The error of a run without progress: all threads sleep and will never be woken, or they are busy and make no
+ * progress.
+ */
 export class Stuck extends Error {
   override readonly name = 'Stuck';
   readonly code = 'ERR_UFFD_STUCK';
@@ -31,33 +36,39 @@ export class Stuck extends Error {
   }
 }
 
-/** Something that is due at a time. */
+/** A callback that is due at a time. */
 export interface Timer {
   readonly at: number;
-  /** When it was its turn last, in steps. */
+  /** The step at which it was set, for the fair choice of the scheduler. */
   turn: number;
   due(): void;
 }
 
 export class Clock {
-  /** Virtual milliseconds. */
+  /** Virtual time in milliseconds. */
   now = 0;
-  /** Set to end the run: the next step or call throws it. */
+  /** If set, the next step or call throws it, which ends the run. */
   halted: Error | undefined;
-  readonly #patienceMs: number;
+  readonly #limitMs: number;
   readonly #timers = new Set<Timer>();
-  /** What lets threads go on that are held back: no callbacks, so it happens wherever the time is looked at. */
+  /**
+   * What is held for a time: threads in the middle of a mapping change, and an emptied pool of huge pages. The
+   * scheduler releases them (`releaseDue`), so they need no timers.
+   */
   readonly #held = new Set<{ until: number; release(): void }>();
-  /** When a thread got on last. */
+  /** The time at which a thread made progress last. */
   #progressMs = 0;
-  /** Calls and steps since then, steps alone, and those of threads. */
+  /**
+   * Counts since the last progress: calls and steps together; steps alone; steps of threads; and fills in a row that
+   * have installed nothing.
+   */
   #calls = 0;
   #steps = 0;
-  #inVain = 0;
-  #vainFills = 0;
+  #attempts = 0;
+  #emptyFills = 0;
 
-  constructor(patienceMs: number) {
-    this.#patienceMs = patienceMs;
+  constructor(limitMs: number) {
+    this.#limitMs = limitMs;
   }
 
   after(delayMs: number, turn: number, due: () => void): Watch {
@@ -66,7 +77,7 @@ export class Clock {
     return { close: () => void this.#timers.delete(timer) };
   }
 
-  /** Timers whose time has come. */
+  /** Timers that are due. */
   due(): Timer[] {
     return [...this.#timers].filter(({ at }) => at <= this.now);
   }
@@ -79,7 +90,7 @@ export class Clock {
     this.#held.add({ until: this.now + forMs, release });
   }
 
-  /** Lets those go on that were held back long enough. */
+  /** Releases what was held long enough. */
   releaseDue(): void {
     for (const held of this.#held) {
       if (held.until > this.now) continue;
@@ -88,67 +99,70 @@ export class Clock {
     }
   }
 
-  /** When time alone lets a thread go on; infinite: never. */
+  /** When the next hold ends; infinite: never. */
   get nextRelease(): number {
     return Math.min(Number.POSITIVE_INFINITY, ...[...this.#held].map(({ until }) => until));
   }
 
-  /** The same, or calls back. */
+  /** When the next hold ends or the next timer is due. */
   get next(): number {
     return Math.min(this.nextRelease, ...[...this.#timers].map(({ at }) => at));
   }
 
-  /** A thread has done something, or there is another reason to go on waiting. */
+  /** To call when a thread made progress, or if there is another reason to wait longer. */
   progressed(): void {
     this.#progressMs = this.now;
     this.#calls = 0;
     this.#steps = 0;
-    this.#inVain = 0;
-    this.#vainFills = 0;
+    this.#attempts = 0;
+    this.#emptyFills = 0;
   }
 
-  /** A thread is about to do something. */
-  tried(): void {
-    this.#inVain++;
+  /** To call when a thread is about to take a step. */
+  attempted(): void {
+    this.#attempts++;
   }
 
-  /** A call was made that resolves faults. `installed`: it has brought something. */
+  /**
+   * To call after a call that resolves faults. `installed`: whether it installed something. While a thread is held in
+   * the middle of a mapping change no fill can succeed, so those fills are not counted against the handler.
+   */
   filled(installed: boolean): void {
-    this.#vainFills = installed ? 0 : this.#vainFills + 1;
-    if (this.#vainFills < VAIN_FILLS || this.#patienceMs === Number.POSITIVE_INFINITY) return;
-    this.halted = new Stuck(`${VAIN_FILLS} fills in a row have brought nothing`, 'busy');
+    this.#emptyFills = installed || this.#held.size > 0 ? 0 : this.#emptyFills + 1;
+    if (this.#emptyFills < EMPTY_FILLS_MOST || this.#limitMs === Number.POSITIVE_INFINITY) return;
+    this.halted = new Stuck(`${EMPTY_FILLS_MOST} fills in a row have installed nothing`, 'busy');
     throw this.halted;
   }
 
-  /** Something happens. */
+  /** Lets time pass for a step. */
   step(): void {
     this.#steps++;
     this.call(false);
   }
 
-  /** A call is made; idle: nobody else could do anything meanwhile. */
+  /** Lets time pass for a call. `idle`: whether no thread could run meanwhile. */
   call(idle: boolean): void {
     if (this.halted) throw this.halted;
     this.#calls++;
     if (idle || this.#steps > IDLE_STEPS) this.now += IDLE_MS;
     else this.now += this.#calls > IDLE_STEPS ? IDLE_CALL_MS : STEP_MS;
-    this.#lookOut();
+    this.#checkProgress();
   }
 
-  /** Time goes on to a moment. */
+  /** Jumps to a time. */
   jump(to: number): void {
     this.now = Math.max(this.now, to);
-    this.#lookOut();
+    this.#checkProgress();
   }
 
-  /** It is an error that nobody has got on for long. */
-  #lookOut(): void {
-    if (this.now - this.#progressMs <= this.#patienceMs) return;
+  /** Throws if no thread has made progress for too long. */
+  #checkProgress(): void {
+    if (this.now - this.#progressMs <= this.#limitMs) return;
     const [how, what] =
-      this.#inVain > BUSY_STEPS
-        ? (['busy', 'are busy, and none of them gets on'] as const)
-        : (['asleep', 'sleep, and nobody wakes them'] as const);
-    this.halted = new Stuck(`for ${this.#patienceMs} ms the threads ${what}`, how);
+      this.#attempts > BUSY_STEPS
+        ? (['busy', 'are busy, and none of them makes progress'] as const)
+        : (['asleep', 'sleep, and nothing wakes them'] as const);
+    this.halted = new Stuck(`for ${this.#limitMs} ms the threads ${what}`, how);
     throw this.halted;
   }
 }

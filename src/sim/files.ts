@@ -1,10 +1,11 @@
-// The descriptors of a simulated system: what a number stands for, and when the last holder has gone.
+// The descriptors of a simulated system: which open file each number stands for. An open file ends when its last holder
+// is gone.
 
 import { E } from './abi.js';
-import type { Context } from './context.js';
+import type { Context } from './memory.js';
 import type { SimulatedProcess } from './thread.js';
 
-/** What a descriptor stands for. It ends when nobody holds it any more: descriptors, and children that copied them. */
+/** An open file. Its holders are the descriptors, and the children that copied them. */
 export type File = { holders: number } & (
   | { is: 'userfaultfd'; context: Context; nonBlocking: boolean }
   | { is: 'eventfd'; count: number }
@@ -12,12 +13,14 @@ export type File = { holders: number } & (
   | { is: 'device' }
 );
 
-/** Descriptors that are taken already in every process: standard input, output and error. */
+/**
+ * The lowest number of a descriptor. Lower numbers are taken in every process, for standard input, output and error.
+ */
 const FIRST = 3;
 
 export class Files {
   readonly #open = new Map<number, File>();
-  /** How many descriptors there may be. */
+  /** Most descriptors that may be open. */
   limit: number;
 
   constructor(limit: number) {
@@ -32,7 +35,7 @@ export class Files {
     return this.#open.size;
   }
 
-  /** All that is open, each once for every descriptor. */
+  /** All open files; a file appears once for each of its descriptors. */
   all(): File[] {
     return [...this.#open.values()];
   }
@@ -55,7 +58,7 @@ export class Files {
   }
 }
 
-/** One holder less. */
+/** Removes a holder. */
 export function drop(file: File): void {
   if (--file.holders === 0 && file.is === 'userfaultfd') file.context.release();
 }

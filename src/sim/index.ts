@@ -1,11 +1,19 @@
-// The entry `userfaultfd/sim`: a simulated kernel, and the `Userfaultfd` that runs on it. No koffi, nothing of Node.
+// The entry `userfaultfd/sim`: a simulated kernel, and the `Userfaultfd` that runs on it. It uses neither koffi nor
+// Node's APIs.
 
-export { Userfaultfd } from '../userfaultfd.js';
+export { Userfaultfd } from '../uffd/userfaultfd.js';
+export { type Chooser, Noted, Random, Script } from './chooser.js';
 export { Stuck } from './clock.js';
 export { INJECTIONS, type Inject, type Injection } from './injection.js';
-export { SimulatedKernel, type SimulatedMemory, type SimulationOptions } from './kernel.js';
+export {
+  type SharedMapping,
+  SimulatedKernel,
+  type SimulatedMemory,
+  type SimulationOptions,
+} from './kernel.js';
+export type { MemoryObserver } from './memory.js';
 export type { HugePool } from './pool.js';
-export { type Chooser, Noted, Random, Script } from './random.js';
+export type { SharedMemory } from './shared-memory.js';
 export {
   type Action,
   advise,
@@ -27,5 +35,4 @@ export {
   unmap,
   write,
 } from './thread.js';
-export type { By } from './touch.js';
-export type { Witness } from './witness.js';
+export type { AccessMode } from './touch.js';

@@ -1,20 +1,22 @@
-// What goes wrong on purpose: rare answers of the kernel, at a time that a seed or a script decides. Each is one that
-// a real kernel may give, and none breaks a promise of its own.
+// Injects failures into the simulated kernel: rare answers and events, at times that a seed or a script decides. Each
+// of them may happen on Linux, too, and none breaks a promise of Linux.
 //
 // Rules:
-//  - Each kind has its opportunities, which are counted from 0: a script names those at which it happens.
-//  - Where it does not apply it has no opportunity: a fill of one page has no part of it to be done.
+//  - Each kind of failure has opportunities, counted from 0. A script lists the opportunities at which the failure
+//    happens.
+//  - A moment at which a failure is impossible is no opportunity for it. For example, a fill of one page cannot be
+//    partial.
 
 import { E, REQUEST } from './abi.js';
-import type { Chooser } from './random.js';
+import type { Chooser } from './chooser.js';
 
 /** What can be injected. */
 export const INJECTIONS = [
-  /** A call that resolves faults answers EAGAIN, with nothing done: a mapping is changing somewhere. */
+  /** A call that resolves faults does nothing and answers EAGAIN, as during a mapping change. */
   'eagain',
-  /** A fill does a part of its pages, and answers EAGAIN with their number. */
+  /** A fill installs only a part of its pages, and answers EAGAIN with the number of bytes installed. */
   'partial',
-  /** A call is interrupted before it did anything: any of them, or those of one kind. */
+  /** A call is interrupted before it has an effect: any call, or only those of one kind. */
   'eintr',
   'eintr-read',
   'eintr-poll',
@@ -22,39 +24,39 @@ export const INJECTIONS = [
   'eintr-wake',
   /** A fill finds no memory. */
   'enomem',
-  /** The same, of memory that somebody has put a limit to. */
+  /** A fill finds no memory, because the memory has a limit. */
   'enospc',
   /** A COPY cannot read its source. */
   'efault',
-  /** The same, because a disk fails. */
+  /** A COPY cannot read its source, because a disk fails. */
   'eio',
-  /** A thread whose mapping change was read is held back: "a mapping is changing" for longer, up to 262 ms. */
+  /** A thread whose mapping change was read is held back for up to 262 ms. Until then, fills return EAGAIN. */
   'held',
-  /** A second message comes for a page fault that was read. */
+  /** A second message arrives for a page fault that was read. */
   'repeat',
-  /** Sleepers of a page are woken, and nothing was resolved. */
+  /** Waiters of a page are woken without a resolved fault. */
   'wake',
-  /** A signal reaches a thread asleep in a page fault. */
+  /** A signal reaches a thread that sleeps in a page fault. */
   'signal',
-  /** A process other than the handler's exits, wherever its threads are. */
+  /** A process other than the handler's exits, whatever its threads are doing. */
   'exit',
-  /** It calls exec. */
+  /** A process other than the handler's calls exec. */
   'exec',
-  /** A read brings fewer messages than there are. */
+  /** A read returns fewer messages than are queued. */
   'short',
-  /** A mapping that is watched gets a border at some page, or loses one, as by madvise(DONTDUMP): no message tells. */
+  /** A watched mapping gets a border at some page, or loses one, as by madvise(DONTDUMP), without a message. */
   'split',
-  /** Somebody else takes all huge pages that are free, for up to 262 ms. */
+  /** Another process takes all free huge pages, for up to 262 ms. */
   'dry',
 ] as const;
 export type Injection = (typeof INJECTIONS)[number];
 
-/** By probability (0 to 1), or by script: the opportunities at which it happens, counted from 0. */
+/** For each failure: its probability (0 to 1), or a script of the opportunities at which it happens, counted from 0. */
 export type Inject = Readonly<Partial<Record<Injection, number | readonly number[]>>>;
 
-/** Errors that a call gives of itself, and the calls that may. */
+/** Injected errors, and the calls that may return them. */
 const FAILURES: readonly (readonly [Injection, number, readonly number[]])[] = [
-  ['enomem', E.NOMEM, [REQUEST.COPY, REQUEST.ZEROPAGE]],
+  ['enomem', E.NOMEM, [REQUEST.COPY, REQUEST.ZEROPAGE, REQUEST.CONTINUE]],
   ['enospc', E.NOSPC, [REQUEST.COPY, REQUEST.ZEROPAGE]],
   ['efault', E.FAULT, [REQUEST.COPY]],
   ['eio', E.IO, [REQUEST.COPY]],
@@ -64,35 +66,35 @@ const FAILURES: readonly (readonly [Injection, number, readonly number[]])[] = [
 export type Interrupted = 'read' | 'poll' | 'fill' | 'wake';
 
 export class Injector {
-  /** How often each happened. */
+  /** How often each injection happened. */
   readonly counts = new Map<Injection, number>();
   /**
-   * Whether something may happen now; elsewhere it has no opportunity.
+   * Whether a failure may be injected now. If not, this is no opportunity for it.
    *
    * @internal
    */
   allows: (what: Injection) => boolean = () => true;
   readonly #rules: Inject;
   readonly #chooser: Chooser;
-  readonly #told: (what: Injection) => void;
+  readonly #report: (what: Injection) => void;
   readonly #opportunities = new Map<Injection, number>();
 
-  constructor(rules: Inject, chooser: Chooser, told: (what: Injection) => void) {
+  constructor(rules: Inject, chooser: Chooser, report: (what: Injection) => void) {
     for (const name of Object.keys(rules)) {
       if (!(INJECTIONS as readonly string[]).includes(name))
         throw new TypeError(`inject: there is no '${name}'`);
     }
     this.#rules = rules;
     this.#chooser = chooser;
-    this.#told = told;
+    this.#report = report;
   }
 
-  /** Whether it may ever happen. */
+  /** Whether an injection may ever happen. */
   knows(what: Injection): boolean {
     return this.#rules[what] !== undefined;
   }
 
-  /** Whether it happens at this opportunity. */
+  /** Whether an injection happens at this opportunity. */
   happens(what: Injection): boolean {
     const rule = this.#rules[what];
     if (rule === undefined || !this.allows(what)) return false;
@@ -101,7 +103,7 @@ export class Injector {
     const does = typeof rule === 'number' ? this.#chooser.chance(rule) : rule.includes(number);
     if (!does) return false;
     this.counts.set(what, (this.counts.get(what) ?? 0) + 1);
-    this.#told(what);
+    this.#report(what);
     return true;
   }
 
@@ -110,43 +112,32 @@ export class Injector {
     return this.#chooser.below(end);
   }
 
-  /** One of several. */
+  /** Picks one of the candidates. */
   pick<T>(candidates: readonly T[]): T {
     return candidates[this.#chooser.below(candidates.length)] as T;
   }
 
-  /** Whether a call is interrupted; `kind`: undefined for one that is of none of them. */
+  /** Whether a call is interrupted. `kind`: the kind of the call; undefined: none of `Interrupted`. */
   interrupts(kind?: Interrupted): boolean {
     return this.happens('eintr') || (kind !== undefined && this.happens(`eintr-${kind}`));
   }
 
-  /** The errno that a call which resolves faults gives of itself; undefined: none. */
+  /** The errno injected into a call that resolves faults; undefined: none. */
   failure(request: number): number | undefined {
     if (this.happens('eagain')) return E.AGAIN;
     return FAILURES.find(([what, , requests]) => requests.includes(request) && this.happens(what))?.[1];
   }
 
-  /** How many of a fill's pages are done. */
-  partOf(pages: number): number {
-    return pages > 1 && this.happens('partial') ? 1 + this.#chooser.below(pages - 1) : pages;
+  /** How many pages of a fill are done ('partial'), or how many of the queued messages a read returns ('short'). */
+  partOf(count: number, what: 'partial' | 'short'): number {
+    return count > 1 && this.happens(what) ? 1 + this.#chooser.below(count - 1) : count;
   }
 
-  /** How many of the messages that there are a read brings. */
-  messagesOf(count: number): number {
-    return count > 1 && this.happens('short') ? 1 + this.#chooser.below(count - 1) : count;
-  }
-
-  /** For how many steps' time a thread is held back whose mapping change was read; 0: not at all. */
-  heldSteps(): number {
-    return this.happens('held') ? this.#longer() : 0;
-  }
-
-  /** For how many steps' time no huge page is free; 0: it goes on as it is. */
-  drySteps(): number {
-    return this.happens('dry') ? this.#longer() : 0;
-  }
-
-  #longer(): number {
-    return 4 ** (1 + this.#chooser.below(9));
+  /**
+   * For how many times STEP_MS a thread whose mapping change was read is held back ('held'), or the pool has no free
+   * huge page ('dry'). 0: not at all.
+   */
+  stepsOf(what: 'held' | 'dry'): number {
+    return this.happens(what) ? 4 ** (1 + this.#chooser.below(9)) : 0;
   }
 }

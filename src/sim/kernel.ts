@@ -2,76 +2,99 @@
 // is a `Kernel` like the real one, so the real `Userfaultfd` and a real handler run on it unchanged.
 //
 // Rules:
-//  - One thing happens at a time: a step of a thread, or a callback on the handler's event loop. Which one is
-//    chosen. Before a call of the port, threads may run as well: the handler is interrupted there, and nowhere else.
-//  - Time is virtual: src/sim/clock.ts.
-//  - Who has waited longest is the plainest choice: a run of plain choices is fair.
-//  - Nothing here is random or depends on the machine: the same choices give the same run.
+//  - One thing happens at a time: a step of a simulated thread, or a callback on the handler's event loop. The chooser
+//    decides which. Threads may also run before a call of the port. The handler is preempted there, and nowhere else.
+//  - Time is virtual (src/sim/clock.ts).
+//  - The plainest choice is the thread that has waited longest, so a run of plain choices is fair.
+//  - Nothing in the simulation is random or depends on the machine: the same choices give the same run.
 
-import { checkInteger, checkMethod, checkOneOf, checkOptions, outOfRange } from '../arguments.js';
-import { type Feature, featureBits } from '../features.js';
-import type { Kernel, KernelPort, LinearMemory, Watch } from '../kernel.js';
-import { PROT } from './abi.js';
+import { checkInteger, checkMethod, checkOneOf, checkOptions, outOfRange } from '../errors/arguments.js';
+import { type Feature, featureBits } from '../kernel/features.js';
+import type { Kernel, KernelPort, LinearMemory, Watch } from '../kernel/port.js';
+import { ADVICE, FEATURE, PROT } from './abi.js';
+import { type Chooser, Random } from './chooser.js';
 import { Clock, STEP_MS, Stuck } from './clock.js';
-import type { Context, Notice } from './context.js';
 import { drop, type File, Files } from './files.js';
 import { type Inject, Injector } from './injection.js';
+import type { Context, EventMessage } from './memory.js';
 import { AddressSpace, NEXT_OBJECT, NOT_DUMPED, tableSpan, type Vma } from './memory.js';
+import { madvise } from './memory-syscalls.js';
 import { HugePool } from './pool.js';
 import { SimulatedPort } from './port.js';
-import { type Chooser, Random } from './random.js';
-import { type Program, SimulatedProcess, SimulatedThread, type Surroundings } from './thread.js';
+import { SharedMemory } from './shared-memory.js';
+import { type ProcessHost, type Program, SimulatedProcess, SimulatedThread } from './thread.js';
 import { compareVersions, featuresOf } from './versions.js';
 
 export interface SimulationOptions {
-  /** Decides the run; default 1. */
+  /** Seed of the random choices, which decides the run; default 1. */
   seed?: number;
-  /** Decides the run in place of a seed. */
+  /** Makes the random choices, in place of a seed. */
   chooser?: Chooser;
-  /** The kernel to be like: '4.14', '6.1'. Default: the newest that is known. */
+  /** The kernel version to simulate: '4.14', '6.1'. Default: the newest that is known. */
   version?: string;
-  /** The features it has; default: those of its version. */
+  /** The features of the kernel; default: those of its version. */
   features?: Iterable<Feature>;
   /** Bytes of a page: 4096 (default), 16384 or 65536. */
   pageSize?: number;
-  /** Whether the user may do all: CAP_SYS_PTRACE. Default true. */
+  /** Whether the user has the privilege CAP_SYS_PTRACE. Default true. */
   privileged?: boolean;
-  /** Probability that a thread runs before a call of the port is made, and again after that. Default 0.3. */
+  /**
+   * Probability that a thread runs before a call of the port is made. After that, another one may run with the same
+   * probability, and so on. Default 0.3.
+   */
   preemption?: number;
-  /** How many descriptors there may be. Default 1024. */
+  /** Most descriptors that may be open. Default 1024. */
   descriptors?: number;
-  /** Huge pages in the system's pool. Default: more than anybody needs. */
+  /** Huge pages in the system's pool. Default: more than any run needs. */
   hugePages?: number;
-  /** What goes wrong on purpose; default: nothing. */
+  /** Failures to inject; default: none. */
   inject?: Inject;
-  /** Virtual milliseconds after which it is an error that no thread has got on. Default: for ever. */
+  /** If no thread makes progress for this many virtual milliseconds, the run fails. Default: no limit. */
   patienceMs?: number;
 }
 
-/** Where the first mapping lies. */
+/** The address of the first mapping. */
 const FIRST_ADDRESS = 0x7f00_0000_0000;
 const PAGE_SIZE = 4096;
 /** The page sizes that Linux has. */
 const PAGE_SIZES = [4096, 16384, 65536];
 const NEWEST = '6.18';
-/** The traits of memory that is never backed by huge pages, and not reserved. */
+/** The traits of memory in small pages: it never has transparent huge pages, and is not reserved (MAP_NORESERVE). */
 const SMALL_PAGES = 1;
-/** Bytes of a huge page of a pool: the smallest that Linux has beside pages of 4 KiB (on arm64). */
+/** Bytes of a huge page of a pool: the smallest that Linux has with pages of 4 KiB (on arm64). */
 const HUGE_PAGE = 65536;
 
-/** Pages that get another mapping than those beside them, at most. */
+/** Most pages that an injected split turns into a mapping of their own. */
 const SPLIT_MOST = 4;
 
-/** How memory is mapped. */
+/** Options of mapping memory. */
 export interface SimulatedMemory {
   /** PROT_READ 1 | PROT_WRITE 2; both by default. */
   protection?: number;
-  /** Whose it is; default: the handler's. */
+  /** The process that maps it; default: the handler's. */
   process?: SimulatedProcess;
-  /** Pages of a pool that may run dry: private, not reserved (MAP_NORESERVE), 64 KiB each. */
+  /**
+   * Whether it is in huge pages of 64 KiB, from a pool that may be empty. Such memory is private, and not reserved
+   * (MAP_NORESERVE).
+   */
   huge?: boolean;
-  /** Pages at which another object begins, mapped side by side with the one before: two memfds, for one. */
+  /** Indexes of the pages at which another memory object (such as a memfd) begins, adjacent to the one before. */
   objects?: readonly number[];
+}
+
+/** Options of mapping a shared memory object. */
+export interface SharedMapping {
+  /** PROT_READ 1 | PROT_WRITE 2; both by default. */
+  protection?: number;
+  /** The process that maps it; default: the handler's. */
+  process?: SimulatedProcess;
+  /** The page of the object that is mapped first; default 0. */
+  firstPage?: number;
+  /**
+   * Pages of the mapping; default: up to the end of the object. A touch of a page beyond the end of the object raises
+   * SIGBUS.
+   */
+  pages?: number;
 }
 
 interface Readiness {
@@ -80,15 +103,16 @@ interface Readiness {
   ready(): void;
 }
 
-/** Something that can happen next. */
+/** A step that can happen next. */
 interface Candidate {
-  /** When it was its turn last. */
+  /** The step at which it had its last turn. */
   turn: number;
   happen(): void;
 }
 
 /**
- * A simulated Linux to run a `Userfaultfd` on: anywhere, the same each time, one step after the other.
+ * A simulated Linux to run a `Userfaultfd` on. It runs on any machine, one step at a time, and the same run can be
+ * repeated.
  *
  * @example
  * ```ts
@@ -116,36 +140,36 @@ export class SimulatedKernel implements Kernel {
   readonly pageSize: number;
   readonly elsewhere = true;
   readonly version: string;
-  /** The bits of the features that it has. */
+  /** The bits of the features of this kernel. */
   readonly offered: bigint;
   /** @internal */
   readonly files: Files;
   readonly chooser: Chooser;
   readonly processes: SimulatedProcess[] = [];
   readonly threads: SimulatedThread[] = [];
-  /** The process that the handler runs in. */
+  /** The process in which the handler runs. */
   readonly process: SimulatedProcess;
   /** Steps so far. */
   steps = 0;
   /** Callbacks of the event loop so far. */
   turns = 0;
   /**
-   * What goes wrong on purpose.
+   * Injects failures.
    *
    * @internal
    */
   readonly injector: Injector | undefined;
   readonly #clock: Clock;
-  /** Called with what happens, one line at a time. */
+  /** Called for each event, with one line. */
   observer: ((line: string) => void) | undefined;
-  /** Where huge pages come from. */
+  /** The pool of huge pages. */
   readonly hugePool: HugePool;
   readonly #preemption: number;
   readonly #watches = new Set<Readiness>();
-  /** What was asked for before, which is asked at every call. */
+  /** Cached results of `isAtLeast`, which every call needs. */
   readonly #isAtLeast = new Map<string, boolean>();
   readonly #copies = new Map<SimulatedProcess, File[]>();
-  /** Somebody has mapped huge pages. */
+  /** Whether huge pages were ever mapped. */
   #hasHuge = false;
   #nextAddress = FIRST_ADDRESS;
   #lastId = 0;
@@ -171,7 +195,7 @@ export class SimulatedKernel implements Kernel {
     this.process = this.#process(new AddressSpace(this.pageSize), options.privileged ?? true);
   }
 
-  /** Whether it is as new as a version. */
+  /** Whether the kernel is at least as new as a version. */
   isAtLeast(version: string | undefined): boolean {
     if (version === undefined) return false;
     const known = this.#isAtLeast.get(version) ?? compareVersions(this.version, version) >= 0;
@@ -179,14 +203,14 @@ export class SimulatedKernel implements Kernel {
     return known;
   }
 
-  /** The port, as a process has it; default: the handler's. */
+  /** The port through which a process calls this kernel; default: the handler's process. */
   attach(memory: LinearMemory, process: SimulatedProcess = this.process): KernelPort {
     return new SimulatedPort(this, memory, process);
   }
 
   // ---- what there is -------------------------------------------------------------------------------------
 
-  /** Private anonymous memory, of the handler's process by default; nothing is mapped beside it. */
+  /** Maps private anonymous memory, by default in the handler's process. No other mapping is adjacent to it. */
   map(
     pages: number,
     protection: number = PROT.READ | PROT.WRITE,
@@ -195,7 +219,7 @@ export class SimulatedKernel implements Kernel {
     return this.mapMemory(pages, { protection, process });
   }
 
-  /** The same, in huge pages or from several objects. */
+  /** As `map`, with options: in huge pages, from several objects, or in another process. */
   mapMemory(pages: number, options: SimulatedMemory = {}): bigint {
     const { protection = PROT.READ | PROT.WRITE, process = this.process, huge, objects = [] } = options;
     const { space } = process;
@@ -213,7 +237,53 @@ export class SimulatedKernel implements Kernel {
     return BigInt(address);
   }
 
-  /** A place that begins with a whole huge page. */
+  /**
+   * memfd_create(2) and ftruncate(2): makes a shared memory object of `pages` pages. Its page cache is empty. Each call
+   * of `mapShared` maps it once more.
+   *
+   * @example
+   * ```ts
+   * import { SimulatedKernel } from 'userfaultfd/sim';
+   *
+   * const object = new SimulatedKernel().memfd(16);
+   * object.write(4096, new Uint8Array(4096).fill(65));
+   * console.log(object.length, object.resident, object.holds(1));
+   * ```
+   */
+  memfd(pages: number): SharedMemory {
+    checkInteger(pages, 'pages', 1, Number.MAX_SAFE_INTEGER);
+    const spaces = () => this.processes.map(({ space }) => space);
+    return new SharedMemory(pages, this.pageSize, { spaces, preempt: () => this.preempt() });
+  }
+
+  /** Maps a shared memory object (MAP_SHARED). No other mapping is adjacent to it. */
+  mapShared(object: SharedMemory, options: SharedMapping = {}): bigint {
+    const { protection = PROT.READ | PROT.WRITE, process = this.process, firstPage = 0 } = options;
+    const { pages = object.pages - firstPage } = options;
+    checkInteger(firstPage, 'firstPage', 0, Number.MAX_SAFE_INTEGER);
+    checkInteger(pages, 'pages', 1, Number.MAX_SAFE_INTEGER);
+    const address = this.place(pages * this.pageSize);
+    process.space.mapShared(address, pages * this.pageSize, protection, object, firstPage);
+    return BigInt(address);
+  }
+
+  /**
+   * madvise(MADV_DONTNEED) that the handler calls itself; threads may run before it. On shared memory it removes the
+   * entries of the mapping, and the object keeps its pages. Returns 0 or −errno. It throws if a userfaultfd with the
+   * feature `event-remove` watches a part of the range: on Linux the handler would sleep until it reads its own message.
+   */
+  dontNeed(address: bigint, length: number, process: SimulatedProcess = this.process): number {
+    this.preempt();
+    const start = Number(address);
+    const { space } = process;
+    if (space.within(start, start + length).some(({ context }) => context?.has(FEATURE.EVENT_REMOVE))) {
+      throw new Stuck('the handler waits in madvise until it reads its own message', 'asleep');
+    }
+    const { value } = madvise(space, start, length, ADVICE.DONTNEED).next();
+    return value as number;
+  }
+
+  /** A free address at the start of a huge page. */
   #placeHuge(length: number): number {
     const address = this.place(length + HUGE_PAGE);
     return Math.ceil(address / HUGE_PAGE) * HUGE_PAGE;
@@ -225,24 +295,24 @@ export class SimulatedKernel implements Kernel {
     return HUGE_PAGE;
   }
 
-  /** A process beside the handler's, with memory of its own. */
+  /** Makes a process other than the handler's, with memory of its own. */
   spawn(): SimulatedProcess {
     return this.#process(new AddressSpace(this.pageSize), this.process.privileged);
   }
 
-  /** A place where `length` bytes can be mapped in every process. */
+  /** An address at which `length` bytes are free in every process. */
   place(length: number): number {
     const address = this.#nextAddress;
-    // So far apart that no two share a table.
+    // The distance ensures that no page table covers two of these areas.
     const span = tableSpan(this.pageSize);
     this.#nextAddress += (Math.ceil(length / span) + 1) * span;
     return address;
   }
 
-  /** A thread of a process; default: of the handler's. */
+  /** Makes a thread of a process; default: of the handler's. */
   thread(program?: Program, process: SimulatedProcess = this.process): SimulatedThread {
     if (program !== undefined) checkMethod(program, 'program', 'next', 'a generator that was called');
-    // The first thread of a process has its number.
+    // The first thread of a process has the number of the process.
     const tid = process.threads.length === 0 ? process.pid : ++this.#lastId;
     const thread = new SimulatedThread(tid, process, program);
     this.threads.push(thread);
@@ -250,11 +320,14 @@ export class SimulatedKernel implements Kernel {
   }
 
   #process(space: AddressSpace, privileged: boolean): SimulatedProcess {
-    const surroundings: Surroundings = {
+    const surroundings: ProcessHost = {
       place: (length) => this.place(length),
       process: (parent, descriptors) => {
         const child = this.#process(new AddressSpace(this.pageSize), parent.privileged);
-        if (descriptors === 'copied') this.#copyFiles(child);
+        if (descriptors === 'shared') return child;
+        const files = this.files.all();
+        for (const file of files) file.holders++;
+        this.#copies.set(child, files);
         return child;
       },
       thread: (program, process) => this.thread(program, process),
@@ -266,13 +339,7 @@ export class SimulatedKernel implements Kernel {
     return process;
   }
 
-  #copyFiles(child: SimulatedProcess): void {
-    const files = this.files.all();
-    for (const file of files) file.holders++;
-    this.#copies.set(child, files);
-  }
-
-  /** A process lets go of the descriptors that it copied. */
+  /** Drops the descriptors that a process copied. */
   dropFiles(process: SimulatedProcess): void {
     for (const file of this.#copies.get(process) ?? []) drop(file);
     this.#copies.delete(process);
@@ -286,7 +353,7 @@ export class SimulatedKernel implements Kernel {
   }
 
   /**
-   * A call was made that resolves faults.
+   * To call after a call that resolves faults.
    *
    * @internal
    */
@@ -294,7 +361,7 @@ export class SimulatedKernel implements Kernel {
     this.#clock.filled(installed);
   }
 
-  /** Ends the run: the next step, or the handler's next call, throws this. */
+  /** Ends the run: the next step, or the handler's next call, throws this error. */
   halt(error: Error): void {
     this.#clock.halted ??= error;
   }
@@ -316,22 +383,23 @@ export class SimulatedKernel implements Kernel {
     return file?.is === 'pidfd' && file.process.exited;
   }
 
-  /** Whatever sleeps on an eventfd goes on: what another thread does to stop a loop. */
+  /** Signals an eventfd, as another thread does to stop a loop. */
   signal(fd: number): void {
     const file = this.files.get(fd);
     if (file?.is === 'eventfd') file.count++;
   }
 
   /**
-   * A mapping change was read: its thread goes on, if nothing holds it back.
+   * To call when the message of a mapping change was read. The thread that makes the change continues, unless it is
+   * held back.
    *
    * @internal
    */
-  release(notice: Notice): void {
+  release(notice: EventMessage): void {
     const release = (): void => {
       notice.read = true;
     };
-    const steps = this.injector?.heldSteps() ?? 0;
+    const steps = this.injector?.stepsOf('held') ?? 0;
     if (steps > 0) this.#clock.hold(steps * STEP_MS, release);
     else release();
   }
@@ -344,7 +412,7 @@ export class SimulatedKernel implements Kernel {
     for (const thread of this.threads) {
       if (!thread.runnable) continue;
       const happen = (): void => {
-        this.#clock.tried();
+        this.#clock.attempted();
         thread.turn = this.steps;
         thread.step();
         this.observer?.(`thread ${thread.tid}: ${thread.describe()}`);
@@ -380,7 +448,7 @@ export class SimulatedKernel implements Kernel {
     callback();
   }
 
-  /** One of these happens. */
+  /** Chooses one of the candidates, and runs it. */
   #choose(candidates: Candidate[]): void {
     if (candidates.length > 1) candidates.sort((a, b) => a.turn - b.turn);
     const chosen = candidates[this.chooser.below(candidates.length)] as Candidate;
@@ -390,7 +458,7 @@ export class SimulatedKernel implements Kernel {
     if (this.injector) this.#disturb(this.injector);
   }
 
-  /** What may come from outside at any step. */
+  /** Injects the events that may come at any step. */
   #disturb(injector: Injector): void {
     const asleep = this.threads.filter(({ wait }) => wait?.place === 'fault' && !wait.over());
     if (asleep.length > 0 && injector.happens('signal')) injector.pick(asleep).signals++;
@@ -409,7 +477,7 @@ export class SimulatedKernel implements Kernel {
     else if (others.length > 0 && injector.happens('exec')) injector.pick(others).exec();
   }
 
-  /** Mappings that get a border or lose one, and a pool of huge pages that others empty. */
+  /** Injects borders of mappings or removes them, and lets another process empty the pool of huge pages. */
   #disturbMemory(injector: Injector): void {
     const watched = injector.knows('split') ? this.#watched() : [];
     if (watched.length > 0 && injector.happens('split')) {
@@ -420,7 +488,7 @@ export class SimulatedKernel implements Kernel {
         vma.traits ^= NOT_DUMPED;
       });
     }
-    const steps = this.#hasHuge && this.hugePool.free > 0 ? injector.drySteps() : 0;
+    const steps = this.#hasHuge && this.hugePool.free > 0 ? injector.stepsOf('dry') : 0;
     if (steps === 0) return;
     this.hugePool.drain();
     this.#clock.hold(steps * STEP_MS, () => this.hugePool.refill());
@@ -442,20 +510,21 @@ export class SimulatedKernel implements Kernel {
     return this.#runnable().length > 0 || this.#callbacks().length > 0;
   }
 
-  /** Something happens: a thread does a step, or the event loop calls back. False: everybody sleeps for good. */
+  /** Runs one step of a thread, or one callback of the event loop. False: nothing can ever happen any more. */
   step(): boolean {
-    let candidates = [...this.#runnable(), ...this.#callbacks()];
-    while (candidates.length === 0) {
+    for (;;) {
+      const candidates = [...this.#runnable(), ...this.#callbacks()];
+      if (candidates.length > 0) {
+        this.#choose(candidates);
+        return true;
+      }
       const { next } = this.#clock;
       if (next === Number.POSITIVE_INFINITY) return false;
       this.#clock.jump(next);
-      candidates = [...this.#runnable(), ...this.#callbacks()];
     }
-    this.#choose(candidates);
-    return true;
   }
 
-  /** Threads may run here, before a call of the port. */
+  /** Lets threads run before a call of the port. */
   preempt(): void {
     this.#clock.call(false);
     while (this.#preemption > 0 && this.chooser.chance(this.#preemption)) {
@@ -469,8 +538,8 @@ export class SimulatedKernel implements Kernel {
   }
 
   /**
-   * The caller of the port sleeps until something is so, or until its time is up; threads run meanwhile. Without a
-   * limit, and with nobody to run, it would sleep for ever: that is an error.
+   * Lets the caller of the port sleep until a condition holds, or until its time is up. Threads run meanwhile. If there
+   * is no time limit, and no thread can run, it would sleep forever, so this is an error.
    */
   sleep(over: () => boolean, limitMs: number): void {
     const until = limitMs < 0 ? Number.POSITIVE_INFINITY : this.now + limitMs;
@@ -482,7 +551,7 @@ export class SimulatedKernel implements Kernel {
       } else if (next < Number.POSITIVE_INFINITY) {
         this.#clock.jump(next);
       } else {
-        throw new Stuck('the handler sleeps without a limit, and nobody is left to wake it', 'asleep');
+        throw new Stuck('the handler sleeps without a limit, and no thread is left to wake it', 'asleep');
       }
     }
   }

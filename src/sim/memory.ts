@@ -1,16 +1,24 @@
-// An address space: what is mapped where, and what each page's table entry says. Private anonymous memory, in small
-// pages or in huge ones of a pool (kernel-semantics, section 4).
+// A simulated address space: its mappings, and the page table entry of each page. Memory is private and anonymous, in
+// small pages or in huge pages of a pool, or it is a shared mapping of an object in small pages (docs/kernel.md).
 //
 // Rules:
-//  - Addresses are numbers: user addresses end below 2^47. Pages are counted from address 0, in small pages; a huge
-//    page has one entry, under the number of its first small page.
-//  - Mappings do not overlap; neighbours that are alike in everything are one, as in the kernel. Alike includes
-//    where their pages come from: what was faulted in apart, or moved, stays apart.
-//  - An entry that is not in the table is empty.
+//  - Addresses are numbers, because user addresses end below 2^47. A page is numbered by its distance from address 0,
+//    in small pages. A huge page has one entry, under the number of its first small page.
+//  - Mappings do not overlap. Neighbours with equal properties are merged, as on Linux. The properties include the
+//    origin of the pages, so mappings that were populated separately, or moved, are not merged.
+//  - A page that has no entry in the table is missing, and without a marker.
+//
+// This file also has the userfaultfds (contexts) that watch an address space, because the two refer to each other, as
+// mm_struct and userfaultfd_ctx do on Linux.
+//
+// Rules:
+//  - A read returns page faults before all other events, whatever came first. Both are in order of arrival.
+//  - A thread whose fault was read still sleeps. A wake releases a thread whether its fault was read or not. If it was
+//    not read, the fault is dropped.
+//  - `changing` counts mapping changes under way. The changing threads decrement it, after their events were read.
 
-import type { Context } from './context.js';
+import { EVENT, FEATURE, MODE, OPEN } from './abi.js';
 import type { HugePool } from './pool.js';
-import type { Witness } from './witness.js';
 
 /** A page's bytes, and how many page tables map them. */
 export interface Frame {
@@ -18,44 +26,74 @@ export interface Frame {
   mappers: number;
 }
 
+/** A shared memory object, as its mappings see it. */
+export interface SharedPages {
+  /** Size of the object in pages. */
+  readonly pages: number;
+  /** Whether a page is in the page cache. */
+  holds(page: number): boolean;
+  /** A page of the page cache. */
+  frame(page: number): Frame | undefined;
+  /** Adds a page to the page cache: these bytes, or zeros. */
+  allocate(page: number, bytes?: Uint8Array): Frame;
+  /**
+   * Removes the pages from `first` up to `end`, exclusive, from the page cache and from every mapping. Calls `removed`
+   * for each part of a mapping.
+   */
+  remove(first: number, end: number, removed?: (space: AddressSpace, from: number, to: number) => void): void;
+}
+
 /** A page table entry. */
 export type Entry =
   | { is: 'zero'; wp: boolean }
   | { is: 'page'; frame: Frame; exclusive: boolean; wp: boolean }
-  /** Empty, but for what it says: write-protected, poisoned, guarded. */
+  /** Empty except for a marker: write-protected, poisoned, guarded. */
   | { is: 'wp' | 'poison' | 'guard' };
 
 /** A part of an address space. `end` is exclusive. */
 export interface Vma {
   start: number;
   end: number;
-  /** PROT_* bits. */
+  /** Bits of PROT. */
   protection: number;
-  /** The userfaultfd that has registered it, and in which modes (MODE_* bits). */
+  /** The userfaultfd with which it is registered, and in which modes (bits of MODE). */
   context: Context | undefined;
   modes: number;
   /** Bytes of its pages: small ones, or huge ones. */
   pageSize: number;
-  /** How it was mapped and advised: 0 is plain. Told apart, and but for LOCKED not looked into. */
+  /**
+   * How it was mapped and advised; 0: nothing special. Mappings with different traits are not merged. Only LOCKED and
+   * NOT_FORKED have another effect in the simulation.
+   */
   traits: number;
-  /** Its first page's number where it was mapped first; mremap leaves it as it was. */
+  /**
+   * The number that its first page had where the memory was first mapped. mremap keeps it, unless no page was installed
+   * yet. If the memory is shared: the page of the object that is mapped first.
+   */
   origin: number;
-  /** What the kernel calls anon_vma: who shares it may be one mapping. Undefined until a page was installed. */
+  /** The object that it maps. Undefined: the memory is private and anonymous. */
+  object: SharedPages | undefined;
+  /** Stands for Linux's anon_vma: mappings that share it may be merged. Undefined until a page was installed. */
   family: object | undefined;
 }
 
-/** The trait of memory that mlock keeps where it is. */
+/** Trait: mlock keeps the memory resident. */
 export const LOCKED = 2;
-/** Traits of memory that core dumps leave out (MADV_DONTDUMP), and that was placed on a node (mbind). */
+/** Traits: core dumps leave the memory out (MADV_DONTDUMP); mbind placed it on a node. */
 export const NOT_DUMPED = 4;
 export const BOUND = 8;
-/** Added for each object behind memory that is mapped side by side: two memfds, for one. */
+/** Trait: a forked process does not get the mapping (MADV_DONTFORK). */
+export const NOT_FORKED = 16;
+/**
+ * Added to the traits once for each further memory object, so that the mappings of adjacent memfds, for example, are
+ * not merged.
+ */
 export const NEXT_OBJECT = 256;
 
 /** Bytes of an entry; a table of them fills a page. */
 const ENTRY_BYTES = 8;
 
-/** Bytes of memory that one table of entries is for. */
+/** Bytes of memory that one table of entries covers. */
 export function tableSpan(pageSize: number): number {
   return pageSize * (pageSize / ENTRY_BYTES);
 }
@@ -64,12 +102,12 @@ export class AddressSpace {
   readonly pageSize: number;
   /** False once the process has exited or called exec. */
   alive = true;
-  /** Looks on; inherited by children. */
-  witness: Witness | undefined;
-  /** Where huge pages come from; those of every process come from one pool. */
+  /** Observer of changes; inherited by children. */
+  observer: MemoryObserver | undefined;
+  /** The pool of huge pages, which all processes share. */
   pool: HugePool | undefined;
   readonly #pages = new Map<number, Entry>();
-  /** Tables of entries that were made, by number: each is for `tableSpan` bytes. They stay when their entries go. */
+  /** Numbers of the page tables that exist. Each covers `tableSpan` bytes, and stays when its entries are removed. */
   readonly #tables = new Set<number>();
   #vmas: Vma[] = [];
 
@@ -88,12 +126,12 @@ export class AddressSpace {
     return this.#vmas.find((vma) => address >= vma.start && address < vma.end);
   }
 
-  /** Those that [start, end) meets, in order. */
+  /** The mappings that overlap [start, end), in order. */
   within(start: number, end: number): Vma[] {
     return this.#vmas.filter((vma) => vma.start < end && start < vma.end);
   }
 
-  /** Maps fresh memory, where nothing is mapped; `pageSize`: bytes of its pages. */
+  /** Maps fresh memory at a free address; `pageSize`: bytes of its pages. */
   map(start: number, length: number, protection: number, traits = 0, pageSize = this.pageSize): void {
     this.insert({
       start,
@@ -104,36 +142,53 @@ export class AddressSpace {
       pageSize,
       traits,
       origin: start / this.pageSize,
+      object: undefined,
       family: undefined,
     });
   }
 
-  /** Puts a mapping where nothing is mapped, and joins it with its neighbours. */
+  /** Maps a shared object at a free address. `origin`: the page of the object that is mapped first. */
+  mapShared(start: number, length: number, protection: number, object: SharedPages, origin: number): void {
+    this.insert({
+      start,
+      end: start + length,
+      protection,
+      context: undefined,
+      modes: 0,
+      pageSize: this.pageSize,
+      traits: 0,
+      origin,
+      object,
+      family: undefined,
+    });
+  }
+
+  /** Inserts a mapping at a free address, and merges it with its neighbours. */
   insert(vma: Vma): void {
     this.add(vma);
     this.join(vma.start, vma.end);
   }
 
-  /** The same, by itself. */
+  /** As `insert`, without merging. */
   add(vma: Vma): void {
     this.#vmas.push(vma);
     this.#vmas.sort((a, b) => a.start - b.start);
   }
 
-  /** Takes out what is mapped in [start, end), pages included. */
+  /** Removes the mappings of [start, end), with their pages. */
   remove(start: number, end: number): void {
     this.cut(start);
     this.cut(end);
     this.#vmas = this.#vmas.filter((vma) => vma.end <= start || vma.start >= end);
     for (const page of this.pagesIn(start, end)) this.set(page, undefined);
-    this.witness?.unmapped(this, start, end);
+    this.observer?.unmapped(this, start, end);
     const span = tableSpan(this.pageSize);
     for (let table = this.#tableOf(start); table <= this.#tableOf(end - 1); table++) {
       if (this.within(table * span, (table + 1) * span).length === 0) this.#tables.delete(table);
     }
   }
 
-  /** Changes the parts of mappings that lie in [start, end), and joins neighbours that are alike then. */
+  /** Changes the parts of mappings that lie in [start, end), then merges equal neighbours. */
   change(start: number, end: number, change: (vma: Vma) => void): void {
     this.cut(start);
     this.cut(end);
@@ -141,7 +196,7 @@ export class AddressSpace {
     this.join(start, end);
   }
 
-  /** Makes `address` a border, if it lies inside of a mapping. */
+  /** Splits the mapping around `address`, if there is one. */
   cut(address: number): void {
     const vma = this.at(address);
     if (!vma || vma.start === address) return;
@@ -150,7 +205,7 @@ export class AddressSpace {
     this.#vmas.splice(this.#vmas.indexOf(vma) + 1, 0, upper);
   }
 
-  /** Joins neighbours in and around [start, end] that are alike. */
+  /** Merges equal neighbours in and around [start, end]. */
   join(start: number, end: number): void {
     for (let i = 1; i < this.#vmas.length; ) {
       const lower = this.#vmas[i - 1] as Vma;
@@ -173,22 +228,28 @@ export class AddressSpace {
       lower.modes === upper.modes &&
       lower.pageSize === upper.pageSize &&
       lower.traits === upper.traits &&
+      lower.object === upper.object &&
       lower.origin + (lower.end - lower.start) / this.pageSize === upper.origin &&
       (lower.family === upper.family || !lower.family || !upper.family)
     );
   }
 
-  /** A page is about to be installed: the mapping belongs to a family from now on, a neighbour's if it can. */
-  populate(vma: Vma): void {
+  /**
+   * To call before a page is installed. Gives the mapping a family: that of a neighbour, if possible. Shared memory has
+   * no family, unless it has guards.
+   */
+  populate(vma: Vma, guards = false): void {
+    if (vma.object && !guards) return;
     vma.family ??= this.#neighbour(vma) ?? {};
   }
 
   #neighbour(vma: Vma): object | undefined {
     const i = this.#vmas.indexOf(vma);
-    // The one behind is asked first.
+    // As on Linux, try the next mapping first.
     for (const other of [this.#vmas[i + 1], this.#vmas[i - 1]]) {
       if (!other?.family || other.context !== vma.context || other.modes !== vma.modes) continue;
-      if (other.traits !== vma.traits || other.pageSize !== vma.pageSize) continue;
+      if (other.traits !== vma.traits || other.pageSize !== vma.pageSize || other.object !== vma.object)
+        continue;
       const [lower, upper] = other.start > vma.start ? [vma, other] : [other, vma];
       const pages = (lower.end - lower.start) / this.pageSize;
       if (lower.end === upper.start && lower.origin + pages === upper.origin) return other.family;
@@ -207,17 +268,17 @@ export class AddressSpace {
     return this.at(address)?.pageSize ?? this.pageSize;
   }
 
-  /** Where the page that holds an address begins. */
+  /** The start of the page that holds an address. */
   startOf(address: number): number {
     return address - (address % this.sizeAt(address));
   }
 
-  /** The number under which its entry is. */
+  /** The number of the entry of the page that holds an address. */
   keyOf(address: number): number {
     return this.pageOf(this.startOf(address));
   }
 
-  /** Whether a page is there at an address: the zero page, or one of its own. */
+  /** Whether a page is installed at an address. The zero page counts. */
   holds(address: number): boolean {
     const entry = this.entry(this.keyOf(address));
     return entry?.is === 'page' || entry?.is === 'zero';
@@ -231,7 +292,7 @@ export class AddressSpace {
     return Math.floor(address / tableSpan(this.pageSize));
   }
 
-  /** Whether there is a table for an address: whether anybody has touched memory near it. */
+  /** Whether there is a table for an address, that is, whether memory near it was ever touched. */
   hasTable(address: number): boolean {
     return this.#tables.has(this.#tableOf(address));
   }
@@ -240,7 +301,7 @@ export class AddressSpace {
     this.#tables.add(this.#tableOf(address));
   }
 
-  /** Puts an entry in place of what was there; a page that nobody maps any more is gone. */
+  /** Replaces an entry. A huge page that no entry refers to any more returns to the pool. */
   set(page: number, entry: Entry | undefined): void {
     const old = this.#pages.get(page);
     if (old?.is === 'page' && !(entry?.is === 'page' && entry.frame === old.frame)) {
@@ -255,7 +316,7 @@ export class AddressSpace {
     this.makeTable(page * this.pageSize);
   }
 
-  /** Carries an entry, and its page, to another place, where none is. */
+  /** Moves an entry, with its page, to a page number without an entry. */
   carry(from: number, to: number): void {
     const entry = this.#pages.get(from);
     this.#pages.delete(from);
@@ -276,26 +337,24 @@ export class AddressSpace {
     return found;
   }
 
-  /** A page of this process alone: with these bytes, or `size` zeros. Undefined: a huge one, and none is free. */
+  /** Makes a page of `size` bytes: these bytes, or zeros. Undefined: no huge page is free. */
   take(size: number, bytes?: Uint8Array): (Entry & { is: 'page' }) | undefined {
     if (size > this.pageSize && this.pool?.take() === false) return undefined;
     const frame = { bytes: bytes ? bytes.slice() : new Uint8Array(size), mappers: 1 };
     return { is: 'page', frame, exclusive: true, wp: false };
   }
 
-  /** The same, of a small page: there is always one. */
-  fresh(bytes?: Uint8Array): Entry & { is: 'page' } {
-    return this.take(this.pageSize, bytes) as Entry & { is: 'page' };
-  }
-
-  /** Forgets everything: the process is gone. */
+  /** Frees everything: the process is gone. */
   end(): void {
     this.alive = false;
     for (const page of [...this.#pages.keys()]) this.set(page, undefined);
     this.#vmas = [];
   }
 
-  /** The bytes at an address as they are, without touching them: those of a page that is not there are zero. */
+  /**
+   * The bytes at an address, without a page fault. The bytes of a missing page are zero, or those in the page cache of
+   * shared memory.
+   */
   peek(address: number, length: number): Uint8Array {
     const bytes = new Uint8Array(length);
     for (let done = 0; done < length; ) {
@@ -303,9 +362,182 @@ export class AddressSpace {
       const offset = address + done - start;
       const some = Math.min(this.sizeAt(start) - offset, length - done);
       const entry = this.#pages.get(this.pageOf(start));
-      if (entry?.is === 'page') bytes.set(entry.frame.bytes.subarray(offset, offset + some), done);
+      const frame = entry?.is === 'page' ? entry.frame : this.#cached(start);
+      if (frame) bytes.set(frame.bytes.subarray(offset, offset + some), done);
       done += some;
     }
     return bytes;
+  }
+
+  /** The page of the page cache that a touch of an address would find. Undefined: none, or the memory is not shared. */
+  #cached(address: number): Frame | undefined {
+    const vma = this.at(address);
+    return vma?.object?.frame(pageOfObject(this, vma, this.pageOf(address)));
+  }
+}
+
+/** The page of its object that a page of a shared mapping shows. */
+export function pageOfObject(space: AddressSpace, vma: Vma, page: number): number {
+  return vma.origin + page - vma.start / space.pageSize;
+}
+
+/**
+ * Observer of events that affect expected page contents. It changes nothing. It is not called for the handler's own
+ * changes of shared memory (bytes written to the object, MADV_DONTNEED, punched holes), because the handler has to keep
+ * the contents that the program expects. Nor is it called when a thread drops the entries of shared memory by
+ * MADV_DONTNEED, because the object keeps its contents.
+ */
+export interface MemoryObserver {
+  /** Called when a thread has read a byte. */
+  read(space: AddressSpace, address: number, value: number): void;
+  wrote(space: AddressSpace, address: number, value: number): void;
+  /** Called when the handler has write-protected the page at an address, or has removed the protection. */
+  protecting(space: AddressSpace, address: number, on: boolean): void;
+  /** Called before madvise posts the removal of [start, end). `removed` follows when the pages are gone. */
+  removing(space: AddressSpace, start: number, end: number): void;
+  /** Called when madvise has removed [start, end). */
+  removed(space: AddressSpace, start: number, end: number): void;
+  /** Called when [start, end) was unmapped, so that it has no expected contents any more. */
+  unmapped(space: AddressSpace, start: number, end: number): void;
+  /** Called when mremap has moved pages. `followed`: their userfaultfd watches the new addresses. */
+  moved(space: AddressSpace, from: number, to: number, length: number, followed: boolean): void;
+  /** Called when no userfaultfd watches [start, end) any more. Its missing pages read as zeros from then on. */
+  unwatched(space: AddressSpace, start: number, end: number): void;
+  /**
+   * Called when fork has copied the address space `space` to `child`. The child's mappings show which memory is
+   * watched, and its entries show which pages were copied.
+   */
+  forked(space: AddressSpace, child: AddressSpace): void;
+}
+
+// ---- userfaultfds ------------------------------------------------------------------------------------------
+
+/** A thread asleep in a page fault. */
+export interface Waiter {
+  readonly address: number;
+  readonly flags: number;
+  readonly tid: number;
+  woken: boolean;
+}
+
+/** A message that is not a page fault, and whether it was read. */
+export interface EventMessage {
+  readonly event: number;
+  readonly words: readonly [number, number, number];
+  /** FORK: the child's userfaultfd, which gets its descriptor when the message is read. */
+  readonly child?: Context;
+  read: boolean;
+}
+
+export class Context {
+  readonly space: AddressSpace;
+  /** The flags with which it was created. */
+  readonly flags: number;
+  features = 0;
+  initialised = false;
+  /** Whether it is closed: no thread waits for it any more. */
+  released = false;
+  /** Mapping changes under way. */
+  changing = 0;
+  pending: Waiter[] = [];
+  reading: Waiter[] = [];
+  events: EventMessage[] = [];
+
+  constructor(space: AddressSpace, flags: number) {
+    this.space = space;
+    this.flags = flags;
+  }
+
+  has(feature: number): boolean {
+    return (this.features & feature) !== 0;
+  }
+
+  get userModeOnly(): boolean {
+    return (this.flags & OPEN.USER_MODE_ONLY) !== 0;
+  }
+
+  get readable(): boolean {
+    return this.pending.length > 0 || this.events.length > 0;
+  }
+
+  /** Puts a thread to sleep at an address. The address is aligned to its page unless EXACT_ADDRESS is on. */
+  sleep(address: number, flags: number, tid: number): Waiter {
+    const waiter = {
+      address: this.has(FEATURE.EXACT_ADDRESS) ? address : this.space.startOf(address),
+      flags,
+      tid: this.has(FEATURE.THREAD_ID) ? tid : 0,
+      woken: false,
+    };
+    this.pending.push(waiter);
+    return waiter;
+  }
+
+  /** Removes a waiter that ends or is interrupted. */
+  removeWaiter(waiter: Waiter): void {
+    this.pending = this.pending.filter((one) => one !== waiter);
+    this.reading = this.reading.filter((one) => one !== waiter);
+  }
+
+  /** Wakes the waiters of [start, end). */
+  wake(start: number, end: number): void {
+    for (const queue of [this.pending, this.reading]) {
+      for (const waiter of queue) {
+        if (waiter.address >= start && waiter.address < end) waiter.woken = true;
+      }
+    }
+    this.pending = this.pending.filter((waiter) => !waiter.woken);
+    this.reading = this.reading.filter((waiter) => !waiter.woken);
+  }
+
+  post(event: number, words: EventMessage['words'], child?: Context): EventMessage {
+    const message: EventMessage = { event, words, read: false, ...(child ? { child } : {}) };
+    this.events.push(message);
+    return message;
+  }
+
+  /** Removes a message that was not read, because its sender was killed. */
+  withdraw(message: EventMessage): void {
+    if (message.read || !this.events.includes(message)) return;
+    this.events = this.events.filter((one) => one !== message);
+    message.child?.release();
+  }
+
+  /** To call when the last descriptor is closed: unregisters all memory, and wakes all threads. */
+  release(): void {
+    this.released = true;
+    const { space } = this;
+    for (const vma of [...space.vmas]) {
+      if (vma.context === this) unregister(space, vma.start, vma.end);
+    }
+    this.wake(0, Number.MAX_SAFE_INTEGER);
+    for (const message of this.events) {
+      message.read = true;
+      if (message.event === EVENT.FORK) message.child?.release();
+    }
+    this.events = [];
+  }
+}
+
+/**
+ * Unregisters memory from its userfaultfd. If write-protect mode is on, the protection is removed. If that mode was on
+ * earlier and is off now, the bits stay in the entries.
+ */
+export function unregister(space: AddressSpace, start: number, end: number): void {
+  for (const vma of space.within(start, end)) {
+    if (vma.modes & MODE.WP) clearProtection(space, Math.max(start, vma.start), Math.min(end, vma.end));
+  }
+  space.observer?.unwatched(space, start, end);
+  space.change(start, end, (vma) => {
+    vma.context = undefined;
+    vma.modes = 0;
+  });
+}
+
+/** Removes write-protection, from pages and from markers. */
+export function clearProtection(space: AddressSpace, start: number, end: number): void {
+  for (const page of space.pagesIn(start, end)) {
+    const entry = space.entry(page);
+    if (entry?.is === 'wp') space.set(page, undefined);
+    else if (entry?.is === 'zero' || entry?.is === 'page') entry.wp = false;
   }
 }

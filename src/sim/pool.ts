@@ -1,13 +1,13 @@
-// The system's pool of huge pages: so many there are, and whoever takes the last one leaves the others without.
+// The simulated system's pool of huge pages: a fixed number of pages, which all processes share.
 //
-// Rule: what was lent to somebody outside of the simulation comes back; what processes hold comes back when nobody maps
-// it any more.
+// Rule: a page of a simulated process returns to the pool when no process maps it any more. Pages that were lent to
+// processes outside of the simulation return together.
 
 export class HugePool {
-  /** Huge pages of the system. */
+  /** Number of huge pages of the system. */
   readonly total: number;
   #used = 0;
-  /** Taken by others for now: everything that was free. */
+  /** Number of pages that processes outside of the simulation have taken for a while. */
   #lent = 0;
 
   constructor(total: number) {
@@ -18,7 +18,7 @@ export class HugePool {
     return this.total - this.#used - this.#lent;
   }
 
-  /** False: none is free. */
+  /** Takes a page. False: none is free. */
   take(): boolean {
     if (this.free <= 0) return false;
     this.#used++;
@@ -27,16 +27,16 @@ export class HugePool {
 
   give(): void {
     this.#used--;
-    // Where it is dry for now, others have that one as well.
+    // While the pool is drained, those processes take this page as well.
     if (this.#lent > 0) this.#lent++;
   }
 
-  /** Somebody else takes all that are free. */
+  /** Lets another process take all free pages. */
   drain(): void {
     this.#lent += this.free;
   }
 
-  /** And gives them back. */
+  /** Lets the other process give its pages back. */
   refill(): void {
     this.#lent = 0;
   }

@@ -1,13 +1,12 @@
-// The port of a simulated kernel: reads the structs that the core has prepared, and writes the answers into them.
+// The port of a simulated kernel: reads the structs that the core has prepared, and writes the results into them.
 
-import type { KernelPort, LinearMemory, Watch } from '../kernel.js';
+import type { KernelPort, LinearMemory, Watch } from '../kernel/port.js';
 import { E, EVENT, MESSAGE_BYTES, OPEN, POLL, REQUEST } from './abi.js';
-import { Context, type Notice, type Sleeper } from './context.js';
-import type { File } from './files.js';
-import type { Interrupted } from './injection.js';
-import type { SimulatedKernel } from './kernel.js';
+import type { File, Files } from './files.js';
+import type { Injector } from './injection.js';
+import { Context, type EventMessage, type Waiter } from './memory.js';
 import { handshake, register, wake, withdraw } from './register.js';
-import { type Answer, type Caller, type Fill, resolve } from './resolve.js';
+import { type Caller, type CallResult, type Fill, resolve } from './resolve.js';
 import type { SimulatedProcess } from './thread.js';
 import { OPERATIONS_SINCE } from './versions.js';
 
@@ -15,15 +14,15 @@ const F_GETFL = 3;
 const F_SETFL = 4;
 const POLLFD_BYTES = 8;
 
-/** Where the source of a COPY may lie: outside of every simulated address space. */
+/** The first address of the views that COPY reads from. It lies outside of every simulated address space. */
 const VIEWS_START = 0x2000_0000_0000;
-/** Views that `addressOf` remembers before it looks which of them are gone. */
+/** How many views `addressOf` keeps before it removes those that were collected. */
 const VIEWS_MOST = 1024;
 
-/** Since when a failed call writes −EAGAIN into its result field. */
+/** The first Linux version in which a failed call writes −EAGAIN into its result field. */
 const WRITES_EAGAIN_SINCE = '6.15';
 
-/** Where the result field lies, by request. */
+/** Offset of the result field, by request. */
 const RESULT_AT: Readonly<Record<number, number>> = {
   [REQUEST.COPY]: 32,
   [REQUEST.ZEROPAGE]: 24,
@@ -32,17 +31,38 @@ const RESULT_AT: Readonly<Record<number, number>> = {
   [REQUEST.POISON]: 24,
 };
 
+/** The part of the simulated kernel that the port calls. */
+export interface PortHost {
+  readonly pageSize: number;
+  readonly offered: bigint;
+  readonly files: Files;
+  readonly processes: readonly SimulatedProcess[];
+  readonly injector: Injector | undefined;
+  readonly now: number;
+  isAtLeast(version: string | undefined): boolean;
+  filled(installed: boolean): void;
+  after(delayMs: number, due: () => void): Watch;
+  watch(fd: number, ready: () => void): Watch;
+  readable(fd: number): boolean;
+  release(message: EventMessage): void;
+  preempt(): void;
+  sleep(over: () => boolean, limitMs: number): void;
+}
+
 export class SimulatedPort implements KernelPort {
-  readonly #kernel: SimulatedKernel;
+  readonly #kernel: PortHost;
   readonly #memory: LinearMemory;
-  /** Whose calls these are. */
+  /** The process that makes these calls. */
   readonly #process: SimulatedProcess;
-  /** Views by ascending address, for as long as somebody has them: a call may be about one that was named long ago. */
+  /**
+   * Views by ascending address, until they are garbage-collected. A call may use an address that was requested long
+   * ago.
+   */
   #views: { address: number; offset: number; length: number; buffer: WeakRef<ArrayBufferLike> }[] = [];
   #mostViews = VIEWS_MOST;
   #nextView = VIEWS_START;
 
-  constructor(kernel: SimulatedKernel, memory: LinearMemory, process: SimulatedProcess) {
+  constructor(kernel: PortHost, memory: LinearMemory, process: SimulatedProcess) {
     this.#kernel = kernel;
     this.#process = process;
     this.#memory = memory;
@@ -72,8 +92,11 @@ export class SimulatedPort implements KernelPort {
   }
 
   #create(flags: number): number {
-    const context = new Context(this.#process.space, flags);
-    const nonBlocking = (flags & OPEN.NONBLOCK) !== 0;
+    return this.#add(new Context(this.#process.space, flags));
+  }
+
+  #add(context: Context): number {
+    const nonBlocking = (context.flags & OPEN.NONBLOCK) !== 0;
     return this.#kernel.files.add({ is: 'userfaultfd', holders: 1, context, nonBlocking });
   }
 
@@ -119,7 +142,8 @@ export class SimulatedPort implements KernelPort {
     if (file.is !== 'userfaultfd') return E.NOTTY;
     const { context } = file;
     const operation = OPERATIONS_SINCE[request];
-    if (context.initialised && this.#kernel.injector?.interrupts(kindOf(request, operation))) return E.INTR;
+    const kind = operation !== undefined ? 'fill' : request === REQUEST.WAKE ? 'wake' : undefined;
+    if (context.initialised && this.#kernel.injector?.interrupts(kind)) return E.INTR;
     if (request === REQUEST.API) return this.#handshake(context, at);
     if (!context.initialised) return E.INVAL;
     if (operation !== undefined && !this.#kernel.isAtLeast(operation)) return E.INVAL;
@@ -155,7 +179,7 @@ export class SimulatedPort implements KernelPort {
     const modes = this.#bits(at + 16);
     const answer = register(context, this.#word(at), this.#word(at + 8), modes, offered);
     if (answer.result < 0) return answer.result;
-    // What cannot be written is registered all the same.
+    // Linux registers the range even if it cannot write the result.
     if (!this.#fits(at + 24, 8)) return E.FAULT;
     this.#view().setBigUint64(at + 24, answer.operations, true);
     return 0;
@@ -176,7 +200,7 @@ export class SimulatedPort implements KernelPort {
     const unwritable = field !== undefined && !writable;
     const wanted = this.#fits(at, argumentBytes) ? fill() : undefined;
     const answer = this.#answer(context, wanted, request, unwritable);
-    // Others may not be resolved by it, so nothing is said of them: write-protection is lifted without a count.
+    // Calls without a result field have no count of resolved bytes.
     if (field !== undefined) this.#kernel.filled((answer.out ?? 0) > 0);
     const untouched =
       answer.result === E.AGAIN && answer.out === E.AGAIN && !this.#kernel.isAtLeast(WRITES_EAGAIN_SINCE);
@@ -186,15 +210,15 @@ export class SimulatedPort implements KernelPort {
     return answer.result;
   }
 
-  /** The kernel's own answer, or the one that is injected. */
-  #answer(context: Context, fill: Fill | undefined, request: number, unwritable: boolean): Answer {
+  /** The simulated kernel's regular answer, or an injected one. */
+  #answer(context: Context, fill: Fill | undefined, request: number, unwritable: boolean): CallResult {
     const { injector, pageSize } = this.#kernel;
     const errno = injector?.failure(request);
     if (errno !== undefined) return { result: errno, out: errno };
     if (!injector || !fill || RESULT_AT[request] === undefined)
       return resolve(context, this.#caller(), fill, unwritable);
     const size = Math.max(pageSize, context.space.sizeAt(fill.start));
-    const length = injector.partOf(Math.ceil(fill.length / size)) * size;
+    const length = injector.partOf(Math.ceil(fill.length / size), 'partial') * size;
     if (length >= fill.length) return resolve(context, this.#caller(), fill, unwritable);
     const answer = resolve(context, this.#caller(), { ...fill, length }, unwritable);
     return answer.result === 0 ? { result: E.AGAIN, out: length } : answer;
@@ -209,12 +233,16 @@ export class SimulatedPort implements KernelPort {
     return at + bytes <= this.#memory.buffer.byteLength;
   }
 
-  /** A word that is an address or a length. What is above 2^53 is rounded, and refused as any other above 2^47. */
+  /**
+   * A word that is an address or a length. Above 2^53 it is rounded, and then refused like any other word above 2^47.
+   */
   #word(at: number): number {
     return Number(this.#view().getBigUint64(at, true));
   }
 
-  /** A word of mode bits: all there are lie in its lowest byte, and any other stands for an unknown one. */
+  /**
+   * A word of mode bits. All known bits lie in its lowest seven bits. Any higher bit is mapped to the unknown bit 0x80.
+   */
   #bits(at: number): number {
     const bits = this.#view().getBigUint64(at, true);
     return Number(bits & 0x7fn) | (bits > 0x7fn ? 0x80 : 0);
@@ -232,21 +260,19 @@ export class SimulatedPort implements KernelPort {
     };
   }
 
-  /** The bytes at an address that `addressOf` has given. */
+  /** The bytes at an address that `addressOf` has returned. */
   #viewed(address: number, length: number): Uint8Array | undefined {
-    let [low, high] = [0, this.#views.length];
-    while (low < high) {
-      const middle = (low + high) >>> 1;
-      if ((this.#views[middle] as { address: number }).address <= address) low = middle + 1;
-      else high = middle;
-    }
-    const view = this.#views[low - 1];
+    // Search from the end: most calls use the address that was requested last.
+    const view = this.#views.findLast((view) => view.address <= address);
     if (!view || address + length > view.address + view.length) return undefined;
     const buffer = view.buffer.deref();
     return buffer && new Uint8Array(buffer, view.offset + (address - view.address), length);
   }
 
-  /** Whether the kernel can read memory of the handler's own process without a fault that it would have to answer. */
+  /**
+   * Whether a call can read memory of the calling process: all of it is mapped, accessible, and has no poison or guard
+   * page.
+   */
   #readable(address: number, length: number): boolean {
     const { space } = this.#process;
     for (let page = space.pageOf(address); page <= space.pageOf(address + length - 1); page++) {
@@ -270,8 +296,8 @@ export class SimulatedPort implements KernelPort {
     const { injector } = this.#kernel;
     if (injector?.interrupts('read')) return E.INTR;
     if (!file.nonBlocking) this.#kernel.sleep(() => context.readable, -1);
-    const there = context.pending.length + context.notices.length;
-    const most = Math.min(length, (injector?.messagesOf(there) ?? there) * MESSAGE_BYTES);
+    const there = context.pending.length + context.events.length;
+    const most = Math.min(length, (injector?.partOf(there, 'short') ?? there) * MESSAGE_BYTES);
     const known = context.reading.length;
     let bytes = 0;
     while (bytes + MESSAGE_BYTES <= most && context.readable) {
@@ -279,7 +305,7 @@ export class SimulatedPort implements KernelPort {
       if (errno < 0) return bytes > 0 ? bytes : errno;
       bytes += MESSAGE_BYTES;
     }
-    // Second messages come behind this read, and take no other's place in it.
+    // A repeated message comes in a later read, and takes no other message's place in this one.
     for (const sleeper of context.reading.slice(known)) {
       if (injector?.happens('repeat')) context.pending.push({ ...sleeper });
     }
@@ -294,15 +320,15 @@ export class SimulatedPort implements KernelPort {
     return 8;
   }
 
-  /** Writes the next message: a fault first. */
+  /** Writes the next message: faults first. */
   #message(context: Context, at: number): number {
-    // A buffer that cannot be written consumes the message, and loses it.
+    // If the buffer cannot be written, the message is consumed and lost.
     const fits = this.#fits(at, MESSAGE_BYTES);
     const view = fits ? this.#view() : new DataView(new ArrayBuffer(at + MESSAGE_BYTES));
     new Uint8Array(view.buffer, at, MESSAGE_BYTES).fill(0);
     const words = (values: readonly number[]) =>
       values.forEach((value, index) => void view.setBigUint64(at + 8 + index * 8, BigInt(value), true));
-    const sleeper = context.pending.shift() as Sleeper | undefined;
+    const sleeper = context.pending.shift() as Waiter | undefined;
     if (sleeper) {
       context.reading.push(sleeper);
       view.setUint8(at, EVENT.PAGEFAULT);
@@ -310,23 +336,17 @@ export class SimulatedPort implements KernelPort {
       view.setUint32(at + 24, sleeper.tid, true);
       return fits ? 0 : E.FAULT;
     }
-    const notice = context.notices[0] as Notice;
-    if (notice.child) {
-      const nonBlocking = (notice.child.flags & OPEN.NONBLOCK) !== 0;
-      const fd = this.#kernel.files.add({
-        is: 'userfaultfd',
-        holders: 1,
-        context: notice.child,
-        nonBlocking,
-      });
+    const message = context.events[0] as EventMessage;
+    if (message.child) {
+      const fd = this.#add(message.child);
       if (fd < 0) return fd;
       view.setUint32(at + 8, fd, true);
     } else {
-      words(notice.words);
+      words(message.words);
     }
-    view.setUint8(at, notice.event);
-    context.notices.shift();
-    this.#kernel.release(notice);
+    view.setUint8(at, message.event);
+    context.events.shift();
+    this.#kernel.release(message);
     return fits ? 0 : E.FAULT;
   }
 
@@ -384,16 +404,10 @@ export class SimulatedPort implements KernelPort {
     return this.#kernel.after(delayMs, due);
   }
 
-  /** A step of the kernel throws it. */
+  /** Makes the next step of the kernel throw the error. */
   raise(error: unknown): void {
     this.#kernel.after(0, () => {
       throw error;
     });
   }
-}
-
-/** Of what kind an ioctl is that may be interrupted; `operation`: since when it resolves faults, if it does. */
-function kindOf(request: number, operation: string | undefined): Interrupted | undefined {
-  if (operation !== undefined) return 'fill';
-  return request === REQUEST.WAKE ? 'wake' : undefined;
 }

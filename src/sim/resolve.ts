@@ -1,16 +1,25 @@
-// The calls that resolve faults, as the kernel answers them (kernel-semantics, section 2, in its order of
-// evaluation; the table of section 4 for each page).
+// The calls that resolve faults, as Linux answers them (docs/kernel.md: "The order of checks", and for each page
+// "Operations by state").
 //
 // Rules:
-//  - A mapping change under way comes before the arguments are looked at.
-//  - Fills stop at the first page that fails: with bytes done before it, EAGAIN and their number; without, its errno.
-//  - What was done is woken, and nothing else; a failure wakes nobody.
+//  - The first check is whether a mapping change is under way. The arguments are checked after that.
+//  - A fill stops at the first page that fails. If pages before it are done, the call answers EAGAIN with their bytes.
+//    If no page is done, it answers the errno of that page.
+//  - Only waiters of pages that are done are woken. A failure wakes no thread.
 
 import { BIT, E, FEATURE, MODE, PROT, REQUEST } from './abi.js';
-import type { Context } from './context.js';
-import { type AddressSpace, type Entry, LOCKED, type Vma } from './memory.js';
+import {
+  type AddressSpace,
+  type Context,
+  type Entry,
+  LOCKED,
+  pageOfObject,
+  type SharedPages,
+  type Vma,
+} from './memory.js';
+import { mapFrame } from './shared-memory.js';
 
-/** The arguments of one of these calls; `source` where it has one. */
+/** The arguments of a call that resolves faults. `source`: 0 if the call has none. */
 export interface Fill {
   request: number;
   start: number;
@@ -19,32 +28,32 @@ export interface Fill {
   source: number;
 }
 
-/** Where the call comes from: its own memory, for sources. */
+/** The calling process. COPY reads its source from the memory of this process. */
 export interface Caller {
   readonly space: AddressSpace;
-  /** The bytes at an address of the caller's; undefined where it cannot be read. */
+  /** The bytes at an address of the caller; undefined if it cannot be read. */
   read(address: number, length: number): Uint8Array | undefined;
 }
 
-/** What a call gives: its result, and what it writes into the result field. */
-export interface Answer {
+/** The result of a call, and what it writes into the result field. */
+export interface CallResult {
   result: number;
-  /** Undefined: the field is left as it was. */
+  /** The value of the result field. Undefined: the field is not written. */
   out?: number;
 }
 
-const failed = (errno: number): Answer => ({ result: errno, out: errno });
+const failed = (errno: number): CallResult => ({ result: errno, out: errno });
 
-/** End of user addresses. */
+/** The end of user addresses. */
 const SPACE_END = 2 ** 47 - 4096;
-/** vm.mmap_min_addr. */
+/** The lowest user address: vm.mmap_min_addr. */
 const SPACE_START = 65536;
 
 export function validRange(space: AddressSpace, start: number, length: number): boolean {
   return start % space.pageSize === 0 && validSource(space, start, length);
 }
 
-/** A range that need not begin at a page. */
+/** Checks a range that need not begin at a page boundary. */
 function validSource(space: AddressSpace, start: number, length: number): boolean {
   return length > 0 && length % space.pageSize === 0 && start >= SPACE_START && start + length <= SPACE_END;
 }
@@ -58,10 +67,18 @@ const MODES: Readonly<Record<number, number>> = {
   [REQUEST.WRITEPROTECT]: BIT.WRITEPROTECT_WP | BIT.WRITEPROTECT_DONTWAKE,
 };
 
-/** `fill` undefined: the struct cannot be read. `silent`: its result field cannot be written, so nobody is woken. */
-export function resolve(context: Context, caller: Caller, fill: Fill | undefined, silent = false): Answer {
+/**
+ * Answers a call. `fill` undefined: the struct cannot be read. `silent`: the result field cannot be written, so no
+ * thread is woken.
+ */
+export function resolve(
+  context: Context,
+  caller: Caller,
+  fill: Fill | undefined,
+  silent = false,
+): CallResult {
   const { space } = context;
-  // Whoever changed a mapping is gone with the process.
+  // If the process is gone, the threads that changed its mappings are gone, too.
   if (context.changing > 0 && space.alive) return failed(E.AGAIN);
   if (!fill) return { result: E.FAULT };
   const { request, start, length, mode } = fill;
@@ -74,15 +91,15 @@ export function resolve(context: Context, caller: Caller, fill: Fill | undefined
     return { result: E.INVAL };
   if (!space.alive) return { result: E.SRCH };
   if (request === REQUEST.WRITEPROTECT) return writeProtect(context, fill);
-  const answer = request === REQUEST.MOVE ? move(context, fill) : install(context, caller, fill);
-  if ((answer.out as number) > 0 && !(mode & BIT.DONTWAKE) && !silent) {
-    context.wake(start, start + (answer.out as number));
+  const result = request === REQUEST.MOVE ? move(context, fill) : install(context, caller, fill);
+  if ((result.out as number) > 0 && !(mode & BIT.DONTWAKE) && !silent) {
+    context.wake(start, start + (result.out as number));
   }
-  return answer;
+  return result;
 }
 
-/** Pages of a size one after another, until one fails. */
-function eachPage(size: number, length: number, one: (offset: number) => number): Answer {
+/** Handles the pages of a range in order, until one of them fails. */
+function eachPage(size: number, length: number, one: (offset: number) => number): CallResult {
   for (let offset = 0; offset < length; offset += size) {
     const errno = one(offset);
     if (errno === 0) continue;
@@ -93,15 +110,27 @@ function eachPage(size: number, length: number, one: (offset: number) => number)
 
 // ---- COPY, ZEROPAGE, CONTINUE, POISON ----------------------------------------------------------------------
 
-function install(context: Context, caller: Caller, { request, start, length, mode, source }: Fill): Answer {
+function install(
+  context: Context,
+  caller: Caller,
+  { request, start, length, mode, source }: Fill,
+): CallResult {
   const { space } = context;
   const vma = space.at(start);
-  // Prepared to hold pages as soon as it is found, also where it is refused.
+  // Linux prepares the mapping (its anon_vma) as soon as it is found, even if it then refuses the call.
   if (vma) space.populate(vma);
   if (!vma?.context || start + length > vma.end) return failed(E.NOENT);
   const protect = (mode & BIT.COPY_WP) !== 0;
   if (protect && !(vma.modes & MODE.WP)) return failed(E.INVAL);
-  // Only shared memory has pages to go on with; huge pages have no zero page.
+  if (vma.object) {
+    const { object } = vma;
+    return eachPage(space.pageSize, length, (offset) => {
+      const page: SharedPage = { space, vma, object, address: start + offset };
+      space.makeTable(page.address);
+      return installShared(page, request, protect, () => caller.read(source + offset, space.pageSize));
+    });
+  }
+  // Only shared memory supports CONTINUE; huge pages have no zero page.
   if (request === REQUEST.CONTINUE) return failed(E.INVAL);
   const { pageSize } = vma;
   const huge = pageSize > space.pageSize;
@@ -114,13 +143,13 @@ function install(context: Context, caller: Caller, { request, start, length, mod
     if (request === REQUEST.COPY) {
       if (found?.is === 'page' || found?.is === 'zero') return E.EXIST;
       const bytes = caller.read(source + offset, pageSize);
-      // What the kernel says where no huge page is free: it finds the table that it has just made, and takes the page to
-      // have been there before. It looks before it reads.
+      // Linux answers EEXIST if no huge page is free: it finds the table that it has just made, and concludes that the
+      // page was there before. This happens before it reads the source.
       if (huge && space.pool?.free === 0) return E.EXIST;
       if (!bytes) return E.FAULT;
       const fresh = space.take(pageSize, bytes) as Entry & { is: 'page' };
       space.set(page, { ...fresh, wp: protect });
-      if (protect) space.witness?.protecting(space, start + offset, true);
+      if (protect) space.observer?.protecting(space, start + offset, true);
       return 0;
     }
     if (found) return E.EXIST;
@@ -129,9 +158,51 @@ function install(context: Context, caller: Caller, { request, start, length, mod
   });
 }
 
+/** A page of a shared mapping. */
+interface SharedPage {
+  space: AddressSpace;
+  vma: Vma;
+  object: SharedPages;
+  address: number;
+}
+
+/** Fills one page of a shared mapping. Returns 0 or −errno. `bytes` reads the source of COPY. */
+function installShared(
+  { space, vma, object, address }: SharedPage,
+  request: number,
+  protect: boolean,
+  bytes: () => Uint8Array | undefined,
+): number {
+  const page = space.pageOf(address);
+  const found = space.entry(page);
+  const index = pageOfObject(space, vma, page);
+  const beyond = index >= object.pages;
+  if (request === REQUEST.POISON) {
+    if (beyond) return E.FAULT;
+    if (found) return E.EXIST;
+    space.set(page, { is: 'poison' });
+    return 0;
+  }
+  let frame = object.frame(index);
+  if (request === REQUEST.CONTINUE) {
+    if (beyond) return E.INVAL;
+    if (!frame) return E.FAULT;
+    if (found?.is === 'page') return E.EXIST;
+  } else {
+    // Linux reads the source before it looks into the page cache.
+    const source = request === REQUEST.COPY ? bytes() : undefined;
+    if (beyond || (request === REQUEST.COPY && !source)) return E.FAULT;
+    if (frame) return E.EXIST;
+    frame = object.allocate(index, source);
+  }
+  mapFrame(space, page, frame, protect);
+  if (protect || found?.is === 'wp') space.observer?.protecting(space, address, protect);
+  return 0;
+}
+
 // ---- WRITEPROTECT ------------------------------------------------------------------------------------------
 
-function writeProtect(context: Context, { start, length, mode }: Fill): Answer {
+function writeProtect(context: Context, { start, length, mode }: Fill): CallResult {
   const { space } = context;
   const on = (mode & BIT.WRITEPROTECT_WP) !== 0;
   const end = start + length;
@@ -146,14 +217,15 @@ function writeProtect(context: Context, { start, length, mode }: Fill): Answer {
 }
 
 function protectIn(space: AddressSpace, vma: Vma, start: number, end: number, on: boolean): void {
-  const unpopulated = vma.context?.has(FEATURE.WP_UNPOPULATED) === true;
+  // Shared memory always has markers.
+  const unpopulated = vma.object !== undefined || vma.context?.has(FEATURE.WP_UNPOPULATED) === true;
   for (let address = start; address < end; address += vma.pageSize) {
     const page = space.pageOf(address);
     const entry = space.entry(page);
     if (entry?.is === 'page' || entry?.is === 'zero') entry.wp = on;
     else if (!entry && on && unpopulated) space.set(page, { is: 'wp' });
     else if (entry?.is === 'wp' && !on) space.set(page, undefined);
-    if (isProtected(space.entry(page)) === on) space.witness?.protecting(space, address, on);
+    if (isProtected(space.entry(page)) === on) space.observer?.protecting(space, address, on);
   }
 }
 
@@ -163,19 +235,20 @@ function isProtected(entry: Entry | undefined): boolean {
 
 // ---- MOVE --------------------------------------------------------------------------------------------------
 
-function move(context: Context, { start, length, mode, source }: Fill): Answer {
+function move(context: Context, { start, length, mode, source }: Fill): CallResult {
   const { space } = context;
   const from = space.at(source);
   const to = space.at(start);
   if (to) space.populate(to);
   if (!from || !to) return failed(E.NOENT);
+  if (from.object || to.object) return failed(E.INVAL);
   if (source + length > from.end || start + length > to.end) return failed(E.INVAL);
   if (from.pageSize > space.pageSize || to.pageSize > space.pageSize) return failed(E.INVAL);
   if ((from.traits ^ to.traits) & LOCKED) return failed(E.INVAL);
   if (to.context !== context || from.protection !== to.protection || !(from.protection & PROT.WRITE))
     return failed(E.INVAL);
   return eachPage(space.pageSize, length, (offset) => {
-    // Without a table there is certainly no page: that is seen before the target is looked at.
+    // Without a table there is no page at the source. Linux checks this before it checks the target.
     if (!space.hasTable(source + offset) && !(mode & BIT.MOVE_HOLES)) return E.NOENT;
     space.makeTable(source + offset);
     space.makeTable(start + offset);

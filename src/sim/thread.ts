@@ -1,6 +1,7 @@
-// Simulated processes and threads. A thread's program is a generator function that yields what it does next, and is
-// given what came of it: `const value = yield read(address)`.
+// Simulated processes and threads. A thread's program is a generator. It yields the thread's next action, and gets the
+// outcome of that action back: `const value = yield read(address)`.
 
+import { hex } from '../errors/format.js';
 import { ADVICE, E, PROT } from './abi.js';
 import { AddressSpace, LOCKED } from './memory.js';
 import {
@@ -11,90 +12,93 @@ import {
   mremap,
   munmap,
   overlay,
-  type Steps,
+  type SyscallSteps,
   type Wait,
-} from './mutators.js';
-import { type By, type Toucher, touch } from './touch.js';
+} from './memory-syscalls.js';
+import { type AccessMode, type FaultingThread, touch } from './touch.js';
 
 /**
- * What came of a step: a number ≥ 0, −errno as the name of an errno, or the signal that memory raised ('SIGSEGV',
+ * The outcome of an action: a number ≥ 0, the name of an errno, or the signal that memory raised ('SIGSEGV',
  * 'SIGBUS').
  */
 export type Outcome = number | string;
 
-/** One thing that a thread does. Made by `read`, `write`, `madvise` and the others. */
+/** One action of a thread. Made by `read`, `write`, `madvise` and the others. */
 export interface Action {
-  /** For people. */
+  /** Description of the action. */
   readonly text: string;
   /** @internal */
-  steps(thread: SimulatedThread): Steps<Outcome>;
+  steps(thread: SimulatedThread): SyscallSteps<Outcome>;
 }
 
-/** What a thread does, one after the other. */
+/** The actions of a thread, in order. */
 export type Program = Generator<Action, void, Outcome>;
 
-/** What a process needs of the world around it. */
-export interface Surroundings {
-  /** A place where `length` bytes can be mapped. */
+/** What a process needs from the kernel. */
+export interface ProcessHost {
+  /** An address at which `length` bytes are free. */
   place(length: number): number;
-  /** Begins another process: its memory is a copy that the caller makes. `descriptors`: shared with its parent, or copied. */
+  /**
+   * Makes a child process; the caller copies the memory. `descriptors`: the child shares those of its parent, or copies
+   * them.
+   */
   process(parent: SimulatedProcess, descriptors: 'shared' | 'copied'): SimulatedProcess;
   thread(program: Program | undefined, process: SimulatedProcess): SimulatedThread;
-  /** The process ends: descriptors it holds are closed. */
+  /** To call when the process has ended or called exec: closes its descriptors. */
   ended(process: SimulatedProcess): void;
-  /** A thread has done what it was doing. */
+  /** To call when a thread has completed an action. */
   progressed(): void;
 }
 
-/** A process of the simulated kernel: its memory, and whether it lives. */
+/** A process of the simulated kernel: its memory, and whether it is alive. */
 export class SimulatedProcess {
   readonly pid: number;
   /** @internal */
-  readonly world: Surroundings;
+  readonly host: ProcessHost;
   /** @internal */
   space: AddressSpace;
   /** CAP_SYS_PTRACE. */
   privileged: boolean;
   exited = false;
-  /** It has called exec: it lives on, with other memory. */
+  /** Whether the process has called exec. If so, it lives on, with other memory. */
   executed = false;
   readonly threads: SimulatedThread[] = [];
   /** Children that do not run yet. */
-  readonly unborn = new Set<SimulatedProcess>();
+  readonly notStarted = new Set<SimulatedProcess>();
 
   /** @internal */
-  constructor(pid: number, world: Surroundings, space: AddressSpace, privileged: boolean) {
+  constructor(pid: number, host: ProcessHost, space: AddressSpace, privileged: boolean) {
     this.pid = pid;
-    this.world = world;
+    this.host = host;
     this.space = space;
     this.privileged = privileged;
   }
 
-  /** The process exits, in the middle of whatever its threads do. */
+  /** The process exits, whatever its threads are doing. */
   exit(): void {
     if (this.exited) return;
     this.exited = true;
-    this.leaveMemory();
-    this.world.ended(this);
+    this.releaseMemory();
+    this.host.ended(this);
   }
 
-  /** The process goes on with other memory: descriptors that are close-on-exec are gone, as all here are. */
+  /** The process continues with other memory. All of its descriptors are close-on-exec, and are closed. */
   exec(): void {
     this.executed = true;
-    this.leaveMemory();
+    this.releaseMemory();
     this.space = new AddressSpace(this.space.pageSize);
-    this.world.ended(this);
+    this.host.ended(this);
   }
 
-  /** Its threads end, and its memory is gone. */
-  leaveMemory(): void {
+  /** Ends the process's threads, and frees its memory. */
+  releaseMemory(): void {
     for (const thread of this.threads) thread.stop();
-    for (const child of this.unborn) child.exit();
+    for (const child of this.notStarted) child.exit();
     this.space.end();
   }
 }
 
-/** How it sleeps, for people. */
+/** Descriptions of what a thread waits for. */
 const SLEEPS = {
   fault: 'asleep in a page fault',
   event: 'asleep until its message is read',
@@ -102,27 +106,27 @@ const SLEEPS = {
 } as const;
 
 /** A thread of the simulated kernel: `SimulatedKernel.thread` makes it. */
-export class SimulatedThread implements Toucher {
+export class SimulatedThread implements FaultingThread {
   readonly tid: number;
   readonly process: SimulatedProcess;
-  /** What it is doing; undefined between two actions and at the end. */
+  /** The current action; undefined between two actions and at the end. */
   action: Action | undefined;
   /** @internal */
   wait: Wait | undefined;
   done = false;
-  /** Signals that it has not handled. */
+  /** Pending signals. */
   signals = 0;
-  /** What came of its last action. */
+  /** The outcome of its last action. */
   outcome: Outcome = 0;
-  /** When it was its turn last, for a scheduler that is fair. */
+  /** The step at which it had its last turn, for the fair choice of the scheduler. */
   turn = 0;
   readonly #program: Program | undefined;
   #last: Action | undefined;
-  #steps: Steps<Outcome> | undefined;
-  /** It is in the middle of a step, which may be a call that lets others run. */
+  #steps: SyscallSteps<Outcome> | undefined;
+  /** Whether it is in the middle of a step. The step may make a call that lets other threads run. */
   #stepping = false;
 
-  /** Without a program it does what `begin` gives it. */
+  /** A thread without a program performs the actions that `begin` gives it. */
   constructor(tid: number, process: SimulatedProcess, program: Program | undefined) {
     this.tid = tid;
     this.process = process;
@@ -135,26 +139,26 @@ export class SimulatedThread implements Toucher {
     return this.process.space;
   }
 
-  /** Whether it can do something now. */
+  /** Whether it can take a step now. */
   get runnable(): boolean {
     if (this.done || this.#stepping) return false;
     if (this.wait) return this.wait.over();
     return this.#program !== undefined || this.#steps !== undefined;
   }
 
-  /** Whether it has nothing to do, and will not have without being told. */
+  /** Whether it has no action, and gets none unless `begin` is called. */
   get idle(): boolean {
     return this.done || (this.#program === undefined && this.#steps === undefined);
   }
 
-  /** Gives it something to do. */
+  /** Gives it an action. */
   begin(action: Action): void {
     this.action = action;
     this.#last = action;
     this.#steps = action.steps(this);
   }
 
-  /** Does one step: up to the next point where others may run. */
+  /** Takes one step: up to the next point at which other threads may run. */
   step(): void {
     this.#stepping = true;
     try {
@@ -164,12 +168,12 @@ export class SimulatedThread implements Toucher {
     }
   }
 
-  /** What its last step did, and where that left it, for people. */
+  /** Describes its last step and the result. */
   describe(): string {
-    const said = this.#last?.text ?? '';
-    if (this.done) return said ? `${said}; it ends` : 'ends';
-    if (this.wait) return `${said}: ${SLEEPS[this.wait.place]}`;
-    return this.action ? `${said}: goes on` : `${said} → ${this.outcome}`;
+    const text = this.#last?.text ?? '';
+    if (this.done) return text ? `${text}; it ends` : 'ends';
+    if (this.wait) return `${text}: ${SLEEPS[this.wait.place]}`;
+    return this.action ? `${text}: goes on` : `${text} → ${this.outcome}`;
   }
 
   #step(): void {
@@ -183,7 +187,7 @@ export class SimulatedThread implements Toucher {
       }
       this.begin(value);
     }
-    const { value, done } = (this.#steps as Steps<Outcome>).next();
+    const { value, done } = (this.#steps as SyscallSteps<Outcome>).next();
     if (this.done) return;
     if (!done) {
       this.wait = value as Wait | undefined;
@@ -192,14 +196,14 @@ export class SimulatedThread implements Toucher {
     this.outcome = value as Outcome;
     this.#steps = undefined;
     this.action = undefined;
-    this.process.world.progressed();
+    this.process.host.progressed();
   }
 
-  /** Ends it wherever it is. */
+  /** Ends it, whatever it is doing. */
   stop(): void {
     if (this.done) return;
     this.done = true;
-    this.process.world.progressed();
+    this.process.host.progressed();
     this.wait?.abandon?.();
     this.wait = undefined;
     this.#steps = undefined;
@@ -213,100 +217,109 @@ const ERRNO_NAMES: Readonly<Record<number, string>> = Object.fromEntries(
   Object.entries(E).map(([name, value]) => [value, `E${name}`]),
 );
 
-/** A number ≥ 0, or the errno's name. */
-export function outcomeOf(result: number): Outcome {
-  return result < 0 ? (ERRNO_NAMES[result] ?? `E${-result}`) : result;
-}
-
 const ADVICE_NAMES: Readonly<Record<number, string>> = Object.fromEntries(
   Object.entries(ADVICE).map(([name, value]) => [value, name]),
 );
 
-/** Touches an address until it gets through. */
-function* reach(
+/** Touches an address, again after each wake, until the touch succeeds or is refused. */
+function* touchUntilDone(
   thread: SimulatedThread,
   address: number,
   write: boolean,
-  by: By,
+  by: AccessMode,
   space = thread.space,
-): Steps<string | Uint8Array> {
+): SyscallSteps<string | Uint8Array> {
   for (;;) {
-    const touched = touch({ tid: thread.tid, space }, address, write, by);
-    if (touched.is === 'refused') return touched.outcome;
-    if (touched.is === 'page') return touched.entry.is === 'page' ? touched.entry.frame.bytes : EMPTY;
-    const { context, sleeper } = touched;
+    const result = touch({ tid: thread.tid, space }, address, write, by);
+    if (result.is === 'refused') return result.outcome;
+    if (result.is === 'page') return result.entry.is === 'page' ? result.entry.frame.bytes : EMPTY;
+    const { context, waiter } = result;
     yield {
       place: 'fault',
-      over: () => sleeper.woken || thread.signals > 0,
-      abandon: () => context.forget(sleeper),
+      over: () => waiter.woken || thread.signals > 0,
+      abandon: () => context.removeWaiter(waiter),
     };
-    if (!sleeper.woken) context.forget(sleeper);
-    // The program's own touch returns to it, so it handles the signal; in a system call the signal stays.
+    if (!waiter.woken) context.removeWaiter(waiter);
+    // If the program itself touches memory, it handles the signal now. In a system call the signal stays pending.
     if (by === 'user') thread.signals = 0;
   }
 }
 
-/** The zero page. */
+/** The bytes of the zero page. */
 const EMPTY = new Uint8Array(0);
 
-function touching(address: bigint, by: By, value?: number): (thread: SimulatedThread) => Steps<Outcome> {
+function touching(
+  address: bigint,
+  by: AccessMode,
+  value?: number,
+): (thread: SimulatedThread) => SyscallSteps<Outcome> {
   return function* (thread) {
     const at = Number(address);
-    const bytes = yield* reach(thread, at, value !== undefined, by);
+    const bytes = yield* touchUntilDone(thread, at, value !== undefined, by);
     if (typeof bytes === 'string') return bytes;
     const { space } = thread;
     const offset = at - space.startOf(at);
     if (value === undefined) {
       const found = bytes[offset] ?? 0;
-      space.witness?.read(space, at, found);
+      space.observer?.read(space, at, found);
       return found;
     }
     bytes[offset] = value;
-    space.witness?.wrote(space, at, value);
+    space.observer?.wrote(space, at, value);
     return 0;
   };
 }
 
 function calling(
-  call: (thread: SimulatedThread) => Steps<number>,
-): (thread: SimulatedThread) => Steps<Outcome> {
+  call: (thread: SimulatedThread) => SyscallSteps<number>,
+): (thread: SimulatedThread) => SyscallSteps<Outcome> {
   return function* (thread) {
-    return outcomeOf(yield* call(thread));
+    const result = yield* call(thread);
+    return result < 0 ? (ERRNO_NAMES[result] ?? `E${-result}`) : result;
   };
 }
 
-const hex = (address: bigint): string => `0x${address.toString(16)}`;
-
-/** The byte at an address: 0 to 255. `by` 'kernel': in a system call. */
-export function read(address: bigint, by: By = 'user'): Action {
+/** Reads the byte at an address, 0 to 255. `by` 'kernel': in a system call of the program. */
+export function read(address: bigint, by: AccessMode = 'user'): Action {
   return { text: `read ${hex(address)}`, steps: touching(address, by) };
 }
 
 /** Writes a byte, 0 to 255. */
-export function write(address: bigint, value: number, by: By = 'user'): Action {
+export function write(address: bigint, value: number, by: AccessMode = 'user'): Action {
   return { text: `write ${value} to ${hex(address)}`, steps: touching(address, by, value) };
 }
 
 /** Makes the kernel touch each page of a range: what madvise(POPULATE_*) and mlock do. */
-function* populate(thread: SimulatedThread, address: bigint, length: number, write: boolean): Steps<Outcome> {
+function* populate(
+  thread: SimulatedThread,
+  address: bigint,
+  length: number,
+  writes: (at: number) => boolean,
+): SyscallSteps<Outcome> {
   const end = Number(address) + length;
   for (let at = Number(address); at < end; at = thread.space.startOf(at) + thread.space.sizeAt(at)) {
-    const reached = yield* reach(thread, at, write, 'kernel');
+    const reached = yield* touchUntilDone(thread, at, writes(at), 'kernel');
     if (typeof reached === 'string') return reached;
   }
   return 0;
 }
 
-/** madvise(2): DONTNEED 4, FREE 8, DONTDUMP 16, DODUMP 17, POPULATE_READ 22, POPULATE_WRITE 23, GUARD_INSTALL 102, GUARD_REMOVE 103. */
+/**
+ * madvise(2): DONTNEED 4, FREE 8, REMOVE 9, DONTFORK 10, DOFORK 11, DONTDUMP 16, DODUMP 17, POPULATE_READ 22,
+ * POPULATE_WRITE 23, GUARD_INSTALL 102, GUARD_REMOVE 103.
+ */
 export function advise(address: bigint, length: number, advice: number): Action {
   const text = `madvise(${hex(address)}, ${length}, ${ADVICE_NAMES[advice] ?? advice})`;
   if (advice === ADVICE.POPULATE_READ || advice === ADVICE.POPULATE_WRITE) {
-    return { text, steps: (thread) => populate(thread, address, length, advice === ADVICE.POPULATE_WRITE) };
+    return {
+      text,
+      steps: (thread) => populate(thread, address, length, () => advice === ADVICE.POPULATE_WRITE),
+    };
   }
   return { text, steps: calling((thread) => madvise(thread.space, Number(address), length, advice)) };
 }
 
-/** mlock(2) of writable memory: its pages are brought in. */
+/** mlock(2) of writable memory: makes its pages resident. It writes to private memory, and reads shared memory. */
 export function lock(address: bigint, length: number): Action {
   return {
     text: `mlock(${hex(address)}, ${length})`,
@@ -315,7 +328,7 @@ export function lock(address: bigint, length: number): Action {
       thread.space.change(start, start + length, (vma) => {
         vma.traits |= LOCKED;
       });
-      return yield* populate(thread, address, length, true);
+      return yield* populate(thread, address, length, (at) => thread.space.at(at)?.object === undefined);
     },
   };
 }
@@ -327,7 +340,7 @@ export function unmap(address: bigint, length: number): Action {
   };
 }
 
-/** mremap(2): the new address. Flags: MAYMOVE 1, FIXED 2, DONTUNMAP 4. */
+/** mremap(2), whose outcome is the new address. Flags: MAYMOVE 1, FIXED 2, DONTUNMAP 4. */
 export function remap(
   address: bigint,
   oldLength: number,
@@ -341,7 +354,7 @@ export function remap(
       mremap(
         thread.space,
         { address: Number(address), oldLength, newLength, flags, target: Number(target) },
-        (length) => thread.process.world.place(length),
+        (length) => thread.process.host.place(length),
       ),
     ),
   };
@@ -358,7 +371,7 @@ export function protect(address: bigint, length: number, protection: number): Ac
   };
 }
 
-/** mbind(2): binds memory to a node, or lets it go. */
+/** mbind(2): binds memory to a node, or ends the binding. */
 export function bind(address: bigint, length: number, bound = true): Action {
   return {
     text: `mbind(${hex(address)}, ${length}, ${bound ? 'bind' : 'default'})`,
@@ -369,7 +382,7 @@ export function bind(address: bigint, length: number, bound = true): Action {
   };
 }
 
-/** mmap(2) with MAP_FIXED: fresh memory in place of what is there. */
+/** mmap(2) with MAP_FIXED: fresh memory in place of the memory that is mapped there. */
 export function replace(
   address: bigint,
   length: number,
@@ -382,37 +395,37 @@ export function replace(
 }
 
 export interface ForkOptions {
-  /** What the child does, as a thread of its own. */
+  /** The child's program, which runs in a thread of its own. */
   program?: () => Program;
-  /** The descriptors: the child's own copies (default), or shared (clone's CLONE_FILES). */
+  /** Whether the child has copies of the descriptors (default), or shares them (clone's CLONE_FILES). */
   descriptors?: 'shared' | 'copied';
-  /** Told of the child's thread before it runs. */
+  /** Called with the child's thread before it runs. */
   started?: (thread: SimulatedThread) => void;
 }
 
-/** fork(2): the child's pid. */
+/** fork(2), whose outcome is the child's pid. */
 export function forked({ program, descriptors = 'copied', started }: ForkOptions = {}): Action {
   return {
     text: 'fork()',
     steps: calling(function* (thread) {
-      const { world } = thread.process;
-      const child = world.process(thread.process, descriptors);
-      thread.process.unborn.add(child);
+      const { host } = thread.process;
+      const child = host.process(thread.process, descriptors);
+      thread.process.notStarted.add(child);
       yield* fork(thread.space, child.space);
-      thread.process.unborn.delete(child);
-      const born = world.thread(program?.(), child);
+      thread.process.notStarted.delete(child);
+      const born = host.thread(program?.(), child);
       started?.(born);
       return child.pid;
     }),
   };
 }
 
-/** The byte at an address of another process, by process_vm_readv. */
+/** Reads the byte at an address of another process, as process_vm_readv(2) does. */
 export function readOf(process: SimulatedProcess, address: bigint): Action {
   return {
     text: `read ${hex(address)} of process ${process.pid}`,
     *steps(thread) {
-      const bytes = yield* reach(thread, Number(address), false, 'kernel', process.space);
+      const bytes = yield* touchUntilDone(thread, Number(address), false, 'kernel', process.space);
       return typeof bytes === 'string'
         ? bytes
         : (bytes[Number(address) - process.space.startOf(Number(address))] ?? 0);
@@ -420,25 +433,22 @@ export function readOf(process: SimulatedProcess, address: bigint): Action {
   };
 }
 
-/** execve(2): the process goes on with other memory, and its other threads end. */
+/** execve(2): the process continues with other memory, and its other threads end. */
 export function exec(): Action {
-  return {
-    text: 'exec()',
-    *steps(thread) {
-      yield undefined;
-      thread.process.exec();
-      return 'gone';
-    },
-  };
+  return leaving('exec()', (process) => process.exec());
 }
 
 /** Ends the thread's whole process. */
 export function exit(): Action {
+  return leaving('exit()', (process) => process.exit());
+}
+
+function leaving(text: string, leave: (process: SimulatedProcess) => void): Action {
   return {
-    text: 'exit()',
-    *steps(thread) {
+    text,
+    *steps({ process }) {
       yield undefined;
-      thread.process.exit();
+      leave(process);
       return 'gone';
     },
   };

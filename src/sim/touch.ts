@@ -1,27 +1,36 @@
-// What happens when memory is touched (kernel-semantics, section 4: touch). A touch runs to its end at once, or
-// says where it went to sleep; after a wake it begins anew.
+// Simulated touches of memory (docs/kernel.md, "Touches by state"). A touch either completes at once, or puts the
+// thread to sleep. After the thread was woken, its touch starts again.
 
 import { FAULT, FEATURE, MODE, PROT } from './abi.js';
-import type { Context, Sleeper } from './context.js';
-import type { AddressSpace, Entry, Vma } from './memory.js';
+import {
+  type AddressSpace,
+  type Context,
+  type Entry,
+  pageOfObject,
+  type SharedPages,
+  tableSpan,
+  type Vma,
+  type Waiter,
+} from './memory.js';
+import { mapFrame } from './shared-memory.js';
 
-export interface Toucher {
+export interface FaultingThread {
   readonly tid: number;
   readonly space: AddressSpace;
 }
 
-/** Who touches: the program itself, or the kernel for it, in a system call. */
-export type By = 'user' | 'kernel';
+/** The mode of a touch: by the program (user mode), or by the kernel in a system call of the program. */
+export type AccessMode = 'user' | 'kernel';
 
-/** What came of a touch: the page, a signal or an errno, or a sleep. */
-export type Touched =
+/** The outcome of a touch: the page, a signal or an errno, or a sleep. */
+export type TouchResult =
   | { is: 'page'; entry: Entry & { is: 'zero' | 'page' } }
   | { is: 'refused'; outcome: 'SIGSEGV' | 'SIGBUS' | 'EFAULT' }
-  | { is: 'asleep'; context: Context; sleeper: Sleeper };
+  | { is: 'asleep'; context: Context; waiter: Waiter };
 
-export function touch(who: Toucher, address: number, write: boolean, by: By): Touched {
-  const { space } = who;
-  const refused = (signal: 'SIGSEGV' | 'SIGBUS'): Touched => ({
+export function touch(thread: FaultingThread, address: number, write: boolean, by: AccessMode): TouchResult {
+  const { space } = thread;
+  const refused = (signal: 'SIGSEGV' | 'SIGBUS'): TouchResult => ({
     is: 'refused',
     outcome: by === 'user' ? signal : 'EFAULT',
   });
@@ -31,22 +40,27 @@ export function touch(who: Toucher, address: number, write: boolean, by: By): To
   space.makeTable(address);
   let found = space.entry(page);
   if (found?.is === 'wp' && !(vma.modes & MODE.WP)) {
-    // Left from when the mode was on.
+    // The marker is left from the time when write-protect mode was on.
     space.set(page, undefined);
     found = undefined;
   }
   if (found?.is === 'guard') return refused('SIGSEGV');
   if (found?.is === 'poison') return refused('SIGBUS');
-  const userfault = (flags: number): Touched => {
+  const userfault = (flags: number): TouchResult => {
     const context = vma.context as Context;
     if (context.has(FEATURE.SIGBUS)) return refused('SIGBUS');
     if (context.userModeOnly && by === 'kernel') return { is: 'refused', outcome: 'EFAULT' };
-    return { is: 'asleep', context, sleeper: context.sleep(address, flags, who.tid) };
+    return { is: 'asleep', context, waiter: context.sleep(address, flags, thread.tid) };
   };
   if (!found || found.is === 'wp') {
-    // A page to write to is prepared before anybody is asked for it.
+    // Linux prepares the mapping for a write before it reports the fault.
     if (write) space.populate(vma);
-    if (vma.modes & MODE.MISSING) return userfault(write ? FAULT.WRITE : 0);
+    if (vma.object && !write) mapAround(space, vma, vma.object, page);
+    found = space.entry(page);
+    const kind = vma.object ? kindOfShared(space, vma, vma.object, page) : MODE.MISSING;
+    if (kind === undefined) return refused('SIGBUS');
+    if (vma.modes & kind)
+      return userfault((write ? FAULT.WRITE : 0) | (kind === MODE.MINOR ? FAULT.MINOR : 0));
   }
   const entry = present(space, vma, page, found, write);
   if (!entry) return refused('SIGBUS');
@@ -54,7 +68,7 @@ export function touch(who: Toucher, address: number, write: boolean, by: By): To
   if (entry.wp && vma.modes & MODE.WP) {
     if (!vma.context?.has(FEATURE.WP_ASYNC)) return userfault(FAULT.WRITE | FAULT.WP);
     entry.wp = false;
-    space.witness?.protecting(space, address, false);
+    space.observer?.protecting(space, address, false);
   }
   const owned = own(space, vma, page, entry);
   return owned ? { is: 'page', entry: owned } : refused('SIGBUS');
@@ -65,18 +79,54 @@ function allows(vma: Vma, write: boolean): boolean {
 }
 
 /**
- * The page's entry; where there is none, the kernel's own: the zero page for a read, a page of zeros for a write, or
- * for any touch of huge pages, which have no zero page. Undefined: no huge page is free.
+ * The mode that reports a touch of a page of shared memory that is not mapped here: minor if it is in the page cache,
+ * else missing. Undefined: it lies beyond the end of the object.
+ */
+function kindOfShared(space: AddressSpace, vma: Vma, object: SharedPages, page: number): number | undefined {
+  const index = pageOfObject(space, vma, page);
+  if (index >= object.pages) return undefined;
+  return object.holds(index) ? MODE.MINOR : MODE.MISSING;
+}
+
+/** Bytes of the area in which a read fault maps pages. */
+const AROUND_BYTES = 65536;
+
+/**
+ * A read fault of shared memory also maps the pages around it that are in the page cache (Linux: fault-around), unless
+ * the mapping is registered for minor faults or write-protection.
+ */
+function mapAround(space: AddressSpace, vma: Vma, object: SharedPages, page: number): void {
+  const area = AROUND_BYTES / space.pageSize;
+  if (area <= 1 || vma.modes & (MODE.WP | MODE.MINOR)) return;
+  const tablePages = tableSpan(space.pageSize) / space.pageSize;
+  const first = Math.max(page - (page % area), vma.start / space.pageSize);
+  const tableEnd = page - (page % tablePages) + tablePages;
+  const end = Math.min(first + area, tableEnd, vma.end / space.pageSize);
+  for (let near = Math.max(first, tableEnd - tablePages); near < end; near++) {
+    const frame = space.entry(near) ? undefined : object.frame(pageOfObject(space, vma, near));
+    if (frame) mapFrame(space, near, frame, false);
+  }
+}
+
+/**
+ * The page's entry. If there is none, one is made: the zero page for a read; a page of zeros for a write, or for any
+ * touch of huge pages, which have no zero page; the page of the page cache for shared memory. Undefined: no huge page is
+ * free.
  */
 function present(
   space: AddressSpace,
-  { pageSize }: Vma,
+  vma: Vma,
   page: number,
   found: Entry | undefined,
   write: boolean,
 ): (Entry & { is: 'zero' | 'page' }) | undefined {
   if (found?.is === 'zero' || found?.is === 'page') return found;
   const wp = found?.is === 'wp';
+  const { object, pageSize } = vma;
+  if (object) {
+    const index = pageOfObject(space, vma, page);
+    return mapFrame(space, page, object.frame(index) ?? object.allocate(index), wp);
+  }
   let entry: Entry & { is: 'zero' | 'page' } = { is: 'zero', wp };
   if (write || pageSize > space.pageSize) {
     const fresh = space.take(pageSize);
@@ -87,13 +137,17 @@ function present(
   return entry;
 }
 
-/** A page to write to: the zero page, and one that others share, are replaced by a copy. Undefined: there is no room. */
+/**
+ * The page to write to. It is a copy if the installed page is the zero page, or private and shared with a forked process.
+ * Undefined: no huge page is free.
+ */
 function own(
   space: AddressSpace,
   vma: Vma,
   page: number,
   entry: Entry & { is: 'zero' | 'page' },
 ): (Entry & { is: 'page' }) | undefined {
+  if (entry.is === 'page' && vma.object) return entry;
   if (entry.is === 'page' && (entry.exclusive || entry.frame.mappers === 1)) {
     entry.exclusive = true;
     return entry;

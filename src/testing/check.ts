@@ -1,22 +1,24 @@
-// Checks of what `simulate` and `explore` are given. A run that tests nothing must not look like one that found nothing
-// wrong: so no seeds, no threads, a probability above 1 and an option with a typing error are errors.
+// Checks the options of `simulate` and `explore`. A run that tests nothing must not look like a run that found nothing
+// wrong. So it is an error to pass no seeds, no threads, a probability above 1, or a misspelled option.
 
 import {
   checkFunction,
   checkInteger,
+  checkIterable,
+  checkMethod,
   checkNames,
   checkOneOf,
   checkOptions,
   invalidValue,
   outOfRange,
   wrongType,
-} from '../arguments.js';
-import { featureBits, type Mode, modeBits } from '../features.js';
-import type { FaultHandler } from '../handler.js';
-import { WAITS } from '../loop.js';
+} from '../errors/arguments.js';
+import { featureBits, type Mode, modeBits } from '../kernel/features.js';
 import { INJECTIONS, type Inject, type Program } from '../sim/index.js';
+import { WAITS } from '../uffd/event-loop.js';
+import type { FaultHandler } from '../uffd/userfaultfd.js';
 
-/** Seeds are 32 bits. */
+/** The highest seed: seeds have 32 bits. */
 const SEED_MOST = 2 ** 32 - 1;
 const COUNT_MOST = Number.MAX_SAFE_INTEGER;
 
@@ -30,7 +32,7 @@ const oneOf =
   (choices: readonly unknown[]): Check =>
   (value, name) =>
     checkOneOf(value, name, choices);
-/** What the world checks by itself, or anything may be. */
+/** For options that are not checked here. The simulated kernel checks some of them. */
 const any: Check = () => {};
 
 const chance: Check = (value, name) => {
@@ -43,7 +45,7 @@ const millis: Check = (value, name) => {
   if (!(value > 0)) throw outOfRange(name, 'a number of milliseconds above 0', value);
 };
 
-/** Opportunities, counted from 0. */
+/** Checks a list of opportunities, counted from 0. */
 const script: Check = (value, name) => {
   if (!Array.isArray(value)) throw wrongType(name, 'a list of integers', value);
   value.forEach((one, index) => void checkInteger(one, `${name}[${index}]`, 0, COUNT_MOST));
@@ -64,7 +66,7 @@ const threads: Check = (value, name) => {
 };
 
 const features: Check = (value, name) => {
-  // An iterator can be used once, and the world has to.
+  // An iterator can be used only once, and the world has to use it.
   if (Array.isArray(value) || value instanceof Set) featureBits(value, name);
   else checkNames(value, name);
 };
@@ -78,12 +80,9 @@ const seeds: Check = (value, name) => {
   checkInteger(count, `${name}.count`, 1, SEED_MOST - from + 1);
 };
 
-const writer: Check = (value, name) => {
-  if (typeof (value as { start?: unknown } | null)?.start !== 'function')
-    throw wrongType(name, 'a TraceWriter', value);
-};
+const writer: Check = (value, name) => checkMethod(value, name, 'start', 'a TraceWriter');
 
-/** By name: what an option has to be where it is given. */
+/** Checks by option name. Missing options are not checked. */
 const WORLD: Readonly<Record<string, Check>> = {
   handler: checkFunction,
   threads,
@@ -110,15 +109,11 @@ const WORLD: Readonly<Record<string, Check>> = {
 const SIMULATE = { ...WORLD, seed: integer(0, SEED_MOST), choices: script, schedule: any, record: writer };
 const EXPLORE = { ...WORLD, seeds, shrinks: integer(0), schedule: any, print: checkFunction };
 
-/** @throws TypeError, RangeError that name the option */
-export function checkSimulate(options: unknown): void {
-  check(options, SIMULATE);
-}
+/** @throws TypeError, RangeError naming the option */
+export const checkSimulate = (options: unknown): void => check(options, SIMULATE);
 
-/** @throws TypeError, RangeError that name the option */
-export function checkExplore(options: unknown): void {
-  check(options, EXPLORE);
-}
+/** @throws TypeError, RangeError naming the option */
+export const checkExplore = (options: unknown): void => check(options, EXPLORE);
 
 function check(options: unknown, checks: Readonly<Record<string, Check>>): void {
   checkOptions(options, 'options');
@@ -132,22 +127,20 @@ function check(options: unknown, checks: Readonly<Record<string, Check>>): void 
   }
 }
 
-/** What the option `handler` has made. */
+/** Checks the result of the option `handler`. */
 export function checkHandler(made: FaultHandler): FaultHandler {
-  if (typeof (made as FaultHandler | undefined)?.pagefault === 'function') return made;
-  throw wrongType('what handler(world) returns', 'a handler with pagefault', made);
+  checkMethod(made, 'what handler(world) returns', 'pagefault', 'a handler with pagefault');
+  return made;
 }
 
-/** What the option `threads` has made: at least one thread, each of which yields what it does. */
+/** Checks the result of the option `threads`: at least one thread, and each of them a generator of actions. */
 export function checkPrograms(made: Iterable<Program>): Program[] {
   const name = 'what threads(world) returns';
-  if (typeof (made as Iterable<Program> | undefined)?.[Symbol.iterator] !== 'function')
-    throw wrongType(name, 'a list of generators', made);
+  checkIterable(made, name, 'a list of generators');
   const programs = [...made];
   if (programs.length === 0) throw outOfRange(name, 'a list of at least one generator', '[]');
   for (const [index, program] of programs.entries()) {
-    if (typeof (program as Program | undefined)?.next !== 'function')
-      throw wrongType(`${name}: [${index}]`, 'a generator that was called', program);
+    checkMethod(program, `${name}: [${index}]`, 'next', 'a generator that was called');
   }
   return programs;
 }

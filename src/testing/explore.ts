@@ -1,15 +1,17 @@
-// `explore`: run after run, each from a seed of its own, until one breaks an invariant; that one is made small.
+// `explore`: runs one seed after the other until a run breaks an invariant, then shrinks that run.
 
 import { checkExplore } from './check.js';
-import { shrink } from './shrink.js';
+import { Shrinker } from './shrink.js';
 import { attempt, explain, type SimulateOptions } from './simulate.js';
 
 export interface ExploreOptions extends Omit<SimulateOptions, 'seed' | 'choices' | 'record'> {
-  /** How many seeds, from 1 on, or which: at least one, each from 0 to 2^32 − 1. Default 1000. */
+  /**
+   * How many seeds to try, from seed 1 on. Or which seeds to try: at least one, each from 0 to 2^32 − 1. Default 1000.
+   */
   seeds?: number | { from: number; count: number };
-  /** Runs that shrinking may take. Default 3000. */
+  /** Most runs that shrinking takes. Default 3000. */
   shrinks?: number;
-  /** Told of a failure before it is thrown: console.error, for one. */
+  /** Called with the text of a failure before it is thrown; for example, console.error. */
   print?: (text: string) => void;
 }
 
@@ -41,8 +43,8 @@ export interface Explored {
  * console.log(`nothing is broken in ${runs} worlds`);
  * ```
  *
- * @throws SimulationError with the seed that repeats it, and the smallest schedule that was found; TypeError, RangeError that
- *   name the option that is wrong
+ * @throws SimulationError with the seed that repeats the failure, and the smallest schedule that was found; TypeError,
+ *   RangeError naming the wrong option
  */
 export async function explore(options: ExploreOptions): Promise<Explored> {
   checkExplore(options);
@@ -55,7 +57,7 @@ export async function explore(options: ExploreOptions): Promise<Explored> {
     explored.steps += tried.steps;
     explored.faults += tried.faults;
     if (!tried.failure) continue;
-    const error = await explain(run, await shrink(run, tried, shrinks), seed);
+    const error = await explain(run, await new Shrinker(run, tried, shrinks).shrink(), seed);
     print?.(error.message);
     throw error;
   }

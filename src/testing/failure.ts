@@ -1,44 +1,44 @@
-// What a simulation throws: which invariant is broken, and all that repeats the run. An ordinary Error, so that any
-// test framework shows it.
+// The error that a simulation throws. It says which invariant is broken, and has everything to repeat the run. It is an
+// ordinary Error, so any test framework shows it.
 
-/** What holds in every run. */
+/** The invariants: what holds in every run. */
 export const INVARIANTS = {
   asleep: 'a thread sleeps for ever',
-  livelock: 'threads and handler are busy, and nobody gets on',
+  livelock: 'threads and handler are busy, and none of them makes progress',
   content: 'a page does not hold what its source or its last writer put there',
   removed: 'a page that was removed holds data',
-  protection: 'a write to a page that is write-protected was not asked for',
-  told: 'the handler is not told what the kernel said, once and in order',
-  closed: 'closed is not told last and once',
+  protection: 'a write to a write-protected page did not fault',
+  told: 'the handler did not get what the kernel reported, once and in order',
+  closed: 'closed is not called exactly once, as the last call',
   leak: 'a descriptor is left open',
   threw: 'the handler threw',
 } as const;
 export type Invariant = keyof typeof INVARIANTS;
 
-/** A run in which an invariant is broken. */
+/** A broken invariant. */
 export interface Failure {
   readonly invariant: Invariant;
-  /** What was seen. */
+  /** What was observed. */
   readonly detail: string;
   readonly cause?: unknown;
 }
 
 /** What repeats a run. */
 export interface Repeat {
-  /** The seed it began with; undefined where choices were given. */
+  /** The seed of the run; undefined if choices were given. */
   readonly seed: number | undefined;
   /** Every decision of the run: `choices` of `simulate` repeats it. */
   readonly choices: readonly number[];
-  /** Who did what, what the handler was told and did, and what the kernel answered. */
+  /** What each thread did, how the handler was called and what it did, and what the kernel answered. */
   readonly schedule: readonly string[];
 }
 
-/** Lines that a message shows of a schedule's beginning, and of its end. */
+/** How many lines a message shows of the beginning of a schedule, and how many of its end. */
 const LINES_SHOWN = 20;
-/** Choices that it shows. */
+/** How many choices a message shows. */
 const CHOICES_SHOWN = 1000;
 
-/** The lines; of many the first and the last. */
+/** The lines. If there are many, only the first and the last ones. */
 function shown(lines: readonly string[]): readonly string[] {
   const left = lines.length - 2 * LINES_SHOWN;
   if (left <= 0) return lines;

@@ -1,5 +1,5 @@
-// The entry `userfaultfd/testing`: a world to test fault handlers in. Runs wherever WebAssembly does, under any test
-// framework: what is wrong is an ordinary Error.
+// The entry `userfaultfd/testing`: a world to test fault handlers in. It runs wherever WebAssembly runs, under any test
+// framework, because failures are ordinary Errors.
 
 export { type Explored, type ExploreOptions, explore } from './explore.js';
 export { type Failure, INVARIANTS, type Invariant, type Repeat, SimulationError } from './failure.js';

@@ -1,75 +1,74 @@
-// One run: a world is opened, its threads and its handler go on until all threads are through, and everything is
-// closed. What breaks an invariant ends it.
+// One run: opens a world, lets its threads and its handler run until all threads have finished, and closes
+// everything. A broken invariant ends the run.
 //
 // Rules:
-//  - The run is decided by its chooser alone.
-//  - A process whose threads are through exits. The handler's own lives on, until it closes its userfaultfd.
-//  - After a callback everything that waits for promises goes on before the next step.
+//  - Only the chooser decides the run.
+//  - A process whose threads have finished exits. The handler's own process, and a process that called exec, do not.
+//  - After a callback, all promise callbacks run before the next step.
 
-import type { FaultHandler } from '../handler.js';
-import type { Kernel, LinearMemory } from '../kernel.js';
-import type { Wait } from '../loop.js';
+import type { Kernel, LinearMemory } from '../kernel/port.js';
 import { E, MESSAGE_BYTES } from '../sim/abi.js';
+import type { Noted } from '../sim/chooser.js';
 import { type Program, type SimulatedProcess, type SimulatedThread, Stuck } from '../sim/index.js';
 import type { AddressSpace } from '../sim/memory.js';
-import type { Noted } from '../sim/random.js';
-import { Stopper } from '../stopper.js';
 import type { TraceWriter } from '../trace/writer.js';
-import { Userfaultfd } from '../userfaultfd.js';
-import { type Attendant, attend } from './attend.js';
+import type { Wait } from '../uffd/event-loop.js';
+import { StopSignal } from '../uffd/stop-signal.js';
+import { type FaultHandler, Userfaultfd } from '../uffd/userfaultfd.js';
 import { checkHandler, checkPrograms } from './check.js';
+import { eventLoopTurn } from './event-loop-turn.js';
+import { EventOrder } from './event-order.js';
 import type { Failure } from './failure.js';
-import { hop } from './hop.js';
-import { Ledger } from './ledger.js';
-import { type Call, listened } from './port.js';
+import { type HandlerObserver, observeHandler } from './observed-handler.js';
+import { type ObservedCall, observedPort } from './observed-port.js';
+import { PageOracle } from './page-oracle.js';
 import { Schedule } from './schedule.js';
-import { Told } from './told.js';
 import { workload } from './workload.js';
 import { World, type WorldOptions } from './world.js';
 
 export interface RunOptions extends WorldOptions {
   /** Makes the handler, anew for each run. */
   handler: (world: World) => FaultHandler;
-  /** What the watched process's threads do; a number: so many that do random things. Default 3. */
+  /** Programs of the threads of the watched process. Or a number of threads with random actions. Default 3. */
   threads?: number | ((world: World) => Iterable<Program>);
-  /** The wait strategy of `start`; default 'poll'. A handler that answers later needs that one. */
+  /** The wait strategy of `start`; default 'poll'. A handler that answers later needs 'poll'. */
   wait?: Wait;
-  /** Steps at most; reaching them is a livelock. Default 100,000. */
+  /** Most steps. A run that reaches this number counts as a livelock. Default 100,000. */
   steps?: number;
   /**
-   * Called again and again before `start`, and others in between, until it answers false: what a program does while it
-   * does not wait yet. By default nothing.
+   * Does the work of a program before it waits for faults. It is called before `start`, again and again between steps
+   * of threads, until it returns false. Default: nothing.
    */
   prepare?: (world: World) => boolean;
-  /** The handler may close the userfaultfd while threads run: their pages are zeros then. */
+  /** Whether the handler may close the userfaultfd while threads run. After that, missing pages read as zeros. */
   mayClose?: boolean;
   /** Records the run. */
   record?: TraceWriter;
 }
 
 const STEPS_MOST = 100_000;
-/** Steps that what was due at the end may take. */
+/** Most steps for the work that is left at the end. */
 const LAST_STEPS = 1000;
 
-export class Run implements Attendant {
+export class SimulationRun implements HandlerObserver {
   readonly world: World;
   failure: Failure | undefined;
-  /** What an option that makes the handler or the threads has thrown, or is wrong in what it made. */
+  /** The error of an option that makes the handler or the threads: the option threw it, or returned a wrong result. */
   mistake: { readonly error: unknown } | undefined;
   answering = 0;
   note: ((line: string) => void) | undefined;
-  /** Faults that were offered. */
+  /** How many faults were offered. */
   faults = 0;
-  /** Choices that were made before the first step. */
+  /** How many choices were made before the first step. */
   planned = 0;
   readonly schedule: Schedule | undefined;
   readonly #options: RunOptions;
   readonly #chooser: Noted;
-  readonly #ledger: Ledger;
-  readonly #told: Told[] = [];
+  readonly #ledger: PageOracle;
+  readonly #orders: EventOrder[] = [];
   readonly #watched: AddressSpace;
-  #main: Told | undefined;
-  /** The thread that stands for the rest of the program: it reaps processes, and stops a loop that blocks. */
+  #main: EventOrder | undefined;
+  /** A thread that stands for the rest of the program. It lets finished processes exit, and stops a blocking loop. */
   #manager: SimulatedThread | undefined;
   #ending = false;
 
@@ -79,7 +78,7 @@ export class Run implements Attendant {
     const world = new World(options, chooser, (it) => this.#listen(it));
     this.world = world;
     this.#watched = world.process.space;
-    this.#ledger = new Ledger(
+    this.#ledger = new PageOracle(
       (index) => world.source(index),
       (failure) => this.fail(failure),
     );
@@ -95,15 +94,15 @@ export class Run implements Attendant {
     return this.world.kernel.steps;
   }
 
-  /** Notes what breaks an invariant; the first counts. */
+  /** Records a broken invariant. Only the first one counts. */
   fail(failure: Failure): void {
     if (this.failure) return;
     this.failure = { ...failure, detail: this.#readable(failure.detail) };
     this.world.kernel.halt(new Error(failure.detail));
   }
 
-  latest(): Told {
-    return this.#told.at(-1) as Told;
+  latest(): EventOrder {
+    return this.#orders.at(-1) as EventOrder;
   }
 
   async go(): Promise<void> {
@@ -112,51 +111,47 @@ export class Run implements Attendant {
       await this.#serve();
       if (!this.failure) await this.#end();
     } catch (error) {
-      this.#caught(error);
+      if (error instanceof Stuck) this.fail(this.#stuck(error.how, error.message));
+      else this.fail({ invariant: 'threw', detail: String(error), cause: error });
     } finally {
       this.#options.record?.close();
     }
-    this.faults = this.#told.reduce((sum, { offers }) => sum + offers, 0);
+    this.faults = this.#orders.reduce((sum, { offers }) => sum + offers, 0);
   }
 
-  #caught(error: unknown): void {
-    if (error instanceof Stuck) this.fail(this.#stuck(error.how, error.message));
-    else this.fail({ invariant: 'threw', detail: String(error), cause: error });
-  }
-
-  // ---- what is heard -------------------------------------------------------------------------------------
+  // ---- observation ---------------------------------------------------------------------------------------
 
   #listen({ kernel }: World): Kernel {
     return {
       pageSize: kernel.pageSize,
       elsewhere: true,
       attach: (memory) => {
-        const told = new Told(kernel.pageSize, (failure) => this.fail(failure));
-        this.#told.push(told);
-        return listened(kernel.attach(memory), memory, {
-          read: (fd, view, bytes) => this.#heard(told, fd, view, bytes),
-          answered: (fd, call) => this.#answered(told, fd, call),
+        const order = new EventOrder(kernel.pageSize, (failure) => this.fail(failure));
+        this.#orders.push(order);
+        return observedPort(kernel.attach(memory), memory, {
+          read: (fd, view, bytes) => this.#read(order, fd, view, bytes),
+          answered: (fd, call) => this.#answered(order, fd, call),
         });
       },
     };
   }
 
-  #heard(told: Told, fd: number, view: DataView, bytes: number): void {
+  #read(order: EventOrder, fd: number, view: DataView, bytes: number): void {
     if (this.world.kernel.files.get(fd)?.is !== 'userfaultfd') return;
     const messages = bytes / MESSAGE_BYTES;
     this.note?.(`handler: reads ${messages} message${messages === 1 ? '' : 's'}`);
-    told.said(view, bytes);
+    order.said(view, bytes);
   }
 
-  #answered(told: Told, fd: number, call: Call): void {
+  #answered(order: EventOrder, fd: number, call: ObservedCall): void {
     this.schedule?.call(call);
-    if (call.resolved > 0) told.resolved(call.start, call.start + BigInt(call.resolved));
+    if (call.resolved > 0) order.resolved(call.start, call.start + BigInt(call.resolved));
     const file = this.world.kernel.files.get(fd);
     if (file?.is !== 'userfaultfd') return;
     const start = Number(call.start);
-    // EEXIST does not say that a page is there; a MOVE says it of its target, and stays undone.
+    // EEXIST resolves the fault if the page is there, which it does not prove. A MOVE with EEXIST has moved nothing.
     if (call.result === E.EXIST && call.name !== 'MOVE' && file.context.space.holds(start))
-      told.resolved(call.start, call.start + BigInt(this.pageSize));
+      order.resolved(call.start, call.start + BigInt(this.pageSize));
     if (call.installed > 0)
       this.#ledger.compare(file.context.space, start, start + call.installed, `${call.name} has put`);
   }
@@ -179,33 +174,25 @@ export class Run implements Attendant {
 
   #open(): void {
     const { world } = this;
-    const uffd = world.process === world.kernel.process ? this.#openOwn() : this.#openOther();
-    this.#main = this.latest();
-    world.uffd = attend(uffd, this.#main, this);
-  }
-
-  #openOwn(): Userfaultfd {
-    const { port, features, address, length, modes } = this.world;
+    const { kernel, port, process, features, address, length, modes } = world;
     const { record } = this.#options;
-    const uffd = Userfaultfd.open({ kernel: port, features, ...(record ? { record } : {}) });
-    uffd.register(address, length, modes);
-    return uffd;
-  }
-
-  /** The watched process opens it, and gives it to the handler's. */
-  #openOther(): Userfaultfd {
-    const { kernel, port, process, features, address, length, modes } = this.world;
-    const { record } = this.#options;
+    const options = { kernel: port, features, ...(record ? { record } : {}) };
+    const own = process === kernel.process;
+    // Another process opens the userfaultfd, and passes it to the handler's process.
     const inside = {
       pageSize: kernel.pageSize,
       elsewhere: true,
       attach: (memory: LinearMemory) => kernel.attach(memory, process),
     };
-    const opened = Userfaultfd.open({ kernel: inside, features });
+    const opened = Userfaultfd.open(own ? options : { kernel: inside, features });
     opened.register(address, length, modes);
-    const { ranges } = opened;
-    const given = { kernel: port, features, ranges, pid: process.pid, ...(record ? { record } : {}) };
-    return Userfaultfd.wrap(opened.release(), given);
+    const passedOn = (): Userfaultfd => {
+      const { ranges } = opened;
+      return Userfaultfd.wrap(opened.release(), { ...options, ranges, pid: process.pid });
+    };
+    const uffd = own ? opened : passedOn();
+    this.#main = this.latest();
+    world.uffd = observeHandler(uffd, this.#main, this);
   }
 
   async #serve(): Promise<void> {
@@ -221,12 +208,13 @@ export class Run implements Attendant {
     this.#manager = world.kernel.thread(this.#manage(wait !== 'poll'));
     await this.#prepare();
     if (this.failure || world.uffd.closed) return;
-    // Returns at once, or when it was stopped or closed.
+    // With the wait strategy 'poll', `start` returns at once. With a blocking one it returns when the loop was stopped
+    // or closed.
     if (!world.uffd.start(handler, { wait })) throw new Error('start: false');
     while (!this.failure && !this.#isThrough()) await this.#step();
   }
 
-  /** What the program does before it waits. */
+  /** Runs what the program does before it waits for faults. */
   async #prepare(): Promise<void> {
     const { prepare } = this.#options;
     const { kernel } = this.world;
@@ -240,7 +228,10 @@ export class Run implements Attendant {
     return this.#options.steps ?? STEPS_MOST;
   }
 
-  /** What an option makes. A mistake in it is not an error of a handler that runs. */
+  /**
+   * Calls an option that makes the handler or the threads. An error in it is a mistake, not a failure of a running
+   * handler.
+   */
   #made<T>(make: () => T): T {
     try {
       return make();
@@ -257,15 +248,18 @@ export class Run implements Attendant {
     if (!kernel.step()) this.fail(this.#stuck('asleep', 'nothing will ever happen any more'));
     else if (this.steps >= this.#mostSteps)
       this.fail(this.#stuck('busy', `${this.steps} steps were not enough`));
-    if (kernel.turns !== turns) await hop();
+    if (kernel.turns !== turns) await eventLoopTurn();
     this.#notEarly();
   }
 
-  /** Only the end of its memory is a reason to close while threads run. */
+  /**
+   * Checks that the handler has not closed too early. While threads run, it may close only if the watched memory is
+   * gone.
+   */
   #notEarly(): void {
     const allowed = this.#ending || this.#options.mayClose || !this.#watched.alive;
-    if (!allowed && (this.#main as Told).closings > 0 && !this.#threadsAreThrough()) {
-      this.fail({ invariant: 'closed', detail: 'it was told while threads run' });
+    if (!allowed && (this.#main as EventOrder).closings > 0 && !this.#threadsAreThrough()) {
+      this.fail({ invariant: 'closed', detail: 'closed was called while threads run' });
     }
   }
 
@@ -273,16 +267,18 @@ export class Run implements Attendant {
     return this.world.kernel.threads.every((thread) => thread === this.#manager || thread.idle);
   }
 
-  /** All threads are through, all answers given, and whoever watches a process that is gone has heard of it. */
+  /** Whether all threads have finished, all answers are given, and the end of each watched process was reported. */
   #isThrough(): boolean {
     const { world } = this;
     if (!this.#threadsAreThrough() || !this.#manager?.done) return false;
     if (world.pending > 0 || this.answering > 0) return false;
     const own = world.process === world.kernel.process;
-    return this.#told.every((told) => !told.served || told.closings > 0 || (own && told === this.#main));
+    return this.#orders.every(
+      (order) => !order.served || order.closings > 0 || (own && order === this.#main),
+    );
   }
 
-  /** The rest of the program. */
+  /** The program of the manager thread. */
   *#manage(stops: boolean): Program {
     const run = this;
     const reapable = (): SimulatedProcess | undefined => run.#reapable();
@@ -296,12 +292,14 @@ export class Run implements Attendant {
         },
       };
     }
-    // The end of a watched process ends the loop by itself.
+    // If another process is watched, its end stops the loop.
     if (!stops || this.world.process !== this.world.kernel.process) return;
-    new Stopper(this.world.uffd.stopHandle).request((fd) => this.world.kernel.signal(fd));
+    new StopSignal(this.world.uffd.stopHandle).request((fd) => this.world.kernel.signal(fd));
   }
 
-  /** A process whose threads are through, and which has not called exec: that one lives on. */
+  /**
+   * A process that can exit: its threads have finished, and it has not called exec. (After an exec a process lives on.)
+   */
   #reapable(): SimulatedProcess | undefined {
     const { kernel } = this.world;
     return kernel.processes.find(
@@ -314,17 +312,17 @@ export class Run implements Attendant {
     );
   }
 
-  /** Closes everything, and looks at what is left. */
+  /** Closes everything, and checks what is left. */
   async #end(): Promise<void> {
     const { kernel, uffd } = this.world;
     this.#ledger.compareAll('in the end there was');
     this.#ending = true;
     uffd.stop();
     uffd.close();
-    for (let steps = 0; steps < LAST_STEPS && !this.failure && kernel.step(); steps++) await hop();
-    for (const { served, closings } of this.#told) {
+    for (let steps = 0; steps < LAST_STEPS && !this.failure && kernel.step(); steps++) await eventLoopTurn();
+    for (const { served, closings } of this.#orders) {
       if (served && closings !== 1)
-        this.fail({ invariant: 'closed', detail: `it was told ${closings} times` });
+        this.fail({ invariant: 'closed', detail: `closed was called ${closings} times` });
     }
     if (kernel.files.count > 0) {
       const left = kernel.files.all().map(({ is }) => is);
@@ -332,7 +330,7 @@ export class Run implements Attendant {
     }
   }
 
-  // ---- who does not get on -------------------------------------------------------------------------------
+  // ---- threads without progress --------------------------------------------------------------------------
 
   #stuck(how: Stuck['how'], message: string): Failure {
     const { kernel } = this.world;

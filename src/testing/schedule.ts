@@ -1,12 +1,12 @@
-// A run as lines for people: when, who, and what. Addresses are named after the pages they lie in.
+// Writes a run as readable lines: the time, the thread, and what it did. Names of pages replace addresses.
 
-import { errnoName } from '../errors.js';
+import { errnoName } from '../errors/errors.js';
 import { E } from '../sim/abi.js';
-import type { Call } from './port.js';
+import type { ObservedCall } from './observed-port.js';
 
-/** Bytes of virtual addresses behind 0x. */
+/** Addresses of memory: at least six digits after 0x. */
 const ADDRESS = /0x([0-9a-f]{6,})/g;
-/** What asks whether the process is there still: a COPY of more than there can be. */
+/** A COPY of at least this length only checks whether the process exists, because no mapping is that long. */
 const ASKING_BYTES = 1n << 36n;
 
 /** The pages of [start, end), by their addresses. */
@@ -22,26 +22,26 @@ export class Schedule {
   readonly #clock: { readonly now: number };
   readonly #pageSize: number;
 
-  /** `pageSize`: bytes of a page of the memory that is named. */
+  /** `pageSize`: bytes of a page of the memory that gets names. */
   constructor(clock: { readonly now: number }, pageSize: number) {
     this.#clock = clock;
     this.#pageSize = pageSize;
   }
 
-  /** Calls the pages from an address on after a name. */
+  /** Gives a name to the pages that begin at an address. */
   name(start: bigint, length: number, name: string): void {
     this.#areas.unshift({ start, end: start + BigInt(length), name });
   }
 
-  /** 'thread 2: …', 'handler: …'. */
+  /** Adds a line: 'thread 2: …', 'handler: …'. */
   add(line: string): void {
     const [who = '', ...what] = line.split(': ');
     const time = this.#clock.now.toFixed(3).padStart(9);
     this.lines.push(`${time}  ${who.padEnd(10)}  ${this.readable(what.join(': '))}`);
   }
 
-  /** A call of the handler's, and what the kernel answered. */
-  call({ name, start, length, result, installed }: Call): void {
+  /** Adds a call of the handler, and the kernel's answer. */
+  call({ name, start, length, result, installed }: ObservedCall): void {
     if (length >= ASKING_BYTES) {
       this.add(`handler: is the process there? ${result === E.SRCH ? 'no' : 'yes'}`);
       return;
@@ -52,7 +52,7 @@ export class Schedule {
     this.add(`handler: ${name} ${pagesOf(start, start + length, pageSize)} → ${answer}`);
   }
 
-  /** A text in which addresses that are known have names. */
+  /** Replaces known addresses in a text by names. */
   readable(text: string): string {
     return text.replaceAll(ADDRESS, (whole, digits: string) => {
       const address = BigInt(`0x${digits}`);

@@ -1,48 +1,40 @@
-// Makes a run that breaks an invariant small. A run is a list of choices, and 0 is the plainest.
+// Shrinks a run that breaks an invariant. A run is a list of choices, and 0 is the plainest choice.
 //
-// How: first the threads get less to do. Parts are left out of what was chosen before the first step, and several
-// schedules are tried behind it, the plainest one first. Then the schedule is made plain: parts of the list are left
-// out or made 0, and single numbers smaller. What breaks the same invariant and is simpler is kept.
+// How: first the threads get less to do. Parts of the choices before the first step are left out, and for each attempt
+// several schedules are tried, the plainest one first. Then the schedule is simplified: parts of the list are left out
+// or set to 0, and single numbers are lowered. A new list is kept if it is simpler and breaks the same invariant.
 
-import { type Chooser, Random } from '../sim/random.js';
-import { attempt, type SimulateOptions, type Tried } from './simulate.js';
+import { type Chooser, Random } from '../sim/chooser.js';
+import { type Attempt, attempt, type SimulateOptions } from './simulate.js';
 
 /** A run that breaks the invariant. */
-type Found = Pick<Tried, 'choices' | 'planned' | 'steps' | 'injected'>;
+type FailingRun = Pick<Attempt, 'choices' | 'planned' | 'steps' | 'injected'>;
 
-/** Choices that all of it may take: who is busy in vain takes thousands in each run. */
+/** Most choices of all runs together. A run that is busy without progress takes thousands of choices. */
 const CHOICES_MOST = 1_000_000;
-/** Parts up to this size are tried at every place, larger ones side by side. */
+/** Parts up to this size are tried at every position. Larger parts are tried only at multiples of their size. */
 const SMALL_PART = 6;
-/** Schedules that are tried for a part that is left out, and for what is left in the end. */
+/** How many schedules are tried for a part that is left out, and for the final list. */
 const SCHEDULES = 12;
 const LAST_SCHEDULES = 100;
-/** By how many places what follows a smaller number may move. */
+/** By how many positions the rest may shift after a number was lowered. */
 const SHIFTS = [0, 1, -1, 2, -2];
 
-/** The choices of the simplest run that was found, in so many runs at most. */
-export async function shrink(
-  options: SimulateOptions,
-  tried: Tried,
-  runs: number,
-): Promise<readonly number[]> {
-  return new Shrinking(options, tried, runs).shrink();
-}
-
-class Shrinking {
+export class Shrinker {
   readonly #options: SimulateOptions;
   readonly #invariant: string | undefined;
-  #best: Found;
+  #best: FailingRun;
   #left: number;
   #choices = 0;
 
-  constructor(options: SimulateOptions, { failure, choices, ...found }: Tried, runs: number) {
+  constructor(options: SimulateOptions, { failure, choices, ...found }: Attempt, runs: number) {
     this.#options = options;
     this.#invariant = failure?.invariant;
     this.#best = { ...found, choices: trimmed(choices) };
     this.#left = runs;
   }
 
+  /** Returns the choices of the simplest run that was found within the allowed number of runs. */
   async shrink(): Promise<readonly number[]> {
     await this.#try(this.#best.choices.slice(0, this.#best.planned));
     await this.#untilStable(() => this.#plan());
@@ -55,12 +47,12 @@ class Shrinking {
     return this.#best.choices;
   }
 
-  /** What is wrong is that it goes on for ever. */
+  /** Whether the failure is that the run goes on forever. */
   get #endless(): boolean {
     return this.#invariant === 'livelock';
   }
 
-  /** No more runs: what there is must do. */
+  /** Whether the runs are used up. */
   get #spent(): boolean {
     return this.#left <= 0 || this.#choices >= CHOICES_MOST;
   }
@@ -73,9 +65,9 @@ class Shrinking {
     }
   }
 
-  /** Does something again as long as it helps. */
+  /** Repeats a pass until it finds nothing simpler. */
   async #untilStable(pass: () => Promise<void>): Promise<void> {
-    for (let before: Found | undefined; before !== this.#best; ) {
+    for (let before: FailingRun | undefined; before !== this.#best; ) {
       before = this.#best;
       await pass();
     }
@@ -92,15 +84,18 @@ class Shrinking {
     }
   }
 
-  /** Looks for another schedule of what the threads have to do. */
-  async #schedules({ choices, planned }: Pick<Found, 'choices' | 'planned'>, count: number): Promise<void> {
-    // The plainest one goes on for ever as well.
+  /** Looks for another schedule of the same work. */
+  async #schedules(
+    { choices, planned }: Pick<FailingRun, 'choices' | 'planned'>,
+    count: number,
+  ): Promise<void> {
+    // Every schedule of such a run, even the plainest, goes on forever.
     if (this.#endless) return;
     const plan = choices.slice(0, planned);
     for (let schedule = 0; schedule < count; schedule++) await this.#try(plan, new Random(schedule));
   }
 
-  /** Puts something simpler in place of parts. */
+  /** Replaces parts with simpler ones. */
   async #parts(simpler: (part: readonly number[]) => number[]): Promise<void> {
     for (const { at, size } of this.#places(this.#best.choices.length)) {
       const { choices } = this.#best;
@@ -110,7 +105,7 @@ class Shrinking {
     }
   }
 
-  /** Makes single numbers smaller: what asks for fewer choices then, or for more, has them left out or put in. */
+  /** Lowers single numbers. If the run then needs fewer or more choices, choices are left out or put in. */
   async #lower(): Promise<void> {
     for (let at = this.#best.choices.length - 1; at >= 0 && !this.#spent; at--) {
       const value = this.#best.choices[at] ?? 0;
@@ -126,39 +121,34 @@ class Shrinking {
     }
   }
 
-  /** Keeps a list that is simpler, if the same invariant is broken. `behind` decides what is not in the list. */
-  async #try(choices: readonly number[], behind?: Chooser): Promise<void> {
+  /** Keeps a simpler list if it breaks the same invariant. `fallback` decides after the end of the list. */
+  async #try(choices: readonly number[], fallback?: Chooser): Promise<void> {
     if (this.#spent) return;
     this.#left--;
-    const {
-      failure,
-      choices: made,
-      ...found
-    } = await attempt({ ...this.#options, ...this.#limit(), choices }, behind);
+    // A run with far more steps is not simpler, so it need not run to its end.
+    const limit = this.#endless ? {} : { steps: 2 * this.#best.steps };
+    const run = await attempt({ ...this.#options, ...limit, choices }, fallback);
+    const { failure, choices: made, ...found } = run;
     this.#choices += made.length;
     if (failure?.invariant !== this.#invariant) return;
-    // What was really asked for: a list may be longer than the run.
+    // Keep only the choices that the run has used: the list may be longer.
     const simpler = { ...found, choices: trimmed(made) };
     if (isSimpler(simpler, this.#best, this.#endless)) this.#best = simpler;
   }
-
-  /** A run of far more steps is not simpler: no need to see its end. */
-  #limit(): Partial<SimulateOptions> {
-    return this.#endless ? {} : { steps: 2 * this.#best.steps };
-  }
 }
 
-/** Without plain choices at the end, which are understood. */
+/** Removes the plain choices at the end of a list, which are implied. */
 function trimmed(choices: readonly number[]): readonly number[] {
   return choices.slice(0, choices.findLastIndex((choice) => choice !== 0) + 1);
 }
 
 /**
- * Less that was injected first, then less to do, and fewer steps; then fewer choices that are not plain; then a shorter
- * list, and a smaller one. Where it goes on for ever, the number of steps says nothing.
+ * Whether `a` is simpler than `b`. Compares, in this order: injected failures, planned choices (the work of the
+ * threads), steps, choices that are not plain, the length of the list, and its sum. If the runs go on forever, steps
+ * are ignored.
  */
-function isSimpler(a: Found, b: Found, endless: boolean): boolean {
-  const measures = ({ injected, planned, steps, choices }: Found): number[] => [
+function isSimpler(a: FailingRun, b: FailingRun, endless: boolean): boolean {
+  const measures = ({ injected, planned, steps, choices }: FailingRun): number[] => [
     [...injected.values()].reduce((sum, count) => sum + count, 0),
     planned,
     endless ? 0 : steps,

@@ -1,45 +1,48 @@
 // `simulate`: one run, decided by a seed or by a list of choices.
 
+import { type Chooser, Noted, Random, Script } from '../sim/chooser.js';
 import type { Injection } from '../sim/injection.js';
-import { type Chooser, Noted, Random, Script } from '../sim/random.js';
 import { checkSimulate } from './check.js';
 import { type Failure, SimulationError } from './failure.js';
-import { Run, type RunOptions } from './run.js';
+import { type RunOptions, SimulationRun } from './run.js';
 
 export interface SimulateOptions extends RunOptions {
   /** Decides the run: an integer from 0 to 2^32 − 1. Default 1. */
   seed?: number;
-  /** Decides the run in place of a seed: what a failure says. Behind its end comes the plainest choice. */
+  /**
+   * Decides the run in place of a seed: a list of choices, such as those of a failure. After the end of the list every
+   * choice is the plainest.
+   */
   choices?: readonly number[];
-  /** Write a schedule also where nothing fails. */
+  /** Write a schedule even if nothing fails. */
   schedule?: boolean;
 }
 
 export interface Simulated {
-  /** Steps of threads, and callbacks. */
+  /** Number of steps of threads and of callbacks. */
   readonly steps: number;
-  /** Faults that the handler was offered. */
+  /** Number of faults that the handler was offered. */
   readonly faults: number;
-  /** How often what was injected. */
+  /** How often each failure was injected. */
   readonly injected: ReadonlyMap<Injection, number>;
   /** Every decision of the run. */
   readonly choices: readonly number[];
-  /** Who did what; empty unless asked for. */
+  /** What each thread did; empty unless requested. */
   readonly schedule: readonly string[];
 }
 
-/** What one run came to. */
-export interface Tried extends Simulated {
+/** The outcome of one run. */
+export interface Attempt extends Simulated {
   readonly failure: Failure | undefined;
-  /** How many of the choices were made before the first step: what the threads have to do. */
+  /** How many of the choices were made before the first step: they decide the work of the threads. */
   readonly planned: number;
 }
 
-/** One run; nothing is thrown but mistakes in its options. `behind` decides where `choices` end. */
-export async function attempt(options: SimulateOptions, behind?: Chooser): Promise<Tried> {
+/** Makes one run. Throws only if its options are wrong. `fallback` decides after the end of `choices`. */
+export async function attempt(options: SimulateOptions, fallback?: Chooser): Promise<Attempt> {
   const { choices, seed = 1, schedule = false } = options;
-  const chooser = new Noted(choices ? new Script(choices, behind) : new Random(seed));
-  const run = new Run(options, chooser, schedule);
+  const chooser = new Noted(choices ? new Script(choices, fallback) : new Random(seed));
+  const run = new SimulationRun(options, chooser, schedule);
   await run.go();
   if (run.mistake) throw run.mistake.error;
   return {
@@ -53,18 +56,18 @@ export async function attempt(options: SimulateOptions, behind?: Chooser): Promi
   };
 }
 
-/** The same run again, with its schedule, as an error. */
+/** Repeats a failed run with a schedule, and returns the failure as an error. */
 export async function explain(
   options: SimulateOptions,
   choices: readonly number[],
   seed: number | undefined,
 ): Promise<SimulationError> {
   const { record: _, ...again } = options;
-  const told = await attempt({ ...again, choices, schedule: true });
-  const { failure } = told;
+  const repeated = await attempt({ ...again, choices, schedule: true });
+  const { failure } = repeated;
   if (!failure)
     throw new Error('a run was not repeatable: its handler or its threads depend on more than their world');
-  return new SimulationError(failure, { seed, choices, schedule: told.schedule });
+  return new SimulationError(failure, { seed, choices, schedule: repeated.schedule });
 }
 
 /**
@@ -88,8 +91,8 @@ export async function explain(
  * console.log(faults);
  * ```
  *
- * @throws SimulationError where one is broken: which, and the choices and the schedule that led there; TypeError, RangeError
- *   that name the option that is wrong
+ * @throws SimulationError if an invariant is broken: which one, the choices and the schedule that led there; TypeError,
+ *   RangeError naming the wrong option
  */
 export async function simulate(options: SimulateOptions): Promise<Simulated> {
   checkSimulate(options);

@@ -1,34 +1,35 @@
-// Threads that do random things to the watched memory: whatever the features of the world let a handler follow.
+// Makes threads with random actions on the watched memory. It uses only actions that a handler can follow with the
+// features of the world.
 
 import { ADVICE, MREMAP } from '../sim/abi.js';
 import { advise, forked, type Program, read, remap, unmap, write } from '../sim/index.js';
 import type { World } from './world.js';
 
 export interface WorkloadOptions {
-  /** Default 3. */
+  /** Number of threads. Default 3. */
   threads?: number;
-  /** Things that each does, at most. Default 8. */
+  /** Most actions of each thread. Default 8. */
   actions?: number;
 }
 
-/** Children of one world at most. */
+/** Most children of one world. */
 const FORKS_MOST = 2;
-/** Things that a child does, at most. */
+/** Most actions of a child. */
 const CHILD_ACTIONS = 4;
-/** One thing in so many is a thread's last. */
+/** Before each action, a thread ends with a chance of one in this many. */
 const ENDS = 8;
 const MOVE_TO = MREMAP.MAYMOVE | MREMAP.FIXED;
 
-/** Things of some kind that a thread may do; what is drawn for one is drawn before the run begins. */
+/** Draws an action of one kind before the run begins. The returned function makes the program of that action. */
 type Draw = (memory: Memory) => () => Program;
 
-/** What threads share: where the pages are by now. */
+/** State that threads share: where the pages are now. */
 class Memory {
   readonly world: World;
   readonly places: (bigint | undefined)[];
   forks = 0;
   moves = 0;
-  /** Places whose pages are on their way elsewhere, or unmapped; and those that get others' pages. */
+  /** Addresses whose pages are being moved away or unmapped; and addresses to which other pages are being moved. */
   readonly leaving = new Set<{ place: bigint }>();
   readonly landing = new Set<bigint>();
   /** Removals under way. */
@@ -41,33 +42,38 @@ class Memory {
     this.places = Array.from({ length: world.pages }, (_, index) => world.page(index));
   }
 
-  /** One of several; the first is the plainest. */
+  /** One element; the first is the plainest. */
   pick<T>(list: readonly T[]): T {
     return list[this.world.chooser.below(list.length)] as T;
   }
 
-  /** A page, by its number. */
+  /** Draws the index of a page. */
   drawPage(): number {
     return this.world.chooser.below(this.places.length);
   }
 
-  /** Whether the page of a place is on its way elsewhere: twice, where two threads want that. */
+  /**
+   * Whether the page at an address is being moved away or unmapped. Each thread that does so has an entry of its own.
+   */
   leaves(wanted: bigint): boolean {
     return [...this.leaving].some(({ place }) => place === wanted);
   }
 
-  /** Whether something lands on [start, start + length): the messages of that, and of another change there, come in any order. */
+  /**
+   * Whether pages are being moved to [start, start + length). Then no other change of this range may begin, because the
+   * messages of both changes could come in any order.
+   */
   lands(start: bigint, length: number): boolean {
     return [...this.landing].some((place) => place >= start && place < start + BigInt(length));
   }
 
-  /** Where a page is, or another one that is there. */
+  /** The address of a page. If the page is gone, the address of another page. */
   at(index: number): bigint {
     return this.places[index] ?? this.places.find((place) => place !== undefined) ?? this.world.page(index);
   }
 }
 
-/** As many threads, each of which ends by itself. */
+/** Makes threads, each of which ends by itself. */
 export function workload(world: World, { threads = 3, actions = 8 }: WorkloadOptions = {}): Program[] {
   const memory = new Memory(world);
   const kinds: Draw[] = [reads, writes, populates];
@@ -79,7 +85,7 @@ export function workload(world: World, { threads = 3, actions = 8 }: WorkloadOpt
   return Array.from({ length: threads }, () => draw(memory, kinds, actions));
 }
 
-/** A thread that does some things, one after the other: the plainest does nothing. */
+/** Makes a thread with a random list of actions. The plainest thread has no action. */
 function draw(memory: Memory, kinds: readonly Draw[], most: number): Program {
   const plan: (() => Program)[] = [];
   while (plan.length < most && memory.world.chooser.below(ENDS) !== 0) plan.push(memory.pick(kinds)(memory));
@@ -88,7 +94,7 @@ function draw(memory: Memory, kinds: readonly Draw[], most: number): Program {
   })();
 }
 
-/** Where in a page it goes. */
+/** Offsets in a page that are touched. */
 const OFFSETS = [0n, 8n, 4095n];
 
 const reads: Draw = (memory) => {
@@ -106,7 +112,7 @@ const writes: Draw = (memory) => {
   };
 };
 
-/** The kernel touches it. */
+/** Lets the kernel touch the page. */
 const populates: Draw = (memory) => {
   const index = memory.drawPage();
   return function* () {
@@ -155,7 +161,7 @@ const moves: Draw = (memory) => {
   };
 };
 
-/** Moves a page to where another one is. */
+/** Moves a page to the address of another one. */
 const lands: Draw = (memory) => {
   const [index, other] = [memory.drawPage(), memory.drawPage()];
   return function* () {

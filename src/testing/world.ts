@@ -1,94 +1,83 @@
-// What a handler and its threads are given: a simulated kernel, watched memory, the source of its pages, and time
-// that is virtual.
+// The world that a handler and its threads get: a simulated kernel, watched memory, the source of its pages, and
+// virtual time.
 
-import type { Feature, Mode } from '../features.js';
-import type { Kernel } from '../kernel.js';
-import { type Inject, SimulatedKernel, type SimulatedProcess } from '../sim/index.js';
-import type { Chooser } from '../sim/random.js';
-import type { Userfaultfd } from '../userfaultfd.js';
+import type { Feature, Mode } from '../kernel/features.js';
+import type { Kernel } from '../kernel/port.js';
+import type { Chooser } from '../sim/chooser.js';
+import { SimulatedKernel, type SimulatedProcess, type SimulationOptions } from '../sim/index.js';
+import type { Userfaultfd } from '../uffd/userfaultfd.js';
 
-export interface WorldOptions {
+export interface WorldOptions
+  extends Pick<SimulationOptions, 'version' | 'pageSize' | 'hugePages' | 'descriptors' | 'inject'> {
   /** Pages that are watched, from `world.address` on. Default 6. */
   pages?: number;
-  /** What each page holds at first. Default: bytes that tell pages and places apart, none of them 0. */
+  /** Contents of each page at the beginning. Default: bytes that differ by page and offset, none of them 0. */
   source?: (index: number) => Uint8Array;
   /** Features to turn on. Default: 'event-remove'. */
   features?: Iterable<Feature>;
-  /** What to register for. Default: 'missing'. */
+  /** Modes in which the memory is registered. Default: 'missing'. */
   mode?: Mode | readonly Mode[];
-  /** Whose memory it is: the handler's own process (default), or another, which may exit and exec. */
+  /** Which process has the memory: the handler's own (default), or another one, which may exit or call exec. */
   watched?: 'own' | 'another';
-  /** The kernel to be like; default: the newest that is known. */
-  version?: string;
-  /** Bytes of a page: 4096 (default), 16384 or 65536. */
-  pageSize?: number;
-  /** Pages of the system's size (default), or huge ones of a pool that may run dry, 64 KiB each. */
+  /**
+   * Whether the memory is in pages of the system's size (default), or in huge pages of 64 KiB from a pool that may be
+   * empty.
+   */
   memory?: 'small' | 'huge';
-  /** Huge pages in the system's pool. Default: more than anybody needs. */
-  hugePages?: number;
-  /** Watched pages at which another object begins, mapped side by side with the one before: two memfds, for one. */
+  /**
+   * Indexes of the watched pages at which another memory object (such as a memfd) begins, adjacent to the one before.
+   */
   objects?: readonly number[];
-  /** Watched pages at which nothing is mapped. */
+  /** Indexes of the pages in the watched range that are not mapped. */
   holes?: readonly number[];
-  /** Probability that a thread runs before each call of the handler's. Default 0.3. */
+  /** Probability that a thread runs before a call that the handler makes to the kernel. Default 0.3. */
   preemption?: number;
-  /** How many descriptors there may be. */
-  descriptors?: number;
-  /** What goes wrong on purpose. */
-  inject?: Inject;
-  /** Virtual milliseconds after which it is an error that no thread has got on. Default 2000. */
+  /** If no thread makes progress for this many virtual milliseconds, the run fails. Default 2000. */
   patienceMs?: number;
 }
 
-/** `fetch` takes a thousandth of a millisecond times 4 to one of this many powers: 4 ms at most. */
+/**
+ * `fetch` takes 0.001 ms times a power of 4. There are this many powers, from 4^0 on, so it takes about 4 ms at most.
+ */
 const LATENCIES = 7;
 
 export class World {
   readonly kernel: SimulatedKernel;
-  /** The kernel as the library is given it. */
+  /** The kernel that is passed to the library. */
   readonly port: Kernel;
-  /** Whose memory is watched. */
+  /** The process whose memory is watched. */
   readonly process: SimulatedProcess;
   /** Bytes of a page of the watched memory. */
   readonly pageSize: number;
   readonly pages: number;
   /** Where the watched memory begins. */
   readonly address: bigint;
-  /** Bytes of it. */
+  /** Bytes of the watched memory. */
   readonly length: number;
   readonly features: readonly Feature[];
   readonly modes: readonly Mode[];
-  /** The only source of chance: whoever asks it is repeatable. */
+  /** Makes all random decisions, so that they can be repeated. */
   readonly chooser: Chooser;
-  /** Writes a line into the schedule: 'who: what'. */
+  /** Writes a line into the schedule: 'thread: what it does'. */
   note: (line: string) => void = () => {};
-  /** Calls the pages of a part of memory after a name, in the schedule. */
+  /** Gives pages a name in the schedule. */
   name: (start: bigint, length: number, name: string) => void = () => {};
-  /** Fetches and sleeps under way. */
+  /** How many fetches and sleeps are under way. */
   pending = 0;
   readonly #source: (index: number) => Uint8Array;
   readonly #sources = new Map<number, Uint8Array>();
   #uffd: Userfaultfd | undefined;
 
   constructor(options: WorldOptions, chooser: Chooser, listen: (world: World) => Kernel) {
-    const { version, pageSize, preemption, descriptors, inject, hugePages } = options;
     const huge = options.memory === 'huge';
     this.chooser = chooser;
-    this.kernel = new SimulatedKernel({
-      chooser,
-      patienceMs: options.patienceMs ?? 2000,
-      ...(version === undefined ? {} : { version }),
-      ...(pageSize === undefined ? {} : { pageSize }),
-      ...(preemption === undefined ? {} : { preemption }),
-      ...(descriptors === undefined ? {} : { descriptors }),
-      ...(inject === undefined ? {} : { inject }),
-      ...(hugePages === undefined ? {} : { hugePages }),
-    });
+    const { features = ['event-remove'], ...rest } = options;
+    this.kernel = new SimulatedKernel({ ...rest, chooser, patienceMs: options.patienceMs ?? 2000 });
     this.pageSize = huge ? this.kernel.hugePageSize : this.kernel.pageSize;
     this.process = options.watched === 'another' ? this.kernel.spawn() : this.kernel.process;
     this.pages = options.pages ?? 6;
     this.length = this.pages * this.pageSize;
-    this.features = [...(options.features ?? (['event-remove'] as const))];
+    this.features = [...features];
     this.modes = typeof options.mode === 'object' ? options.mode : [options.mode ?? 'missing'];
     this.#source = options.source ?? ((index) => patterned(index, this.pageSize));
     const { process } = this;
@@ -100,7 +89,7 @@ export class World {
     this.port = listen(this);
   }
 
-  /** What serves the watched memory. */
+  /** The userfaultfd of the watched memory. */
   get uffd(): Userfaultfd {
     if (!this.#uffd) throw new Error('the world is not open yet');
     return this.#uffd;
@@ -115,13 +104,13 @@ export class World {
     return this.address + BigInt(index * this.pageSize);
   }
 
-  /** Which watched page an address lies in; undefined: none. */
+  /** Index of the watched page that holds an address; undefined: none. */
   indexOf(address: bigint): number | undefined {
     const index = Math.floor(Number(address - this.address) / this.pageSize);
     return index >= 0 && index < this.pages ? index : undefined;
   }
 
-  /** What the source has of a page, at once; not to be written to. */
+  /** The source's data for a page, without delay. Do not write to it. */
   source(index: number): Uint8Array {
     let page = this.#sources.get(index);
     if (!page) {
@@ -134,7 +123,10 @@ export class World {
     return page;
   }
 
-  /** The same from afar: it takes virtual time, and anything may happen meanwhile. By index, or by its address. */
+  /**
+   * As `source`, but asynchronous: it takes virtual time, in which anything may happen. `page`: an index, or an
+   * address.
+   */
   async fetch(page: number | bigint): Promise<Uint8Array> {
     const index = typeof page === 'bigint' ? this.indexOf(page) : page;
     if (index === undefined) throw new RangeError(`fetch: 0x${page.toString(16)} is no watched page`);
@@ -144,7 +136,7 @@ export class World {
     return this.source(index).slice();
   }
 
-  /** Goes on after virtual milliseconds. */
+  /** Waits for virtual milliseconds. */
   sleep(delayMs: number): Promise<void> {
     this.pending++;
     return new Promise((resolve) => {
@@ -156,7 +148,7 @@ export class World {
   }
 }
 
-/** Bytes from 1 to 251 that tell pages and places apart. */
+/** Bytes from 1 to 251 that differ by page and offset. */
 function patterned(index: number, pageSize: number): Uint8Array {
   const known = patterns.get(index);
   if (known && known.length >= pageSize) return known.subarray(0, pageSize);
@@ -166,5 +158,5 @@ function patterned(index: number, pageSize: number): Uint8Array {
   return page;
 }
 
-/** A larger page begins like a smaller one. */
+/** Patterns by page size: a larger page begins like a smaller one. */
 const patterns = new Map<number, Uint8Array>();

@@ -1,27 +1,10 @@
 // The codec of traces (assembly/trace.ts), one instance for each trace that is written or read.
 
 import wasm from '#trace';
-import { WasmModule } from '../core.js';
-import type { LinearMemory, MemoryPlace } from '../kernel.js';
+import { type Exports, PAYLOAD_MOST } from '../bindings/trace.js';
+import { WasmModule } from '../uffd/core.js';
 
-/** What assembly/trace.ts exports. */
-interface Exports extends Record<string, unknown> {
-  memory: LinearMemory;
-  record: MemoryPlace;
-  payload: MemoryPlace;
-  block: MemoryPlace;
-  traceIoctlKind(request: number): number;
-  traceBegin(time: bigint): void;
-  traceAppend(): number;
-  traceSeal(): number;
-  traceMeasure(): number;
-  traceOpen(): number;
-  traceNext(): number;
-  traceFields(): number;
-  traceBefore(back: number): number;
-}
-
-/** Kinds of records (assembly/trace.ts). An ioctl's is `IOCTL` and more, a note's `NOTE` and its code. */
+/** Kinds of records (docs/trace-format.md). The kinds of ioctls begin at `IOCTL`; `noteKind` returns those of notes. */
 export const Kind = {
   META: 0,
   USERFAULTFD: 1,
@@ -45,23 +28,32 @@ export const Kind = {
   DUE: 19,
   CONTENT: 20,
   LAST: 21,
+  /** Notes with codes from 16 on have kinds from here on, because the kinds after `NOTE` end at 63. */
+  LATER_NOTE: 22,
+  /** A loop that was spinning goes to sleep: without this record a replay would need the time of each empty read. */
+  SLEEP: 25,
   IOCTL: 32,
   NOTE: 48,
 } as const;
 
 /** How many fields a note has, by its code. */
-export const NOTE_FIELDS = [4, 4, 4, 4, 4, 4, 2, 2, 4, 2, 2, 1, 2, 1, 1, 1] as const;
+export const NOTE_FIELDS = [4, 4, 4, 4, 4, 4, 2, 2, 4, 2, 2, 1, 2, 1, 1, 1, 4, 3, 3] as const;
+const EARLIER_NOTES = 16;
 
-/** Bytes of a block's header; the largest block behind it; the largest payload of a record. */
-export const HEADER_BYTES = 24;
-export const BLOCK_MOST = 131072;
-export const PAYLOAD_MOST = 32768;
-/** The longest description: several times what the most regions of one hand-off take. */
+/** The kind of a note's record. */
+export function noteKind(code: number): number {
+  return code < EARLIER_NOTES ? Kind.NOTE + code : Kind.LATER_NOTE + code - EARLIER_NOTES;
+}
+
+/** The code of a note, by the kind of its record; −1: the record is no note. */
+export function noteOf(kind: number): number {
+  if (kind >= Kind.NOTE) return kind - Kind.NOTE;
+  const later = kind - Kind.LATER_NOTE + EARLIER_NOTES;
+  return later >= EARLIER_NOTES && later < NOTE_FIELDS.length ? later : -1;
+}
+
+/** Most bytes of a description: several times what the regions of the largest hand-off take. */
 export const DESCRIPTION_MOST = 2 ** 24;
-
-/** What reading answers. */
-export const BAD = -1;
-export const END = 0;
 
 const module = new WasmModule<Exports>(wasm);
 
@@ -73,18 +65,18 @@ export class Codec {
   /** The record: kind, bytes of the payload, time in two halves, then the fields in two halves each. */
   readonly halves: Uint32Array;
   readonly words: BigUint64Array;
-  /** The payload's room, in halves of words. */
-  readonly payloadHalves: Uint32Array;
+  /** The room for the payload, in words. */
+  readonly payloadWords: BigUint64Array;
   readonly #bytes: Uint8Array;
   readonly #payload: number;
   readonly #block: number;
 
   constructor() {
     const { memory, record, payload, block } = this.exports;
-    // Its memory never grows.
+    // The codec's memory never grows.
     this.halves = new Uint32Array(memory.buffer, record.value, (FIELDS_AT + FIELDS * 8) / 4);
     this.words = new BigUint64Array(memory.buffer, record.value + FIELDS_AT, FIELDS);
-    this.payloadHalves = new Uint32Array(memory.buffer, payload.value, PAYLOAD_MOST / 4);
+    this.payloadWords = new BigUint64Array(memory.buffer, payload.value, PAYLOAD_MOST / 8);
     this.#bytes = new Uint8Array(memory.buffer);
     this.#payload = payload.value;
     this.#block = block.value;
@@ -104,7 +96,7 @@ export class Codec {
     return (this.halves[4 + index * 2] as number) | 0;
   }
 
-  /** A field that may be any integer below 2^53: a size, a length. */
+  /** A field that is an integer below 2^53: a size, a length. */
   integer(index: number): number {
     const at = 4 + index * 2;
     return (this.halves[at] as number) + ((this.halves[at + 1] as number) | 0) * 2 ** 32;
@@ -115,28 +107,19 @@ export class Codec {
     return this.halves[4 + index * 2] as number;
   }
 
-  /** The record that was read so many before the last one (1 to 16), as `halves` has the last. */
+  /** The record that was read this many before the last one (1 to 16), in the layout of `halves`. */
   before(back: number): Uint32Array {
     return new Uint32Array(this.#bytes.buffer, this.exports.traceBefore(back), this.halves.length);
-  }
-
-  /** Begins a record. `timeUs`: microseconds since the recording began. */
-  begin(kind: number, timeUs: number): void {
-    const { halves } = this;
-    halves[0] = kind;
-    halves[1] = 0;
-    halves[2] = timeUs >>> 0;
-    halves[3] = (timeUs / 2 ** 32) >>> 0;
   }
 
   /** Sets a field to an integer below 2^53. */
   set(index: number, value: number): void {
     const at = 4 + index * 2;
     this.halves[at] = value;
-    this.halves[at + 1] = value === (value | 0) ? value >> 31 : Math.floor(value / 2 ** 32);
+    this.halves[at + 1] = Math.floor(value / 2 ** 32);
   }
 
-  /** The payload's room; `length` bytes of it belong to the record. */
+  /** The room for the payload, of which `length` bytes belong to the record. */
   payload(length: number): Uint8Array {
     this.halves[1] = length;
     return this.#bytes.subarray(this.#payload, this.#payload + length);
@@ -147,7 +130,7 @@ export class Codec {
     return this.#bytes.subarray(this.#payload, this.#payload + (this.halves[1] as number));
   }
 
-  /** The block, header included, from `from` on. */
+  /** The block from `from` on, header included. */
   block(length: number, from = 0): Uint8Array {
     return this.#bytes.subarray(this.#block + from, this.#block + from + length);
   }

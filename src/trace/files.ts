@@ -1,9 +1,9 @@
-// Traces in files: the one thing of Node that traces need, asked for when it is needed, so that all else runs where
-// there are no files.
+// Trace files. Node's file system is loaded when it is first needed, so all other code also runs where there is no file
+// system.
 
-import { UnsupportedError } from '../kernel.js';
+import { UnsupportedError } from '../kernel/port.js';
 
-/** @throws UnsupportedError where this is not Node */
+/** @throws UnsupportedError if this is not Node */
 export function nodeFiles(): typeof import('node:fs') {
   const fs = globalThis.process?.getBuiltinModule?.('fs');
   if (fs) return fs;

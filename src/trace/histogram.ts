@@ -1,10 +1,10 @@
-// How long things took, in a table whose size does not depend on how many they were.
+// A histogram of durations, whose size does not depend on how many there are.
 
-/** Buckets of each power of two: a percentile is at most 1/32 below the truth. */
+/** Buckets for each power of two: a percentile is at most 1/32 too low. */
 const STEPS = 32;
 const STEP_BITS = 5;
 
-/** Counts of whole numbers from 0 on. */
+/** A histogram of whole numbers from 0 on. */
 export class Histogram {
   count = 0;
   most = 0;
@@ -17,7 +17,7 @@ export class Histogram {
     this.most = Math.max(this.most, value);
   }
 
-  /** The value that so many of a hundred are at most; 0 where there is none. */
+  /** The percentile of the values; 0 if there are none. */
   percentile(percent: number): number {
     let left = Math.max(1, Math.ceil((this.count * percent) / 100));
     for (let bucket = 0; bucket < this.#buckets.length; bucket++) {
@@ -28,7 +28,7 @@ export class Histogram {
   }
 }
 
-/** The bucket of a value. Small values have one each. */
+/** The bucket of a value. Each small value has a bucket of its own. */
 export function bucketOf(value: number): number {
   if (value < 2 * STEPS) return Math.max(0, Math.floor(value));
   const power = Math.floor(Math.log2(value)) - STEP_BITS;

@@ -1,6 +1,6 @@
-// Pages by number: which there were, and which of them are parts of huge ones.
+// Sets of pages by number, and which of them are parts of huge pages.
 
-/** Pages of a chunk: a bit each. */
+/** Pages of a chunk, which has one bit for each page. */
 const CHUNK = 1024;
 
 /** A set of pages. */
@@ -17,7 +17,7 @@ export class PageSet {
     return Number(address / this.#pageSize);
   }
 
-  /** Adds the page that holds an address: its number. */
+  /** Adds the page that holds an address, and returns its number. */
   add(address: bigint): number {
     const page = this.pageOf(address);
     const chunk = Math.floor(page / CHUNK);
@@ -39,16 +39,16 @@ export interface Pages {
   readonly end: number;
 }
 
-/** Where pages are huge. What is told later counts. */
+/** The ranges of huge pages. A later entry overrides an earlier one. */
 export class HugePages {
-  /** `each`: pages of the system's size in a huge one. */
+  /** `each`: pages of the system's size in a huge page. */
   readonly #ranges: (Pages & { each: number })[] = [];
 
   add(first: number, end: number, each: number): void {
     this.#ranges.unshift({ first, end, each });
   }
 
-  /** The page as its memory has it. */
+  /** The first page of the huge page that holds this one. */
   whole(page: number): Pages {
     const range = this.#ranges.find(({ first, end }) => page >= first && page < end);
     if (!range) return { first: page, end: page + 1 };

@@ -1,21 +1,22 @@
-// A trace as Chrome and Perfetto show them: JSON in the Trace Event Format. It comes in pieces, so that a long trace
-// needs no memory: only the faults that wait are kept.
+// A trace as JSON in the Trace Event Format, which Chrome and Perfetto open. The JSON is produced in pieces. Only
+// waiting faults are kept, so a longer trace needs no more memory.
 //
-// Faults of threads that are known lie on those threads; of others each lies on a track of its own, since they overlap.
+// A fault whose thread is known is on the track of that thread. Every other fault has a track of its own, because
+// faults overlap.
 
-import { wrongType } from '../arguments.js';
-import type { Mode } from '../features.js';
+import { wrongType } from '../errors/arguments.js';
+import type { Mode } from '../kernel/features.js';
 import { Kind } from './codec.js';
 import { TraceReader } from './reader.js';
-import { describe, nameOf } from './records.js';
+import { describe, nameOf } from './record-format.js';
 import { type TraceObserver, TraceSummarizer } from './summary.js';
 
-/** Characters that a piece has at least, but the last. */
+/** The least size of a piece, except the last, in characters. */
 const PIECE = 65536;
-/** The process that all tracks belong to. Its thread 0 has the calls of the handler. */
+/** The process that all tracks belong to. Its thread 0 is the track of calls and events. */
 const PID = 1;
 
-interface Waiting {
+interface PendingFault {
   readonly id: number;
   readonly timeUs: number;
   readonly kind: Mode;
@@ -23,7 +24,7 @@ interface Waiting {
   readonly tid: number;
 }
 
-/** The trace as JSON, piece by piece; reads it to its end, and closes its reader. */
+/** The trace as JSON, piece by piece. Reads the trace to its end, and closes its reader. */
 export function* perfettoJson(reader: TraceReader): Generator<string, void, void> {
   if (!(reader instanceof TraceReader)) throw wrongType('reader', 'a TraceReader', reader);
   const events = new Events(reader.meta.pageSize);
@@ -46,10 +47,10 @@ export function* perfettoJson(reader: TraceReader): Generator<string, void, void
   }
 }
 
-/** Makes events of what happens, and keeps them until they are taken. */
+/** Makes events from the records of a trace, and keeps them until they are taken. */
 class Events implements Partial<TraceObserver> {
   readonly #pageSize: bigint;
-  readonly #waiting = new Map<number, Waiting[]>();
+  readonly #waiting = new Map<number, PendingFault[]>();
   readonly #threads = new Set<number>();
   #text = '';
   #faults = 0;
@@ -60,7 +61,7 @@ class Events implements Partial<TraceObserver> {
     this.#pageSize = BigInt(pageSize);
   }
 
-  /** The first events: what the process and its tracks are called. */
+  /** The first events: the names of the process and its tracks. */
   begin(): string {
     const name = (what: string, tid: number, name: string): string =>
       JSON.stringify({ ph: 'M', name: what, pid: PID, tid, args: { name } });
@@ -100,7 +101,7 @@ class Events implements Partial<TraceObserver> {
     this.#instant(how, timeUs, { start: this.#hex(page), pages });
   }
 
-  /** The record that was read: calls of the kernel that change something are events of their own. */
+  /** To call for each record. Each ioctl becomes an event of its own. */
   record(reader: TraceReader): void {
     const { codec } = reader;
     const { kind } = codec;
@@ -109,13 +110,13 @@ class Events implements Partial<TraceObserver> {
       this.#instant(nameOf(kind), codec.time, { call: describe(reader.call) });
   }
 
-  /** Who sleeps still does so to the end. */
+  /** Ends the events of threads that still sleep at the end of the trace. */
   end(): void {
     for (const [page, waiting] of this.#waiting)
       for (const one of waiting) this.#slept(one, page, this.#lastUs, false);
   }
 
-  #slept({ id, timeUs, kind, access, tid }: Waiting, page: number, endUs: number, letGo: boolean): void {
+  #slept({ id, timeUs, kind, access, tid }: PendingFault, page: number, endUs: number, letGo: boolean): void {
     const name = kind === 'missing' ? access : `${kind} ${access}`;
     const about = { name, cat: 'fault', pid: PID, tid };
     const args = { page: this.#hex(page), kind, access, letGo };

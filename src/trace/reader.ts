@@ -1,31 +1,32 @@
-// Reads a trace block by block: never more than one of them is in memory, however long the trace is. What is
-// damaged or cut ends the trace at the last whole block, and says so.
+// Reads a trace block by block, so that only one block is in memory, however long the trace is. Damage or a cut ends
+// the trace at the last whole block, and is reported.
 
-import { checkMethod, wrongType } from '../arguments.js';
-import { BAD, Codec, DESCRIPTION_MOST, END, HEADER_BYTES, Kind, PAYLOAD_MOST } from './codec.js';
+import { BAD, END, HEADER_BYTES, PAYLOAD_MOST } from '../bindings/trace.js';
+import { checkMethod, wrongType } from '../errors/arguments.js';
+import { Codec, DESCRIPTION_MOST, Kind } from './codec.js';
 import { nodeFiles } from './files.js';
-import { isOrigin } from './origin.js';
-import { type Call, callOf } from './records.js';
-import { SIGNATURE } from './writer.js';
+import { areOpenParameters } from './open-parameters.js';
+import { type Call, callOf } from './record-format.js';
+import { SIGNATURE, VERSION } from './writer.js';
 
-/** No machine has larger pages. */
+/** Most bytes of a page: no machine has larger ones. */
 const PAGE_SIZE_MOST = 2 ** 30;
 const CLOSING_BRACE = '}'.charCodeAt(0);
 
-/** Where a trace comes from. */
+/** The source of a trace. */
 export interface TraceSource {
-  /** Reads up to `into.length` bytes: how many; 0 at the end. */
+  /** Reads up to `into.length` bytes, and returns how many; 0 at the end. */
   read(into: Uint8Array): number;
   close(): void;
 }
 
-/** A trace that cannot be read at all: no trace, or of another version. */
+/** The bytes are no trace, or the version of their format is unknown. */
 export class TraceError extends Error {
   override readonly name = 'TraceError';
   readonly code = 'ERR_UFFD_TRACE';
 }
 
-/** What the recorder wrote down of itself: JSON. */
+/** The description of a trace, as JSON: what the recorder has noted about the run. */
 export interface TraceMeta {
   readonly pageSize: number;
   readonly [key: string]: unknown;
@@ -33,27 +34,30 @@ export interface TraceMeta {
 
 export class TraceReader {
   readonly meta: TraceMeta;
-  /** Why the trace ended before its time; undefined while it is whole. */
+  /** @internal The version of its format, from 1 on. */
+  readonly version: number;
+  /** Why the trace ended early; undefined if no damage was found so far. */
   damage: string | undefined;
   /** Records, blocks and bytes that were read. */
   records = 0;
   blocks = 0;
   bytesRead = 0;
-  /** Called when another block is begun: how far it has come is in the counts. */
+  /** Called when a block begins. `records`, `blocks` and `bytesRead` show the progress then. */
   onBlock: (() => void) | undefined;
   /** @internal */
   readonly codec = new Codec();
   readonly #source: TraceSource;
-  /** The trace's last record was read. */
+  /** Whether the trace's end record was read. */
   #ended = false;
   #closed = false;
 
-  /** @throws TraceError where this is no trace */
+  /** @throws TraceError if this is no trace */
   constructor(source: TraceSource) {
     checkMethod(source, 'source', 'read', 'a TraceSource');
     this.#source = source;
     try {
-      this.#checkSignature();
+      this.version = this.#readVersion();
+      this.codec.exports.traceVersion(this.version);
       this.meta = this.#readMeta();
     } catch (error) {
       this.close();
@@ -61,7 +65,7 @@ export class TraceReader {
     }
   }
 
-  /** A trace in memory. */
+  /** Reads a trace in memory. */
   static of(bytes: Uint8Array): TraceReader {
     if (!(bytes instanceof Uint8Array)) throw wrongType('bytes', 'a Uint8Array', bytes);
     let at = 0;
@@ -77,9 +81,9 @@ export class TraceReader {
   }
 
   /**
-   * A trace in a file.
+   * Reads a trace in a file.
    *
-   * @throws UnsupportedError where this is not Node
+   * @throws UnsupportedError if this is not Node
    */
   static fromFile(path: string): TraceReader {
     const fs = nodeFiles();
@@ -92,12 +96,14 @@ export class TraceReader {
     return callOf(this.codec.halves, this.codec.exports.traceFields());
   }
 
-  /** The bytes of the record that was read: what the kernel wrote into a read's buffer. Used again by `next`. */
+  /**
+   * The payload of the record that was read: what the kernel wrote to a read's buffer. The next `next` overwrites it.
+   */
   get payload(): Uint8Array {
     return this.codec.payloadRead;
   }
 
-  /** Goes to the next record, which lies in `codec` then. False: that was the last one that can be read. */
+  /** Reads the next record into `codec`. Returns false if no further record can be read. */
   next(): boolean {
     if (this.#ended || this.damage !== undefined) return false;
     const { codec } = this;
@@ -123,14 +129,15 @@ export class TraceReader {
     this.#source.close();
   }
 
-  #checkSignature(): void {
-    const bytes = new Uint8Array(SIGNATURE.length);
+  #readVersion(): number {
+    const bytes = new Uint8Array(SIGNATURE.length + 1);
     const length = this.#fill(bytes);
-    const found = new TextDecoder('latin1').decode(bytes.subarray(0, length));
-    if (found === SIGNATURE) return;
-    if (length === SIGNATURE.length && found.slice(0, -1) === SIGNATURE.slice(0, -1)) {
+    const found = new TextDecoder('latin1').decode(bytes.subarray(0, length - 1));
+    const version = bytes[length - 1] as number;
+    if (length === bytes.length && found === SIGNATURE) {
+      if (version >= 1 && version <= VERSION) return version;
       throw new TraceError(
-        `this trace has version ${bytes[length - 1]} of the format; version 1 can be read here`,
+        `this trace has version ${version} of the format; versions 1 to ${VERSION} can be read here`,
       );
     }
     throw new TraceError('this is no trace: it does not begin like one');
@@ -144,19 +151,19 @@ export class TraceReader {
     try {
       meta = JSON.parse(new TextDecoder().decode(this.#description()));
     } catch {
-      // Told below.
+      // Reported below.
     }
     const { pageSize, about = {}, contents = '', origin } = meta ?? {};
     const understood =
       isPageSize(pageSize) &&
       typeof about === 'object' &&
       typeof contents === 'string' &&
-      (origin === undefined || isOrigin(origin));
+      (origin === undefined || areOpenParameters(origin));
     if (!understood) throw new TraceError('the description of this trace cannot be understood');
     return meta as TraceMeta;
   }
 
-  /** The description's bytes. A record that is full goes on in the next, unless the object ends there. */
+  /** The bytes of the description. A full record continues in the next one, unless the JSON ends there. */
   #description(): Uint8Array {
     const parts: Uint8Array[] = [];
     let bytes = 0;
@@ -178,7 +185,7 @@ export class TraceReader {
       this.damage = 'it has no end: whatever recorded it came to its own end first';
       return false;
     }
-    // At most what the codec has room for.
+    // The codec never returns more bytes than it has room for.
     const length = header === HEADER_BYTES ? codec.exports.traceMeasure() : BAD;
     const whole =
       length !== BAD &&
@@ -192,7 +199,7 @@ export class TraceReader {
     return true;
   }
 
-  /** Reads until the bytes are full or the source is at its end: how many. */
+  /** Reads until the bytes are full or the source ends; returns how many. */
   #fill(into: Uint8Array): number {
     let done = 0;
     while (done < into.length) {

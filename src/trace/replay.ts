@@ -1,53 +1,54 @@
-// Runs a trace again: the same core, and the same handler if there is one, against the recorded answers. The trace
-// says what the program asked for from outside of its handler; inside, the handler decides, or where none is given,
-// the trace.
+// Runs a trace again: the core, and a handler if one is given, get the recorded results. Calls that the program made
+// outside of its handler are repeated from the trace. Calls inside the handler come from the given handler, or from the
+// trace if none is given.
 //
 // Rules:
-//  - A replay depends on nothing but the trace and the handler.
-//  - It ends at the first call that differs, and says what was expected, what came, and which fault it was about.
-//  - A handler is compared by what it does itself. If the trace has to make a call that answers a fault in its place, that is a
-//    difference; calls of the program's outside of its handler are made as the trace has them, and counted.
+//  - A replay depends only on the trace and the handler.
+//  - It ends at the first call that differs, and reports the expected call, the call that was made, and the fault.
+//  - Only the handler's own calls count as its answers. If a fault of the handler is answered only by a call from the
+//    trace, that is a difference. Calls that the program made outside of its handler are made from the trace, and
+//    counted.
 
-import { checkFunction, checkInteger, checkOptions, wrongType } from '../arguments.js';
-import { Op } from '../core.js';
-import { isPromise } from '../failures.js';
-import { modeNames } from '../features.js';
-import type { FaultHandler, Pagefault } from '../handler.js';
-import { Note } from '../kernel.js';
-import { WAITS } from '../loop.js';
-import { fillOptions } from '../options.js';
-import { recordOf } from '../page-record.js';
-import { Userfaultfd } from '../userfaultfd.js';
-import { Kind } from './codec.js';
-import { chunkTold, originOf, rangeTold } from './origin.js';
-import { Owed } from './owed.js';
+import { Operation as Op, SourceKind } from '../bindings/core.js';
+import { checkFunction, checkInteger, checkOptions, wrongType } from '../errors/arguments.js';
+import { modeNames } from '../kernel/features.js';
+import { Note } from '../kernel/port.js';
+import { WAITS } from '../uffd/event-loop.js';
+import type { Pagefault } from '../uffd/handler.js';
+import { isPromise } from '../uffd/handler-errors.js';
+import { fillOptions, sourceOptions } from '../uffd/options.js';
+import { recordOf } from '../uffd/page-states.js';
+import { type FaultHandler, Userfaultfd } from '../uffd/userfaultfd.js';
+import { Kind, noteOf } from './codec.js';
+import { decodeChunk, decodeRange, openParametersOf } from './open-parameters.js';
 import { TraceError, type TraceMeta, TraceReader } from './reader.js';
-import { type Difference, Playback, SOURCE_FIELD } from './replaying.js';
+import { type Difference, ReplayKernel, SOURCE_FIELD } from './replay-port.js';
+import { UnresolvedFaults } from './unresolved-faults.js';
 
-/** Makes the handler of a replay: the one that was recorded, to see whether it does the same again. */
+/** Makes the handler of a replay. */
 export type HandlerFactory = (uffd: Userfaultfd, meta: TraceMeta) => FaultHandler;
 
 export interface ReplayResult {
-  /** Everything was the same, to the end of the trace. */
+  /** Whether all calls were the same, to the end of the trace. */
   readonly identical: boolean;
-  /** Records that were the same. */
+  /** Number of records that were the same. */
   readonly records: number;
   readonly faults: number;
   /**
-   * Calls that resolve, wake or claim, that the handler did not make, and that were made as the trace has them: those of
-   * the program outside of its handler. 0 without a handler of one's own.
+   * How many calls that resolve, wake or claim were made as the trace has them, because the program made them outside
+   * of its handler. 0 without a handler of your own.
    */
   readonly performed: number;
-  /** The first call that differs, the fault that was being answered then, and what the handler threw, if it did. */
+  /** The first call that differs, with the fault that was being answered and what the handler threw, if it did. */
   readonly difference?: Difference & { readonly fault?: Pagefault; readonly error?: unknown };
-  /** Why the trace ends before its time, where it was cut or damaged. */
+  /** Why the trace ended early, if it was cut or damaged. */
   readonly damage?: string;
 }
 
 export interface ReplayOptions {
   /**
-   * How long a handler that answers after it has returned is waited for, in milliseconds; default 100. A fault that it
-   * has not answered when the trace does is a difference.
+   * How long to wait for a handler that answers after it has returned, in milliseconds; default 100. It is a difference
+   * if the trace answers a fault that the handler has not answered by then.
    */
   patienceMs?: number;
 }
@@ -67,8 +68,8 @@ export interface ReplayOptions {
  * console.log(identical, difference);
  * ```
  *
- * @param factory makes the handler to replay with; default: one that does what the trace says
- * @throws TraceError where the trace does not say how its userfaultfd came to be; what `factory` throws; TypeError
+ * @param factory makes the handler to replay with; by default, a handler repeats the recorded handler's calls
+ * @throws TraceError if the trace does not say how its userfaultfd was opened; what `factory` throws; TypeError
  */
 export async function replay(
   reader: TraceReader,
@@ -80,8 +81,8 @@ export async function replay(
   checkOptions(options, 'options');
   const { patienceMs = PATIENCE_MS } = options;
   checkInteger(patienceMs, 'patienceMs', 0, PATIENCE_MOST_MS);
-  const playback = new Playback(reader);
-  const run = new Run(playback, reader.meta, factory, patienceMs);
+  const playback = new ReplayKernel(reader);
+  const run = new Replay(playback, reader.meta, factory, patienceMs);
   try {
     await run.go();
   } finally {
@@ -101,32 +102,39 @@ export async function replay(
 
 const PATIENCE_MS = 100;
 const PATIENCE_MOST_MS = 2 ** 31 - 1;
-/** Operations that have a source, and the options of most. */
-const SOURCED: ReadonlySet<Op> = new Set([Op.copy, Op.move]);
+/** Turns of the event loop that a handler has at least, once its time is up. */
+const TURNS_LEAST = 20;
+/** Operations that have a source. NO_OPTIONS is shared by all operations without options. */
+const SOURCED: ReadonlySet<Op> = new Set([Op.COPY, Op.MOVE]);
 const NO_OPTIONS = fillOptions(0);
 
-class Run {
+class Replay {
   faults = 0;
   performed = 0;
-  /** The fault that is with the handler. */
+  /** The fault that the handler is answering. */
   #fault: Pagefault | undefined;
-  /** What the handler has thrown, or a promise of its rejected with, and the trace does not have. */
+  /** An error that the handler threw, or that its promise rejected with, if the trace does not have the same error. */
   #thrown: { readonly error: unknown; readonly fault: Pagefault | undefined } | undefined;
-  /** Faults that the handler owes an answer. */
-  readonly #owed = new Owed();
-  /** A call of the program's is made as the trace has it. */
+  /** Faults that the handler has not answered yet. */
+  readonly #owed = new UnresolvedFaults();
+  /** Whether the replay is making a call of the program. */
   #performing = false;
-  readonly #playback: Playback;
+  readonly #playback: ReplayKernel;
   readonly #meta: TraceMeta;
   readonly #factory: HandlerFactory | undefined;
   readonly #patienceMs: number;
   #patienceLeftMs: number;
   #uffd: Userfaultfd | undefined;
   #handler: FaultHandler | undefined;
-  /** Bytes to copy in place of those that were copied; their contents do not matter. */
+  /** Bytes to copy instead of the original ones; their contents do not matter. */
   #bytes = new Uint8Array();
 
-  constructor(playback: Playback, meta: TraceMeta, factory: HandlerFactory | undefined, patienceMs: number) {
+  constructor(
+    playback: ReplayKernel,
+    meta: TraceMeta,
+    factory: HandlerFactory | undefined,
+    patienceMs: number,
+  ) {
     this.#playback = playback;
     this.#meta = meta;
     this.#factory = factory;
@@ -136,7 +144,7 @@ class Run {
     playback.noted = (code, first, second) => this.#noted(code, first, second);
   }
 
-  /** What is known of a difference besides. */
+  /** The fault and the error that belong to a difference. */
   particulars(): { fault?: Pagefault; error?: unknown } {
     const fault = this.#fault ?? this.#thrown?.fault ?? this.#owed.blamed;
     return { ...(fault ? { fault } : {}), ...(this.#thrown ? { error: this.#thrown.error } : {}) };
@@ -147,7 +155,7 @@ class Run {
     try {
       this.#uffd = this.#origin();
     } catch (error) {
-      // It failed when it was recorded too.
+      // The call failed when it was recorded, too.
       if (playback.peek() < 0 || playback.difference) return;
       throw new TraceError(`the description of this trace cannot be replayed: ${(error as Error).message}`);
     }
@@ -156,10 +164,10 @@ class Run {
       const kind = playback.peek();
       if (kind < 0 || playback.over) break;
       if (kind === Kind.READY || kind === Kind.DUE) this.#callBack(kind);
-      else if (kind < Kind.NOTE) playback.differ('nothing: the program is at rest');
-      else if (!(await this.#leftToProgram(kind - Kind.NOTE))) this.#perform();
+      else if (noteOf(kind) < 0) playback.differ('nothing: the program is at rest');
+      else if (!(await this.#leftToProgram(noteOf(kind)))) this.#perform();
     }
-    playback.difference ??= this.#owed.left();
+    playback.difference ??= this.#owed.answeredInPlace();
   }
 
   #make(uffd: Userfaultfd): FaultHandler {
@@ -169,23 +177,23 @@ class Run {
     throw wrongType('what factory(uffd, meta) returns', 'a handler with pagefault', handler);
   }
 
-  /** Lets go of what is left; nothing is compared any more. */
+  /** Ends the replay: closes what is left, and compares no more calls. */
   end(): void {
     this.#playback.over = true;
     this.#uffd?.close();
   }
 
   #origin(): Userfaultfd {
-    const origin = originOf(this.#meta);
+    const origin = openParametersOf(this.#meta);
     if (!origin) throw new TypeError('it does not say how the userfaultfd came to be');
     const kernel = this.#playback.kernel();
     const { options, features } = origin;
     if (origin.how === 'open') {
       return Userfaultfd.open({ ...options, features, optional: origin.optional ?? [], kernel });
     }
-    const ranges = (origin.ranges ?? []).map(rangeTold);
+    const ranges = (origin.ranges ?? []).map(decodeRange);
     const { pid } = options;
-    const chunks = (origin.pages ?? []).flatMap((text) => chunkTold(text) ?? []);
+    const chunks = (origin.pages ?? []).flatMap((text) => decodeChunk(text) ?? []);
     const pages = recordOf(chunks);
     return Userfaultfd.wrap(origin.fd as number, {
       features,
@@ -208,37 +216,42 @@ class Run {
     try {
       callback();
     } catch {
-      // An error of the handler's, which was an uncaught exception when it was recorded.
+      // An error of the handler, which was an uncaught exception in the recorded run.
     }
   }
 
-  /** Whether the program makes the next call by itself: a handler may answer after it has returned. */
+  /**
+   * Waits for a handler that answers after it has returned. Returns whether the program, not the handler, makes the
+   * next call.
+   */
   async #leftToProgram(code: number): Promise<boolean> {
     if (!this.#factory || code > Note.CLAIM) return false;
     const { used } = this.#playback;
     const owed = this.#owed.covers(...this.#range());
     const until = performance.now() + (owed ? this.#patienceMs : this.#patienceLeftMs);
+    let turns = 0;
     do {
       await new Promise((resolve) => (globalThis.setImmediate ?? setTimeout)(resolve));
       if (this.#playback.used === used) continue;
       this.#patienceLeftMs = this.#patienceMs;
       return true;
-    } while (performance.now() < until);
-    // A program that calls from elsewhere is not waited for as long the next time.
+      // A busy machine may let the time pass without a turn in which the handler could have answered.
+    } while (performance.now() < until || ++turns < TURNS_LEAST);
+    // Calls of the program outside of its handler shorten the next wait.
     if (!owed) this.#patienceLeftMs /= 2;
     return false;
   }
 
-  /** What the next record, a note, is about: where, and how many bytes. */
+  /** The range that the next record, a note, is about. */
   #range(): [start: bigint, length: number] {
     const { codec } = this.#playback;
     return [codec.words[0] as bigint, codec.integer(1)];
   }
 
-  /** Makes the call that the next record tells. */
+  /** Makes the call that the next record holds. */
   #perform(): void {
     const { used, codec } = this.#playback;
-    const code = codec.kind - Kind.NOTE;
+    const code = noteOf(codec.kind);
     if (this.#factory && code <= Note.CLAIM) {
       if (code !== Note.CLAIM && !this.#owed.answerInPlace(...this.#range(), this.#playback.nextCall())) {
         this.#playback.differ('nothing: the handler has not answered this fault');
@@ -251,31 +264,46 @@ class Run {
     try {
       this.#call();
     } catch {
-      // It threw when it was recorded too.
+      // The call threw when it was recorded, too.
     } finally {
       this.#performing = nested;
     }
-    // A call that is refused before it is told to the port would be tried for ever.
+    // A call that is refused before it reaches the port would be retried for ever.
     if (this.#playback.used === used) this.#playback.differ('nothing: such a call is refused');
   }
 
   #call(): void {
     const uffd = this.#uffd as Userfaultfd;
     const { codec } = this.#playback;
-    const code = codec.kind - Kind.NOTE;
+    const code = noteOf(codec.kind);
     const start = codec.words[0] as bigint;
     const length = codec.integer(1);
-    if (code <= Op.writeProtect) this.#resolve(uffd, code as Op, start, length, codec.number(2));
+    if (code <= Op.WRITEPROTECT) this.#resolve(uffd, code as Op, start, length, codec.number(2));
     else if (code === Note.WAKE) uffd.wake(start, length);
     else if (code === Note.CLAIM) uffd.claim(start, length);
     else if (code === Note.REGISTER) this.#register(uffd, start, length);
     else if (code === Note.UNREGISTER) uffd.unregister(start, length);
-    else if (code === Note.START) uffd.start(this.#handler as FaultHandler, { wait: waitOf(length) });
+    else if (code === Note.START)
+      uffd.start(this.#handler as FaultHandler, { wait: WAITS[length] ?? 'poll' });
     else if (code === Note.POLL) uffd.poll(length === 1 ? this.#handler : undefined);
     else if (code === Note.STOP) uffd.stop();
     else if (code === Note.RELEASE) uffd.release();
     else if (code === Note.CLOSE) uffd.close();
+    else if (code === Note.SOURCE) this.#source(uffd, start, length);
+    else if (code === Note.WINDOW) uffd.window(start, sourceOptions(codec.number(2)).options.window ?? 1);
+    else if (code === Note.AHEAD) uffd.fillAhead(start, length, fillOptions(codec.number(2)));
     else this.#playback.differ('nothing: no callback is under way');
+  }
+
+  #source(uffd: Userfaultfd, start: bigint, length: number): void {
+    if (length === 0) {
+      uffd.forgetSources();
+      return;
+    }
+    const { codec } = this.#playback;
+    const { kind, options } = sourceOptions(codec.number(2));
+    const src = kind === SourceKind.ZEROS ? 'zeros' : (codec.words[SOURCE_FIELD] as bigint);
+    uffd.answerFrom(start, length, src, options);
   }
 
   #register(uffd: Userfaultfd, start: bigint, length: number): void {
@@ -291,11 +319,11 @@ class Run {
   #resolve(uffd: Userfaultfd, op: Op, start: bigint, length: number, bits: number): void {
     const options = bits === 0 ? NO_OPTIONS : fillOptions(bits);
     const source = SOURCED.has(op) ? (this.#playback.codec.words[SOURCE_FIELD] as bigint) : 0n;
-    if (op === Op.copy) uffd.copy(start, source || this.#room(length), length, options);
-    else if (op === Op.zero) uffd.zero(start, length, options);
-    else if (op === Op.continue) uffd.continue(start, length, options);
-    else if (op === Op.poison) uffd.poison(start, length, options);
-    else if (op === Op.move) uffd.move(start, source, length, options);
+    if (op === Op.COPY) uffd.copy(start, source || this.#room(length), length, options);
+    else if (op === Op.ZEROPAGE) uffd.zero(start, length, options);
+    else if (op === Op.CONTINUE) uffd.continue(start, length, options);
+    else if (op === Op.POISON) uffd.poison(start, length, options);
+    else if (op === Op.MOVE) uffd.move(start, source, length, options);
     else uffd.writeProtect(start, length, options.writeProtect === true, options);
   }
 
@@ -306,12 +334,12 @@ class Run {
 
   // ---- handlers ------------------------------------------------------------------------------------------
 
-  /** A handler that does what the trace says. */
+  /** A handler that does what the recorded one did. */
   #recorded(): FaultHandler {
     const follow = (): number => {
       const playback = this.#playback;
-      while (!playback.difference && playback.peek() >= Kind.NOTE) {
-        if (playback.codec.kind === Kind.NOTE + Note.ANSWER) {
+      while (!playback.difference && noteOf(playback.peek()) >= 0) {
+        if (noteOf(playback.codec.kind) === Note.ANSWER) {
           const answer = playback.codec.number(0);
           if (answer === 3) throw new Error('the handler threw when it was recorded');
           return answer;
@@ -323,6 +351,7 @@ class Run {
     const told = (): void => void follow();
     return {
       pagefault: () => follow() === 1,
+      answered: told,
       removed: told,
       unmapped: told,
       remapped: told,
@@ -338,28 +367,35 @@ class Run {
         this.#fault = fault;
         return handler.pagefault(fault, uffd);
       },
+      answered: (...counts: Parameters<NonNullable<FaultHandler['answered']>>) => {
+        this.faults += counts[0];
+        handler.answered?.(...counts);
+      },
     });
   }
 
-  /** The handler, and beside it what is told of a difference: who answers which fault, and what is thrown. */
+  /** Wraps the handler to keep, for a difference, which faults it answers and what it throws. */
   #watched(handler: FaultHandler): FaultHandler {
     const counted = this.#counted(handler);
-    const passed = Object.create(handler) as FaultHandler;
+    const passed = Object.create(counted) as FaultHandler;
     for (const name of ['answered', 'removed', 'unmapped', 'remapped', 'forked', 'closed'] as const) {
-      if (!handler[name]) continue;
+      if (!counted[name]) continue;
       passed[name] = (...given: unknown[]) =>
-        this.#heard(undefined, () => (handler[name] as (...all: unknown[]) => void).apply(handler, given));
+        this.#heard(undefined, () => (counted[name] as (...all: unknown[]) => void).apply(counted, given));
     }
     passed.pagefault = (fault, uffd) => {
       const owed = this.#owed.begin(fault);
       const said = this.#heard(fault, () => this.#byHandler(() => counted.pagefault(fault, uffd)));
-      this.#owed.said(owed, said);
+      this.#owed.returned(owed, said);
       return said;
     };
     return passed;
   }
 
-  /** Calls of the handler's own, also inside of a call that the trace has made: `start`, for one. */
+  /**
+   * Runs a callback of the handler. Its calls count as the handler's own, even if it runs during a call from the trace,
+   * for example `start`.
+   */
   #byHandler<T>(callback: () => T): T {
     const outside = this.#performing;
     this.#performing = false;
@@ -370,7 +406,7 @@ class Run {
     }
   }
 
-  /** Makes a callback, and keeps what it throws, at once or later. */
+  /** Runs a callback, and keeps the error that it throws or that its promise rejects with. */
   #heard<T>(fault: Pagefault | undefined, callback: () => T): T {
     try {
       const said = callback();
@@ -386,18 +422,14 @@ class Run {
     if (this.#factory && !this.#playback.done) this.#thrown ??= { error, fault };
   }
 
-  /** A note came as the trace has it. */
+  /** To call when a note matched the trace. */
   #noted(code: Note, first: bigint, second: number): void {
     if (code <= Note.WAKE || code === Note.UNREGISTER) {
       if (!this.#performing) this.#owed.answered(first, second);
     } else if (code === Note.ANSWER || code === Note.STOP) {
-      // What was thrown, the trace has as well.
+      // The trace has the same error.
       this.#fault = undefined;
       this.#thrown = undefined;
     }
   }
-}
-
-function waitOf(index: number): (typeof WAITS)[number] {
-  return WAITS[index] ?? 'poll';
 }

@@ -1,29 +1,28 @@
-// What a trace tells of a run: faults, pages, ranges, how long answers took. It reads the trace once, and what it
-// keeps grows with the pages that were touched (a bit each) and with the threads that sleep, not with the trace.
+// The summary of a run: faults, pages, ranges, latencies. It reads the trace once. The memory that it needs grows with
+// the touched pages (one bit for each) and the sleeping threads, not with the trace.
 
-import { wrongType } from '../arguments.js';
-import { MODES } from '../core.js';
-import type { Mode } from '../features.js';
-import { Answer, Note } from '../kernel.js';
-import { type Message, MessageDecoder } from '../messages.js';
-import { Kind } from './codec.js';
+import { wrongType } from '../errors/arguments.js';
+import { MODES, type Mode } from '../kernel/features.js';
+import { CallbackResult, Note } from '../kernel/port.js';
+import { type Message, MessageDecoder } from '../uffd/messages.js';
+import { Kind, noteOf } from './codec.js';
 import { Histogram } from './histogram.js';
-import { originOf } from './origin.js';
+import { openParametersOf } from './open-parameters.js';
 import { HugePages, PageSet, type Pages } from './pages.js';
 import { TraceReader } from './reader.js';
-import { nameOf } from './records.js';
+import { nameOf } from './record-format.js';
 
 const EAGAIN = -11;
-/** Ranges that are listed; more are counted. */
+/** Most ranges that are listed; further ones are only counted. */
 const RANGES_LISTED = 100;
-/** Of a struct's mode: leave the sleepers asleep. WRITEPROTECT has it one bit further, and protects by the first. */
+/** The mode bit "do not wake". WRITEPROTECT has it one bit higher, and its first bit means "protect". */
 const DONT_WAKE = 1n;
 const PROTECT = 1n;
 const PROTECT_DONT_WAKE = 2n;
-/** Where an ioctl's struct begins, in fields. */
+/** The index of an ioctl's struct in the fields of its record. */
 const GIVEN = 3;
 
-/** Ioctls that can let sleepers go, by kind: words of the struct, and which of them is the length. */
+/** Ioctls that can wake threads, by kind: the words of the struct, and which of them is the length. */
 const RESOLVING: Readonly<Record<number, { words: number; length: number; filled: boolean }>> = {
   [Kind.IOCTL + 1]: { words: 2, length: 1, filled: false },
   [Kind.IOCTL + 2]: { words: 2, length: 1, filled: false },
@@ -40,14 +39,14 @@ const WRITEPROTECT = Kind.IOCTL + 6;
 const POISON = Kind.IOCTL + 8;
 
 export interface TraceSummary {
-  /** How the userfaultfd came to be; and the features that were asked for. */
+  /** How the userfaultfd was opened, and the requested features. */
   how: 'open' | 'wrap' | 'unknown';
   features: readonly string[];
   pageSize: number;
-  /** What its recorder wrote down of itself. */
+  /** Notes of the recorder. */
   about: Record<string, unknown>;
   contents: string;
-  /** From the first record to the last. */
+  /** Milliseconds from the first record to the last. */
   durationMs: number;
   bytes: number;
   blocks: number;
@@ -55,43 +54,45 @@ export interface TraceSummary {
   /** Page faults that were read, by kind and access. */
   faults: number;
   faultsByKind: Record<Mode, { read: number; write: number }>;
-  /** Threads that faulted; 0 where the kernel did not say which. */
+  /** Threads that faulted; 0 if the kernel did not report them. */
   threads: number;
-  /** Different pages that were faulted on. */
+  /** Distinct pages that were faulted on. */
   pages: number;
   /** Mapping changes that were read. */
   changes: { remove: number; unmap: number; remap: number; fork: number };
-  /** Registered, by wrap or during the recording; the first of them, and how many there were. */
+  /**
+   * The first ranges that were registered, by `wrap` or during the recording. `rangesRegistered`: how many there were.
+   */
   ranges: { start: string; bytes: number; modes: Mode[] }[];
   rangesRegistered: number;
-  /** From the read of a fault to the call that let its page's sleepers go. */
+  /** Microseconds from the read of a fault to the call that woke the threads at its page. */
   latencyUs: { count: number; p50: number; p90: number; p99: number; most: number };
-  /** Faults that were read and not let go by a call. */
+  /** Faults that were read, but whose threads no call woke. */
   unresolved: number;
-  /** Calls that the kernel answered with EAGAIN, reads of an empty queue aside. */
+  /** Calls for which the kernel returned EAGAIN, except reads of an empty queue. */
   eagains: number;
-  /** Answers "not now": the fault was offered again. */
+  /** Deferred faults, which were offered again. */
   reoffers: number;
   /** How often each call was made, by name. */
   calls: Record<string, number>;
-  /** Why the trace ends before its time. */
+  /** Why the trace ended early. */
   damage?: string;
 }
 
 /**
- * Is told what happened, in the trace's order, while it is summarised. Times are microseconds since the recording began;
- * pages are numbers: addresses in pages of the system's size.
+ * Called with the events of a trace, in order, while it is summarised. Times are microseconds since the recording
+ * began; pages are numbers: addresses divided by the system's page size.
  */
 export interface TraceObserver {
   /** A fault was read. */
   fault(timeUs: number, page: number, kind: Mode, access: 'read' | 'write', tid: number): void;
-  /** Who sleeps on a page goes on, so long after the first fault of them was read. */
+  /** The threads that waited for a page were woken, `latencyUs` after the first of their faults was read. */
   letGo(timeUs: number, page: number, latencyUs: number): void;
   /** Pages were filled for which no fault waited. */
   filledAhead(timeUs: number, page: number, pages: number): void;
-  /** Pages are gone, or elsewhere. */
+  /** Pages were removed or moved. */
   removed(timeUs: number, page: number, pages: number, how: 'remove' | 'unmap' | 'remap'): void;
-  /** There are huge pages in this range, of so many pages each. */
+  /** `pages` pages from `page` on are parts of huge pages. Each huge page consists of `each` pages. */
   hugePages(page: number, pages: number, each: number): void;
 }
 
@@ -107,7 +108,7 @@ export function summarize(reader: TraceReader, observer?: Partial<TraceObserver>
   return summarizer.summary();
 }
 
-/** The same record by record, for those who have something else to do in between. The reader stays open. */
+/** Summarises record by record, for callers that do other work in between. The reader stays open. */
 export class TraceSummarizer {
   readonly #reader: TraceReader;
   readonly #observer: Partial<TraceObserver>;
@@ -117,15 +118,15 @@ export class TraceSummarizer {
   readonly #huge = new HugePages();
   readonly #threads = new Set<number>();
   readonly #latency = new Histogram();
-  /** When the fault of each page that sleeps was read. */
+  /** When the fault of each page with waiting threads was read. */
   readonly #sleeping = new Map<number, number>();
   readonly #faults = MODES.map(() => ({ read: 0, write: 0 }));
   readonly #changes = { remove: 0, unmap: 0, remap: 0, fork: 0 };
   readonly #ranges: TraceSummary['ranges'] = [];
-  /** The one that was registered last. */
+  /** The range that was registered last. */
   #registered: Pages = { first: 0, end: 0 };
   #rangesRegistered = 0;
-  /** What the program said of the range that it registers; 0: nothing. */
+  /** The page size that the program passed for the range; 0 if none. */
   #chosenPageSize = 0;
   #eagains = 0;
   #reoffers = 0;
@@ -135,13 +136,13 @@ export class TraceSummarizer {
     this.#reader = reader;
     this.#observer = observer;
     this.#pages = new PageSet(reader.meta.pageSize);
-    for (const { start, length, modes, pageSize } of originOf(reader.meta)?.ranges ?? []) {
+    for (const { start, length, modes, pageSize } of openParametersOf(reader.meta)?.ranges ?? []) {
       this.#range(BigInt(start), length, [...modes]);
       this.#pagesAre(pageSize);
     }
   }
 
-  /** Takes the next record in. False: there was none. */
+  /** Adds the next record to the summary. False if there was none. */
   next(): boolean {
     if (!this.#reader.next()) return false;
     this.#take();
@@ -156,9 +157,9 @@ export class TraceSummarizer {
     if (kind === Kind.READ) {
       if (payload.length % 32 === 0)
         for (const message of this.#decoder.decode(payload)) this.#message(message);
-    } else if (kind === Kind.NOTE + Note.ANSWER) {
-      if (codec.words[0] === Answer.notNow) this.#reoffers++;
-    } else if (kind === Kind.NOTE + Note.REGISTER) {
+    } else if (noteOf(kind) === Note.ANSWER) {
+      if (codec.words[0] === CallbackResult.notNow) this.#reoffers++;
+    } else if (noteOf(kind) === Note.REGISTER) {
       this.#chosenPageSize = codec.integer(3);
     } else if (kind === Kind.PAGE_SIZE_AT) {
       this.#pagesAre(codec.integer(2));
@@ -221,7 +222,7 @@ export class TraceSummarizer {
     return { first: this.#pages.pageOf(start), end: this.#pages.pageOf(start + bytes - 1n) + 1 };
   }
 
-  /** Pages of a range that somebody sleeps on, in their order. */
+  /** Pages of a range that threads wait for, in order. */
   #sleepersOf({ first, end }: Pages): number[] {
     const found: number[] = [];
     if (end - first <= this.#sleeping.size) {
@@ -232,7 +233,7 @@ export class TraceSummarizer {
     return found.sort((a, b) => a - b);
   }
 
-  /** Tells what lies between the pages that faults waited for. */
+  /** Reports the filled pages for which no fault waited. */
   #filled(pages: Pages): void {
     let { first } = pages;
     const tell = (end: number): void => {
@@ -263,7 +264,7 @@ export class TraceSummarizer {
     }
   }
 
-  /** The range that was registered last has pages of this size. */
+  /** Notes that the range that was registered last has pages of this size. */
   #pagesAre(pageSize: number): void {
     const each = pageSize / this.#reader.meta.pageSize;
     if (!Number.isInteger(each) || each < 2) return;
@@ -272,10 +273,10 @@ export class TraceSummarizer {
     this.#observer.hugePages?.(first, end - first, each);
   }
 
-  /** What was found so far. */
+  /** The summary so far. */
   summary(): TraceSummary {
     const { meta, bytesRead, blocks, records, damage } = this.#reader;
-    const origin = originOf(meta);
+    const origin = openParametersOf(meta);
     const calls: Record<string, number> = {};
     for (const [kind, count] of this.#counts.entries()) {
       if (count > 0) calls[nameOf(kind)] = (calls[nameOf(kind)] ?? 0) + count;

@@ -1,32 +1,37 @@
-// Writes a trace: records go into blocks, whole blocks go where they are to be kept. A sink that fails ends the
-// recording with a warning, and never what is recorded.
+// Writes a trace: records go into blocks, and whole blocks go to the sink. If the sink fails, the recording ends with
+// a warning, and the recorded run continues.
 
-import { checkMethod, checkOptions } from '../arguments.js';
-import { warn } from '../warning.js';
-import { Codec, DESCRIPTION_MOST, Kind, PAYLOAD_MOST } from './codec.js';
+import { PAYLOAD_MOST } from '../bindings/trace.js';
+import { checkMethod, checkOptions } from '../errors/arguments.js';
+import { warn } from '../errors/warning.js';
+import { Codec, DESCRIPTION_MOST, Kind } from './codec.js';
 import { nodeFiles } from './files.js';
 
-/** Where blocks go: a file, a list in memory, a connection. */
+/** The destination of blocks: a file, a list in memory, a connection. */
 export interface TraceSink {
-  /** Takes bytes that are used again afterwards. What it throws ends the recording. */
+  /** Takes bytes, whose memory is used again afterwards. If it throws, the recording ends. */
   write(bytes: Uint8Array): void;
   close(): void;
 }
 
 export interface TraceOptions {
-  /** What to keep of pages' contents: nothing (default), a hash of each source, or all of it. */
+  /** What to keep of pages' contents: nothing (default), a hash of each source, or all bytes of it. */
   contents?: 'none' | 'hash' | 'full';
-  /** Something to find in the trace's description, for whoever reads it. JSON. */
+  /** Notes for the trace's description, as JSON. */
   about?: Record<string, unknown>;
-  /** Told when the recording ends before its time. Default: a warning of Node's, or on the console. */
+  /** Called if the recording ends early. Default: a warning of Node's, or on the console. */
   warn?: (message: string) => void;
 }
 
-/** The first bytes of a trace, and the version of its format. */
-export const SIGNATURE = 'UFFDTRC\u0001';
+/** The first bytes of a trace; one byte with the version of the format follows. */
+export const SIGNATURE = 'UFFDTRC';
+export const VERSION = 2;
 
-/** A block is written out at the latest when it is this old, so that a crash loses no more. */
+/** Microseconds after which a block is written at the latest, so that a crash loses no more. */
 const BLOCK_AGE_US = 1_000_000;
+
+/** The field of an ioctl's record in which its struct begins. */
+const IOCTL_STRUCT = 3;
 
 /**
  * Records one userfaultfd, from `open` or `wrap` to its end.
@@ -48,11 +53,11 @@ const BLOCK_AGE_US = 1_000_000;
 export class TraceWriter {
   readonly contents: 'none' | 'hash' | 'full';
   readonly about: Record<string, unknown>;
-  /** Records so far. */
+  /** Number of records so far. */
   records = 0;
   /** Bytes that went to the sink. */
   bytesWritten = 0;
-  /** Why it ended before its time. */
+  /** Why the recording ended early. */
   failure: Error | undefined;
   readonly #codec = new Codec();
   readonly #sink: TraceSink;
@@ -72,13 +77,13 @@ export class TraceWriter {
   /**
    * Writes to a file, which is made or emptied.
    *
-   * @throws UnsupportedError where this is not Node
+   * @throws UnsupportedError if this is not Node
    */
   static toFile(path: string, options: TraceOptions = {}): TraceWriter {
     return TraceWriter.toDescriptor(nodeFiles().openSync(path, 'w'), options);
   }
 
-  /** @internal Writes to a file that is open and empty. Takes the descriptor. */
+  /** @internal Writes to a file that is open and empty. The writer then owns the descriptor. */
   static toDescriptor(fd: number, options: TraceOptions = {}): TraceWriter {
     const fs = nodeFiles();
     return new TraceWriter(
@@ -92,12 +97,12 @@ export class TraceWriter {
     return this.#state === 'open';
   }
 
-  /** Begins the trace with its description. `meta`: JSON, with what a replay must know of the machine. */
+  /** Begins the trace with its description. `meta`: the facts about the machine that a replay needs, as JSON. */
   start(meta: Record<string, unknown>): void {
     if (this.#state !== 'new') throw new Error('a TraceWriter records one userfaultfd, once');
     this.#state = 'open';
     this.#codec.exports.traceBegin(0n);
-    this.#guarded(() => this.#write(new TextEncoder().encode(SIGNATURE)));
+    this.#guarded(() => this.#write(new TextEncoder().encode(SIGNATURE + String.fromCharCode(VERSION))));
     const text = new TextEncoder().encode(
       JSON.stringify({ ...meta, contents: this.contents, about: this.about }),
     );
@@ -105,21 +110,12 @@ export class TraceWriter {
       throw new RangeError(`about must be less than ${DESCRIPTION_MOST} bytes of JSON`);
     for (let at = 0; at < text.length; at += PAYLOAD_MOST) {
       const some = text.subarray(at, at + PAYLOAD_MOST);
-      this.begin(Kind.META, 0);
       this.payload(some.length).set(some);
-      this.end(0);
+      this.append(Kind.META, 0);
     }
   }
 
-  /** Begins a record; `end` follows. */
-  begin(kind: number, timeUs: number): void {
-    this.#codec.begin(kind, timeUs);
-  }
-
-  /** The kind of an ioctl's record. */
-  ioctlKind(request: number): number {
-    return this.#codec.exports.traceIoctlKind(request);
-  }
+  // Set the fields and the payload of a record before it is written. `timeUs`: microseconds since the recording began.
 
   set(index: number, value: number): void {
     this.#codec.set(index, value);
@@ -129,37 +125,56 @@ export class TraceWriter {
     this.#codec.words[index] = value;
   }
 
-  /** Fields in halves, to copy structs into without making numbers of them: field n is at 4 + 2n. */
-  get halves(): Uint32Array {
-    return this.#codec.halves;
+  /** Sets the struct of an ioctl, of `count` words: as it was before the call, and as it is in memory, from word `at` on. */
+  struct(before: BigUint64Array, memory: BigUint64Array, at: number, count: number): void {
+    const { words } = this.#codec;
+    for (let word = 0; word < count; word++) {
+      words[IOCTL_STRUCT + word] = before[word] as bigint;
+      words[IOCTL_STRUCT + count + word] = memory[at + word] as bigint;
+    }
   }
 
-  /** The record's payload is so many bytes of the core's memory, from a multiple of 4 on. */
-  payloadFrom(memory: Uint32Array, at: number, length: number): void {
-    const { halves, payloadHalves } = this.#codec;
+  /** Sets the payload to `length` bytes of the core's memory, at a multiple of 8. */
+  payloadFrom(memory: BigUint64Array, at: number, length: number): void {
+    const { halves, payloadWords } = this.#codec;
     halves[1] = length;
-    for (let half = 0; half * 4 < length; half++) payloadHalves[half] = memory[(at >>> 2) + half] as number;
+    copyWords(payloadWords, memory, at >>> 3, (length + 7) >>> 3);
   }
 
   payload(length: number): Uint8Array {
     return this.#codec.payload(length);
   }
 
-  /** Takes in the record that was begun. */
-  end(timeUs: number): void {
-    if (this.#state !== 'open') return;
-    this.records++;
-    const full = this.#codec.exports.traceAppend();
-    if (full || timeUs - this.#blockBegunUs > BLOCK_AGE_US) this.#guarded(() => this.#seal(timeUs));
+  /** Writes a record with the fields that were set. */
+  append(kind: number, timeUs: number): void {
+    if (this.#state === 'open') this.#appended(this.#codec.exports.traceAppend(kind, timeUs), timeUs);
   }
 
-  /** Writes out what there is, and lets the sink go. Idempotent. */
+  /**
+   * Writes a record whose first three fields are these integers of 32 bits. A kind with fewer fields ignores the rest.
+   */
+  numbers(kind: number, timeUs: number, first = 0, second = 0, third = 0): void {
+    if (this.#state !== 'open') return;
+    this.#appended(this.#codec.exports.traceNumbers(kind, timeUs, first, second, third), timeUs);
+  }
+
+  /** Writes a record of an ioctl. Set its struct before. */
+  ioctl(timeUs: number, fd: number, request: number, result: number): void {
+    if (this.#state !== 'open') return;
+    this.#appended(this.#codec.exports.traceIoctl(timeUs, fd, request, result), timeUs);
+  }
+
+  #appended(full: number, timeUs: number): void {
+    this.records++;
+    if (full || timeUs - this.#blockBegunUs > BLOCK_AGE_US) this.#sealGuarded(timeUs);
+  }
+
+  /** Writes the last block, and closes the sink. Idempotent. */
   close(): void {
     if (this.#state === 'open') {
-      this.begin(Kind.LAST, 0);
-      this.end(this.#blockBegunUs);
+      this.append(Kind.LAST, 0);
       // The last record may have found the sink broken.
-      if (this.recording) this.#guarded(() => this.#seal(this.#blockBegunUs));
+      if (this.recording) this.#sealGuarded(this.#blockBegunUs);
       this.#stop();
     }
     this.#state = 'closed';
@@ -175,6 +190,11 @@ export class TraceWriter {
     }
   }
 
+  /** A method of its own: with a closure in `#appended`, V8 would make an object for each record. */
+  #sealGuarded(timeUs: number): void {
+    this.#guarded(() => this.#seal(timeUs));
+  }
+
   #seal(timeUs: number): void {
     const { exports } = this.#codec;
     const length = exports.traceSeal();
@@ -188,7 +208,7 @@ export class TraceWriter {
     this.bytesWritten += bytes.length;
   }
 
-  /** What the sink throws ends the recording, and nothing else. */
+  /** Runs an action on the sink. If it throws, only the recording ends. */
   #guarded(action: () => void): void {
     try {
       action();
@@ -198,6 +218,11 @@ export class TraceWriter {
       this.#warn(`the recording of a trace has ended: ${this.failure.message}`);
     }
   }
+}
+
+/** Copies words one by one. For a few words, that is faster than `set` with a view, and V8 makes no bigints of them. */
+export function copyWords(to: BigUint64Array, from: BigUint64Array, first: number, count: number): void {
+  for (let word = 0; word < count; word++) to[word] = from[first + word] as bigint;
 }
 
 function writeAll(fs: typeof import('node:fs'), fd: number, bytes: Uint8Array): void {

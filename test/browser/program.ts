@@ -1,5 +1,5 @@
-// What a web page does with the package: simulates a world, records it and replays the trace; runs a userfaultfd on
-// a simulated kernel of its own. It is run by Node as well, and must come to the same.
+// What a web page does with the package: it simulates a world, records it and replays the trace. It also serves the
+// faults of a userfaultfd in a simulated kernel of its own. Node runs the same program and must get the same results.
 
 import { instantiate } from '../../src/portable.js';
 import { type Program, read, SimulatedKernel, Userfaultfd } from '../../src/sim/index.js';
@@ -12,16 +12,16 @@ export interface Came {
   identical: boolean;
   /** Records that were replayed. */
   records: number;
-  /** Faults, as its summary tells them. */
+  /** The number of faults in the summary of the trace. */
   faults: number;
-  /** What threads read from memory that the page itself served. */
+  /** The bytes that a thread read from memory whose faults the page itself served. */
   reads: number[];
 }
 
 const PAGES = 5;
 
 export async function visit(seed: number): Promise<Came> {
-  instantiate().exports.start(12, 0n);
+  instantiate().arguments(0n).start(12);
   const blocks: Uint8Array[] = [];
   const sink = { write: (bytes: Uint8Array) => void blocks.push(bytes.slice()), close() {} };
   const record = new TraceWriter(sink);
@@ -50,7 +50,7 @@ function joined(parts: readonly Uint8Array[]): Uint8Array {
   return all;
 }
 
-/** A loop that blocks, on memory of which each page holds its number. */
+/** Runs a loop that blocks. The handler fills each page with its number, counted from 1. */
 function serve(seed: number): number[] {
   const kernel = new SimulatedKernel({ seed });
   const uffd = Userfaultfd.open({ kernel });
@@ -72,7 +72,7 @@ function serve(seed: number): number[] {
   return reads;
 }
 
-/** How what needs a system or files is refused, by the errors' codes. */
+/** The error codes of calls that need an operating system or files. */
 export function refusals(): string[] {
   return [
     () => Userfaultfd.open(),

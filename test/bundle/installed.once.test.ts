@@ -1,13 +1,15 @@
-// The package as it is published: what is in it, and that it works for whoever installs it, with npm, pnpm or yarn, with
-// install scripts or without, imported from ES modules, from CommonJS and from TypeScript, and without koffi's binary.
+// The published package: its contents, and that it works when installed with npm, pnpm or yarn, with or without install
+// scripts, imported from ES modules, CommonJS and TypeScript, and without koffi's binary.
 
 import { cpSync, existsSync, mkdirSync, readdirSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
+import { isBuiltin } from 'node:module';
 import { join } from 'node:path';
+import { build } from 'esbuild';
 import * as assert from 'uvu/assert';
-import { root, textOf } from '../documents.js';
-import { suite } from '../harness.js';
-import { needKernel } from '../kernel/support.js';
-import { inFolder, install, must, pack, project } from './support.js';
+import { linksOf, root, textOf } from '../support/documents.js';
+import { suite } from '../support/harness.js';
+import { needKernel } from '../support/real-kernel.js';
+import { inFolder, install, must, pack, project } from './support/package.js';
 
 const test = suite('bundle/installed');
 const LIMIT_MS = 300_000;
@@ -17,16 +19,14 @@ const nameOf = (entry: string): string => `userfaultfd${entry.slice(1)}`;
 const NAMES = ENTRIES.map(nameOf);
 const PORTABLE = ['core', 'sim', 'testing', 'trace'].map((name) => `userfaultfd/${name}`);
 
-/** What may be in the package, and nothing else. */
+/** Each file of the package must match one of these patterns. */
 const BELONGS = [
-  /^(package\.json|README\.md|CHANGELOG\.md|SECURITY\.md|LICENSE)$/,
-  /^dist\/core\/(release|trace)\.js$/,
-  /^dist\/(src|shim)\/.*(?<!test)\.js$/,
-  /^dist\/types\/(src|shim)\/.*\.d\.ts$/,
-  /^dist\/report\/assets\.js$/,
-  /^docs\/(firecracker|embedding|report)\.md$/,
-  /^docs\/systemd\/.*\.service$/,
-  /^examples\/[a-z-]+\.ts$/,
+  /^(package\.json|LICENSE|(README|ARCHITECTURE|CHANGELOG|CONTRIBUTING|SECURITY)\.md)$/,
+  /^dist\/(uffd\.js|THIRD-PARTY\.txt)$/,
+  /^dist\/(command|lib)\/[\w-]+\.js$/,
+  /^dist\/types\/[\w-]+\.d\.ts$/,
+  /^docs\/.*\.(md|svg|png|txt|service)$/,
+  /^examples\/([a-z-]+\.ts|bundled-tool\/([a-z]+\.(ts|mjs)|(package|tsconfig)\.json))$/,
 ];
 
 test('the package holds what is needed, and nothing else', async () => {
@@ -36,17 +36,56 @@ test('the package holds what is needed, and nothing else', async () => {
       files.filter((file) => !BELONGS.some((pattern) => pattern.test(file))),
       [],
     );
-    const told: string[] = Object.values(exports).flatMap((entry) =>
+    const declared: string[] = Object.values(exports).flatMap((entry) =>
       typeof entry === 'string' ? [entry] : Object.values(entry as Record<string, string>),
     );
-    for (const file of told) assert.ok(files.includes(file.replace('./', '')), `it lacks ${file}`);
+    for (const file of declared) assert.ok(files.includes(file.replace('./', '')), `it lacks ${file}`);
   });
 });
 
-/** Ways to install it; each is a program from npm. */
-const MANAGERS: Record<string, { packages: string[]; command(bin: string, tarball: string): string[] }> = {
+test('links of its documents lead to files that are in it', async () => {
+  await inFolder((folder) => {
+    const { files } = pack(folder);
+    const has = (target: string): boolean =>
+      files.some((file) => file === target || file.startsWith(`${target.replace(/\/$/, '')}/`));
+    const dead = files
+      .filter((file) => file.endsWith('.md'))
+      .flatMap((file) => linksOf(file).map(({ target }) => ({ file, target })))
+      .filter(({ target }) => !has(target));
+    assert.equal(dead, []);
+  });
+});
+
+test('its files import what is installed with it, and no other package', async () => {
+  const { metafile } = await build({
+    entryPoints: [join(root, 'dist/lib/*.js'), join(root, 'dist/uffd.js')],
+    ...{ bundle: true, packages: 'external', format: 'esm', platform: 'node', logLevel: 'error' },
+    ...{ write: false, outdir: root, metafile: true },
+  });
+  const imported = Object.values(metafile.inputs)
+    .flatMap(({ imports }) => imports)
+    .filter(({ path, external }) => external && !isBuiltin(path))
+    .map(({ path }) => path);
+  assert.equal([...new Set(imported)].sort(), ['@assemblyscript/loader']);
+  assert.equal(Object.keys(dependencies).sort(), ['@assemblyscript/loader', 'koffi']);
+});
+
+const NODENEXT = { module: 'nodenext' };
+const BUNDLER = { module: 'esnext', moduleResolution: 'bundler' };
+
+interface Manager {
+  /** The npm packages that provide the program. */
+  packages: string[];
+  command(bin: string, tarball: string): string[];
+  /** The module resolutions to check types with. yarn has none: its `node_modules` have the same layout as npm's. */
+  types?: object[];
+}
+
+/** Ways to install the package. */
+const MANAGERS: Record<string, Manager> = {
   npm: {
     packages: [],
+    types: [NODENEXT, BUNDLER],
     command: (_, tarball) => ['npm', 'install', '--no-audit', '--no-fund', tarball],
   },
   'npm without install scripts': {
@@ -54,8 +93,9 @@ const MANAGERS: Record<string, { packages: string[]; command(bin: string, tarbal
     command: (_, tarball) => ['npm', 'install', '--ignore-scripts', '--no-audit', '--no-fund', tarball],
   },
   pnpm: {
-    // The newest that runs on the oldest Node.
+    // The newest pnpm that runs on the oldest supported Node.
     packages: ['pnpm@10'],
+    types: [NODENEXT],
     command: (bin, tarball) => [join(bin, 'pnpm'), 'add', '--store-dir', '../store', tarball],
   },
   'pnpm without install scripts': {
@@ -102,7 +142,7 @@ new Worker(code, { eval: true, workerData: memory.share() }).on('message', (byte
   uffd.close();
 });`;
 
-/** What TypeScript is told; each entry, and something of its types. */
+/** A TypeScript program that imports each entry and uses some of its types. */
 const TYPED = `
 ${NAMES.map((name, index) => `import * as entry${index} from '${name}';`).join('\n')}
 import type { FaultHandler } from 'userfaultfd';
@@ -112,14 +152,14 @@ const wrong: FaultHandler = { pagefault({ page }) { page satisfies number; } };
 console.log(handler, wrong, ${NAMES.map((_, index) => `entry${index}`).join(', ')});
 `;
 
-function check(folder: string, resolution: Record<string, unknown>): void {
+function check(folder: string, resolution: object): void {
   const compilerOptions = {
     ...{ target: 'es2022', lib: ['es2023', 'esnext.disposable'], strict: true, noEmit: true },
     ...{ skipLibCheck: false, types: ['node'], ...resolution },
   };
   writeFileSync(join(folder, 'tsconfig.json'), JSON.stringify({ compilerOptions, files: ['typed.ts'] }));
   writeFileSync(join(folder, 'typed.ts'), TYPED);
-  // As it was installed here: the compiler, and the types of Node.
+  // The compiler and the types of Node are those of this repository.
   const types = join(folder, 'node_modules/@types');
   if (!existsSync(join(types, 'node'))) {
     mkdirSync(types, { recursive: true });
@@ -131,7 +171,7 @@ function check(folder: string, resolution: Record<string, unknown>): void {
   must(process.execPath, [join(root, 'node_modules/typescript/bin/tsc')], folder);
 }
 
-for (const [how, { packages, command }] of Object.entries(MANAGERS)) {
+for (const [how, { packages, command, types = [] }] of Object.entries(MANAGERS)) {
   test(
     `installed by ${how}, every entry is imported from anywhere, and a fault is answered`,
     async () => {
@@ -150,8 +190,12 @@ for (const [how, { packages, command }] of Object.entries(MANAGERS)) {
         must(process.execPath, ['all.cjs'], folder);
         assert.is(must(process.execPath, ['fault.mjs'], folder), '42\n');
         assert.is(must(join(folder, 'node_modules/.bin/uffd'), ['--version'], folder), `${version}\n`);
-        check(folder, { module: 'nodenext' });
-        check(folder, { module: 'esnext', moduleResolution: 'bundler' });
+        if (how === 'npm') {
+          const tree = JSON.parse(must('npm', ['ls', '--omit=dev', '--all', '--json'], folder));
+          const { userfaultfd } = tree.dependencies;
+          assert.equal(Object.keys(userfaultfd.dependencies).sort(), Object.keys(dependencies).sort());
+        }
+        for (const resolution of types) check(folder, resolution);
       });
     },
     LIMIT_MS,

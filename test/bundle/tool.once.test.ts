@@ -1,20 +1,20 @@
-// examples/bundled-tool: a tool that embeds the library, bundled by whatever people bundle with, and as a single
-// executable. Each result runs in an empty folder, with an empty environment, and answers real page faults.
+// examples/bundled-tool: a tool that embeds the library, bundled with the usual bundlers and as a single executable.
+// Each result runs in an empty folder, with an empty environment, and answers real page faults.
 
 import { createHash, randomBytes } from 'node:crypto';
 import { cpSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import * as assert from 'uvu/assert';
-import { root } from '../documents.js';
-import { skip, suite } from '../harness.js';
-import { needKernel } from '../kernel/support.js';
-import { inFolder, install, must, pack, start } from './support.js';
+import { root } from '../support/documents.js';
+import { skip, suite } from '../support/harness.js';
+import { needKernel } from '../support/real-kernel.js';
+import { inFolder, install, must, pack, start } from './support/package.js';
 
 const test = suite('bundle/tool');
 const PAGES = 100;
 const TOOL = 'examples/bundled-tool';
 
-/** Calls `body` where the tool's package is installed, with the package that it depends on as it is published. */
+/** Calls `body` with a folder in which the tool is installed, with the library as it is published. */
 function withTool(body: (folder: string) => void): Promise<void> {
   return inFolder((folder) => {
     const tool = join(folder, 'tool');
@@ -25,13 +25,13 @@ function withTool(body: (folder: string) => void): Promise<void> {
   });
 }
 
-/** Runs a program where there is nothing but the files of a folder; it has to find a file's hash by its faults. */
+/** Runs a program in a folder with only the given files. The program must hash a file through page faults. */
 function hashes(from: string, files: readonly string[], program: string, args: readonly string[]): void {
   const empty = join(from, 'empty');
   rmSync(empty, { recursive: true, force: true });
   mkdirSync(empty);
   for (const file of files) cpSync(join(from, file), join(empty, file));
-  // The last page is a part of one.
+  // The file ends in the middle of its last page.
   const content = randomBytes(PAGES * 4096 - 1000);
   writeFileSync(join(empty, 'file'), content);
   const { status, stdout, stderr } = start(program, [...args, 'file'], empty, {}, 30_000);
@@ -68,11 +68,11 @@ test('a bundle without embed, and one whose binary is missing, say what is missi
       rmSync(join(folder, 'source.mjs'));
       return must(process.execPath, [name], folder, {}).trim();
     };
-    const entry = (name: string): string => JSON.stringify(join(root, `dist/src/${name}.js`));
+    const entry = (name: string): string => JSON.stringify(join(root, `build/src/${name}.js`));
     const open = 'try { Userfaultfd.open() } catch (error) { console.log(error.code, error.message) }';
     assert.match(
       bundle('without.cjs', `import { Userfaultfd } from ${entry('index')}; ${open}`),
-      /^ERR_UFFD_UNSUPPORTED koffi, .* in a bundle, bring its binary along \(docs\/embedding\.md\)$/,
+      /^ERR_UFFD_UNSUPPORTED koffi, .* in a bundle, bring its binary along \(docs\/guides\/embed\.md\)$/,
     );
     assert.match(
       bundle(
@@ -80,7 +80,7 @@ test('a bundle without embed, and one whose binary is missing, say what is missi
         `import { Userfaultfd } from ${entry('index')}; import { embed } from ${entry('embed')};
          embed({ entry: __filename, koffi: __dirname + '/koffi.node' }); ${open}`,
       ),
-      /^ERR_UFFD_UNSUPPORTED koffi, .*koffi\.node: cannot open shared object file.*\(docs\/embedding\.md\)$/,
+      /^ERR_UFFD_UNSUPPORTED koffi, .*koffi\.node: cannot open shared object file.*\(docs\/guides\/embed\.md\)$/,
     );
     assert.match(
       bundle(
@@ -88,15 +88,15 @@ test('a bundle without embed, and one whose binary is missing, say what is missi
         `import { startThread } from ${entry('embed')};
          try { startThread('any') } catch (error) { console.log(error.code, error.message) }`,
       ),
-      /^ERR_UFFD_UNSUPPORTED 'any' cannot be started: .*\(embed, docs\/embedding\.md\)$/,
+      /^ERR_UFFD_UNSUPPORTED 'any' cannot be started: .*\(embed, docs\/guides\/embed\.md\)$/,
     );
   });
 });
 
-test('a file that is told to run a part without anybody to tell it what, is an ordinary run', async () => {
+test('a bundle started as a worker, but without instructions from a parent, runs as the ordinary program', async () => {
   await inFolder((folder) => {
     const args = ['uffd.mjs', '--userfaultfd-part=session'];
-    cpSync(join(root, 'dist/uffd.mjs'), join(folder, 'uffd.mjs'));
+    cpSync(join(root, 'build/standalone/uffd.mjs'), join(folder, 'uffd.mjs'));
     const { status, stderr } = start(process.execPath, args, folder, {}, 30_000);
     assert.is(status, 2, stderr);
     assert.match(stderr, /unknown option '--userfaultfd-part=session'/);

@@ -1,16 +1,16 @@
-// `uffd demo` puts exactly the file's bytes into a guest's memory, by one page fault for each page where the window is 1
-// and nothing is installed ahead.
+// `uffd demo` installs exactly the file's bytes in a guest's memory. It takes one page fault for each page if the
+// window is 1 and nothing is prefetched.
 
 import { randomBytes } from 'node:crypto';
 import { freemem } from 'node:os';
 import * as assert from 'uvu/assert';
-import type { Report, Run } from '../../src/cli/demo/report.js';
-import { skip, suite } from '../harness.js';
-import { type Ended, fileOf, inDirectory, needKernel, type RunOptions, uffd } from './command.js';
+import type { GuestRun, Report } from '../../src/cli/demo/report.js';
+import { skip, suite } from '../support/harness.js';
+import { type Ended, fileOf, inDirectory, needKernel, type RunOptions, uffd } from './support/command.js';
 
 const test = suite('cli/demo');
 
-const RUN: Record<keyof Run, string> = {
+const RUN: Record<keyof GuestRun, string> = {
   faults: 'number',
   verified: 'number',
   firstTouchMs: 'number',
@@ -37,7 +37,7 @@ const FIELDS: Record<keyof Report, string> = {
   wrong: 'object',
 };
 
-/** Runs the demo on a file; its result must be right. */
+/** Runs the demo on a file, and checks its report. */
 async function demo(file: string, args: string[] = [], options: RunOptions = {}): Promise<Report> {
   const ended = await uffd(['demo', file, '--json', ...args], options);
   assert.is(ended.code, 0, ended.stderr);
@@ -47,7 +47,7 @@ async function demo(file: string, args: string[] = [], options: RunOptions = {})
   assert.ok(report.equal);
   assert.equal(report.wrong, []);
   assert.is(report.pages, Math.ceil(report.fileBytes / report.pageSize));
-  for (const run of [report, report.prefetched as Run]) {
+  for (const run of [report, report.prefetched as GuestRun]) {
     assert.is(run.verified, report.pages);
     assert.ok(run.faults <= report.pages);
     assert.ok(run.firstTouchMs <= run.durationMs);
@@ -63,7 +63,7 @@ function assertPlain({ stdout, stderr }: Ended): void {
 test('files of all sizes: every page by one fault, the bytes equal', async () => {
   needKernel();
   await inDirectory(async (directory) => {
-    for (const size of [1, 4095, 4096, 4097, 65_536, 1_000_003, 8 * 2 ** 20]) {
+    for (const size of [1, 4095, 4096, 4097, 8 * 2 ** 20 + 3]) {
       const file = fileOf(directory, `of-${size}`, randomBytes(size));
       const report = await demo(file);
       assert.is(report.fileBytes, size);
@@ -72,16 +72,20 @@ test('files of all sizes: every page by one fault, the bytes equal', async () =>
   });
 }, 180_000);
 
-test('every wait strategy, with one thread and with eight', async () => {
+test('every wait strategy, with one thread and with several', async () => {
   needKernel();
   await inDirectory(async (directory) => {
     const file = fileOf(directory, 'file', randomBytes(2_000_000));
-    for (const wait of ['poll', 'block', 'spin', 'adaptive']) {
-      for (const threads of [1, 8]) {
-        const report = await demo(file, ['--wait', wait, '--threads', `${threads}`]);
-        assert.equal([report.wait, report.threads], [wait, threads]);
-        assert.is(report.faults, report.pages);
-      }
+    for (const [wait, threads] of [
+      ['poll', 8],
+      ['block', 1],
+      ['spin', 4],
+      ['adaptive', 1],
+      ['adaptive', 8],
+    ] as const) {
+      const report = await demo(file, ['--wait', wait, '--threads', `${threads}`]);
+      assert.equal([report.wait, report.threads], [wait, threads]);
+      assert.is(report.faults, report.pages);
     }
   });
 }, 180_000);
@@ -95,9 +99,10 @@ test('a window: one fault brings its pages, also if they are no power of two or 
       // The first window may begin before the memory does, because windows are aligned.
       const least = Math.ceil(report.pages / window);
       assert.ok(report.faults === least || report.faults === least + 1, `${report.faults} faults`);
-      // With several threads one may ask for what is just being installed for another.
-      assert.ok((await demo(file, ['--window', `${window}`, '--threads', '8'])).faults < report.pages);
     }
+    // With several threads, two may fault in one window before its pages are installed.
+    const report = await demo(file, ['--window', '16', '--threads', '8']);
+    assert.ok(report.faults < report.pages);
   });
 }, 180_000);
 
@@ -150,9 +155,9 @@ test('JSON: these fields and no others, of these types; the help names them', as
       assert.ok(help.includes(field), field);
     }
     const { prefetched } = report;
-    assert.equal(Object.keys(prefetched as Run).sort(), Object.keys(RUN).sort());
-    for (const run of [report, prefetched as Run]) {
-      for (const field of Object.keys(RUN)) assert.ok(Number.isFinite(run[field as keyof Run]), field);
+    assert.equal(Object.keys(prefetched as GuestRun).sort(), Object.keys(RUN).sort());
+    for (const run of [report, prefetched as GuestRun]) {
+      for (const field of Object.keys(RUN)) assert.ok(Number.isFinite(run[field as keyof GuestRun]), field);
       assert.ok(run.latencyP50Us > 0 && run.latencyP50Us <= run.latencyP99Us);
     }
   });
@@ -178,7 +183,7 @@ test('into pipes go plain lines: no bar, no frame, no colour', async () => {
 test('file names as people have them', async () => {
   needKernel();
   await inDirectory(async (directory) => {
-    for (const name of ['with blanks', '-dash', 'ünï', "it's", 'a\u001b[31mred']) {
+    for (const name of ['-dash', "with blanks, it's ünï", 'a\u001b[31mred']) {
       fileOf(directory, name, randomBytes(5000));
       const ended = await uffd(['demo', '--', name], { cwd: directory });
       assert.is(ended.code, 0, ended.stderr);

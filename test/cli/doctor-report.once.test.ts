@@ -1,14 +1,14 @@
-// The doctor's text: the verdict first, every row there, lines that fit a terminal of any width, and plain sentences
-// in a log.
+// The text of `uffd doctor`: the verdict comes first, every row is present, lines fit a terminal of 40 or more columns,
+// and a log gets plain sentences.
 
 import { stripVTControlCharacters } from 'node:util';
 import picocolors from 'picocolors';
 import * as assert from 'uvu/assert';
 import { renderReport } from '../../src/cli/doctor/report.js';
-import { judge } from '../../src/cli/doctor/verdict.js';
+import { diagnose } from '../../src/cli/doctor/verdict.js';
 import { FEATURES, featureSince, OPERATIONS, operationSince } from '../../src/index.js';
-import { suite } from '../harness.js';
-import { type Change, ORDINARY, patient, without } from './patients.js';
+import { suite } from '../support/harness.js';
+import { type Change, ORDINARY, patient, without } from './support/doctor-findings.js';
 
 const test = suite('cli/doctor-report');
 
@@ -26,7 +26,7 @@ const PATIENTS: Change[] = [
 
 function render(change: Change, columns: number | undefined, colored = false): string {
   const findings = patient(change);
-  return renderReport(findings, judge(findings), { columns, colors: picocolors.createColors(colored) });
+  return renderReport(findings, diagnose(findings), { columns, colors: picocolors.createColors(colored) });
 }
 
 test('no line is wider than the terminal, whatever was found', () => {
@@ -54,7 +54,7 @@ test('in a log there are no colours and no frames, and every sentence is a line'
 test('the verdict is the first word, then what to do, then the details', () => {
   for (const change of PATIENTS) {
     const text = render(change, 80);
-    const { verdict, problems } = judge(patient(change));
+    const { verdict, problems } = diagnose(patient(change));
     assert.ok(text.startsWith(`userfaultfd: ${verdict}\n`), text);
     const details = text.indexOf('\nSystem\n');
     for (const { remedies } of problems) {

@@ -1,18 +1,18 @@
-// The verdict on patients of every kind: the right one of three, the exact reason, and remedies that fit the machine.
+// The doctor's verdict on made-up users and machines: the right one of three, the exact reason, and remedies that fit.
 
 import * as assert from 'uvu/assert';
 import { atLeast, type Findings } from '../../src/cli/doctor/findings.js';
-import { judge } from '../../src/cli/doctor/verdict.js';
-import { suite } from '../harness.js';
-import { ORDINARY, patient, without } from './patients.js';
+import { diagnose } from '../../src/cli/doctor/verdict.js';
+import { suite } from '../support/harness.js';
+import { ORDINARY, patient, without } from './support/doctor-findings.js';
 
 const test = suite('cli/doctor-verdict');
 
 interface Expected {
-  verdict: ReturnType<typeof judge>['verdict'];
+  verdict: ReturnType<typeof diagnose>['verdict'];
   /** The problems' codes, in order. */
   codes: string[];
-  /** Of the first problem. */
+  /** Matches the reason of the first problem. */
   why?: RegExp;
   /** All commands of the first problem's remedies. */
   commands?: string[];
@@ -187,7 +187,7 @@ const CASES: [string, Findings, Expected][] = [
     },
   ],
   [
-    'ENOSYS from an old kernel or a filter, which cannot be told apart',
+    'ENOSYS from an old kernel or a filter, which cannot be distinguished',
     patient({
       system: { kernel: '4.19.0', container: 'docker' },
       user: { unprivileged: null, seccomp: 2 },
@@ -308,7 +308,7 @@ const CASES: [string, Findings, Expected][] = [
 
 for (const [name, findings, expected] of CASES) {
   test(name, () => {
-    const { verdict, problems } = judge(findings);
+    const { verdict, problems } = diagnose(findings);
     assert.is(verdict, expected.verdict);
     assert.equal(
       problems.map(({ code }) => code),
@@ -323,7 +323,7 @@ for (const [name, findings, expected] of CASES) {
 }
 
 test('what an old kernel lacks is named, with the version that brings all of it', () => {
-  const { problems } = judge(
+  const { problems } = diagnose(
     patient({ system: { kernel: '6.1.0' }, user: { unprivileged: 1 }, outcomes: without('6.1') }),
   );
   assert.is(problems[0]?.what, 'there is no wp-unpopulated (6.4), poison (6.6), wp-async (6.7), move (6.8)');

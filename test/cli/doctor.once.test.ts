@@ -2,17 +2,18 @@
 // nothing is left behind.
 
 import { spawnSync } from 'node:child_process';
-import { cpSync, existsSync, mkdirSync, readFileSync, symlinkSync } from 'node:fs';
+import { cpSync, existsSync, mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { stripVTControlCharacters } from 'node:util';
 import * as assert from 'uvu/assert';
-import type { Ability, Findings } from '../../src/cli/doctor/findings.js';
+import type { Findings, NamedTrial } from '../../src/cli/doctor/findings.js';
 import { examineSystem } from '../../src/cli/doctor/machine.js';
-import type { Judgement } from '../../src/cli/doctor/verdict.js';
+import type { Diagnosis } from '../../src/cli/doctor/verdict.js';
 import { FEATURES, featureSince, OPERATIONS, operationSince, Userfaultfd } from '../../src/index.js';
-import { skip, suite } from '../harness.js';
+import { skip, suite } from '../support/harness.js';
+import { aloneWithHugePages, withHugePages } from '../support/huge-pages.js';
 import {
   commandLine,
   inDirectory,
@@ -22,7 +23,7 @@ import {
   type RunOptions,
   uffd,
   uffdOnTerminal,
-} from './command.js';
+} from './support/command.js';
 
 const test = suite('cli/doctor');
 const ROOT = fileURLToPath(new URL('../../..', import.meta.url));
@@ -30,10 +31,15 @@ const NEED_HUGE_PAGES = ['missing-hugetlbfs', 'minor-hugetlbfs'];
 const EPERM = 1;
 const ENOSYS = 38;
 
-type Report = Judgement & Findings;
+type Report = Diagnosis & Findings;
 
-/** Runs it with --json; its object, and its exit code. */
-async function examined(options: RunOptions = {}): Promise<{ code: number | string; report: Report }> {
+/** Runs `uffd doctor --json`. Returns the parsed report and the exit code. Its trials take huge pages that are free. */
+function examined(options: RunOptions = {}): ReturnType<typeof examinedNow> {
+  return aloneWithHugePages(() => examinedNow(options));
+}
+
+/** The same, in a test that has huge pages. */
+async function examinedNow(options: RunOptions = {}): Promise<{ code: number | string; report: Report }> {
   const { code, stdout, stderr } = await uffd(['doctor', '--json'], options);
   assert.is(stderr, '');
   return { code, report: JSON.parse(stdout) };
@@ -47,8 +53,11 @@ function commands(report: Report): string {
   return report.problems.flatMap(({ remedies }) => remedies.flatMap((remedy) => remedy.commands)).join('\n');
 }
 
-/** Everything that was tried worked, but for what is listed. */
-function assertAllWork({ features, operations }: Report, except: Record<string, Ability['outcome']>): void {
+/** Every trial has succeeded, except the given ones and those that found no free huge page. */
+function assertAllWork(
+  { features, operations }: Report,
+  except: Record<string, NamedTrial['outcome']>,
+): void {
   for (const { name, outcome, detail } of [...features, ...operations]) {
     if (NEED_HUGE_PAGES.includes(name) && outcome === 'not tried') {
       assert.match(detail ?? '', /no huge pages are free/);
@@ -65,7 +74,7 @@ function needRoot(): void {
   if (lacks.length > 0) skip(`this kernel lacks ${lacks.join(', ')}`);
 }
 
-/** Where a user without privileges gets faults of user mode only. */
+/** Skips the test unless a user without privileges gets user-mode faults only. */
 function needOrdinaryUser(): void {
   needRoot();
   needNobody();
@@ -84,7 +93,7 @@ test('root: usable, everything was tried and works, exit code 0', async () => {
   assertAllWork(report, {});
 });
 
-test('nobody: usable for faults of user mode, with the ways out, exit code 1', async () => {
+test('an unprivileged user: usable for faults of user mode, with the ways out, exit code 1', async () => {
   needOrdinaryUser();
   const { code, report } = await examined({ under: NOBODY });
   assert.is(report.verdict, 'usable with limits');
@@ -101,12 +110,12 @@ test('nobody: usable for faults of user mode, with the ways out, exit code 1', a
   assertAllWork(report, { 'event-fork': 'refused', sigbus: 'not tried' });
 });
 
-test('nobody who may open the device: all faults through it, and no forks', async () => {
+test('an unprivileged user who may open the device: all faults through it, and no forks', async () => {
   needOrdinaryUser();
   const minor = /^(\d+) userfaultfd$/m.exec(readFileSync('/proc/misc', 'utf8').replaceAll(/^ +/gm, ''))?.[1];
   if (!minor || !existsSync('/dev/userfaultfd')) skip('this machine has no /dev/userfaultfd');
   await inDirectory(async (directory) => {
-    // A device of its own in a mount namespace of its own, so that nobody else sees it.
+    // The device node is private to this mount namespace: other processes do not see it.
     const script = [
       `mount -t tmpfs none ${directory}`,
       `mknod -m 666 ${directory}/device c 10 ${minor}`,
@@ -161,7 +170,7 @@ for (const [name, errno, why] of [
 }
 
 for (const kill of ['process', 'thread']) {
-  test(`a seccomp filter that kills the ${kill}: told like one that refuses, and each way is tried`, async () => {
+  test(`a seccomp filter that kills the ${kill}: reported like one that refuses, and each way is tried`, async () => {
     needRoot();
     const env = { UFFD_SECCOMP_KILL: kill };
     const { code, report } = await examined({ preload: './seccomp.js', env });
@@ -216,7 +225,7 @@ for (const [name, under, flags, expected, why, command] of [
     const [node, ...rest] = commandLine(['doctor', '--json']);
     const shell = (...line: string[]) => spawnSync('sh', ['-c', under, 'sh', ...line], { encoding: 'utf8' });
     const { status, stdout } = shell(node, '--no-warnings', ...flags, ...rest);
-    // Node says on stdout that --jitless is in the way of another flag.
+    // With --jitless, Node first warns on stdout that this disables another flag.
     const report = JSON.parse(stdout.slice(stdout.indexOf('{'))) as Report;
     assert.is(status, 2);
     assert.equal(codes(report), [expected]);
@@ -232,14 +241,13 @@ for (const [name, under, flags, expected, why, command] of [
   });
 }
 
-test("with the options that it names, Node's permission model is no obstacle", () => {
+test("with the options that it names, Node's permission model is no obstacle", async () => {
   needRoot();
   if (PERMISSION.length === 0) skip('this Node has no permission model');
   const [node, ...rest] = commandLine(['doctor', '--json']);
   const allowed = ['--allow-addons', '--allow-worker', '--allow-child-process'];
-  const { stdout } = spawnSync(node, ['--no-warnings', ...PERMISSIONS, ...allowed, ...rest], {
-    encoding: 'utf8',
-  });
+  const words = ['--no-warnings', ...PERMISSIONS, ...allowed, ...rest];
+  const { stdout } = await aloneWithHugePages(() => spawnSync(node, words, { encoding: 'utf8' }));
   assert.is((JSON.parse(stdout) as Report).verdict, 'usable');
 });
 
@@ -249,7 +257,7 @@ test('a kernel that does not do what it promises: not usable, and what it did', 
   const { code, report } = await examined({ preload: './doctor-sabotage.js', env });
   assert.is(code, 2);
   assert.equal(codes(report), ['broken']);
-  assert.match(report.problems[0]?.why ?? '', /^copy: failed, the byte copied: 0 instead of 1/);
+  assert.match(report.problems[0]?.why ?? '', /^copy: failed, what the thread found: 0 instead of 7/);
 });
 
 test('without koffi it runs and says so, exit code 2', async () => {
@@ -257,16 +265,10 @@ test('without koffi it runs and says so, exit code 2', async () => {
     const installed = join(directory, 'node_modules/userfaultfd');
     mkdirSync(installed, { recursive: true });
     cpSync(join(ROOT, 'package.json'), join(installed, 'package.json'));
-    for (const part of ['core', 'src', 'shim']) {
-      cpSync(join(ROOT, 'dist', part), join(installed, 'dist', part), { recursive: true });
-    }
-    const packages = [
-      ...['@assemblyscript', 'cli-progress', 'cli-table3', 'commander', 'picocolors', 'pino', 'prom-client'],
-    ];
-    for (const name of packages) {
-      symlinkSync(join(ROOT, 'node_modules', name), join(directory, 'node_modules', name));
-    }
-    const main = join(installed, 'dist/src/cli/main.js');
+    cpSync(join(ROOT, 'dist'), join(installed, 'dist'), { recursive: true });
+    const loader = 'node_modules/@assemblyscript/loader';
+    cpSync(join(ROOT, loader), join(directory, loader), { recursive: true });
+    const main = join(installed, 'dist/uffd.js');
     const { status, stdout, stderr } = spawnSync(process.execPath, [main, 'doctor'], { encoding: 'utf8' });
     assert.is(stderr, '');
     assert.is(status, 2);
@@ -301,7 +303,8 @@ test('--json: every field that the help names, and every feature and operation w
 });
 
 test('in a log: plain lines, no escape sequences, no times', async () => {
-  const { stdout } = await uffd(['doctor'], { env: { NO_COLOR: undefined, FORCE_COLOR: undefined } });
+  const env = { NO_COLOR: undefined, FORCE_COLOR: undefined };
+  const { stdout } = await aloneWithHugePages(() => uffd(['doctor'], { env }));
   assert.match(stdout, /^userfaultfd: (usable|usable with limits|not usable)\n/);
   assert.not.match(stdout, /[^\n -~]/);
   assert.not.match(stdout, /\d ?(ms|µs|s)\b/);
@@ -310,41 +313,32 @@ test('in a log: plain lines, no escape sequences, no times', async () => {
 test('on a narrow terminal everything fits, in colours; on a dumb one there are none', async () => {
   if (spawnSync('script', ['--version']).status !== 0)
     skip('script(1), which makes a terminal, is not installed');
-  // Under a filter there is the most to be said.
+  // With a seccomp filter, the doctor has the most to report.
   for (const preload of ['./doctor-sabotage.js', './seccomp.js']) {
     for (const columns of [40, 120]) {
-      const { stdout } = await uffdOnTerminal(['doctor'], columns, { preload });
+      const { stdout } = await aloneWithHugePages(() => uffdOnTerminal(['doctor'], columns, { preload }));
       const lines = stripVTControlCharacters(stdout).split('\r\n');
       assert.ok(lines.length > 40, stdout);
       for (const line of lines) assert.ok(line.length <= columns, line);
       assert.ok(stdout.includes('\u001b['), 'colours');
     }
   }
-  const dumb = await uffdOnTerminal(['doctor'], 80, { env: { TERM: 'dumb' } });
+  const dumb = await aloneWithHugePages(() => uffdOnTerminal(['doctor'], 80, { env: { TERM: 'dumb' } }));
   assert.not.ok(dumb.stdout.includes('\u001b'), dumb.stdout);
 });
 
 test('huge pages that are in the pool are tried, and given back', async () => {
   needRoot();
-  const pool = '/proc/sys/vm/nr_hugepages';
-  // Others may reserve some at the same time: added, and taken away again.
-  const add = (pages: number): boolean => {
-    const before = Number(readFileSync(pool, 'utf8'));
-    return spawnSync('sh', ['-c', `echo ${before + pages} > ${pool}`]).status === 0;
-  };
-  if (!add(2)) skip('huge pages cannot be reserved here');
-  try {
-    const { report } = await examined();
+  await withHugePages(2, async () => {
+    const { report } = await examinedNow();
     if ((report.system.hugePages?.free ?? 0) < 1) skip('no huge page is free in spite of a reservation');
     for (const name of NEED_HUGE_PAGES) {
       const trial = report.features.find((one) => one.name === name);
       assert.is(trial?.outcome, 'ok', trial?.detail);
     }
-    // Others may use some meanwhile.
+    // Other processes may use huge pages at the same time.
     while ((examineSystem().hugePages?.free ?? 0) < (report.system.hugePages?.free ?? 0)) await sleep(5);
-  } finally {
-    add(-2);
-  }
+  });
 });
 
 test('the command is found as a user finds it', () => {

@@ -3,12 +3,12 @@
 
 import { spawnSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { chmodSync, existsSync, mkdirSync, readdirSync, truncateSync } from 'node:fs';
+import { chmodSync, existsSync, mkdirSync, readdirSync } from 'node:fs';
 import { freemem } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import * as assert from 'uvu/assert';
-import { skip, suite } from '../harness.js';
+import { skip, suite } from '../support/harness.js';
 import {
   type Ended,
   fileOf,
@@ -18,18 +18,18 @@ import {
   needNobody,
   type RunOptions,
   uffd,
-} from './command.js';
+} from './support/command.js';
 
 const test = suite('cli/failures');
 
 const GIB = 2 ** 30;
-/** Pages that are copied before a sabotage begins. */
+/** Pages that the server copies before a sabotage begins. */
 const COPIES_BEFORE = 100;
-/** So much takes long enough to be interrupted in the middle. */
+/** A run on a file of this size takes long enough to truncate the file in the middle. */
 const UNDER_WAY_BYTES = 64 * 2 ** 20;
 const GUEST = /the guest, process (\d+), has handed its memory over/;
 
-/** It failed: one line on stderr, no stack, nothing on stdout. */
+/** The command has failed: one line on stderr, no stack, nothing on stdout. */
 function assertRefused({ code, stdout, stderr }: Ended, message: RegExp): void {
   assert.is(code, 1, stderr);
   assert.match(stderr, message);
@@ -37,10 +37,10 @@ function assertRefused({ code, stdout, stderr }: Ended, message: RegExp): void {
   assert.is(stdout, '');
 }
 
-/** How the command is run, with something that goes wrong. */
+/** Makes the options of a run, with a sabotage if one is given. */
 type Sabotaged = (sabotage?: string) => RunOptions;
 
-/** A file, and a place for temporary files, in which nothing is left afterwards. */
+/** Calls `body` with a file, and with options for a temporary folder, which must be empty afterwards. */
 async function withRoom(
   body: (file: string, options: Sabotaged, directory: string) => Promise<void>,
 ): Promise<void> {
@@ -57,7 +57,7 @@ async function withRoom(
   });
 }
 
-/** The same with a file that takes long enough to be interrupted in the middle. */
+/** The same with a sparse file of 1 GiB: a run takes long enough to be interrupted in the middle. */
 async function withLargeFile(body: (file: string, options: Sabotaged) => Promise<void>): Promise<void> {
   needKernel();
   if (freemem() < 2 * GIB) skip('less than 2 GiB of memory are free');
@@ -68,7 +68,7 @@ function isThere(pid: number): boolean {
   return existsSync(`/proc/${pid}`);
 }
 
-/** The guests that it told of are gone. */
+/** The guests whose process ids the command printed have ended. */
 function assertGone(stderr: string): void {
   for (const [, pid] of stderr.matchAll(new RegExp(GUEST, 'g'))) assert.not(isThere(Number(pid)), pid);
 }
@@ -103,7 +103,7 @@ test('a file larger than the memory is refused before it is tried', async () => 
   });
 });
 
-test('without privileges: served in user mode only; a file of somebody else is refused', async () => {
+test('without privileges: served in user mode only; another user’s file is refused', async () => {
   needKernel();
   needNobody();
   await inDirectory(async (directory) => {
@@ -117,7 +117,7 @@ test('without privileges: served in user mode only; a file of somebody else is r
   });
 });
 
-test('where userfaultfd is forbidden or missing, the remedy is told, and the kernel is simulated', async () => {
+test('if userfaultfd is forbidden or missing, the demo prints the remedy and simulates the kernel', async () => {
   needKernel();
   await inDirectory(async (directory) => {
     const file = fileOf(directory, 'file', randomBytes(300_000));
@@ -136,7 +136,7 @@ test('where userfaultfd is forbidden or missing, the remedy is told, and the ker
       assert.equal([kernel, equal, pages, verified, faults], ['simulated', true, 74, 74, 74]);
       assert.is(prefetched, null);
     }
-    // What is wrong with the file is said there too.
+    // On the simulated kernel, the command also reports a missing file.
     const missing = ['demo', join(directory, 'missing')];
     const { code, stderr } = await uffd(missing, { preload: './seccomp.js' });
     assert.is(code, 1);
@@ -144,7 +144,7 @@ test('where userfaultfd is forbidden or missing, the remedy is told, and the ker
   });
 });
 
-test('serving throws: the error is told, and the guest whose threads sleep is ended', async () => {
+test('serving throws: the error is printed, and the guest whose threads sleep is killed', async () => {
   needKernel();
   await withRoom(async (file, options) => {
     for (const wait of ['poll', 'block', 'spin', 'adaptive']) {
@@ -156,20 +156,20 @@ test('serving throws: the error is told, and the guest whose threads sleep is en
       assertGone(stderr);
     }
   });
-});
+}, 240_000);
 
-test('the serving thread dies: that is told, and the guest whose threads sleep is ended', async () => {
+test('the serving thread dies: the demo says so, and kills the guest whose threads sleep', async () => {
   needKernel();
   await withRoom(async (file, options) => {
-    // Not on the event loop: leaving koffi's callback by process.exit ends the whole process.
+    // Not with 'poll': it serves in a koffi callback, and process.exit in such a callback ends the whole process.
     for (const wait of ['block', 'spin', 'adaptive']) {
       const args = ['demo', file, '--wait', wait, '--threads', '8', '--json'];
       assertRefused(await uffd(args, options('exit')), /the guest cannot be served: its thread has ended/);
     }
   });
-});
+}, 240_000);
 
-test('the guest dies, before it has handed over or after: that is told', async () => {
+test('the guest dies, before or after the hand-off: the demo says so', async () => {
   needKernel();
   await withRoom(async (file, options) => {
     for (const [sabotage, message] of [
@@ -181,7 +181,7 @@ test('the guest dies, before it has handed over or after: that is told', async (
   });
 });
 
-test('a thread of the guest fails: that is told', async () => {
+test('a thread of the guest fails: the demo says so', async () => {
   needKernel();
   await withRoom(async (file, options) => {
     const ended = await uffd(['demo', file, '--json'], options('touch'));
@@ -200,21 +200,20 @@ test('wrong bytes in memory are found out', async () => {
     assert.is(json.code, 1);
     const { equal, wrong, verified } = JSON.parse(json.stdout);
     assert.equal([equal, wrong.length], [false, 5]);
-    // As many pages as were installed before.
+    // Only the pages that were copied before the sabotage are right.
     assert.is(verified, COPIES_BEFORE);
   });
 });
 
-test('a file that is emptied meanwhile: that is told', async () => {
+test('a file that is truncated to nothing during the run: the demo says so', async () => {
   needKernel();
   await withRoom(async (_, options, directory) => {
     const file = fileOf(directory, 'large', randomBytes(UNDER_WAY_BYTES));
-    const started: RunOptions['started'] = async (_pid, saw) => {
-      // Its thread may have mapped it by now, or not.
-      await saw(GUEST);
-      truncateSync(file, 0);
-    };
-    const ended = await uffd(['demo', file, '--threads', '4'], { ...options(), started });
+    // The serving thread may or may not have mapped the file by then.
+    const ended = await uffd(['demo', file, '--threads', '4'], {
+      env: { ...options().env, UFFD_AT: GUEST.source, UFFD_TRUNCATE: file },
+      preload: './at-output.js',
+    });
     assert.is(ended.code, 1);
     assert.match(
       ended.stderr,
@@ -254,25 +253,24 @@ test('a signal before the guest has begun, and one in the second run', async () 
       [file, /no prefetch:/],
       [process.execPath, /\nprefetch:/],
     ] as const) {
-      const started: RunOptions['started'] = async (pid, saw) => {
-        await saw(what);
-        process.kill(pid, 'SIGTERM');
-      };
-      const ended = await uffd(['demo', memory, '--window', '16'], { ...options(), started });
+      const ended = await uffd(['demo', memory, '--window', '16'], {
+        env: { ...options().env, UFFD_AT: what.source, UFFD_SIGNAL: 'SIGTERM' },
+        preload: './at-output.js',
+      });
       assert.is(ended.code, 143, ended.stderr);
       assertGone(ended.stderr);
     }
   });
 }, 120_000);
 
-test('killed without a word: its guest ends too', async () => {
+test('killed with SIGKILL: its guest ends too', async () => {
   await withLargeFile(async (file) => {
     let guest = 0;
     const started: RunOptions['started'] = async (pid, saw) => {
       guest = Number((await saw(GUEST))[1]);
       process.kill(pid, 'SIGKILL');
     };
-    // The folder is left: nobody can remove it.
+    // The temporary folder stays, because the process that would remove it was killed.
     await inDirectory(async (TMPDIR) => {
       const ended = await uffd(['demo', file], { env: { TMPDIR }, started });
       assert.is(ended.code, 'SIGKILL');

@@ -1,39 +1,41 @@
-// The port for metrics among clients that nobody trusts: whatever they send, and however many connect, monitors are served.
+// The metrics port with untrusted clients: monitors are served, whatever such clients send and however many connect.
 
 import { spawnSync } from 'node:child_process';
 import { connect, type Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import * as assert from 'uvu/assert';
-import { Ledger } from '../../src/cli/serve/ledger.js';
 import { serveMetrics } from '../../src/cli/serve/metrics.js';
+import { ServedTotals } from '../../src/cli/serve/totals.js';
 import type { Server, Session } from '../../src/serve/index.js';
-import { generator, seed, skip, suite } from '../harness.js';
-import { P, until } from '../serve/support.js';
-import { freePort, PAGES, served, touchAll } from './served.js';
+import { atRest } from '../serve/support/serve-process.js';
+import { P, until } from '../serve/support/server.js';
+import { freePort } from '../support/free-port.js';
+import { generator, seed, skip, suite } from '../support/harness.js';
+import { PAGES, served, touchAll } from './support/serve-command.js';
 
 const test = suite('cli/metrics');
 
-/** Sends bytes as they are; what is answered until the connection ends. */
+/** Sends bytes as they are. Returns everything that the server answers before the connection ends. */
 function ask(port: number, bytes: string | Uint8Array): Promise<string> {
   return new Promise((resolve) => {
-    let heard = '';
+    let received = '';
     const socket = connect(port, '127.0.0.1', () => socket.end(bytes));
     socket.setEncoding('latin1').on('data', (text: string) => {
-      heard += text;
+      received += text;
     });
-    socket.on('error', () => {}).once('close', () => resolve(heard));
+    socket.on('error', () => {}).once('close', () => resolve(received));
   });
 }
 
 const request = (target: string, method = 'GET'): string => `${method} ${target} HTTP/1.1\r\nHost: x\r\n\r\n`;
 
-/** The port of a server whose problems and sessions are as they are given. */
+/** Calls `body` with the metrics port of a made-up server. */
 async function metricsOf(server: Partial<Server>, body: (port: number) => Promise<void>): Promise<void> {
   const port = await freePort();
   const { close } = await serveMetrics(
     { host: '127.0.0.1', port },
     { problems: new Map(), sessions: new Set<Session>(), served: 0, ...server } as Server,
-    new Ledger(),
+    new ServedTotals(),
   );
   try {
     await body(port);
@@ -52,7 +54,10 @@ test('metrics and health over HTTP', async () => {
     assert.is((await get('/')).status, 404);
     assert.is((await get('/metrics', { method: 'POST' })).status, 405);
     await touchAll(it);
-    const text = await (await get('/metrics')).text();
+    let text = '';
+    // By the end of the guest all of its faults are counted.
+    do text = await (await get('/metrics')).text();
+    while (!/^uffd_guests 0$/m.test(text));
     const value = (name: string): number => {
       const line = text.split('\n').find((one) => one.startsWith(`${name} `));
       assert.ok(line, `${name} in\n${text}`);
@@ -96,7 +101,7 @@ test('targets that are no URL, and other forms of one', async () => {
     assert.is(await status(request('/metrics', 'HEAD')), '200 OK');
     for (const method of ['POST', 'DELETE', 'OPTIONS', 'TRACE'])
       assert.match(await status(request('/metrics', method)), /^405/, method);
-    // The second of a connection is not answered.
+    // The second request of a connection gets no answer.
     const both = await ask(port, request('/healthz') + request('/healthz'));
     assert.is(both.split('200 OK').length - 1, 1);
   });
@@ -176,14 +181,14 @@ test('not ready while there are problems, with their reasons; alive all the whil
 test('idle connections, and readers that do not read: the oldest give way, monitors and others are served', async () => {
   const port = await freePort();
   await served(['--metrics', `${port}`], async (it) => {
-    // So few that a monitor would wait.
+    // With so few descriptors, a monitor would have to wait if all these connections stayed open.
     const { status, stderr } = spawnSync('prlimit', ['--pid', `${it.child.pid}`, '--nofile=256:256']);
     if (status !== 0) skip(`prlimit: ${stderr}`);
     let closed = 0;
     const sockets: Socket[] = Array.from({ length: 400 }, (_, index) => {
       const socket = connect(port, '127.0.0.1', () => {
         if (index % 2 === 0) socket.write(request('/metrics'));
-        // What is not read keeps the other half from being seen as closed.
+        // A paused socket does not see that the server has closed its half, because of the unread data before that.
         if (index % 4 === 0) socket.pause();
       });
       return socket
@@ -209,9 +214,9 @@ test('no descriptor is left for a connection: the server lives on, and answers w
       const { status, stderr } = spawnSync('prlimit', ['--pid', `${it.child.pid}`, `--nofile=${most}:4096`]);
       if (status !== 0) skip(`prlimit: ${stderr}`);
     };
-    // The thread that waits for the first guest has all that it needs.
-    await sleep(1500);
-    // Not even the one is left that libuv keeps to turn connections away with.
+    // The thread for the first guest has opened all descriptors that it needs.
+    await atRest(it.child.pid as number);
+    // libuv keeps one descriptor to refuse connections with. With this limit it cannot even use that one.
     limit(1);
     const asked = Array.from({ length: 5 }, () => ask(port, request('/healthz')));
     await sleep(500);
@@ -222,7 +227,7 @@ test('no descriptor is left for a connection: the server lives on, and answers w
   });
 });
 
-test('nobody reads the log any more: guests are served all the same', async () => {
+test('the reader of the log is gone: guests are still served', async () => {
   await served([], async (it) => {
     it.child.stderr?.destroy();
     await touchAll(it);

@@ -1,16 +1,16 @@
-// `uffd report` and `uffd inspect --perfetto`: which files they make, of which traces, and what they say.
+// `uffd report` and `uffd inspect --perfetto`: the files they write, the traces they accept, and their messages.
 
 import { randomBytes } from 'node:crypto';
 import { existsSync, readFileSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { gunzipSync } from 'node:zlib';
 import * as assert from 'uvu/assert';
-import { suite } from '../harness.js';
-import { fileOf, inDirectory, sha256, uffd, uffdOnTerminal } from './command.js';
+import { suite } from '../support/harness.js';
+import { fileOf, inDirectory, sha256, uffd, uffdOnTerminal } from './support/command.js';
 
 const test = suite('cli/report-page');
 
-/** A trace in a directory that is gone afterwards. */
+/** Calls `body` with a trace in a directory that is removed afterwards. */
 function withTrace(body: (directory: string, trace: string) => Promise<void>, steps = '3000'): Promise<void> {
   return inDirectory(async (directory) => {
     const trace = join(directory, 'run.trace');
@@ -20,7 +20,7 @@ function withTrace(body: (directory: string, trace: string) => Promise<void>, st
   });
 }
 
-/** The trace that a page carries. */
+/** The trace that is embedded in a page. */
 function traceIn(html: string): Buffer {
   const found =
     /<script type="application\/gzip" id="trace" data-name="[^"]*">([A-Za-z0-9+/=]*)<\/script>/.exec(html);
@@ -35,7 +35,7 @@ test('the page is named like the trace, lies where the command runs, and carries
     const html = readFileSync(join(directory, 'run.html'), 'utf8');
     assert.ok(traceIn(html).equals(readFileSync(trace)));
     assert.match(html, /<title>run\.trace: page faults<\/title>/);
-    // Again: the old page is replaced.
+    // A second run replaces the old page.
     const again = await uffd(['report', trace], { cwd: directory });
     assert.is(again.code, 0, again.stderr);
     const piped = await uffd(['report', trace, '--output', '-']);
@@ -113,7 +113,7 @@ test('what is no trace is refused, and so is a page in its place, or where none 
   });
 });
 
-test('a disk that is full is told', async () => {
+test('a full disk is reported', async () => {
   if (!existsSync('/dev/full')) return;
   await withTrace(async (_directory, trace) => {
     for (const args of [

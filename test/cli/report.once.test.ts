@@ -1,15 +1,16 @@
-// What the demo tells of what it found: all of it, and what is wrong loudly.
+// The demo's report: it shows every result, and wrong pages prominently.
 
 import { stripVTControlCharacters } from 'node:util';
+import picocolors from 'picocolors';
 import * as assert from 'uvu/assert';
 import {
   createReport,
   type DemoOptions,
   type Findings,
-  type Found,
+  type GuestResults,
   reportRows,
 } from '../../src/cli/demo/report.js';
-import { suite } from '../harness.js';
+import { suite } from '../support/harness.js';
 
 const test = suite('cli/report');
 
@@ -21,10 +22,12 @@ const OPTIONS: DemoOptions = {
   placement: 'none',
   seed: 9,
 };
-const PLAIN = { good: (text: string) => text, bad: (text: string) => text };
-const MARKED = { good: (text: string) => `+${text}`, bad: (text: string) => `!${text}` };
+const PLAIN = { colors: picocolors.createColors(false) };
+const MARKED = {
+  colors: { ...PLAIN.colors, green: (text: unknown) => `+${text}`, red: (text: unknown) => `!${text}` },
+};
 
-function found(change: Partial<Found> = {}): Found {
+function found(change: Partial<GuestResults> = {}): GuestResults {
   return {
     ...{ faults: 3, touches: 3, wrongCount: 0, wrong: [], firstMs: 1.23456, ms: 3, p50Us: 1, p99Us: 50 },
     ...change,
@@ -43,7 +46,7 @@ function textOf(rows: [string, string][]): string {
   return rows.map((row) => row.join(' ')).join('\n');
 }
 
-test('both runs are told, the first at the top', () => {
+test('both runs are shown, the first at the top', () => {
   const { durationMs, firstTouchMs, faultsPerSecond, verified, prefetched, equal, trace } = createReport(
     OPTIONS,
     findings(),
@@ -56,7 +59,7 @@ test('both runs are told, the first at the top', () => {
   assert.equal([equal, trace], [true, null]);
 });
 
-test('the trace is told where one was asked for', () => {
+test('the trace is named if one was requested', () => {
   const recorded = { records: 10, bytes: 2000, failure: 'no room' };
   assert.is(createReport(OPTIONS, findings({ recorded })).trace, null);
   const report = createReport({ ...OPTIONS, record: 'a\u001btrace' }, findings({ recorded }));
@@ -65,7 +68,7 @@ test('the trace is told where one was asked for', () => {
   assert.ok(text.includes('trace a?trace: 10 records, 2.0 KiB, 666.7 bytes a fault\n !NOT WHOLE: no room'));
 });
 
-test('a wrong page in either run is told, loudly, and so are pages that were not touched', () => {
+test('a wrong page in either run is reported prominently, and so are pages that were not touched', () => {
   const wrong = found({ wrongCount: 3, wrong: ['page 1', 'page 2', 'page 3'] });
   for (const change of [{ first: wrong }, { again: wrong }, { first: wrong, again: undefined }]) {
     const report = createReport(OPTIONS, findings(change));
@@ -79,7 +82,7 @@ test('a wrong page in either run is told, loudly, and so are pages that were not
   assert.not(createReport(OPTIONS, findings({ again: found({ touches: 2 }) })).equal);
 });
 
-test('the rows tell all that was found, and obey no file name', () => {
+test('the rows show every result, and escape control characters of file names', () => {
   const text = textOf(reportRows(createReport(OPTIONS, findings()), PLAIN));
   const expected = [
     ...['file a?file', '10,000 (9.8 KiB)', '3 of 4,096', '2 touching', 'wait block', '4 pages', 'seed 9'],
@@ -96,7 +99,7 @@ test('the rows tell all that was found, and obey no file name', () => {
   assert.is(stripVTControlCharacters(text), text);
 });
 
-test('one run is told in one column', () => {
+test('one run is shown in one column', () => {
   const text = textOf(
     reportRows(createReport(OPTIONS, findings({ kernel: 'simulated', again: undefined })), PLAIN),
   );

@@ -1,4 +1,4 @@
-// `uffd serve` as an operator has it: how it says that it is ready, what it writes, and how it ends.
+// `uffd serve` as an operator runs it: how it reports readiness, what it writes, and how it ends.
 
 import { spawn, spawnSync } from 'node:child_process';
 import { existsSync, linkSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
@@ -6,10 +6,10 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import * as assert from 'uvu/assert';
 import { Guest } from '../../src/cli/guest/guest.js';
-import { suite } from '../harness.js';
-import { memoryFile, P } from '../serve/support.js';
-import { inDirectory, needKernel, uffd, uffdOnTerminal } from './command.js';
-import { PAGES, served, touchAll } from './served.js';
+import { memoryFile, P } from '../serve/support/server.js';
+import { suite } from '../support/harness.js';
+import { inDirectory, needKernel, uffd, uffdOnTerminal } from './support/command.js';
+import { PAGES, served, touchAll } from './support/serve-command.js';
 
 const test = suite('cli/serve');
 
@@ -107,33 +107,33 @@ test('readiness on a descriptor of its own', () =>
       const stream = child.stdio[3] as NodeJS.ReadableStream;
       const chunks: Buffer[] = [];
       for await (const chunk of stream) chunks.push(chunk as Buffer);
-      // It ends, because the command closes it.
+      // The stream ends because the command closes its descriptor.
       assert.is(Buffer.concat(chunks).toString(), `ready: ${socket}\n`);
     },
     { stdio: ['pipe'] },
   ));
 
-test('systemd is told: ready, and about to end', async () => {
+test('systemd is notified: READY and STOPPING', async () => {
   await inDirectory(async (directory) => {
     const path = join(directory, 'notify');
-    // Node has no datagram sockets of this kind.
+    // Node has no Unix datagram sockets.
     const script = `import socket,sys
 s=socket.socket(socket.AF_UNIX,socket.SOCK_DGRAM); s.bind(sys.argv[1]); print('bound',flush=True)
 while True: print(s.recv(4096).decode().replace(chr(10),' '),flush=True)`;
     const listener = spawn('python3', ['-c', script, path], { stdio: ['ignore', 'pipe', 'ignore'] });
-    let heard = '';
+    let received = '';
     listener.stdout.setEncoding('utf8').on('data', (text: string) => {
-      heard += text;
+      received += text;
     });
     try {
-      while (!heard.includes('bound')) await sleep(2);
+      while (!received.includes('bound')) await sleep(2);
       await served(
         [],
         async ({ child, ended }) => {
-          while (!heard.includes('READY=1')) await sleep(2);
+          while (!received.includes('READY=1')) await sleep(2);
           child.kill('SIGTERM');
           assert.is(await ended, 0);
-          while (!heard.includes('STOPPING=1')) await sleep(2);
+          while (!received.includes('STOPPING=1')) await sleep(2);
         },
         { env: { NOTIFY_SOCKET: path } },
       );
@@ -224,16 +224,18 @@ test('on a terminal: a line for each guest, and no JSON', async () => {
   await inDirectory(async (directory) => {
     const memory = memoryFile(directory, PAGES);
     const socket = join(directory, 'socket');
-    const shown = uffdOnTerminal(['serve', '--socket', socket, '--memory', memory, '--once'], 100);
-    while (!existsSync(socket)) await sleep(5);
-    const guest = new Guest({ socket, memory });
-    await guest.handedOver;
-    await guest.touch({ threads: 1, order: 'random', seed: 1 });
-    await sleep(300);
-    await guest.end();
-    const { code, stdout } = await shown;
+    const words = ['serve', '--socket', socket, '--memory', memory, '--once'];
+    const { code, stdout } = await uffdOnTerminal(words, 100, {
+      async started(_pid, saw) {
+        while (!existsSync(socket)) await sleep(5);
+        const guest = new Guest({ socket, memory });
+        await guest.handedOver;
+        await guest.touch({ threads: 1, order: 'random', seed: 1 });
+        await saw(/vm 1 .*█.* of 256\.0 KiB/, 'stdout');
+        await guest.end();
+      },
+    });
     assert.is(code, 0, stdout);
-    assert.match(stdout, /vm 1 .*█.* of 256\.0 KiB/);
     assert.match(stdout, /vm 1 exited: 64 faults, 256\.0 KiB resident/);
     assert.not(stdout.includes('{"level"'));
   });

@@ -1,12 +1,12 @@
-// On a terminal: a live line for each run, then a framed table; and the terminal is as it was afterwards.
+// Output on a terminal: a live line for each run, then a framed table. Afterwards the terminal is as it was before.
 
 import { spawnSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { freemem } from 'node:os';
 import { stripVTControlCharacters } from 'node:util';
 import * as assert from 'uvu/assert';
-import { skip, suite } from '../harness.js';
-import { fileOf, inDirectory, needKernel, uffdOnTerminal } from './command.js';
+import { skip, suite } from '../support/harness.js';
+import { fileOf, inDirectory, needKernel, uffdOnTerminal } from './support/command.js';
 
 const test = suite('cli/terminal');
 
@@ -20,7 +20,7 @@ function needTerminal(): void {
     skip('script(1), which makes a terminal, is not installed');
 }
 
-/** The cursor is seen at the end. */
+/** The cursor is visible at the end. */
 function assertShown(stdout: string): void {
   assert.ok(stdout.lastIndexOf(SHOW) >= stdout.lastIndexOf(HIDE));
 }

@@ -1,9 +1,10 @@
-// What is printed fits into the columns it is given, and loses nothing.
+// Printed text fits into the given number of columns, and loses nothing.
 
 import { stripVTControlCharacters } from 'node:util';
 import * as assert from 'uvu/assert';
-import { byteSize, columnsOf, counted, grouped, printable, renderTable, wrap } from '../../src/cli/text.js';
-import { suite } from '../harness.js';
+import { renderTable } from '../../src/cli/table.js';
+import { byteSize, columnsOf, counted, grouped, printable, wrap } from '../../src/cli/text.js';
+import { suite } from '../support/harness.js';
 
 const test = suite('cli/text');
 
@@ -75,11 +76,11 @@ test('columns: the terminal, or COLUMNS where that is less', () => {
     [undefined, '-1', 80],
     [0, undefined, 80],
   ];
-  for (const [columns, told, expected] of cases) {
+  for (const [columns, environment, expected] of cases) {
     assert.is(
-      columnsOf(stream(columns), told === undefined ? {} : { COLUMNS: told }),
+      columnsOf(stream(columns), environment === undefined ? {} : { COLUMNS: environment }),
       expected,
-      `${columns}, ${told}`,
+      `${columns}, ${environment}`,
     );
   }
 });

@@ -1,12 +1,12 @@
-// `uffd demo --record`, `replay`, `inspect` and `simulate`: what is recorded replays identically, by any user; what is
-// told of a trace is what happened.
+// `uffd demo --record`, `replay`, `inspect` and `simulate`: a recording replays identically, for any user, and the
+// figures printed for a trace are those of the run.
 
 import { randomBytes } from 'node:crypto';
 import { chmodSync, readFileSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { stripVTControlCharacters } from 'node:util';
 import * as assert from 'uvu/assert';
-import { suite } from '../harness.js';
+import { suite } from '../support/harness.js';
 import {
   fileOf,
   inDirectory,
@@ -17,13 +17,13 @@ import {
   sha256,
   uffd,
   uffdOnTerminal,
-} from './command.js';
+} from './support/command.js';
 
 const test = suite('cli/trace');
 
 const GREEN = '\u001b[32m';
 
-/** Runs the command; it must go well. What it printed. */
+/** Runs the command, which must succeed. Returns its output. */
 async function good(args: string[], options: RunOptions = {}): Promise<string> {
   const { code, stdout, stderr } = await uffd(args, options);
   assert.is(code, 0, `${args.join(' ')}: ${stderr}${stdout}`);
@@ -47,8 +47,13 @@ test('the demo with 1, 8 and 32 threads, in every way of waiting: recorded, repl
   await inDirectory(async (directory) => {
     const file = fileOf(directory, 'file', randomBytes(2_000_000));
     const trace = join(directory, 'trace');
-    for (const wait of ['poll', 'block', 'spin', 'adaptive']) {
-      for (const threads of ['1', '8', '32']) {
+    for (const [wait, ...counts] of [
+      ['poll', '8'],
+      ['block', '32'],
+      ['spin', '8'],
+      ['adaptive', '1', '32'],
+    ] as const) {
+      for (const threads of counts) {
         const args = ['demo', file, '--wait', wait, '--threads', threads, '--record', trace];
         const report: {
           faults: number;
@@ -59,7 +64,7 @@ test('the demo with 1, 8 and 32 threads, in every way of waiting: recorded, repl
         const replayed: Replayed = await json(['replay', trace]);
         assert.ok(replayed.identical && replayed.damage === null && replayed.difference === null);
         assert.is(replayed.faults, report.faults);
-        // The description and the end are no calls.
+        // The trace's description and its end are records, but no calls.
         assert.is(replayed.records, report.trace.records - 2);
         const summary: Record<string, unknown> = await json(['inspect', trace]);
         assert.is(summary.faults, report.faults);
@@ -117,7 +122,7 @@ test('a trace that cannot be written: at once where it cannot be opened; later w
     assert.is(full.code, 1);
     const report = JSON.parse(full.stdout);
     assert.ok(report.equal && report.verified === report.pages);
-    // There is nothing to prefetch from.
+    // Without a trace, there are no pages to prefetch.
     assert.is(report.prefetched, null);
     assert.match(report.trace.failure, /ENOSPC/);
     assert.match(full.stderr, /the recording of a trace has ended: ENOSPC/);
@@ -179,7 +184,7 @@ test('modules that make no handler are refused', async () => {
   });
 });
 
-test('what is no trace is refused; what was cut is told, as far as it goes', async () => {
+test('a file that is no trace is refused; a truncated trace is shown as far as it goes', async () => {
   await inDirectory(async (directory) => {
     const at = (name: string): string => join(directory, name);
     fileOf(directory, 'other', randomBytes(1000));
@@ -236,7 +241,7 @@ test('the list and its filters', async () => {
       await lines('--kind', 'change,answer'),
       all.filter((line) => / {2}the handler|: .*remove 0x/.test(line)),
     );
-    // A page that a removal took away.
+    // The first page of some remove event.
     const page = /remove (0x[0-9a-f]+)-/.exec(
       all.find((line) => line.includes('remove 0x')) as string,
     )?.[1] as string;
@@ -275,7 +280,7 @@ test('a reader of the list that leaves is no failure', async () => {
   });
 });
 
-test('simulate: one seed, one run, one trace; every field is told', async () => {
+test('simulate: one seed, one run, one trace; every field is printed', async () => {
   await inDirectory(async (directory) => {
     const at = (name: string): string => join(directory, name);
     const args = ['simulate', '--seed', '11', '--steps', '5000'];

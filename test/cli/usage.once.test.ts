@@ -1,13 +1,14 @@
-// Help and usage errors: whatever is typed, the exit code and the message are right, and nothing is run.
+// Help and usage errors. Every command line gets the right exit code and message, and one with wrong arguments runs no
+// command.
 
 import * as assert from 'uvu/assert';
 import { createProgram } from '../../src/cli/program.js';
-import { suite } from '../harness.js';
-import { uffd } from './command.js';
+import { suite } from '../support/harness.js';
+import { uffd } from './support/command.js';
 
 const test = suite('cli/usage');
 
-/** What is typed, and what the message names. */
+/** Wrong arguments, and what the error message must contain. */
 const WRONG: [string[], RegExp][] = [
   [['demo', '--threads', '0'], /--threads <N>.*'0'.*1 to 256/],
   [['demo', '--threads', '257'], /--threads/],
@@ -28,6 +29,13 @@ const WRONG: [string[], RegExp][] = [
   [['demo', '--bogus'], /--bogus/],
   [['demo', '--thread', '2'], /--threads/],
   [['demo', 'one', 'two'], /too many arguments/],
+  [['demo', '--pager'], /--pager <URL\|FILE>' argument missing/],
+  [['demo', '--pager', 'one', 'two'], /no argument FILE/],
+  [['demo', '--pager', 'one', '--wait', 'poll'], /cannot be used with/],
+  [['demo', '--pager', 'one', '--record', 'two'], /cannot be used with/],
+  [['demo', '--pager', 'one', '--resident', '5X'], /--resident <SIZE>.*'5X'.*at least 1048576/],
+  [['demo', '--pager', 'one', '--resident', '1023K'], /--resident/],
+  [['demo', '--resident', '64M'], /--resident <SIZE>' needs '--pager/],
   [['demo', '--record'], /--record <FILE>' argument missing/],
   [['replay'], /missing required argument 'FILE'/],
   [['replay', 'one', 'two'], /too many arguments/],
@@ -62,7 +70,7 @@ test('a wrong option or argument is named, and the exit code is 2', async () => 
     assert.is(stdout, '');
     assert.not.match(stderr, /\n\s+at /);
   }
-});
+}, 180_000);
 
 test('without a command the help goes to stderr, and the exit code is 2', async () => {
   const { code, stdout, stderr } = await uffd([]);
@@ -77,8 +85,8 @@ test('--version', async () => {
   assert.match(stdout, /^\d+\.\d+\.\d+\n$/);
 });
 
-test('the help of every command tells every option, the exit codes and an example, in 80 columns', async () => {
-  const program = createProgram();
+test('the help of every command lists every option, the exit codes and an example, in 80 columns', async () => {
+  const program = await createProgram([]);
   const top = await uffd(['--help']);
   assert.is(top.code, 0);
   for (const command of program.commands) {

@@ -1,33 +1,35 @@
-// Fills over mappings that nobody has told of: whatever the mappings are, each page up to the first that is gone is filled,
-// and so is the page that is asked for; a border is found in a few calls, and costs none from then on.
+// Fills across borders between mappings that the core does not know. A fill installs each page up to the first unmapped
+// one, and the page of the current fault. It finds a border in a few calls, and later fills spend no failed call on it.
 
 import { strict as assert } from 'node:assert';
-import { type Core, Next, Op, Option, Step } from '../../src/core.js';
-import { generator, seed, suite } from '../harness.js';
+import { Action, Operation as Op, Option, SourceKind, Step } from '../../src/bindings/core.js';
+import type { Core } from '../../src/uffd/core.js';
+import { generator, seed, suite } from '../support/harness.js';
 import {
   answer,
   BASE,
-  drain,
+  deliver,
+  drive,
   EAGAIN,
   fault,
   feed,
-  hear,
   makeCore,
   P,
   PAGE,
   page,
   put,
+  readOnce,
   windowOf,
 } from './support.js';
 import { DATA, EEXIST, EINTR, ENOENT, partly, requested } from './transfers.js';
 
 const test = suite('borders');
 
-/** Memory of several mappings; 0: nothing is mapped, or it is not registered. */
+/** Memory of several mappings. The number 0 marks a page that is not mapped or not registered. */
 class Memory {
   readonly mapping: number[];
   readonly there = new Set<number>();
-  /** Pages whose threads sleep, and who have been woken. */
+  /** Pages whose waiters were woken. */
   readonly woken = new Set<number>();
   calls = 0;
   failed = 0;
@@ -53,14 +55,14 @@ class Memory {
     return true;
   }
 
-  /** The first page from `first` on that is gone, before `end`. */
+  /** The first unmapped page from `first` on, or `end`. */
   gone(first: number, end: number): number {
     let index = first;
     while (index < end && this.mapping[index]) index++;
     return index;
   }
 
-  /** Maximal pieces of [first, end) that lie in one mapping. */
+  /** The number of pieces into which the borders between mappings cut [first, end). */
   pieces(first: number, end: number): number {
     let count = 1;
     for (let index = first + 1; index < end; index++) {
@@ -69,7 +71,7 @@ class Memory {
     return count;
   }
 
-  /** What it answers to a COPY or WAKE; `disturb`: how often anything else comes first. */
+  /** The kernel's answer to a COPY or WAKE. One call in `disturb` is interrupted or done in part; 0: none. */
   answer(core: Core, below: (limit: number) => number, disturb: number): number {
     const call = requested(core);
     const end = call.start + call.pages;
@@ -100,19 +102,19 @@ class Memory {
   }
 }
 
-/** Carries out a copy; how it ended. */
+/** Carries out a copy and returns its outcome. */
 function copy(core: Core, first: number, end: number, options: number, answers: () => number): number {
-  let step = core
+  let action = core
     .arguments(page(first), (end - first) * PAGE, DATA + BigInt(first) * P)
-    .transferBegin(Op.copy, options);
-  while (step === Step.call || step === Step.read) {
-    if (step === Step.call) step = core.exports.transferResult(answers());
+    .beginFill(Op.COPY, options);
+  while (action !== Action.FILLED) {
+    if (action === Action.READ) action = readOnce(core);
     else {
-      drain(core);
-      step = core.exports.transferResume();
+      assert.equal(action, Action.IOCTL);
+      action = core.exports.handleResult(answers());
     }
   }
-  return step;
+  return core.outcome;
 }
 
 const log2 = (count: number) => Math.ceil(Math.log2(count));
@@ -127,15 +129,15 @@ test('mappings without holes: all is filled, each border found in 2·log2(n) cal
     const memory = new Memory(below, pages, below(6), 0);
     const pieces = memory.pieces(0, pages);
     let failed = 0;
-    // Two borders side by side may hide from one fill, not from as many fills as there are borders.
+    // One fill may miss one of two adjacent borders, but as many fills as there are borders find all of them.
     for (let fill = 0; fill < pieces + 1; fill++) {
       memory.there.clear();
       memory.calls = memory.failed = 0;
       assert.equal(
         copy(core, 0, pages, 0, () => memory.answer(core, below, 0)),
-        Step.done,
+        Step.DONE,
       );
-      assert.equal(core.exports.transferDone(), pages * PAGE);
+      assert.equal(core.resolved, pages * PAGE);
       assert.equal(memory.there.size, pages, `run ${run}`);
       assert.ok(memory.calls - memory.failed <= pieces + memory.failed + 1, `run ${run}`);
       failed += memory.failed;
@@ -186,13 +188,12 @@ test('holes: all up to the first page that is gone is filled, and the page asked
       const asked = below(3) ? from + below(end - from) : undefined;
       if (asked !== undefined) {
         feed(core, fault(page(asked)));
-        drain(core);
-        // What said EEXIST before waits first.
+        // The core first delays the fault of a page for which a fill returned EEXIST.
         now += 1000;
-        if (hear(core, now).is === 'none') assert.equal(hear(core, now + 100).is, 'fault');
+        if (deliver(core, now).is === 'none') assert.equal(deliver(core, now + 100).is, 'fault');
       }
       const disturb = below(2) * 6;
-      const options = below(2) ? Option.dontWake : 0;
+      const options = below(2) ? Option.DONTWAKE : 0;
       const why = `run ${run}, fill ${fill}: ${from} to ${end}, asked ${asked}`;
       memory.failed = 0;
       const step = copy(core, from, end, options, () => memory.answer(core, below, disturb));
@@ -203,22 +204,25 @@ test('holes: all up to the first page that is gone is filled, and the page asked
         last = memory.gone(asked, end);
         for (let index = asked; index < last; index++) assert.ok(memory.there.has(index), why);
       } else if (asked !== undefined && asked > gone) last = asked;
-      assert.equal(step, last === end ? Step.done : Step.unmapped, why);
+      assert.equal(step, last === end ? Step.DONE : Step.UNMAPPED, why);
       if (last < end) {
-        assert.ok(memory.woken.has(last), `${why}: whoever sleeps on the page that is gone`);
-        assert.equal(BigInt.asUintN(64, core.exports.transferCursor()), page(last), why);
+        assert.ok(memory.woken.has(last), `${why}: the threads that wait for the page that is gone`);
+        assert.equal(core.start, page(last), why);
       }
-      // Nobody sleeps on in front of a page that is gone: what comes behind it is a run of its own.
+      // A fill that stops at an unmapped page wakes the threads before it: what follows is a run of its own.
       for (let index = from; index < gone && gone < end; index++) assert.ok(memory.woken.has(index), why);
       const cuts = memory.pieces(from, end);
       if (!disturb)
         assert.ok(memory.failed <= (cuts + 1) * 2 * (log2(pages) + 1), `${why}: ${memory.failed} calls`);
       if (asked !== undefined) {
-        assert.equal(
-          core.exports.inboxAnswer(0),
-          memory.mapping[asked] ? 1 : 0,
-          `${why}: only its own page ends it`,
-        );
+        const comesAgain = core.exports.handleAnswer(false, false) === Action.TIME;
+        assert.equal(comesAgain, memory.mapping[asked] !== 0, `${why}: only its own page ends it`);
+        if (!comesAgain) continue;
+        assert.equal(core.exports.handleTime(now), Action.DONE);
+        // Answer this fault before the next fill begins.
+        for (let wait = 100; deliver(core, now + wait).is !== 'fault'; wait += 100)
+          assert.ok(wait < 300, why);
+        answer(core, true);
       }
     }
   }
@@ -232,41 +236,38 @@ test('a guest over many mappings, answered from a source: every thread has its p
     const core = makeCore();
     put(core, 0, pages);
     const memory = new Memory(below, pages, 12, 3);
-    core.arguments(BASE, pages * PAGE, DATA).sourcePut(1 << below(7), 0);
+    core.arguments(BASE, pages * PAGE, DATA).sourcePut(SourceKind.DATA, 1 << below(7), 0);
     const asleep = new Set<number>();
-    for (let round = 0; round < 60; round++) {
+    for (let batch = 0; batch < 60; batch++) {
       const touched = new Set(Array.from({ length: 1 + below(6) }, () => below(pages)));
       for (const index of touched) if (!memory.there.has(index)) asleep.add(index);
       feed(core, ...[...asleep].map((index) => fault(page(index))));
-      drain(core);
       memory.woken.clear();
-      let next = core.exports.roundNext(round * 1000);
-      for (let calls = 0; next !== Next.none; calls++) {
+      let action = core.exports.begin();
+      for (let calls = 0; action !== Action.DONE; calls++) {
         assert.ok(calls < 2000, `run ${run}: it does not end`);
-        if (next === Next.call) next = core.exports.roundResult(memory.answer(core, below, 8));
-        else if (next === Next.reread) {
-          drain(core);
-          next = core.exports.roundResume();
-        } else {
+        action = drive(core, action, batch * 1000);
+        if (action === Action.IOCTL) action = core.exports.handleResult(memory.answer(core, below, 8));
+        else if (action === Action.FAULT) {
           // The handler copies the page by itself.
-          if (next === Next.fault) {
-            const index = Number((core.delivered(1) - BASE) / P);
-            copy(core, index, index + 1, 0, () => memory.answer(core, below, 8));
-            answer(core, true, round * 1000);
-          }
-          next = core.exports.roundNext(round * 1000);
+          const index = Number((core.start - BASE) / P);
+          copy(core, index, index + 1, 0, () => memory.answer(core, below, 8));
+          action = core.exports.handleAnswer(true, true);
+        } else if (action !== Action.DONE) {
+          assert.equal(action, Action.ANSWERED);
+          action = core.exports.next();
         }
       }
       for (const index of [...asleep]) {
-        // Woken: it has its page, or a signal, or faults anew.
+        // A woken thread has its page, or gets a signal for unmapped memory, or faults again.
         if (memory.woken.has(index) && (memory.there.has(index) || !memory.mapping[index]))
           asleep.delete(index);
       }
       for (const index of asleep) assert.ok(!memory.there.has(index), `run ${run}: page ${index} is there`);
     }
-    // Whoever is left waits for its turn.
-    assert.ok(core.exports.inboxWaiting() >= asleep.size, `run ${run}`);
-    // In the end no window crosses a border that a fill has come upon.
+    // Each thread that still sleeps has a fault in the queue.
+    assert.ok(core.waiting >= asleep.size, `run ${run}`);
+    // A window always contains the page it was asked for.
     for (let index = 0; index < pages; index++) {
       if (!memory.mapping[index] || memory.there.has(index)) continue;
       const [start, count] = windowOf(core, index, 16);

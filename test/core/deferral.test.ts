@@ -1,19 +1,21 @@
-// Faults that cannot be answered yet come again by themselves, on growing delays, and block nobody; those whose
-// memory is gone do not come again at all. Time is an argument: nothing here waits.
+// A fault that cannot be answered yet is retried after a growing delay, and does not block other faults. A fault whose
+// memory is gone is dropped. Time is an argument: these tests do not wait.
 
 import { strict as assert } from 'node:assert';
-import { type Core, Op, Option, Step } from '../../src/core.js';
-import { suite } from '../harness.js';
+import { Action, Operation as Op, Option, Step } from '../../src/bindings/core.js';
+import type { Core } from '../../src/uffd/core.js';
+import { suite } from '../support/harness.js';
 import {
   answer,
-  apply,
-  drain,
+  bring,
+  deliver,
+  deliverAll,
+  drive,
   EAGAIN,
   fault,
   feed,
-  hear,
-  hearAll,
   holding,
+  type Message,
   makeCore,
   P,
   PAGE,
@@ -25,44 +27,47 @@ import {
   unmap,
   WRITE,
 } from './support.js';
+import { requested } from './transfers.js';
 
 const test = suite('deferral');
 
 test('delays are 1, 2, 4 … 64 ms, and 64 ms from then on, by the time that is passed alone', () => {
-  const core = holding(fault(page(1)));
+  const core = holding();
+  bring(core, fault(page(1)));
   let now = 1e9;
-  assert.equal(core.exports.inboxDelay(now), 0);
+  assert.equal(core.exports.delay(now), 0);
   for (const delay of [1, 2, 4, 8, 16, 32, 64, 64, 64, 64]) {
-    assert.equal(hear(core, now).is, 'fault');
-    assert.equal(core.exports.inboxDelay(now), -1);
+    assert.equal(deliver(core, now).is, 'fault');
+    assert.equal(core.exports.delay(now), -1);
     answer(core, false, now);
-    assert.equal(core.exports.inboxWaiting(), 1);
-    assert.equal(core.exports.inboxDelay(now), delay);
-    assert.equal(core.exports.inboxDelay(now + delay / 2), delay / 2);
-    assert.equal(hear(core, now + delay - 0.001).is, 'none');
+    assert.equal(core.waiting, 1);
+    assert.equal(core.exports.delay(now), delay);
+    assert.equal(core.exports.delay(now + delay / 2), delay / 2);
+    assert.equal(deliver(core, now + delay - 0.001).is, 'none');
     now += delay;
-    assert.equal(core.exports.inboxDelay(now), 0);
-    assert.equal(core.exports.inboxDelay(now + 1000), 0);
+    assert.equal(core.exports.delay(now), 0);
+    assert.equal(core.exports.delay(now + 1000), 0);
   }
-  assert.equal(hear(core, now).is, 'fault');
+  assert.equal(deliver(core, now).is, 'fault');
   answer(core, true, now);
-  assert.equal(core.exports.inboxDelay(now), -1);
-  assert.equal(hear(core, now + 1e6).is, 'none');
+  assert.equal(core.exports.delay(now), -1);
+  assert.equal(deliver(core, now + 1e6).is, 'none');
 });
 
-test('a fault that is put off blocks nobody, and comes in its turn', () => {
-  const core = holding(...[1, 2, 3, 4].map((index) => fault(page(index))));
+test('a deferred fault blocks no others, and comes in its turn', () => {
+  const core = holding();
+  bring(core, ...[1, 2, 3, 4].map((index) => fault(page(index))));
   const order: number[] = [];
-  const putOff = new Map([
+  const deferrals = new Map([
     [1, 3],
     [3, 1],
   ]);
-  for (let now = 0; core.exports.inboxWaiting() > 0; now += 0.5) {
-    for (let heard = hear(core, now); heard.is === 'fault'; heard = hear(core, now)) {
-      const [index] = pagesOf([heard]) as [number];
+  for (let now = 0; core.waiting > 0; now += 0.5) {
+    for (let delivered = deliver(core, now); delivered.is === 'fault'; delivered = deliver(core, now)) {
+      const [index] = pagesOf([delivered]) as [number];
       order.push(index);
-      const left = putOff.get(index) ?? 0;
-      putOff.set(index, left - 1);
+      const left = deferrals.get(index) ?? 0;
+      deferrals.set(index, left - 1);
       answer(core, left <= 0, now);
     }
   }
@@ -79,196 +84,215 @@ test('a mapping change makes everything due, with the delays starting over', () 
     let now = 0;
     for (const delay of [1, 2, 4, 8]) {
       for (const _ of [1, 2]) {
-        assert.equal(hear(core, now).is, 'fault');
+        assert.equal(deliver(core, now).is, 'fault');
         answer(core, false, now);
       }
       now += delay;
     }
     now -= 7;
-    assert.equal(hear(core, now).is, 'none');
-    feed(core, change);
-    assert.equal(core.exports.inboxDelay(now), 0);
-    assert.notEqual(hear(core, now).is, 'fault');
-    assert.equal(core.exports.inboxDelay(now), 0);
-    drain(core);
-    assert.deepEqual(pagesOf([hear(core, now)]), [1]);
+    assert.equal(deliver(core, now).is, 'none');
+    bring(core, change);
+    assert.equal(core.exports.delay(now), 0);
+    assert.notEqual(deliver(core, now).is, 'fault');
+    assert.equal(core.exports.delay(now), 0);
+    assert.deepEqual(pagesOf([deliver(core, now)]), [1]);
     answer(core, false, now);
-    assert.deepEqual(pagesOf([hear(core, now)]), [2]);
+    assert.deepEqual(pagesOf([deliver(core, now)]), [2]);
     answer(core, false, now);
-    assert.equal(core.exports.inboxDelay(now), 1);
+    assert.equal(core.exports.delay(now), 1);
   }
 });
 
-test('a repeat of a page that was put off merges with it, and waits as it does', () => {
+test('a repeat of a page whose fault was deferred merges with it, and waits as it does', () => {
   const core = holding(fault(page(1)));
-  hear(core, 0);
+  deliver(core, 0);
   answer(core, false, 0);
-  feed(core, fault(page(1), WRITE));
-  drain(core);
-  assert.equal(core.exports.inboxWaiting(), 1);
-  assert.equal(hear(core, 0.5).is, 'none');
-  const heard = hear(core, 1);
-  assert.ok(heard.is === 'fault' && heard.write);
+  bring(core, fault(page(1), WRITE));
+  assert.equal(core.waiting, 1);
+  assert.equal(deliver(core, 0.5).is, 'none');
+  const delivered = deliver(core, 1);
+  assert.ok(delivered.is === 'fault' && delivered.write);
 });
 
-test('faults that were put off are still known after the table has grown', () => {
+test('deferred faults are still known after the table has grown', () => {
   const core = makeCore();
   const some = Array.from({ length: 100 }, (_, i) => fault(page(i)));
   feed(core, ...some);
-  drain(core);
   for (const _ of some) {
-    hear(core);
+    deliver(core);
     answer(core, false);
   }
-  feed(core, ...Array.from({ length: 2000 }, (_, i) => fault(page(1000 + i))));
-  feed(core, ...some);
-  assert.equal(core.exports.inboxWaiting(), 2100);
-  apply(core, unmap(page(0), page(50)));
-  assert.equal(core.exports.inboxWaiting(), 2050);
+  bring(core, ...Array.from({ length: 2000 }, (_, i) => fault(page(1000 + i))));
+  bring(core, ...some);
+  assert.equal(core.waiting, 2100);
+  feed(core, unmap(page(0), page(50)));
+  assert.equal(deliver(core).is, 'unmapped');
+  assert.equal(core.waiting, 2050);
 });
 
-test('a repeat read while the fault is out is a question of its own', () => {
+test('a repeat read while the handler has the fault is a question of its own', () => {
   for (const answered of [true, false]) {
     const core = holding(fault(page(1), WRITE));
-    hear(core, 0);
-    feed(core, fault(page(1)));
+    deliver(core, 0);
+    bring(core, fault(page(1)));
     answer(core, answered, 0);
-    drain(core);
-    // Put off, the two are one again: it comes at once, and asks for what both wanted.
-    const heard = hear(core, 0);
-    assert.ok(heard.is === 'fault' && heard.write === !answered);
+    // If the first fault is deferred, both merge again: the fault is due at once, and is a write as one of them was.
+    const delivered = deliver(core, 0);
+    assert.ok(delivered.is === 'fault' && delivered.write === !answered);
     answer(core, true, 0);
-    assert.equal(hear(core, 1000).is, 'none');
+    assert.equal(deliver(core, 1000).is, 'none');
   }
 });
 
-// ---- what transfers say of the fault that is out -----------------------------------------------------------
+// ---- how fills affect the current fault -------------------------------------------------------------------
 
-/** Runs a transfer with these results; reads that it asks for bring nothing. */
+/** Makes a fill with these results of its ioctls; its reads find an empty queue. Returns the outcome. */
 function run(core: Core, first: number, count: number, ...results: number[]): number {
-  let step = core.arguments(page(first), count * PAGE).transferBegin(Op.zero, 0);
-  while (step === Step.call || step === Step.read) {
-    step =
-      step === Step.call ? core.exports.transferResult(results.shift() ?? 0) : core.exports.transferResume();
+  let action = core.arguments(page(first), count * PAGE).beginFill(Op.ZEROPAGE, 0);
+  while (action !== Action.FILLED) {
+    if (action === Action.IOCTL) action = core.exports.handleResult(results.shift() ?? 0);
+    else if (action === Action.READ) action = core.exports.handleRead(EAGAIN);
+    else assert.fail(`action ${action}`);
   }
-  return step;
+  return core.outcome;
 }
 
-test('a fault whose transfer was cut short is put off, whatever its handler believes', () => {
+test('a fault whose fill was cut short is deferred, whatever its handler believes', () => {
   const core = holding(fault(page(5)));
-  hear(core);
-  assert.equal(run(core, 4, 4, EAGAIN, EAGAIN), Step.short);
+  deliver(core);
+  assert.equal(run(core, 4, 4, EAGAIN, EAGAIN), Step.SHORT);
   answer(core, true);
-  assert.equal(core.exports.inboxDelay(0), 1);
-  assert.equal(hear(core, 1).is, 'fault');
-  // Not if it was about other pages, or if the fault's page was done before.
-  assert.equal(run(core, 6, 4, EAGAIN, EAGAIN), Step.short);
-  assert.equal(run(core, 5, 4, -17, 0, EAGAIN, EAGAIN), Step.short);
+  assert.equal(core.exports.delay(0), 1);
+  assert.equal(deliver(core, 1).is, 'fault');
+  // The fault is not deferred if the fill was of other pages, or if the fault's page was done before.
+  assert.equal(run(core, 6, 4, EAGAIN, EAGAIN), Step.SHORT);
+  assert.equal(run(core, 5, 4, -17, 0, EAGAIN, EAGAIN), Step.SHORT);
   answer(core, true);
-  assert.equal(core.exports.inboxWaiting(), 0);
+  assert.equal(core.waiting, 0);
 });
 
 test('a fault whose memory or process is gone is over, whatever its handler says', () => {
   const ends: Record<string, (core: Core) => void> = {
-    ENOENT: (core) => assert.equal(run(core, 5, 1, -2), Step.unmapped),
-    'ENOENT behind a part': (core) => assert.equal(run(core, 4, 4, -2, -2, 0, -2, -2), Step.unmapped),
-    ESRCH: (core) => assert.equal(run(core, 4, 4, -3), Step.exited),
+    ENOENT: (core) => assert.equal(run(core, 5, 1, -2), Step.UNMAPPED),
+    'ENOENT behind a part': (core) => assert.equal(run(core, 4, 4, -2, -2, 0, -2, -2), Step.UNMAPPED),
+    ESRCH: (core) => assert.equal(run(core, 4, 4, -3), Step.EXITED),
     'short, then ENOENT': (core) => {
-      assert.equal(run(core, 4, 4, EAGAIN, EAGAIN), Step.short);
-      assert.equal(run(core, 5, 1, -2), Step.unmapped);
+      assert.equal(run(core, 4, 4, EAGAIN, EAGAIN), Step.SHORT);
+      assert.equal(run(core, 5, 1, -2), Step.UNMAPPED);
     },
     unregistered: (core) => take(core, 0, 100),
-    unmapped: (core) => apply(core, unmap(page(0), page(10))),
-    'moved away': (core) => apply(core, remap(page(0), page(100), 10n * P)),
+    // These changes are delivered after the answer.
+    unmapped: (core) => feed(core, unmap(page(0), page(10))),
+    'moved away': (core) => feed(core, remap(page(0), page(100), 10n * P)),
+    'unmapped, which a fill has read': (core) => void bring(core, unmap(page(0), page(10))),
   };
   for (const [name, end] of Object.entries(ends)) {
     const core = holding(fault(page(5)));
-    hear(core);
+    deliver(core);
     end(core);
     answer(core, false);
-    assert.equal(core.exports.inboxWaiting(), 0, name);
+    const change = deliver(core);
+    const expected = /^unmapped/.test(name) ? 'unmapped' : name === 'moved away' ? 'remapped' : 'none';
+    assert.equal(change.is, name === 'ESRCH' ? 'gone' : expected, name);
+    assert.equal(core.waiting, 0, name);
   }
   const elsewhere = holding(fault(page(5)));
-  hear(elsewhere);
-  assert.equal(run(elsewhere, 6, 1, -2), Step.unmapped);
+  deliver(elsewhere);
+  assert.equal(run(elsewhere, 6, 1, -2), Step.UNMAPPED);
   take(elsewhere, 6, 4);
   answer(elsewhere, false);
-  assert.equal(elsewhere.exports.inboxWaiting(), 1);
+  assert.equal(elsewhere.waiting, 1);
 });
 
 test('a neighbour that is gone is not the end of a fault: its own page alone decides', () => {
   const before = holding(fault(page(5)));
-  hear(before);
-  // Page 4 is gone; 5 to 7 are filled.
-  assert.equal(run(before, 4, 4, -2, -2, -2, 0, 0), Step.done);
+  deliver(before);
+  // Page 4 is unmapped; 5 to 7 are filled.
+  assert.equal(run(before, 4, 4, -2, -2, -2, 0, 0), Step.DONE);
   answer(before, false);
-  assert.equal(before.exports.inboxWaiting(), 1, 'the handler decides');
+  assert.equal(before.waiting, 1, 'the handler decides');
   const behind = holding(fault(page(5)));
-  hear(behind);
-  // Page 6 is gone.
-  assert.equal(run(behind, 4, 4, -2, 0, -2, -2), Step.unmapped);
+  deliver(behind);
+  // Page 6 is unmapped.
+  assert.equal(run(behind, 4, 4, -2, 0, -2, -2), Step.UNMAPPED);
   answer(behind, false);
-  assert.equal(behind.exports.inboxWaiting(), 1);
+  assert.equal(behind.waiting, 1);
   const move = holding(fault(page(5)));
-  hear(move);
-  // MOVE says ENOENT for all of it.
-  move.arguments(page(4), 4 * PAGE, page(50)).transferBegin(Op.move, Option.allowHoles);
-  move.exports.transferResult(-2);
-  assert.equal(move.exports.transferResult(0), Step.unmapped);
+  deliver(move);
+  // MOVE returned ENOENT, which is about all of its pages.
+  move.arguments(page(4), 4 * PAGE, page(50)).beginFill(Op.MOVE, Option.ALLOW_HOLES);
+  assert.equal(move.exports.handleResult(-2), Action.IOCTL);
+  assert.equal(move.exports.handleResult(0), Action.FILLED);
+  assert.equal(move.outcome, Step.UNMAPPED);
   answer(move, false);
-  assert.equal(move.exports.inboxWaiting(), 0);
+  assert.equal(move.waiting, 0);
 });
 
 test('what a fault met does not stick to the next one', () => {
   const core = holding(fault(page(5)), fault(page(6)));
-  hear(core);
+  deliver(core);
   run(core, 0, 10, EAGAIN, EAGAIN);
-  assert.equal(run(core, 5, 1, -2), Step.unmapped);
+  assert.equal(run(core, 5, 1, -2), Step.UNMAPPED);
   answer(core, false);
-  hear(core);
+  deliver(core);
   answer(core, true);
-  assert.equal(core.exports.inboxWaiting(), 0);
-  // Without a fault that is out, an answer and a transfer change nothing.
-  answer(core, false);
+  assert.equal(core.waiting, 0);
+  // While the handler has no fault, a fill changes nothing.
   run(core, 0, 10, EAGAIN, EAGAIN);
-  assert.equal(core.exports.inboxWaiting(), 0);
+  assert.equal(core.waiting, 0);
+  assert.equal(deliver(core, 1000).is, 'none');
 });
+
+/** Delivers a mapping change. */
+function changes(core: Core, change: Message): void {
+  feed(core, change);
+  assert.notEqual(deliver(core).is, 'fault');
+}
 
 test('faults of memory that is gone are dropped; the others stay, in order', () => {
   const ends: Record<string, (core: Core) => void> = {
-    unmapped: (core) => apply(core, unmap(page(2), page(5))),
-    moved: (core) => apply(core, remap(page(2), page(200), 3n * P)),
+    unmapped: (core) => changes(core, unmap(page(2), page(5))),
+    moved: (core) => changes(core, remap(page(2), page(200), 3n * P)),
     unregistered: (core) => take(core, 2, 3),
   };
   for (const [name, end] of Object.entries(ends)) {
     const core = holding(...[6, 4, 1, 2, 5, 3, 0].map((index) => fault(page(index))));
-    // One of each is put off before.
+    // Two faults are deferred before that: one that stays (page 6), and one that is dropped (page 4).
     for (const _ of [6, 4]) {
-      hear(core);
+      deliver(core);
       answer(core, false);
     }
     end(core);
-    assert.equal(core.exports.inboxWaiting(), 4, name);
-    drain(core);
-    const heard = pagesOf(hearAll(core, 100));
-    assert.deepEqual(heard.sort(), [0, 1, 5, 6], name);
-    // The page may fault again, elsewhere or when it is mapped anew.
+    assert.equal(core.waiting, 4, name);
+    const delivered = pagesOf(deliverAll(core, 100));
+    assert.deepEqual(delivered.sort(), [0, 1, 5, 6], name);
+    // The core accepts a new fault of a page whose fault it dropped.
     feed(core, fault(page(3)));
-    assert.deepEqual(pagesOf(hearAll(core)), [3], name);
+    assert.deepEqual(pagesOf(deliverAll(core)), [3], name);
   }
 });
 
-test('eviction gives the fault that is out first, then those ready in order, then those put off', () => {
-  const core = holding(...[1, 2, 3, 4, 5].map((index) => fault(page(index))));
-  const evict = () => (core.exports.inboxEvict() ? Number((core.delivered(1) - page(0)) / P) : undefined);
-  for (const _ of [1, 2]) {
-    hear(core);
-    answer(core, false);
+test('at the end the waiters of the current fault are woken first, then those of ready ones in order, then of deferred ones', () => {
+  for (const reads of [false, true]) {
+    const core = holding(...[1, 2, 3, 4, 5].map((index) => fault(page(index))));
+    for (const _ of [1, 2]) {
+      deliver(core);
+      answer(core, false);
+    }
+    deliver(core);
+    const woken: number[] = [];
+    let action = drive(core, core.exports.beginEnd(reads));
+    for (; action === Action.IOCTL; action = core.exports.handleResult(0)) {
+      const call = requested(core);
+      assert.deepEqual([call.is, call.pages], ['wake', 1]);
+      woken.push(call.start);
+    }
+    assert.deepEqual(woken, [3, 4, 5, 1, 2]);
+    assert.equal(action, Action.DONE);
+    // The callback that ended the session returns.
+    assert.equal(core.exports.handleAnswer(false, false), Action.DONE);
+    assert.equal(core.waiting, 0);
   }
-  hear(core);
-  assert.deepEqual([evict(), evict(), evict(), evict(), evict(), evict()], [3, 4, 5, 1, 2, undefined]);
-  answer(core, false);
-  assert.equal(core.exports.inboxWaiting(), 0);
 });
 
 test.run();

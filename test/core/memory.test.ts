@@ -1,20 +1,25 @@
-// What watching costs: bitmaps of one bit per page and plane, taken when first needed and given back with the
-// range, and no growth of memory at all while faults are served.
+// How much memory page states take: bitmaps with one bit per page and plane, allocated when first needed and freed with
+// the range. Memory never grows while faults are served.
 //
-// The figures for 64 GiB of 4 KiB pages (2048 chunks of 32 MiB, each with planes of 1 KiB; directory 128 KiB, as 4096 places
-// of 32 bytes are the least that is half empty):
+// The figures for 64 GiB of 4 KiB pages: 2048 chunks of 32 MiB, each with planes of 1 KiB. The directory takes 128 KiB:
+// 4096 places of 32 bytes are the fewest that leave half of them empty.
 //   nothing touched                                          only the directory
 //   all present, or every second page present                2 MiB + directory
 //   present, and removed (or claimed) pages in every chunk   4 MiB + directory
 //   present, removed and claimed pages in every chunk        6 MiB + directory
 //   the same, and write-protected pages in every chunk       8 MiB + directory: the worst there is
-// What was removed is kept when its memory is unregistered: 1 KiB for each chunk in which something was.
+// Removals are kept when memory is unregistered: 1 KiB for each chunk with a removed page.
 
 import { strict as assert } from 'node:assert';
-import { type Core, Op, Option } from '../../src/core.js';
-import { suite } from '../harness.js';
+import { Action, Operation as Op, Option } from '../../src/bindings/core.js';
+import type { Core } from '../../src/uffd/core.js';
+import { suite } from '../support/harness.js';
 import {
   apply,
+  deliver,
+  dispatch,
+  fault,
+  feed,
   MISSING,
   makeCore,
   PAGE,
@@ -38,17 +43,18 @@ function watch64GiB(modes: number, first = 0): Core {
   const core = makeCore();
   put(core, first, PAGES, { modes });
   assert.equal(core.exports.rangeCount(), 1);
-  core.exports.inboxRoom();
+  // The first read allocates the buffers for messages and faults.
+  assert.equal(dispatch(core), Action.DONE);
   return core;
 }
 
 test('64 GiB watched, nothing touched: the directory only', () => {
   const core = watch64GiB(MISSING);
   assert.equal(core.exports.pagesBytes(), DIRECTORY);
-  // Setting missing pages to what they are takes nothing.
+  // A query of a page's state allocates nothing.
   assert.equal(stateOf(core, PAGES - 1), 0);
   assert.equal(core.exports.pagesBytes(), DIRECTORY);
-  // Memory holds the three planes that may be needed, so that none has to grow while faults are served.
+  // Room for the three planes that may be needed was reserved, so that serving faults never grows the memory.
   assert.ok(core.memory.buffer.byteLength < 6 * MIB + MIB / 2, `${core.memory.buffer.byteLength}`);
 });
 
@@ -59,7 +65,7 @@ test('64 GiB watched from the middle of a chunk on: the directory may be twice a
 
 test('64 GiB, all present: 2 MiB', () => {
   const core = watch64GiB(MISSING);
-  transfer(core, Op.copy, 0, PAGES);
+  transfer(core, Op.COPY, 0, PAGES);
   assert.equal(core.exports.pagesBytes(), 2 * MIB + DIRECTORY);
   assert.equal(stateOf(core, PAGES - 1), 1);
 });
@@ -68,8 +74,8 @@ test('64 GiB, every second page present: 2 MiB', () => {
   const core = watch64GiB(MISSING);
   still(core, 'eight million fills', () => {
     for (let i = 0; i < PAGES; i += 2) {
-      core.arguments(page(i), PAGE).transferBegin(Op.zero, 0);
-      core.exports.transferResult(0);
+      core.arguments(page(i), PAGE).beginFill(Op.ZEROPAGE, 0);
+      core.exports.handleResult(0);
     }
   });
   assert.equal(core.exports.pagesBytes(), 2 * MIB + DIRECTORY);
@@ -78,7 +84,7 @@ test('64 GiB, every second page present: 2 MiB', () => {
 
 test('64 GiB, present and removed pages everywhere: 4 MiB', () => {
   const core = watch64GiB(MISSING);
-  transfer(core, Op.copy, 0, PAGES);
+  transfer(core, Op.COPY, 0, PAGES);
   for (let i = 0; i < PAGES; i += CHUNK)
     still(core, 'REMOVE', () => apply(core, remove(page(i), page(i + 1))));
   assert.equal(core.exports.pagesBytes(), 4 * MIB + DIRECTORY);
@@ -93,35 +99,35 @@ test('64 GiB, claimed pages everywhere, then all present, then all removed: 6 Mi
 test('64 GiB, the worst case: 8 MiB, with write-protect mode', () => {
   const core = watch64GiB(MISSING | WRITE_PROTECT);
   assert.equal(core.exports.pagesBytes(), DIRECTORY);
-  // Memory holds all four.
+  // Room for all four planes is reserved.
   assert.ok(core.memory.buffer.byteLength < 8 * MIB + MIB / 2, `${core.memory.buffer.byteLength}`);
-  still(core, 'filling all planes', () => fillAll(core, Option.writeProtect));
+  still(core, 'filling all planes', () => fillAll(core, Option.WRITE_PROTECT));
   assert.equal(core.exports.pagesBytes(), 8 * MIB + DIRECTORY);
 });
 
-/** Takes every plane that there can be. */
+/** Makes the core allocate every plane that it may need. */
 function fillAll(core: Core, options: number): void {
   for (let i = 0; i < PAGES; i += CHUNK) core.arguments(page(i), PAGE).pageClaim();
-  transfer(core, Op.copy, 0, PAGES, options);
+  transfer(core, Op.COPY, 0, PAGES, options);
   apply(core, remove(page(0), page(PAGES)));
 }
 
 test('bitmaps are given back with the range, and used again', () => {
   const core = watch64GiB(MISSING | WRITE_PROTECT);
-  transfer(core, Op.copy, 0, PAGES, Option.writeProtect);
+  transfer(core, Op.COPY, 0, PAGES, Option.WRITE_PROTECT);
   const before = core.memory.buffer.byteLength;
   take(core, 0, PAGES);
   assert.equal(core.exports.pagesBytes(), DIRECTORY);
   put(core, 10 * PAGES, PAGES, { modes: MISSING | WRITE_PROTECT });
   assert.equal(stateOf(core, 10 * PAGES), 0);
-  transfer(core, Op.copy, 10 * PAGES, PAGES, Option.writeProtect);
+  transfer(core, Op.COPY, 10 * PAGES, PAGES, Option.WRITE_PROTECT);
   assert.equal(core.memory.buffer.byteLength, before);
 });
 
 test('half of a chunk unregistered keeps the other half', () => {
   const core = makeCore();
   put(core, 0, CHUNK);
-  transfer(core, Op.copy, 0, CHUNK);
+  transfer(core, Op.COPY, 0, CHUNK);
   const bytes = core.exports.pagesBytes();
   take(core, 0, CHUNK / 2);
   assert.equal(core.exports.pagesBytes(), bytes);
@@ -134,15 +140,15 @@ test('registering and unregistering 1000 times at moving addresses does not grow
   const core = makeCore();
   const round = (first: number) => {
     put(core, first, 3 * CHUNK, { modes: MISSING | WRITE_PROTECT });
-    transfer(core, Op.copy, first + 5, 2 * CHUNK, Option.writeProtect);
+    transfer(core, Op.COPY, first + 5, 2 * CHUNK, Option.WRITE_PROTECT);
     apply(core, remove(page(first), page(first + CHUNK)));
-    // In pieces, so that ranges are cut on the way.
+    // Unregister in two steps, so that ranges are split.
     take(core, first + CHUNK, 7);
     take(core, first, 3 * CHUNK);
-    // Other memory will be there.
+    // Forget the removals, as if other memory were mapped there.
     core.arguments(page(first), 3 * CHUNK * PAGE).rangeFresh();
   };
-  // At most places they are parts of four chunks.
+  // Three chunks' worth of pages usually touch four chunks.
   round(12_345);
   const memory = core.memory.buffer.byteLength;
   const bytes = core.exports.pagesBytes();
@@ -156,17 +162,17 @@ test('of memory that is not registered any more only removals are kept: 1 KiB fo
   const core = makeCore();
   const modes = MISSING | WRITE_PROTECT;
   put(core, 0, 10 * CHUNK, { modes });
-  transfer(core, Op.copy, 0, 10 * CHUNK, Option.writeProtect);
+  transfer(core, Op.COPY, 0, 10 * CHUNK, Option.WRITE_PROTECT);
   const directory = 64 * 32;
   assert.equal(core.exports.pagesBytes(), 20 * 1024 + directory);
   apply(core, remove(page(CHUNK - 1), page(CHUNK + 1)), remove(page(5 * CHUNK), page(5 * CHUNK + 1)));
   take(core, 0, 10 * CHUNK);
   assert.equal(core.exports.pagesBytes(), 3 * 1024 + directory);
-  // Registered again, and once more: no plane is taken twice, and those that may be needed are set aside.
+  // Repeated registrations allocate no plane twice, and reserve the planes that may be needed.
   for (let i = 0; i < 100; i++) {
     put(core, 0, 10 * CHUNK, { modes });
     const memory = core.memory.buffer.byteLength;
-    transfer(core, Op.copy, 0, 10 * CHUNK, Option.writeProtect);
+    transfer(core, Op.COPY, 0, 10 * CHUNK, Option.WRITE_PROTECT);
     assert.equal(core.exports.pagesBytes(), 23 * 1024 + directory);
     take(core, 0, 10 * CHUNK);
     assert.equal(core.exports.pagesBytes(), 3 * 1024 + directory);
@@ -194,8 +200,8 @@ test('the same registration again and again does not grow memory', () => {
 test('a registration too large for the tables is refused, and changes nothing', () => {
   const core = makeCore();
   put(core, 0, 10);
-  transfer(core, Op.copy, 0, 10);
-  // 32 TiB would need 1 GiB for each plane; the memory's maximum is 1 GiB.
+  transfer(core, Op.COPY, 0, 10);
+  // 32 TiB would need 1 GiB for each plane; the WebAssembly memory has at most 1 GiB.
   const refused = () => core.arguments(page(100 * CHUNK), 2 ** 45, 0n).rangePut(MISSING, 12);
   assert.equal(refused(), 0);
   assert.equal(core.exports.rangeCount(), 1);
@@ -203,16 +209,17 @@ test('a registration too large for the tables is refused, and changes nothing', 
   assert.ok(memory < MIB, `${memory} bytes were kept for a registration that was refused`);
   for (let i = 0; i < 10; i++) assert.equal(refused(), 0);
   assert.equal(core.memory.buffer.byteLength, memory);
-  // Everything else goes on.
+  // Everything else still works.
   put(core, 1000, 10 * CHUNK);
-  transfer(core, Op.copy, 1000, 10 * CHUNK);
+  transfer(core, Op.COPY, 1000, 10 * CHUNK);
   assert.deepEqual([stateOf(core, 9), stateOf(core, 10), stateOf(core, 1000)], [1, 0, 1]);
-  assert.ok(core.exports.inboxRoom() > 0);
+  feed(core, fault(page(12)));
+  assert.equal(deliver(core).is, 'fault');
 });
 
 test('a registration refused for its directory leaves the bitmaps to others', () => {
   const core = makeCore();
-  // 10.5 TiB: 1008 MiB of bitmaps fit beside nothing, but not beside 32 MiB of directory.
+  // 10.5 TiB: 1008 MiB of bitmaps fit into the memory, but not together with a directory of 32 MiB.
   const chunks = (1008 * 1024) / 3;
   assert.equal(core.arguments(page(0), chunks * CHUNK * PAGE, 0n).rangePut(MISSING, 12), 0);
   assert.equal(core.exports.rangeCount(), 0);

@@ -1,9 +1,10 @@
-// The pages of a range in planes: marked by what a scan or the entries of pagemap say, told as runs. Held against a
-// set of numbers, and against answers that no kernel should give.
+// Planes: bitmaps of a range's pages, set from PAGEMAP_SCAN or from entries of /proc/PID/pagemap and read as runs. They
+// are compared with sets of numbers. The core also refuses answers that no kernel should give.
 
 import { strict as assert } from 'node:assert';
-import { type Core, instantiate, Plane, Scan } from '../../src/core.js';
-import { generator, seed, suite } from '../harness.js';
+import { Plane, Scan } from '../../src/bindings/core.js';
+import { type Core, instantiate } from '../../src/uffd/core.js';
+import { generator, seed, suite } from '../support/harness.js';
 import { BASE, P, PAGE, page } from './support.js';
 
 const test = suite('pagemap');
@@ -16,19 +17,18 @@ function open(pages = PAGES, planes = 3): Core {
   return core;
 }
 
-/** The pages of a plane (or outside of it), by its runs, between two pages. */
-function told(core: Core, plane: Plane, inside = true, from = 0, to = PAGES): number[] {
+/** The pages between `from` and `to` that are in a plane (or are not in it), read as runs. */
+function pagesIn(core: Core, plane: Plane, inside = true, from = 0, to = PAGES): number[] {
   const pages: number[] = [];
   let at = page(from);
-  while (at < page(to) && core.arguments(at, Number(page(to))).planeNext(plane, inside ? 1 : 0)) {
-    const start = BigInt.asUintN(64, core.exports.runStart());
-    const end = BigInt.asUintN(64, core.exports.runEnd());
+  while (at < page(to) && core.arguments(at, Number(page(to))).planeNext(plane, inside)) {
+    const { start, end } = core;
     assert.ok(start >= at && start < end && end <= page(to), 'a run lies where it was asked for');
     for (let address = start; address < end; address += P) pages.push(Number((address - BASE) / P));
     at = end;
-    // Runs are as long as can be: the page behind one is not in it.
+    // A run is as long as possible: the page after its end is not part of the plane.
     if (at < page(to)) {
-      const next = core.arguments(at, Number(at + P)).planeNext(plane, inside ? 1 : 0);
+      const next = core.arguments(at, Number(at + P)).planeNext(plane, inside);
       assert.equal(next, 0, 'a run ends where it has to');
     }
   }
@@ -46,11 +46,11 @@ test('random marks, moves and clears are those of sets', () => {
       const first = random(PAGES);
       const count = 1 + random(PAGES - first);
       const some = Array.from({ length: count }, (_, index) => first + index);
-      const plane = random(3) as Plane;
+      const plane = random(3) as 0 | 1 | 2;
       switch (random(4)) {
         case 0:
           core.arguments(page(first), count * PAGE).dirtyMark();
-          for (const marked of [Plane.untold, Plane.unsaved]) for (const one of some) sets[marked].add(one);
+          for (const marked of [Plane.UNTOLD, Plane.UNSAVED]) for (const one of some) sets[marked].add(one);
           break;
         case 1:
           core.arguments(page(first), count * PAGE).planeSet(plane);
@@ -61,23 +61,23 @@ test('random marks, moves and clears are those of sets', () => {
           sets[plane].clear();
           break;
         default: {
-          const target = ((plane + 1) % 3) as Plane;
+          const target = ((plane + 1) % 3) as 0 | 1 | 2;
           core.exports.planeMove(plane, target);
           for (const one of sets[plane]) sets[target].add(one);
           sets[plane].clear();
         }
       }
-      for (const each of [0, 1, 2] as const) assert.deepEqual(told(core, each), sorted(sets[each]));
+      for (const each of [0, 1, 2] as const) assert.deepEqual(pagesIn(core, each), sorted(sets[each]));
       const [from, to] = [random(PAGES), random(PAGES)].sort((a, b) => a - b) as [number, number];
       const outside = Array.from({ length: to - from }, (_, index) => from + index).filter(
         (one) => !sets[plane].has(one),
       );
-      assert.deepEqual(told(core, plane, false, from, to), outside);
+      assert.deepEqual(pagesIn(core, plane, false, from, to), outside);
     }
   }
 });
 
-/** Plays the kernel's answer to a scan: regions, and where the walk ended. */
+/** Answers a scan as the kernel would: with these regions, and the page at which the walk ended. */
 function scan(core: Core, regions: [number, number][], walkedTo: number): number {
   assert.equal(core.arguments(0x1234n).scanRequest() >>> 0, 0xc0606610);
   const struct = new BigUint64Array(core.memory.buffer, core.scan, 12);
@@ -92,11 +92,11 @@ test('a round is two scans: pages that are gone, then pages written, each to the
   const core = open();
   core.exports.scanBegin();
   const words = (): bigint[] => [...new BigUint64Array(core.memory.buffer, core.scan, 12)];
-  assert.equal(scan(core, [[3, 5]], 100), Scan.more);
+  assert.equal(scan(core, [[3, 5]], 100), Scan.MORE);
   const gone = words();
-  // size, flags, start, end; inverted and mask: neither present nor swapped.
+  // size, flags, start, end; the inverted and required categories: neither present nor swapped.
   assert.deepEqual([...gone.slice(0, 4), gone[8], gone[9]], [96n, 3n, BASE, page(PAGES), 0x18n, 0x18n]);
-  assert.equal(scan(core, [], PAGES), Scan.more);
+  assert.equal(scan(core, [], PAGES), Scan.MORE);
   assert.equal(words()[2], page(100), 'it goes on where the walk ended');
   assert.equal(
     scan(
@@ -107,12 +107,12 @@ test('a round is two scans: pages that are gone, then pages written, each to the
       ],
       PAGES,
     ),
-    Scan.done,
+    Scan.DONE,
   );
   const written = words();
   assert.deepEqual([written[2], written[8], written[9]], [BASE, 0n, 2n]);
-  for (const plane of [Plane.untold, Plane.unsaved]) assert.deepEqual(told(core, plane), [3, 4, 5, 50]);
-  assert.deepEqual(told(core, Plane.saving), []);
+  for (const plane of [Plane.UNTOLD, Plane.UNSAVED]) assert.deepEqual(pagesIn(core, plane), [3, 4, 5, 50]);
+  assert.deepEqual(pagesIn(core, Plane.SAVING), []);
 });
 
 test('answers that make no sense are refused', () => {
@@ -127,29 +127,29 @@ test('answers that make no sense are refused', () => {
   for (const [regions, walkedTo] of answers) {
     const core = open();
     core.exports.scanBegin();
-    assert.equal(scan(core, regions, walkedTo), Scan.nonsense);
+    assert.equal(scan(core, regions, walkedTo), Scan.NONSENSE);
   }
   const core = open();
   core.exports.scanBegin();
   core.arguments(0n).scanRequest();
-  assert.equal(core.exports.scanTake(100_000), Scan.nonsense);
+  assert.equal(core.exports.scanTake(100_000), Scan.NONSENSE);
 });
 
 test('entries of pagemap: runs of those that are not protected, in whole pages of the range', () => {
   const core = instantiate();
-  // Pages of four entries each.
+  // Each page of this range has four entries of pagemap.
   assert.equal(core.arguments(BASE, 16 * 4 * PAGE).dirtyOpen(14, 12, 1), 1);
   core.exports.entriesBegin();
-  assert.equal(BigInt.asUintN(64, core.exports.entriesOffset()), (BASE / P) * 8n);
   const room = core.exports.entriesRoom();
+  assert.equal(core.start, (BASE / P) * 8n, 'where in /proc/PID/pagemap');
   assert.equal(room, 64 * 8);
   const entries = new BigUint64Array(core.memory.buffer, core.exports.scanBuffer(), 64).fill(1n << 57n);
   for (const at of [5, 30, 31, 32, 63]) entries[at] = 1n << 63n;
   core.exports.entriesTake(room);
   const runs: [number, number][] = [];
   while (core.exports.entriesNext()) {
-    const start = Number((BigInt.asUintN(64, core.exports.runStart()) - BASE) / P);
-    runs.push([start, Number((BigInt.asUintN(64, core.exports.runEnd()) - BASE) / P)]);
+    const { start, end } = core;
+    runs.push([Number((start - BASE) / P), Number((end - BASE) / P)]);
   }
   assert.deepEqual(runs, [
     [4, 8],
@@ -159,7 +159,7 @@ test('entries of pagemap: runs of those that are not protected, in whole pages o
   assert.equal(core.exports.entriesRoom(), 0, 'that was all');
 });
 
-/** Looks at entries of pagemap from the first one on: the pages of the runs that are told. */
+/** Feeds entries of pagemap, from the first page on, and returns the pages of the runs. */
 function lookAt(core: Core, entries: bigint[]): number[] {
   core.exports.entriesBegin();
   const room = core.exports.entriesRoom();
@@ -167,15 +167,14 @@ function lookAt(core: Core, entries: bigint[]): number[] {
   core.exports.entriesTake(room);
   const pages: number[] = [];
   while (core.exports.entriesNext()) {
-    const start = BigInt.asUintN(64, core.exports.runStart());
-    const end = BigInt.asUintN(64, core.exports.runEnd());
+    const { start, end } = core;
     assert.ok(end > start, 'a run has a page at least');
     for (let at = start; at < end; at += P) pages.push(Number((at - BASE) / P));
   }
   return pages;
 }
 
-test('guard pages in entries of pagemap: told when they come, and again when they are none any more', () => {
+test('guard pages in entries of pagemap: reported when they come, and again when they are none any more', () => {
   const core = open(200, 4);
   const [isProtected, guard, written] = [1n << 57n, (1n << 58n) | (1n << 62n), 1n << 63n];
   const entries = Array.from({ length: 200 }, () => isProtected);
@@ -185,18 +184,18 @@ test('guard pages in entries of pagemap: told when they come, and again when the
   at([3, 63, 64, 65, 199], guard);
   at([4], written);
   assert.deepEqual(lookAt(core, entries), [3, 4, 63, 64, 65, 199]);
-  assert.deepEqual(lookAt(core, entries), [4], 'nothing protects a guard, so it is told once');
+  assert.deepEqual(lookAt(core, entries), [4], 'nothing protects a guard, so it is reported once');
   at([64, 199], 0n);
   assert.deepEqual(lookAt(core, entries), [4, 64, 199]);
   at([4, 199], isProtected);
   at([64], guard);
   assert.deepEqual(lookAt(core, entries), [64], 'a guard that came again');
   assert.deepEqual(lookAt(core, entries), []);
-  // What the other planes hold is theirs.
-  for (const plane of [Plane.untold, Plane.unsaved, Plane.saving]) assert.deepEqual(told(core, plane), []);
+  // The other planes are unchanged.
+  for (const plane of [Plane.UNTOLD, Plane.UNSAVED, Plane.SAVING]) assert.deepEqual(pagesIn(core, plane), []);
 });
 
-test('without a plane for guards each of them is told each time, and nothing else is written', () => {
+test('without a plane for guards each of them is reported each time, and nothing else is written', () => {
   const core = open(200, 3);
   const entries = Array.from({ length: 200 }, (_, page) => (page === 7 ? 1n << 58n : 1n << 57n));
   for (const _ of [1, 2]) assert.deepEqual(lookAt(core, entries), [7]);
@@ -207,11 +206,11 @@ test('the scan that checks protects nothing, and asks the kernel to look at no p
   core.exports.scanBegin();
   assert.equal(core.arguments(0x1234n).scanCheckRequest() >>> 0, 0xc0606610);
   const words = [...new BigUint64Array(core.memory.buffer, core.scan, 12)];
-  // size, flags (check only), start, end, walk_end, vec; inverted and mask: mappings that are not registered so.
+  // size, flags (check only), start, end, walk_end, vec; then the masks: mappings without asynchronous protection.
   assert.deepEqual(words.slice(0, 6), [96n, 2n, BASE, page(PAGES), 0n, 0x1234n]);
   assert.deepEqual(words.slice(7), [0n, 1n, 1n, 0n, 1n]);
-  // A round that follows is as ever.
-  assert.equal(scan(core, [], PAGES), Scan.more);
+  // A round after the check works as usual.
+  assert.equal(scan(core, [], PAGES), Scan.MORE);
 });
 
 test('more pages than its memory can hold are refused', () => {

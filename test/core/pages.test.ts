@@ -1,16 +1,20 @@
-// What the core knows of each page: always the same as a plain map of pages would say, never anything of
-// memory that is not registered, in bitmaps whose size is bounded, and given back with the range.
+// The core's page states always equal those of a plain map of pages. Memory that is not registered has no states. The
+// bitmaps have a bounded size and are freed with the range.
 
 import { strict as assert } from 'node:assert';
-import { type Core, Op, Option, Step } from '../../src/core.js';
-import { generator, seed, suite } from '../harness.js';
+import { Action, Operation as Op, Option, Step } from '../../src/bindings/core.js';
+import type { Core } from '../../src/uffd/core.js';
+import { generator, seed, suite } from '../support/harness.js';
 import {
   apply,
   BASE,
   brief,
+  deliver,
+  deliverAll,
+  EAGAIN,
   fault,
   feed,
-  hearAll,
+  fork,
   MISSING,
   makeCore,
   P,
@@ -28,6 +32,7 @@ import {
   WRITE_PROTECT,
   windowOf,
 } from './support.js';
+import { EEXIST, EFAULT, wordsOf } from './transfers.js';
 
 const test = suite('pages');
 const BOTH = MISSING | WRITE_PROTECT;
@@ -43,34 +48,35 @@ function claim(core: Core, first: number, count: number): number {
 }
 
 test('pages are missing until a fill was done, and only what the kernel did counts', () => {
-  for (const op of [Op.copy, Op.zero, Op.continue, Op.poison, Op.move]) {
+  for (const op of [Op.COPY, Op.ZEROPAGE, Op.CONTINUE, Op.POISON, Op.MOVE]) {
     const core = makeCore();
     put(core, 0, 8);
     assert.deepEqual(states(core, 0, 8), [0, 0, 0, 0, 0, 0, 0, 0]);
     transfer(core, op, 1, 2, 0, page(100));
     assert.deepEqual(states(core, 0, 4), [missing, present, present, missing]);
-    // Half of it, then something else is wrong.
+    // The kernel does half of the call, and the next call fails.
     const { request } = core;
-    core.arguments(page(4), 4 * PAGE, page(100)).transferBegin(op, 0);
-    const resultAt = op === Op.copy || op === Op.move ? 32 : 24;
-    core.words[(request + resultAt) >>> 3] = 2n * P;
-    core.exports.transferResult(-11);
-    core.exports.transferResult(-14);
+    assert.equal(core.arguments(page(4), 4 * PAGE, page(100)).beginFill(op, 0), Action.IOCTL);
+    const resultAt = op === Op.COPY || op === Op.MOVE ? 32 : 24;
+    wordsOf(core)[(request + resultAt) >>> 3] = 2n * P;
+    assert.equal(core.exports.handleResult(EAGAIN), Action.IOCTL);
+    assert.equal(core.exports.handleResult(EFAULT), Action.FILLED);
     assert.deepEqual(states(core, 3, 5), [missing, present, present, missing, missing]);
   }
 });
 
 test('EEXIST says nothing of a page; a claim on it is over', () => {
-  for (const op of [Op.copy, Op.zero, Op.continue, Op.poison, Op.move]) {
+  for (const op of [Op.COPY, Op.ZEROPAGE, Op.CONTINUE, Op.POISON, Op.MOVE]) {
     const core = makeCore();
     put(core, 0, 4);
-    transfer(core, Op.copy, 3, 1);
+    transfer(core, Op.COPY, 3, 1);
     apply(core, remove(page(2), page(3)));
     claim(core, 1, 1);
-    for (const [index, state] of [missing, op === Op.move ? inFlight : missing, removed, present].entries()) {
-      core.arguments(page(index), PAGE, page(100)).transferBegin(op, 0);
-      core.exports.transferResult(-17);
-      assert.equal(core.exports.transferResult(0), op === Op.move ? Step.failed : Step.done);
+    for (const [index, state] of [missing, op === Op.MOVE ? inFlight : missing, removed, present].entries()) {
+      assert.equal(core.arguments(page(index), PAGE, page(100)).beginFill(op, 0), Action.IOCTL);
+      assert.equal(core.exports.handleResult(EEXIST), Action.IOCTL);
+      assert.equal(core.exports.handleResult(0), Action.FILLED);
+      assert.equal(core.outcome, op === Op.MOVE ? Step.FAILED : Step.DONE);
       assert.equal(stateOf(core, index), state, `page ${index}`);
     }
   }
@@ -79,8 +85,8 @@ test('EEXIST says nothing of a page; a claim on it is over', () => {
 test('MOVE takes the pages from their source, and their protection with them', () => {
   const core = makeCore();
   put(core, 0, 8, { modes: BOTH });
-  transfer(core, Op.copy, 0, 4, Option.writeProtect);
-  transfer(core, Op.move, 4, 3, 0, page(1));
+  transfer(core, Op.COPY, 0, 4, Option.WRITE_PROTECT);
+  transfer(core, Op.MOVE, 4, 3, 0, page(1));
   const there = present + writeProtected;
   assert.deepEqual(states(core, 0, 8), [
     there,
@@ -95,16 +101,16 @@ test('MOVE takes the pages from their source, and their protection with them', (
 });
 
 test('a removal is remembered through every fill, by unregistering too, and forgotten with the memory', () => {
-  const fills = [Op.copy, Op.zero, Op.continue, Op.poison];
+  const fills = [Op.COPY, Op.ZEROPAGE, Op.CONTINUE, Op.POISON];
   for (const fill of fills) {
     const core = makeCore();
     put(core, 0, 2);
     const again = () => {
       feed(core, fault(page(0)), fault(page(1)));
-      hearAll(core);
+      deliverAll(core);
       return states(core, 0, 2);
     };
-    transfer(core, Op.copy, 0, 2);
+    transfer(core, Op.COPY, 0, 2);
     assert.deepEqual(again(), [present, present], 'never removed');
     apply(core, remove(page(0), page(1)));
     for (let time = 0; time < 3; time++) {
@@ -122,7 +128,7 @@ test('a removal is remembered through every fill, by unregistering too, and forg
     apply(core, remove(page(0), page(1)));
     apply(core, unmap(page(0), page(1)));
     put(core, 0, 1);
-    transfer(core, Op.copy, 0, 1);
+    transfer(core, Op.COPY, 0, 1);
     assert.deepEqual(again(), [present, missing]);
   }
 });
@@ -130,7 +136,7 @@ test('a removal is remembered through every fill, by unregistering too, and forg
 test('what is forgotten of memory that stays registered is missing, and may be claimed', () => {
   const core = makeCore();
   put(core, 0, 8, { modes: BOTH });
-  transfer(core, Op.copy, 0, 2, Option.writeProtect);
+  transfer(core, Op.COPY, 0, 2, Option.WRITE_PROTECT);
   claim(core, 2, 1);
   apply(core, remove(page(3), page(4)));
   core.arguments(page(1), 3 * PAGE).rangeFresh();
@@ -141,69 +147,66 @@ test('what is forgotten of memory that stays registered is missing, and may be c
 test('a removal takes pages and claims away', () => {
   const core = makeCore();
   put(core, 0, 6);
-  transfer(core, Op.copy, 0, 2);
+  transfer(core, Op.COPY, 0, 2);
   assert.equal(claim(core, 1, 3), 2);
   assert.deepEqual(states(core, 0, 6), [present, present, inFlight, inFlight, missing, missing]);
   apply(core, remove(page(1), page(3)));
   assert.deepEqual(states(core, 0, 6), [present, removed, removed, inFlight, missing, missing]);
-  // What is removed is not missing: its data would be zeros, never the source's.
+  // A removed page cannot be claimed: it must be filled with zeros, never from the source.
   assert.equal(claim(core, 0, 6), 2);
-  transfer(core, Op.zero, 1, 1);
+  transfer(core, Op.ZEROPAGE, 1, 1);
   assert.deepEqual(states(core, 0, 6), [present, present, removed, inFlight, inFlight, inFlight]);
 });
 
-test('a removal counts from when the handler is told', () => {
+test('a removal counts from its delivery', () => {
   const core = makeCore();
   put(core, 0, 2);
-  transfer(core, Op.copy, 0, 2);
-  core.exports.inboxRoom();
-  const message = new Uint8Array(32);
-  message[0] = 0x15;
-  new BigUint64Array(message.buffer).set([page(0), page(1)], 1);
-  new Uint8Array(core.memory.buffer).set(message, core.messages);
-  core.exports.inboxTake(32);
+  transfer(core, Op.COPY, 0, 2);
+  feed(core, fork(9), remove(page(0), page(1)));
+  assert.equal(deliver(core).is, 'forked', 'both were read');
+  assert.equal(core.exports.delay(0), 0, 'the removal waits');
   assert.equal(stateOf(core, 0), present);
-  core.exports.inboxNextEvent();
+  assert.equal(deliver(core).is, 'removed');
   assert.equal(stateOf(core, 0), removed);
 });
 
 test('write protection has a plane of its own', () => {
   const core = makeCore();
   put(core, 0, 4, { modes: BOTH });
-  transfer(core, Op.writeProtect, 0, 2, Option.writeProtect);
-  transfer(core, Op.copy, 1, 2, Option.writeProtect);
-  transfer(core, Op.copy, 3, 1);
+  transfer(core, Op.WRITEPROTECT, 0, 2, Option.WRITE_PROTECT);
+  transfer(core, Op.COPY, 1, 2, Option.WRITE_PROTECT);
+  transfer(core, Op.COPY, 3, 1);
   const there = present + writeProtected;
   assert.deepEqual(states(core, 0, 4), [missing + writeProtected, there, there, present]);
-  transfer(core, Op.writeProtect, 2, 2);
-  transfer(core, Op.continue, 0, 1, Option.writeProtect);
+  transfer(core, Op.WRITEPROTECT, 2, 2);
+  transfer(core, Op.CONTINUE, 0, 1, Option.WRITE_PROTECT);
   assert.deepEqual(states(core, 0, 4), [there, there, present, present]);
-  // A fill keeps what is protected, whatever it is asked for; POISON cannot.
-  for (const op of [Op.zero, Op.copy, Op.continue]) {
+  // A fill without the option keeps protected pages protected. POISON cannot.
+  for (const op of [Op.ZEROPAGE, Op.COPY, Op.CONTINUE]) {
     transfer(core, op, 0, 4);
     assert.deepEqual(states(core, 0, 4), [there, there, present, present]);
   }
-  transfer(core, Op.poison, 0, 2);
+  transfer(core, Op.POISON, 0, 2);
   assert.deepEqual(states(core, 0, 4), [present, present, present, present]);
-  // Where the mode is off there is no protection to note, and no room was set aside for it.
+  // Without the mode write-protect the core records no protection, and reserves no room for it.
   const off = makeCore();
   put(off, 0, 4);
   const bytes = off.exports.pagesBytes();
-  transfer(off, Op.writeProtect, 0, 4, Option.writeProtect);
+  transfer(off, Op.WRITEPROTECT, 0, 4, Option.WRITE_PROTECT);
   assert.deepEqual(states(off, 0, 4), [missing, missing, missing, missing]);
   assert.equal(off.exports.pagesBytes(), bytes);
-  // An option that an operation does not have does nothing.
-  transfer(core, Op.zero, 0, 1, Option.writeProtect);
-  transfer(core, Op.poison, 1, 1, Option.writeProtect);
+  // ZEROPAGE and POISON ignore the option.
+  transfer(core, Op.ZEROPAGE, 0, 1, Option.WRITE_PROTECT);
+  transfer(core, Op.POISON, 1, 1, Option.WRITE_PROTECT);
   assert.deepEqual(states(core, 0, 2), [present, present]);
 });
 
 test('mode added later: protection is known from then on', () => {
   const core = makeCore();
   put(core, 0, 2);
-  transfer(core, Op.copy, 0, 2);
+  transfer(core, Op.COPY, 0, 2);
   put(core, 0, 2, { modes: BOTH });
-  transfer(core, Op.writeProtect, 0, 1, Option.writeProtect);
+  transfer(core, Op.WRITEPROTECT, 0, 1, Option.WRITE_PROTECT);
   assert.deepEqual(states(core, 0, 2), [present + writeProtected, present]);
 });
 
@@ -211,21 +214,21 @@ test('mremap carries states; the target is not what it was, and the old place is
   const core = makeCore();
   put(core, 0, 6, { modes: BOTH });
   put(core, 8190, 7, { modes: BOTH });
-  transfer(core, Op.copy, 8190, 7, Option.writeProtect);
+  transfer(core, Op.COPY, 8190, 7, Option.WRITE_PROTECT);
   apply(core, remove(page(8192), page(8197)));
-  transfer(core, Op.copy, 0, 2, Option.writeProtect);
+  transfer(core, Op.COPY, 0, 2, Option.WRITE_PROTECT);
   claim(core, 2, 1);
   apply(core, remove(page(3), page(5)));
-  transfer(core, Op.zero, 4, 1);
+  transfer(core, Op.ZEROPAGE, 4, 1);
   apply(core, remap(page(0), page(8190), 6n * P));
-  // With MREMAP_DONTUNMAP it stays registered, and reads as zeros.
+  // With MREMAP_DONTUNMAP the old range stays registered and reads as zeros.
   assert.deepEqual(states(core, 0, 6), [removed, removed, removed, removed, removed, removed]);
   const there = present + writeProtected;
   const moved = [there, there, inFlight, removed, present, missing, removed + writeProtected];
   assert.deepEqual(states(core, 8190, 7), moved);
-  // That page 4 was removed before it was filled goes along.
+  // The record that page 4 was removed before it was filled moves too: the page's next fault shows it.
   feed(core, fault(page(8194)), fault(page(8190)));
-  hearAll(core);
+  deliverAll(core);
   moved[4] = removed;
   assert.deepEqual(states(core, 8190, 7), moved);
   apply(core, unmap(page(0), page(6)));
@@ -238,7 +241,7 @@ test('mremap onto watched memory ends the registration of what the source does n
   const core = makeCore();
   put(core, 1, 2);
   put(core, 20, 4);
-  transfer(core, Op.copy, 20, 4);
+  transfer(core, Op.COPY, 20, 4);
   apply(core, remap(page(0), page(20), 4n * P));
   assert.deepEqual(brief(core), [
     [1, 3, 1],
@@ -252,7 +255,7 @@ test('unregister and munmap forget what is there', () => {
   for (const run of forget) {
     const core = makeCore();
     put(core, 0, 4, { modes: BOTH });
-    transfer(core, Op.copy, 0, 4, Option.writeProtect);
+    transfer(core, Op.COPY, 0, 4, Option.WRITE_PROTECT);
     run(core);
     const there = present + writeProtected;
     assert.deepEqual(states(core, 0, 4), [there, missing, missing, there]);
@@ -262,13 +265,13 @@ test('unregister and munmap forget what is there', () => {
 });
 
 test('nothing is noted of memory that is not registered, however near', () => {
-  // A removal that was under way when its range was unregistered, and a fill by way of a second mapping.
+  // A removal may arrive after its range was unregistered, and a fill may reach unregistered memory.
   const core = makeCore();
   put(core, 0, 2, { modes: BOTH });
   put(core, 6, 2, { modes: BOTH });
   apply(core, remove(page(0), page(8)));
   assert.deepEqual(states(core, 0, 8), [removed, removed, 0, 0, 0, 0, removed, removed]);
-  transfer(core, Op.copy, 1, 6, Option.writeProtect);
+  transfer(core, Op.COPY, 1, 6, Option.WRITE_PROTECT);
   const there = present + writeProtected;
   assert.deepEqual(states(core, 0, 8), [removed, there, 0, 0, 0, 0, there, removed]);
   assert.equal(claim(core, 2, 4), 0);
@@ -280,20 +283,20 @@ test('nothing is noted of memory that is not registered, however near', () => {
 test('a window stays in its range, in its aligned place, and in one state', () => {
   const core = makeCore();
   put(core, 3, 20);
-  // Range: 3 to 23; windows of 16: 0 to 16 and 16 to 32.
+  // The range is 3 to 23. Windows of 16 begin at 0 and 16.
   assert.deepEqual(windowOf(core, 5, 16), [3, 13]);
   assert.deepEqual(windowOf(core, 16, 16), [16, 7]);
   assert.deepEqual(windowOf(core, 5, 4), [4, 4]);
   assert.deepEqual(windowOf(core, 5, 1), [5, 1]);
-  transfer(core, Op.copy, 8, 1);
+  transfer(core, Op.COPY, 8, 1);
   claim(core, 11, 1);
   assert.deepEqual(windowOf(core, 5, 16), [3, 5]);
   assert.deepEqual(windowOf(core, 9, 16), [9, 2]);
   assert.deepEqual(windowOf(core, 12, 16), [12, 4]);
-  // There already, for all the core knows: tried alone. On its way: nothing to fill.
+  // A page that the core takes for present is tried alone. A claimed page needs no fill.
   assert.deepEqual(windowOf(core, 8, 16), [8, 1]);
   assert.deepEqual(windowOf(core, 11, 16), [11, 0]);
-  // Removed pages are filled with zeros, so they are windows of their own.
+  // Removed pages are filled with zeros, so a window does not mix them with missing ones.
   apply(core, remove(page(4), page(7)));
   assert.deepEqual(windowOf(core, 5, 16), [4, 3]);
   assert.deepEqual(windowOf(core, 3, 16), [3, 1]);
@@ -301,13 +304,13 @@ test('a window stays in its range, in its aligned place, and in one state', () =
   // A neighbour with other modes is another range.
   put(core, 23, 9, { modes: BOTH });
   assert.deepEqual(windowOf(core, 20, 16), [16, 7]);
-  // Not registered: the page alone.
+  // The window of an unregistered page is that page.
   assert.deepEqual(windowOf(core, 40, 16), [40, 1]);
 });
 
 // ---- against a map of pages --------------------------------------------------------------------------------
 
-/** Three stretches of pages: two meet at the border of a bitmap's chunk (8192 pages), one lies far away. */
+/** Three extents of pages: two meet at the border between chunks (8192 pages), one lies far away. */
 const STRETCHES = [
   { first: 8192 - 300, count: 300, modes: BOTH },
   { first: 8192, count: 300, modes: MISSING },
@@ -321,7 +324,7 @@ interface Known {
   protect: boolean;
 }
 
-/** What is known of pages: of those that are registered, and of all that were removed. */
+/** The expected states: of registered pages, and which pages were ever removed. */
 class Knowledge {
   readonly known = new Map<number, Known>();
   readonly gone = new Set<number>();
@@ -378,7 +381,7 @@ class Knowledge {
     return claimed;
   }
 
-  /** MOVE, whose target is as it was asked for. */
+  /** UFFDIO_MOVE; protection does not move with the pages. */
   move(from: number, to: number, count: number): void {
     this.each(to, count, (known) => Object.assign(known, { state: present, protect: false }));
     this.each(from, count, (known, index) => {
@@ -412,7 +415,7 @@ class Knowledge {
 }
 
 test('60,000 random steps agree with a map of pages', () => {
-  // For every page, registered or not, the core says what the map says; windows follow from it.
+  // For every page, registered or not, the core's state equals the map's. The expected windows follow from the map.
   const random = generator(seed());
   const core = makeCore();
   const map = new Knowledge();
@@ -428,7 +431,7 @@ test('60,000 random steps agree with a map of pages', () => {
     const protectable = Array.from({ length: count }, (_, i) => map.known.get(first + i)).every(
       (known) => known && known.modes & WRITE_PROTECT,
     );
-    const options = protectable && random(2) ? Option.writeProtect : 0;
+    const options = protectable && random(2) ? Option.WRITE_PROTECT : 0;
     switch (random(12)) {
       case 0:
       case 1:
@@ -453,13 +456,13 @@ test('60,000 random steps agree with a map of pages', () => {
         break;
       case 5:
         if (!protectable) break;
-        transfer(core, Op.writeProtect, first, count, options);
+        transfer(core, Op.WRITEPROTECT, first, count, options);
         map.each(first, count, (known) => {
           known.protect = options !== 0;
         });
         break;
       case 6: {
-        // A move by mremap, or by MOVE, to where nothing is registered or all is.
+        // Move pages with mremap or MOVE, to memory that is registered as a whole or not at all.
         const to = pick().first;
         if (
           Math.abs(to - first) < count ||
@@ -468,7 +471,7 @@ test('60,000 random steps agree with a map of pages', () => {
           break;
         }
         if (random(2)) {
-          transfer(core, Op.move, to, count, 0, page(first));
+          transfer(core, Op.MOVE, to, count, 0, page(first));
           map.move(first, to, count);
           break;
         }
@@ -483,7 +486,7 @@ test('60,000 random steps agree with a map of pages', () => {
         for (let i = 0; i < 5; i++) {
           const index = first + random(count);
           feed(core, fault(page(index)));
-          hearAll(core);
+          deliverAll(core);
           map.fault(index);
         }
         break;
@@ -493,9 +496,9 @@ test('60,000 random steps agree with a map of pages', () => {
         map.fresh(first, count);
         break;
       default: {
-        const op = [Op.copy, Op.continue, Op.zero][random(3)] as number;
+        const op = [Op.COPY, Op.CONTINUE, Op.ZEROPAGE][random(3)] as Op;
         transfer(core, op, first, count, options);
-        map.fill(first, count, options !== 0 && op !== Op.zero);
+        map.fill(first, count, options !== 0 && op !== Op.ZEROPAGE);
       }
     }
     for (let i = first; i < first + count; i++) {

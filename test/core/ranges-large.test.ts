@@ -1,11 +1,11 @@
-// 100,000 ranges: all are found, in memory that is bounded by what they take, and given back with them.
+// 100,000 ranges: the core finds all of them. Their memory is bounded, and is freed with them.
 //
-// That a lookup stays logarithmic is asserted in loads from memory, not in time: an instrumented copy of the
+// The test for logarithmic lookups counts loads from memory instead of measuring time: an instrumented copy of the
 // module counts them.
 
 import { strict as assert } from 'node:assert';
-import type { Core } from '../../src/core.js';
-import { generator, seed, suite } from '../harness.js';
+import type { Core } from '../../src/uffd/core.js';
+import { generator, seed, suite } from '../support/harness.js';
 import { brief, countingCore, lookup, MINOR, MISSING, makeCore, page, put, take } from './support.js';
 
 const test = suite('many ranges');
@@ -43,7 +43,7 @@ test('100,000 ranges, ascending: all are found, in 32 bytes each', () => {
     for (let i = 0; i < MANY; i++) put(core, i * 2, 1);
   });
   checkMany(core);
-  // 3.05 MiB of ranges; the rest is the directory, at its sizes so far, and the promise of page bitmaps.
+  // 3.05 MiB of ranges; the rest is the directory, in all sizes it had so far, and the room reserved for page bitmaps.
   assert.ok(mib < 4, `${mib} MiB`);
 });
 
@@ -58,12 +58,12 @@ test('100,000 ranges, shuffled: all are found, in half-full blocks at worst, and
   assert.ok(mib < 7.5, `${mib} MiB`);
   for (const i of shuffled(MANY, random)) take(core, i * 2, 1);
   assert.equal(core.exports.rangeCount(), 0);
-  assert.equal(core.exports.rangeFirst(), 0);
-  // The order is another one, so a few blocks more may be needed than the first time.
+  assert.equal(core.arguments(0n).rangeFrom(), 0);
+  // The order differs from the first one, so a few more blocks may be needed.
   const again = grown(core, insert);
   checkMany(core);
   assert.ok(again < 0.5, `${again} MiB the second time`);
-  // One registration over all of it fills the holes, and leaves one range.
+  // One registration of the whole range fills the holes and merges everything into one range.
   put(core, 0, MANY * 2);
   assert.deepEqual(brief(core), [[0, MANY * 2, 1]]);
 });
@@ -104,8 +104,7 @@ function leaveFew(ascending: boolean): void {
 }
 
 test('the work of a lookup is logarithmic, in loads from memory', async () => {
-  // Among 128 times as many ranges it may do a few more (log2(128) = 7 steps of a search, a handful of loads
-  // each), and not 128 times as many.
+  // Among 128 times as many ranges, a lookup may need at most 7 more steps (log2(128)), of a handful of loads each.
   const { core, loads } = await countingCore();
   const most = (count: number) => {
     let result = 0;

@@ -1,9 +1,9 @@
-// The table of registered ranges: disjoint, in order, as large as can be, and the same as a plain array of
-// pages would say after any sequence of registrations, unregistrations, unmappings and moves.
+// The table of registered ranges: the ranges are disjoint, in order and as large as possible. After any sequence of
+// registrations, unregistrations, unmappings and moves the table equals a plain array of pages.
 
 import { strict as assert } from 'node:assert';
-import type { Core, RangeReport } from '../../src/core.js';
-import { generator, seed, suite } from '../harness.js';
+import type { Core } from '../../src/uffd/core.js';
+import { generator, seed, suite } from '../support/harness.js';
 import {
   apply,
   brief,
@@ -15,6 +15,7 @@ import {
   PAGE,
   page,
   put,
+  type RangeReport,
   remap,
   take,
   unmap,
@@ -23,7 +24,7 @@ import {
 
 const test = suite('ranges');
 
-/** What is registered for one page. */
+/** The registration of one page. */
 interface Cell {
   modes: number;
   operations: bigint;
@@ -38,7 +39,7 @@ class Line {
     this.cells = new Array(pages).fill(undefined);
   }
 
-  /** The kernel's rule: a subset of the modes is a no-op, anything else replaces them. */
+  /** The kernel's rule: registering a subset of the modes changes nothing; any other modes replace the old ones. */
   put(first: number, count: number, cell: Cell): void {
     for (let i = first; i < first + count; i++) {
       const old = this.cells[i];
@@ -50,7 +51,7 @@ class Line {
     this.cells.fill(undefined, first, first + count);
   }
 
-  /** What was at the target is not there any more. */
+  /** The move replaces the memory at the target. */
   move(from: number, to: number, count: number): void {
     this.take(to, count);
     for (let i = 0; i < count; i++) {
@@ -190,7 +191,7 @@ test('without EVENT_UNMAP a move takes the old place away by itself', () => {
   put(core, 0, 3);
   apply(core, remap(page(0), page(10), 3n * P));
   assert.deepEqual(brief(core), [[10, 13, 1]]);
-  // mremap with an old length of 0 duplicates a shared mapping: nothing goes, and nothing is cut in two.
+  // mremap with an old length of 0 duplicates a shared mapping: the old place stays, and no range is split.
   apply(core, remap(page(11), page(20), 0n));
   assert.deepEqual(brief(core), [[10, 13, 1]]);
 });
@@ -225,7 +226,7 @@ test('a lookup finds the range of any byte, and none beside it', () => {
   assert.deepEqual([meets(0, 2), meets(0, 3), meets(3, 1), meets(4, 9), meets(5, 9)], [0, 1, 1, 1, 0]);
 });
 
-/** Every step on a line of `pages` pages: each registration in three modes, and each unregistration. */
+/** Every possible step on `pages` pages: each registration in three sets of modes, and each unregistration. */
 function steps(pages: number): { first: number; count: number; cell: Cell | undefined }[] {
   const all = [];
   const modes = [MISSING, WRITE_PROTECT, MISSING | WRITE_PROTECT, 0];
@@ -243,7 +244,7 @@ function steps(pages: number): { first: number; count: number; cell: Cell | unde
   return all;
 }
 
-/** Runs every sequence of `length` steps over `pages` pages, behind 0 to 40 other ranges, which fill a block. */
+/** Runs every sequence of `length` steps over `pages` pages, behind 0 to 40 other ranges: more than a block holds. */
 function sweep(pages: number, length: number): void {
   const all = steps(pages);
   const core = makeCore();
@@ -281,13 +282,13 @@ function sweep(pages: number, length: number): void {
       right &&= found?.start === range.start && found.end === range.end && same(range, found);
     }
     if (!right) {
-      const told = sequence.map((index) =>
+      const steps = sequence.map((index) =>
         JSON.stringify(all[index], (_, v) => (typeof v === 'bigint' ? `${v}` : v)),
       );
       assert.deepEqual(
         listing(core).slice(prefix),
         expected,
-        `behind ${prefix} ranges: ${told.join(' then ')}`,
+        `behind ${prefix} ranges: ${steps.join(' then ')}`,
       );
       assert.fail('a lookup and the listing disagree');
     }
@@ -298,13 +299,13 @@ test('every pair of steps over 8 pages', () => sweep(8, 2));
 test('every triple of steps over 5 pages', () => sweep(5, 3));
 
 test('100,000 random steps agree with an array of pages', () => {
-  // After each step a lookup says what the array says; every 2,000 steps the whole listing does.
+  // After each step a lookup must equal the array; every 2,000 steps the whole listing must.
   const random = generator(seed());
   const pages = 4096;
   const core = makeCore();
   const line = new Line(pages);
   for (let step = 0; step < 100_000; step++) {
-    // Now and then a step over much of the line; the phases alternate between filling and emptying.
+    // Sometimes a step covers much of the line. Phases of filling alternate with phases of emptying.
     const count = 1 + random(random(200) === 0 ? 1500 : 1 + random(6));
     const first = random(pages - count + 1);
     const kind = random(20);

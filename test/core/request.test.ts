@@ -1,14 +1,15 @@
-// The structs of calls that are no transfers: each where the shim passes it, with every field that the kernel reads.
+// The structs of all calls except fills: each lies at the address that the shim passes, with all fields that the kernel
+// reads.
 
 import { strict as assert } from 'node:assert';
-import { suite } from '../harness.js';
+import { suite } from '../support/harness.js';
 import { makeCore, P, page } from './support.js';
 
 const test = suite('request');
 
 const GARBAGE = 0xeeee_eeee_eeee_eeeen;
 
-/** The core's next struct as 64-bit words, filled in over garbage. */
+/** Fills the struct with garbage and lets the core prepare a call; returns the request code and the struct's words. */
 function struct(ask: (core: ReturnType<typeof makeCore>) => number, words: number): [number, bigint[]] {
   const core = makeCore();
   const view = new BigUint64Array(core.memory.buffer, core.request, words);
@@ -19,7 +20,7 @@ function struct(ask: (core: ReturnType<typeof makeCore>) => number, words: numbe
 
 test('a handshake asks for its features', () => {
   assert.deepEqual(
-    struct((core) => core.exports.requestApi(5n), 4),
+    struct((core) => core.arguments(0n, 0, 5n).requestApi(), 4),
     [0xc018aa3f, [0xaan, 5n, 0n, GARBAGE]],
   );
 });
@@ -54,10 +55,10 @@ test('whether the memory is there is asked by a copy that cannot be done', () =>
   assert.ok((to as bigint) + (length as bigint) < 1n << 39n, 'inside the smallest address space');
 });
 
-test('whom to poll, and who has exited', () => {
+test('what to poll, and whether the process has exited', () => {
   const core = makeCore();
   const view = new DataView(core.memory.buffer, core.polled, 24);
-  /** Of one pollfd: fd, events, revents. */
+  /** The fields of one pollfd: fd, events, revents. */
   const at = (index: number): number[] => [
     view.getInt32(index * 8, true),
     view.getInt16(index * 8 + 4, true),
@@ -82,8 +83,8 @@ test('whom to poll, and who has exited', () => {
 
 test('the flags of a new descriptor', () => {
   const core = makeCore();
-  assert.equal(core.exports.openFlags(0), 0x80800);
-  assert.equal(core.exports.openFlags(1), 0x80801);
+  assert.equal(core.exports.openFlags(false), 0x80800);
+  assert.equal(core.exports.openFlags(true), 0x80801);
   assert.equal(core.exports.openRequest(), 0xaa00);
 });
 

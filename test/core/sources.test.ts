@@ -1,14 +1,24 @@
-// Faults that the core answers itself, from memory where the data lies: which, with what copy, and when the handler is to
-// be asked. What is known of sources is always the same as a plain map of pages would say.
+// Faults that the core resolves itself by copying from a source in memory: which faults, with which copy; and which
+// faults go to the handler. The table of sources always equals a plain map of pages.
 
 import { strict as assert } from 'node:assert';
-import { ADAPTIVE, type Core, Next, Op, Step } from '../../src/core.js';
-import { generator, seed, suite } from '../harness.js';
+import {
+  Action,
+  ADAPTIVE,
+  Operation as Op,
+  SourceKind,
+  Step,
+  UFFDIO_ZEROPAGE,
+  ZERO_RUNS,
+} from '../../src/bindings/core.js';
+import type { Core } from '../../src/uffd/core.js';
+import { generator, seed, suite } from '../support/harness.js';
 import {
   answer,
   apply,
   BASE,
-  drain,
+  dispatch,
+  drive,
   EAGAIN,
   FLAG_WP,
   fault,
@@ -27,11 +37,11 @@ import {
   transfer,
   unmap,
 } from './support.js';
-import { DATA, EEXIST, EFAULT, ENOENT, partly, requested, tallied } from './transfers.js';
+import { DATA, EEXIST, EFAULT, ENOENT, partly, requested, tallied, wordsOf } from './transfers.js';
 
 const test = suite('sources');
 
-/** Names a source for `count` pages from page `first` on; its data lies as far behind DATA. */
+/** Names a source for `count` pages from page `first` on. By default page n has its data at DATA + n pages. */
 function name(
   core: Core,
   first: number,
@@ -40,7 +50,7 @@ function name(
   data = DATA + BigInt(first) * P,
   keeper = 0,
 ): void {
-  core.arguments(page(first), count * PAGE, data).sourcePut(window, keeper);
+  core.arguments(page(first), count * PAGE, data).sourcePut(SourceKind.DATA, window, keeper);
 }
 
 /** The keepers whose source has ended, in ascending order. */
@@ -51,27 +61,26 @@ function ended(core: Core): number[] {
   return keepers.sort((a, b) => a - b);
 }
 
-/** A page faults; the copy that the core begins for it: first page, pages, source. Undefined: it asks. */
+/** A page faults. Returns the copy that the core begins: first page, pages, source. Undefined: the handler got it. */
 function copied(core: Core, index: number, flags = 0n): [number, number, bigint] | undefined {
   feed(core, fault(page(index) + 8n, flags));
-  drain(core);
-  const next = still(core, 'roundNext', () => core.exports.roundNext(0));
-  if (next === Next.fault) {
+  const next = dispatch(core);
+  if (next === Action.FAULT) {
     answer(core, true);
     return undefined;
   }
-  assert.equal(next, Next.call);
+  assert.equal(next, Action.IOCTL);
   const call = requested(core);
   assert.ok(call.is === 'copy' && call.mode === 0n);
   return [call.start, call.pages, call.source];
 }
 
-/** The same, where the kernel does what it is asked for. */
+/** As `copied`, and the copy succeeds. */
 function answered(core: Core, index: number): [number, number, bigint] | undefined {
   const copy = copied(core, index);
   if (!copy) return undefined;
-  assert.equal(core.exports.roundResult(0), Next.answered);
-  assert.deepEqual(tallied(core), { faults: 1, writes: 0, putOff: 0, pages: copy[1] });
+  assert.equal(core.exports.handleResult(0), Action.DONE);
+  assert.deepEqual(tallied(core), { faults: 1, writes: 0, deferred: 0, pages: copy[1] });
   return copy;
 }
 
@@ -86,12 +95,12 @@ test('a missing page is copied from its source, with what is missing of its wind
   name(core, 10, 20, 8);
   assert.deepEqual(answered(core, 17), [16, 8, DATA + 16n * P]);
   assert.equal(stateOf(core, 16), State.present);
-  // Clipped to the source, and to what is missing.
+  // The window is clipped to the source and to the missing pages.
   assert.deepEqual(answered(core, 12), [10, 6, DATA + 10n * P]);
   assert.deepEqual(answered(core, 29), [24, 6, DATA + 24n * P]);
   const other = world();
   name(other, 0, 100, 8);
-  transfer(other, Op.copy, 18, 1, 0, DATA);
+  transfer(other, Op.COPY, 18, 1, 0, DATA);
   assert.deepEqual(answered(other, 20), [19, 5, DATA + 19n * P]);
 });
 
@@ -103,9 +112,9 @@ test('the handler is asked without a source, for pages that are not missing, and
   assert.equal(copied(core, 1), undefined);
   core.arguments(page(2), PAGE).pageClaim();
   assert.equal(copied(core, 2), undefined);
-  // It was removed once, and filled; it goes with the removal.
+  // The page was removed once and then filled; its fault shows that it counts as removed.
   apply(core, remove(page(3), page(4)));
-  transfer(core, Op.copy, 3, 1, 0, DATA);
+  transfer(core, Op.COPY, 3, 1, 0, DATA);
   assert.equal(copied(core, 3), undefined);
   assert.equal(stateOf(core, 3), State.removed);
   assert.equal(copied(core, 4, FLAG_WP), undefined);
@@ -116,54 +125,141 @@ test('a page that was filled, never removed, and is missing again is copied once
   const core = world();
   name(core, 0, 16, 8);
   assert.deepEqual(answered(core, 3), [0, 8, DATA]);
-  transfer(core, Op.copy, 9, 1, 0, DATA);
+  transfer(core, Op.COPY, 9, 1, 0, DATA);
   for (const index of [3, 9]) {
     assert.deepEqual(answered(core, index), [index, 1, DATA + BigInt(index) * P]);
   }
-  // What the handler is told of the page's state is as before.
+  // The page's state, as the handler sees it, is unchanged.
   assert.equal(stateOf(core, 3), State.present);
-  // A copy that was in vain leaves the next fault of its page to the handler, when it has waited.
+  // After a copy that returned EEXIST, the next fault of the page goes to the handler, once its delay is over.
   assert.deepEqual(copied(core, 3), [3, 1, DATA + 3n * P]);
-  core.exports.roundResult(EEXIST);
-  core.exports.roundResult(0);
+  core.exports.handleResult(EEXIST);
+  core.exports.handleResult(0);
   feed(core, fault(page(3)));
-  drain(core);
-  assert.equal(core.exports.roundNext(0), Next.none);
-  assert.equal(core.exports.roundNext(1), Next.fault);
+  assert.equal(dispatch(core), Action.DONE);
+  assert.equal(dispatch(core, 1), Action.FAULT);
   answer(core, true);
-  // It was filled: the next one is answered here again.
-  transfer(core, Op.copy, 3, 1, 0, DATA);
+  // After a fill, the source answers the page's next fault again.
+  transfer(core, Op.COPY, 3, 1, 0, DATA);
   assert.deepEqual(answered(core, 3), [3, 1, DATA + 3n * P]);
 });
 
-test('a copy that fails half-way leaves its fault to the handler; what came is there, and is told', () => {
+test('a copy that fails half-way leaves its fault to the handler; what came is there, and is reported', () => {
   const core = world();
   name(core, 0, 8, 8);
   copied(core, 5);
   partly(core, 2);
-  assert.equal(core.exports.roundResult(EAGAIN), Next.call);
-  assert.equal(core.exports.roundResult(EFAULT), Next.fault);
-  assert.deepEqual(tallied(core), { faults: 0, writes: 0, putOff: 0, pages: 2 });
-  assert.equal(core.delivered(1), page(5));
+  assert.equal(core.exports.handleResult(EAGAIN), Action.IOCTL);
+  assert.equal(core.exports.handleResult(EFAULT), Action.FAULT);
+  assert.deepEqual(tallied(core), { faults: 0, writes: 0, deferred: 0, pages: 2 });
+  assert.equal(core.start, page(5));
   assert.deepEqual([stateOf(core, 1), stateOf(core, 2)], [State.present, State.missing]);
-  assert.equal(core.exports.inboxAnswer(0), 1);
+  assert.equal(core.exports.handleAnswer(false, false), Action.TIME);
 });
 
-test('a removal that was read on the way puts the fault off; memory that is gone ends it', () => {
+test('zeros: a hole with its window, and what was removed if the source says so', () => {
+  const core = world();
+  const zeroed = (index: number): [start: bigint, length: bigint] => {
+    feed(core, fault(page(index)));
+    assert.equal(dispatch(core), Action.IOCTL);
+    assert.equal(core.code >>> 0, UFFDIO_ZEROPAGE);
+    const [start = 0n, length = 0n] = wordsOf(core).subarray(core.request >>> 3);
+    assert.equal(core.exports.handleResult(0), Action.DONE);
+    return [start, length];
+  };
+  core.arguments(page(0), 8 * PAGE).sourcePut(SourceKind.ZEROS, 8, 0);
+  assert.deepEqual(zeroed(3), [page(0), 8n * P]);
+  assert.deepEqual([core.holeBytes, core.removedBytes], [8 * PAGE, 0]);
+  core.arguments(page(8), 8 * PAGE, DATA + 8n * P).sourcePut(SourceKind.DATA_OR_REMOVED, 8, 0);
+  assert.deepEqual(answered(core, 10), [8, 8, DATA + 8n * P]);
+  apply(core, remove(page(9), page(12)));
+  assert.deepEqual(zeroed(10), [page(9), 3n * P]);
+  assert.deepEqual([core.holeBytes, core.removedBytes], [0, 3 * PAGE]);
+});
+
+test('zeros in runs: twice as many pages with each answer, up to the 2 MiB around the page; data keeps its window', () => {
+  const core = world(2048);
+  const zeroed = (index: number): [first: number, pages: number] => {
+    feed(core, fault(page(index)));
+    assert.equal(dispatch(core), Action.IOCTL);
+    assert.equal(core.code >>> 0, UFFDIO_ZEROPAGE);
+    const [start = 0n, length = 0n] = wordsOf(core).subarray(core.request >>> 3);
+    assert.equal(core.exports.handleResult(0), Action.DONE);
+    return [Number((start - page(0)) / P), Number(length / P)];
+  };
+  core.arguments(page(0), 2048 * PAGE, DATA).sourcePut(SourceKind.DATA_OR_REMOVED, 1 + ZERO_RUNS, 0);
+  assert.deepEqual(answered(core, 700), [700, 1, DATA + 700n * P]);
+  apply(core, remove(page(1), page(2000)));
+  const base = Number((page(0) / P) % 512n);
+  const around = (index: number, size: number): [number, number] => {
+    const first = Math.max(1, index - ((base + index) % size));
+    return [first, Math.min(2000, index - ((base + index) % size) + size) - first];
+  };
+  // The pages are so far apart that their windows do not overlap.
+  for (const [index, size] of [
+    [1030, 2],
+    [1100, 4],
+    [1200, 8],
+    [1300, 16],
+  ] as const)
+    assert.deepEqual(zeroed(index), around(index, size), `${size}`);
+  for (const index of [600, 640, 704, 832]) zeroed(index);
+  assert.deepEqual(zeroed(300), around(300, 512));
+  assert.deepEqual(zeroed(1999), around(1999, 512));
+  // A page that was not removed is copied from the data, with the window of one page.
+  assert.deepEqual(answered(core, 2047), [2047, 1, DATA + 2047n * P]);
+});
+
+test('if removals are not reported, a page that was installed and is missing again is for the handler', () => {
+  const core = makeCore(0n);
+  put(core, 0, 100);
+  name(core, 0, 16);
+  assert.deepEqual(answered(core, 3), [3, 1, DATA + 3n * P]);
+  assert.equal(copied(core, 3), undefined);
+});
+
+test('a fault that is read in the middle of a fill, of a page that the fill has installed, is answered like a new one', () => {
+  const core = world();
+  name(core, 0, 8, 8);
+  copied(core, 5);
+  partly(core, 3);
+  assert.equal(core.exports.handleResult(EAGAIN), Action.IOCTL);
+  partly(core, 0);
+  assert.equal(core.exports.handleResult(EAGAIN), Action.READ);
+  // The kernel removes pages after their event was read: pages 0 and 1 are missing again.
+  feed(core, fault(page(0)), fault(page(1)));
+  assert.equal(drive(core, Action.READ), Action.IOCTL);
+  const rest = requested(core);
+  assert.ok(rest.is === 'copy' && rest.start === 3 && rest.pages === 5);
+  const filled: number[] = [];
+  let action = core.exports.handleResult(0);
+  for (let calls = 0; action !== Action.DONE && action !== Action.ANSWERED; calls++) {
+    assert.ok(calls < 10);
+    if (action === Action.READ) action = drive(core, action);
+    else {
+      const call = requested(core);
+      if (call.is === 'copy') filled.push(call.start);
+      action = core.exports.handleResult(0);
+    }
+  }
+  assert.deepEqual(filled, [0, 1]);
+  assert.equal(core.answered, 3);
+});
+
+test('a removal that was read on the way defers the fault; memory that is gone ends it', () => {
   const core = world();
   name(core, 0, 8, 8);
   copied(core, 5);
   partly(core, 0);
-  assert.equal(core.exports.roundResult(EAGAIN), Next.reread);
+  assert.equal(core.exports.handleResult(EAGAIN), Action.READ);
   feed(core, remove(page(5), page(6)));
-  drain(core);
-  assert.equal(core.exports.roundResume(), Next.answered);
-  assert.deepEqual(tallied(core), { faults: 0, writes: 0, putOff: 1, pages: 0 });
-  assert.equal(core.exports.inboxWaiting(), 2);
+  assert.equal(drive(core, Action.READ), Action.ANSWERED);
+  assert.deepEqual(tallied(core), { faults: 0, writes: 0, deferred: 1, pages: 0 });
+  assert.equal(core.waiting, 2);
   const gone = world();
   name(gone, 0, 8, 8);
   copied(gone, 5);
-  // The pages in front of it come, then it is tried alone: pages 0 to 4, and 5.
+  // The copy installs pages 0 to 4, and then tries page 5 alone.
   const calls: [pages: number, result: number][] = [
     [8, ENOENT],
     [4, 0],
@@ -175,24 +271,24 @@ test('a removal that was read on the way puts the fault off; memory that is gone
   for (const [pages, result] of calls) {
     const call = requested(gone);
     assert.ok(call.is === 'copy' && call.pages === pages);
-    assert.equal(gone.exports.roundResult(result), Next.call);
+    assert.equal(gone.exports.handleResult(result), Action.IOCTL);
   }
   assert.deepEqual(requested(gone), { is: 'wake', start: 5, pages: 1 });
-  assert.equal(gone.exports.roundResult(0), Next.answered);
-  assert.deepEqual(tallied(gone), { faults: 0, writes: 0, putOff: 0, pages: 5 });
-  assert.equal(gone.exports.inboxWaiting(), 0);
+  assert.equal(gone.exports.handleResult(0), Action.DONE);
+  assert.deepEqual(tallied(gone), { faults: 0, writes: 0, deferred: 0, pages: 5 });
+  assert.equal(gone.waiting, 0);
 });
 
 test('a page of the window that is there is woken and stepped over', () => {
   const core = world();
   name(core, 0, 8, 8);
   copied(core, 5);
-  assert.equal(core.exports.roundResult(EEXIST), Next.call);
+  assert.equal(core.exports.handleResult(EEXIST), Action.IOCTL);
   assert.deepEqual(requested(core), { is: 'wake', start: 0, pages: 1 });
-  assert.equal(core.exports.roundResult(0), Next.call);
-  assert.equal(core.exports.roundResult(0), Next.answered);
-  // Seven were installed; of the one that was there nothing is noted.
-  assert.deepEqual(tallied(core), { faults: 1, writes: 0, putOff: 0, pages: 7 });
+  assert.equal(core.exports.handleResult(0), Action.IOCTL);
+  assert.equal(core.exports.handleResult(0), Action.DONE);
+  // Seven pages were installed. The state of the page that returned EEXIST is not recorded.
+  assert.deepEqual(tallied(core), { faults: 1, writes: 0, deferred: 0, pages: 7 });
   assert.deepEqual([stateOf(core, 0), stateOf(core, 1)], [State.missing, State.present]);
 });
 
@@ -209,7 +305,7 @@ test('a source ends with the registration of its memory', () => {
     assert.deepEqual(answered(core, 3), [3, 1, DATA + 3n * P]);
     assert.equal(copied(core, 4), undefined);
     assert.equal(copied(core, 7), undefined);
-    // What lies behind the cut may be named again.
+    // A source may be named again for the memory behind the cut.
     assert.equal(copied(core, 8), undefined);
     name(core, 8, 8);
     assert.deepEqual(answered(core, 8), [8, 1, DATA + 8n * P]);
@@ -230,26 +326,32 @@ test('where huge pages are, a source that begins or ends inside of one leaves it
 
 test('ahead of faults, runs of missing pages come from their sources, and others are passed over', () => {
   const core = world();
-  const ahead = (first: number, count: number): [step: number, passed: number] => {
-    const step = still(core, 'aheadBegin', () => core.arguments(page(first), count * PAGE).aheadBegin(0));
-    return [step, core.exports.aheadPassed() / PAGE];
+  const ahead = (first: number, count: number): [action: number, passed: number] => {
+    const action = still(core, 'beginAhead', () => core.arguments(page(first), count * PAGE).beginAhead(0));
+    if (action === Action.FILLED) {
+      assert.equal(core.outcome, Step.ASK);
+      assert.deepEqual([core.resolved, core.installed], [0, 0]);
+    }
+    return [action, core.passed / PAGE];
   };
-  assert.deepEqual(ahead(0, 8), [Step.ask, 0]);
+  const installs = (pages: number): void => {
+    assert.equal(core.exports.handleResult(0), Action.FILLED);
+    assert.equal(core.outcome, Step.DONE);
+    assert.deepEqual([core.resolved, core.installed], [pages * PAGE, pages * PAGE]);
+  };
+  assert.deepEqual(ahead(0, 8), [Action.FILLED, 0]);
   name(core, 2, 10);
-  transfer(core, Op.copy, 2, 3, 0, DATA);
-  transfer(core, Op.copy, 8, 1, 0, DATA);
-  assert.deepEqual(ahead(2, 3), [Step.ask, 3]);
-  assert.deepEqual(ahead(2, 90), [Step.call, 3]);
-  assert.equal(core.exports.transferResult(0), Step.done);
-  assert.equal(core.exports.transferDone(), 3 * PAGE);
-  // To the end of what was asked for, and of the source.
-  assert.deepEqual(ahead(8, 2), [Step.call, 1]);
-  assert.equal(core.exports.transferResult(0), Step.done);
-  assert.equal(core.exports.transferDone(), PAGE);
-  assert.deepEqual(ahead(8, 90), [Step.call, 2]);
-  assert.equal(core.exports.transferResult(0), Step.done);
-  assert.equal(core.exports.transferDone(), 2 * PAGE);
-  assert.deepEqual(ahead(8, 90), [Step.ask, 4]);
+  transfer(core, Op.COPY, 2, 3, 0, DATA);
+  transfer(core, Op.COPY, 8, 1, 0, DATA);
+  assert.deepEqual(ahead(2, 3), [Action.FILLED, 3]);
+  assert.deepEqual(ahead(2, 90), [Action.IOCTL, 3]);
+  installs(3);
+  // To the end of the requested range, and to the end of the source.
+  assert.deepEqual(ahead(8, 2), [Action.IOCTL, 1]);
+  installs(1);
+  assert.deepEqual(ahead(8, 90), [Action.IOCTL, 2]);
+  installs(2);
+  assert.deepEqual(ahead(8, 90), [Action.FILLED, 4]);
 });
 
 test('whatever is named, unnamed and named again: each page has the source given last, each end is reported once', () => {
@@ -289,7 +391,7 @@ test('whatever is named, unnamed and named again: each page has the source given
     for (let index = 0; index < 300; index++) {
       const copy = copied(core, index);
       if (copy) {
-        core.exports.roundResult(0);
+        core.exports.handleResult(0);
       }
       assert.equal(copy?.[2], model.get(index)?.data, `page ${index}, run ${run}`);
     }
@@ -313,7 +415,7 @@ test('there is room for 16,384; then one gives way for each that comes, and the 
   }
   assert.equal(copied(core, 4), undefined);
   assert.deepEqual(answered(core, 2 * (2 * ROOM - 101)), [2 * (2 * ROOM - 101), 1, DATA]);
-  // In front of all of them: the round goes on behind, so it is not the next to give way.
+  // A source in front of all others: the search for the next one to evict continues behind, so this source stays.
   name(core, 1, 1, 1, DATA, 7);
   name(core, 4 * ROOM - 8, 1);
   assert.deepEqual(answered(core, 1), [1, 1, DATA]);
@@ -344,10 +446,10 @@ test('an adaptive window grows with a run of faults, up to its most, and is the 
     windows.push(pages);
   }
   assert.deepEqual(windows, [1, 2, 4, 8, 16, 32, 64, 64, 64]);
-  // Random access gets nothing in vain, and does not end the run.
+  // Random access causes no unneeded copy, and does not end the run.
   for (const index of [3000, 2000, 3500]) assert.deepEqual(answered(core, index)?.slice(0, 2), [index, 1]);
   assert.deepEqual(answered(core, 255)?.slice(0, 2), [255, 64]);
-  // Nor does a descending order grow.
+  // The window does not grow with descending faults either.
   for (const index of [2999, 2998]) assert.deepEqual(answered(core, index)?.slice(0, 2), [index, 1]);
 });
 
@@ -364,10 +466,10 @@ test('an adaptive window ends where the run of missing pages, the range and the 
   const core = world(40);
   name(core, 0, 30, MOST);
   for (const index of [0, 1, 3, 7]) answered(core, index);
-  // 16 would follow; page 20 is there.
+  // The next window would have 16 pages, but page 20 is present.
   assert.deepEqual(answered(core, 20)?.slice(0, 2), [20, 1]);
   assert.deepEqual(answered(core, 15)?.slice(0, 2), [15, 5]);
-  // It goes on behind what it got.
+  // The run of faults continues behind the pages that it got.
   assert.deepEqual(answered(core, 21)?.slice(0, 2), [21, 2]);
   assert.deepEqual(answered(core, 23)?.slice(0, 2), [23, 4]);
   assert.deepEqual(answered(core, 27)?.slice(0, 2), [27, 3], 'the source ends at 30');

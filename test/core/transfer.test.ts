@@ -1,18 +1,20 @@
-// The retry rule, row by row, for each of the six operations: what the kernel's struct holds at every call, what
-// follows from every answer, and how far it came. No answer of the kernel's makes a transfer endless.
+// The retry rule, row by row, for each of the six operations: the kernel's struct at every call, the next step after
+// every result, and how many pages are done. No sequence of results makes a transfer endless.
 
 import { strict as assert } from 'node:assert';
-import { ADAPTIVE, Op, Option, Step } from '../../src/core.js';
-import { suite } from '../harness.js';
+import { Action, ADAPTIVE, Operation as Op, Option, Step } from '../../src/bindings/core.js';
+import type { Core } from '../../src/uffd/core.js';
+import { suite } from '../support/harness.js';
 import {
   answer,
   apply,
+  deliver,
   EAGAIN,
   fault,
   feed,
   fork,
-  hear,
   holding,
+  type Message,
   makeCore,
   P,
   PAGE,
@@ -24,23 +26,45 @@ import {
   unmap,
   windowOf,
 } from './support.js';
-import { EEXIST, EINTR, ENOENT, ESRCH, FILLS, ROWS, type Row, Run, SOURCE, STEPPERS } from './transfers.js';
+import {
+  EEXIST,
+  EFAULT,
+  EINTR,
+  ENOENT,
+  ESRCH,
+  FILLS,
+  ROWS,
+  type Row,
+  Run,
+  SOURCE,
+  STEPPERS,
+  wordsOf,
+} from './transfers.js';
 
 const test = suite('transfer');
+
+/** A core that has read this change and not delivered it, because it delivered another one first. */
+function undelivered(change: Message): Core {
+  const core = makeCore();
+  put(core, 0, 64);
+  feed(core, fork(9), change);
+  assert.equal(deliver(core).is, 'forked');
+  return core;
+}
 
 for (const row of ROWS) {
   test(`${row.name}: 0 is all of it`, () => {
     new Run(row)
       .isFill(0)
       .answers(0, 8n * P)
-      .ends(Step.done, 8);
-    new Run(row, 1).isFill(0).answers(0, P).ends(Step.done, 1);
+      .ends(Step.DONE, 8);
+    new Run(row, 1).isFill(0).answers(0, P).ends(Step.DONE, 1);
   });
 
   test(`${row.name}: the mode bits of every set of options`, () => {
     for (let options = 0; options < 8; options++)
-      new Run(row, 8, options).isFill(0).answers(0).ends(Step.done, 8);
-    const bits = [Option.dontWake, Option.writeProtect, Option.allowHoles].map(
+      new Run(row, 8, options).isFill(0).answers(0).ends(Step.DONE, 8);
+    const bits = [Option.DONTWAKE, Option.WRITE_PROTECT, Option.ALLOW_HOLES].map(
       (option) => new Run(row, 1, option).mode,
     );
     assert.deepEqual(bits, [row.dontWake, row.writeProtect, row.holes]);
@@ -53,17 +77,17 @@ for (const row of ROWS) {
         .reads(remove(page(20), page(21)))
         .isFill(0)
         .answers(0)
-        .ends(Step.done, 8);
+        .ends(Step.DONE, 8);
     }
   });
 
   test(`${row.name}: after two reads that brought no change it ends short`, () => {
-    new Run(row).answers(EAGAIN, -11n).reads().isFill(0).answers(EAGAIN, -11n).reads().ends(Step.short, 0);
-    // The next transfer counts from nothing.
+    new Run(row).answers(EAGAIN, -11n).reads().isFill(0).answers(EAGAIN, -11n).reads().ends(Step.SHORT, 0);
+    // The next transfer starts its count at 0.
     const core = makeCore();
-    new Run(row, 8, 0, core).answers(EAGAIN, 0n).reads().answers(0).ends(Step.done, 8);
+    new Run(row, 8, 0, core).answers(EAGAIN, 0n).reads().answers(0).ends(Step.DONE, 8);
     new Run(row, 8, 0, core).answers(EAGAIN, 0n).reads().isFill(0);
-    // Faults are no change, however many come in.
+    // Faults do not count as changes, however many are read.
     const run = new Run(row)
       .answers(EAGAIN, -11n)
       .reads(fault(page(1)), fault(page(2)))
@@ -71,8 +95,8 @@ for (const row of ROWS) {
     run
       .answers(EAGAIN, -11n)
       .reads(fault(page(3)))
-      .ends(Step.short, 0);
-    // A change starts the count over.
+      .ends(Step.SHORT, 0);
+    // A change resets the count.
     const again = new Run(row).answers(EAGAIN, 0n).reads().isFill(0).answers(EAGAIN, 0n);
     again
       .reads(unmap(page(30), page(31)))
@@ -80,7 +104,7 @@ for (const row of ROWS) {
       .answers(EAGAIN, 0n)
       .reads()
       .isFill(0);
-    again.answers(EAGAIN, 0n).reads().ends(Step.short, 0);
+    again.answers(EAGAIN, 0n).reads().ends(Step.SHORT, 0);
   });
 
   test(`${row.name}: a change that was read and touches the rest ends it short`, () => {
@@ -91,12 +115,9 @@ for (const row of ROWS) {
       remap(page(200), page(0) - P, 2n * P),
     ];
     for (const change of touching) {
-      new Run(row).answers(EAGAIN, -11n).reads(fork(3), change).ends(Step.short, 0);
-      // What waits for its delivery counts before the first call too.
-      const core = makeCore();
-      put(core, 0, 64);
-      feed(core, change);
-      new Run(row, 8, 0, core).ends(Step.short, 0);
+      new Run(row).answers(EAGAIN, -11n).reads(fork(3), change).ends(Step.SHORT, 0);
+      // A change that was read and not delivered ends the fill even before its first call.
+      new Run(row, 8, 0, undelivered(change)).ends(Step.SHORT, 0);
     }
     const beside = [
       remove(page(8), page(9)),
@@ -106,57 +127,55 @@ for (const row of ROWS) {
       fork(3),
     ];
     for (const change of beside) {
-      new Run(row).answers(EAGAIN, -11n).reads(change).isFill(0).answers(0).ends(Step.done, 8);
-      const core = makeCore();
-      put(core, 0, 64);
-      feed(core, change);
-      new Run(row, 8, 0, core).isFill(0).answers(0).ends(Step.done, 8);
+      new Run(row).answers(EAGAIN, -11n).reads(change).isFill(0).answers(0).ends(Step.DONE, 8);
+      new Run(row, 8, 0, undelivered(change)).isFill(0).answers(0).ends(Step.DONE, 8);
     }
   });
 
   test(`${row.name}: changes that keep coming do not make it endless`, () => {
-    const core = makeCore();
-    put(core, 0, 64);
-    const run = new Run(row, 8, 0, core);
+    const run = new Run(row);
+    let calls = 0;
     let reads = 0;
-    for (; run.step !== Step.short; reads++) {
-      assert.ok(reads < 600, 'still going on');
+    for (; run.action !== Action.FILLED; calls++) {
+      assert.ok(calls < 600, 'still going on');
       run.isFill(0).answers(EAGAIN, -11n);
-      // As the channel does it: where there is no room, nothing is read.
-      if (core.exports.inboxRoom() > 0) run.reads(remove(page(40), page(41)));
-      else run.step = core.exports.transferResume();
+      // If no further change fits into the queue, the core does not read.
+      if (run.action !== Action.READ) continue;
+      run.reads(remove(page(40), page(41)));
+      reads++;
     }
-    assert.equal(reads, 512 + 2);
+    run.ends(Step.SHORT, 0);
+    assert.deepEqual([reads, calls], [512, 512 + 2]);
   });
 
   test(`${row.name}: EINTR makes the same call again`, () => {
     const run = new Run(row, 1, row.plain).isFill(0).answers(EINTR, -4n).isFill(0).answers(EINTR).isFill(0);
-    run.answers(ENOENT, -2n).isWake(0, 1).answers(EINTR).isWake(0, 1).answers(0).ends(Step.unmapped, 0);
-    // A call that was narrowed stays so.
-    if (row.op === Op.move) return;
+    run.answers(ENOENT, -2n).isWake(0, 1).answers(EINTR).isWake(0, 1).answers(0).ends(Step.UNMAPPED, 0);
+    // A narrowed call stays narrowed when it is repeated.
+    if (row.op === Op.MOVE) return;
     const narrowed = new Run(row).answers(ENOENT, -2n).isFill(0, 4).answers(EINTR).isFill(0, 4);
     narrowed.answers(EAGAIN, -11n).reads().isFill(0, 4);
   });
 
   test(`${row.name}: ENOENT of one page wakes it and ends`, () => {
-    new Run(row, 1, row.plain).answers(ENOENT, -2n).isWake(0, 1).answers(0).ends(Step.unmapped, 0);
-    // Also where the sleepers were to be left asleep: nobody can wake them later.
-    const asleep = new Run(row, 1, row.plain | Option.dontWake).answers(ENOENT, -2n);
-    asleep.isWake(0, 1).answers(-22).ends(Step.unmapped, 0);
+    new Run(row, 1, row.plain).answers(ENOENT, -2n).isWake(0, 1).answers(0).ends(Step.UNMAPPED, 0);
+    // Also with dontWake, because no later call can wake these threads.
+    const asleep = new Run(row, 1, row.plain | Option.DONTWAKE).answers(ENOENT, -2n);
+    asleep.isWake(0, 1).answers(-22).ends(Step.UNMAPPED, 0);
   });
 
   test(`${row.name}: ESRCH ends at once`, () => {
-    new Run(row).answers(ESRCH).ends(Step.exited, 0);
+    new Run(row).answers(ESRCH).ends(Step.EXITED, 0);
   });
 
   test(`${row.name}: any other error fails with it`, () => {
     for (const errno of [1, 5, 9, 12, 14, 16, 22, 28]) {
       const run = new Run(row).answers(-errno, BigInt(-errno));
-      run.ends(Step.failed, 0, errno);
-      // The next transfer knows nothing of it.
+      run.ends(Step.FAILED, 0, errno);
+      // The error does not affect the next transfer.
       const next = new Run(row, 2, 0, run.core).answers(0);
-      next.ends(Step.done, 2);
-      assert.equal(run.core.exports.transferErrno(), 0);
+      next.ends(Step.DONE, 2);
+      assert.equal(run.core.errno, 0);
     }
   });
 }
@@ -170,34 +189,34 @@ for (const row of FILLS) {
         .isFill(3);
     part()
       .answers(0, 5n * P)
-      .ends(Step.done, 8);
+      .ends(Step.DONE, 8);
     part()
       .answers(EAGAIN, 5n * P)
-      .ends(Step.done, 8);
+      .ends(Step.DONE, 8);
     part()
       .answers(EAGAIN, P)
       .isFill(4)
       .answers(EAGAIN, P)
       .isFill(5)
       .answers(0, 3n * P)
-      .ends(Step.done, 8);
-    part().answers(EAGAIN, -11n).reads().isFill(3).answers(0).ends(Step.done, 8);
+      .ends(Step.DONE, 8);
+    part().answers(EAGAIN, -11n).reads().isFill(3).answers(0).ends(Step.DONE, 8);
     part()
       .answers(EAGAIN, -11n)
       .reads(remove(page(3), page(4)))
-      .ends(Step.short, 3);
-    // A change over what is done already is none of its business.
+      .ends(Step.SHORT, 3);
+    // A change of pages that are already done does not end the fill.
     part()
       .answers(EAGAIN, -11n)
       .reads(remove(page(0), page(3)))
       .isFill(3)
       .answers(0)
-      .ends(Step.done, 8);
+      .ends(Step.DONE, 8);
     const last = part().answers(ENOENT, -2n);
-    if (row.op === Op.move) last.isWake(3, 5).answers(0).ends(Step.unmapped, 3);
-    else last.plays([3, 5, ENOENT], [3, 4, ENOENT]).isWake(3, 1).answers(0).ends(Step.unmapped, 3);
-    part().answers(ESRCH).ends(Step.exited, 3);
-    part().answers(-14, -14n).ends(Step.failed, 3, 14);
+    if (row.op === Op.MOVE) last.isWake(3, 5).answers(0).ends(Step.UNMAPPED, 3);
+    else last.plays([3, 5, ENOENT], [3, 4, ENOENT]).isWake(3, 1).answers(0).ends(Step.UNMAPPED, 3);
+    part().answers(ESRCH).ends(Step.EXITED, 3);
+    part().answers(-14, -14n).ends(Step.FAILED, 3, 14);
     part().answers(EINTR).isFill(3);
   });
 
@@ -216,21 +235,21 @@ for (const row of FILLS) {
       .isFill(0)
       .answers(EAGAIN, 2n ** 33n)
       .isFill(2 ** 21);
-    run.answers(0).ends(Step.done, count);
+    run.answers(0).ends(Step.DONE, count);
   });
 }
 
 // ---- two mappings under one call -----------------------------------------------------------------------------
 
-const NARROWED = ROWS.filter((row) => row.op !== Op.move);
+const NARROWED = ROWS.filter((row) => row.op !== Op.MOVE);
 
 for (const row of NARROWED) {
   test(`${row.name}: ENOENT on several pages halves the call; the border is found, and costs nothing again`, () => {
     // The second mapping begins with page 5.
     const run = new Run(row, 16).plays([0, 16, ENOENT], [0, 8, ENOENT], [0, 4], [4, 8, ENOENT]);
-    run.plays([4, 6, ENOENT], [4, 5], [5, 6], [6, 16]).ends(Step.done, 16);
-    new Run(row, 16, 0, run.core).plays([0, 5], [5, 16]).ends(Step.done, 16);
-    new Run(row, 5, 0, run.core).plays([0, 5]).ends(Step.done, 5);
+    run.plays([4, 6, ENOENT], [4, 5], [5, 6], [6, 16]).ends(Step.DONE, 16);
+    new Run(row, 16, 0, run.core).plays([0, 5], [5, 16]).ends(Step.DONE, 16);
+    new Run(row, 5, 0, run.core).plays([0, 5]).ends(Step.DONE, 5);
   });
 
   test(`${row.name}: a border is found behind a part, too, and right where a call was halved`, () => {
@@ -239,73 +258,73 @@ for (const row of NARROWED) {
     else parts.answers(EAGAIN, 2n * P).plays([2, 8, ENOENT], [2, 5, ENOENT], [2, 3], [3, 5, ENOENT], [3, 4]);
     parts.plays(row.result === undefined ? [4, 8] : [4, 5]);
     if (row.result !== undefined) parts.plays([5, 8]);
-    parts.ends(Step.done, 8);
-    new Run(row, 8, 0, parts.core).plays([0, 4], [4, 8]).ends(Step.done, 8);
+    parts.ends(Step.DONE, 8);
+    new Run(row, 8, 0, parts.core).plays([0, 4], [4, 8]).ends(Step.DONE, 8);
   });
 
   test(`${row.name}: a page in the middle that is gone ends it there, and is woken alone`, () => {
     const run = new Run(row, 8).plays([0, 8, ENOENT], [0, 4], [4, 8, ENOENT], [4, 6, ENOENT], [4, 5, ENOENT]);
-    run.isWake(4, 1).answers(0).ends(Step.unmapped, 4);
-    // Where it begins is known from then on.
+    run.isWake(4, 1).answers(0).ends(Step.UNMAPPED, 4);
+    // Later fills know the border in front of page 4, and end a call there.
     new Run(row, 8, 0, run.core).plays([0, 4], [4, 8, ENOENT], [4, 6, ENOENT], [4, 5, ENOENT]).isWake(4, 1);
   });
 
-  test(`${row.name}: with dontWake, who was left asleep is woken with the page that is gone`, () => {
-    const run = new Run(row, 4, Option.dontWake).plays(
+  test(`${row.name}: with dontWake, threads that were left asleep are woken with the page that is gone`, () => {
+    const run = new Run(row, 4, Option.DONTWAKE).plays(
       [0, 4, ENOENT],
       [0, 2],
       [2, 4, ENOENT],
       [2, 3, ENOENT],
     );
-    run.isWake(0, 3).answers(0).ends(Step.unmapped, 2);
+    run.isWake(0, 3).answers(0).ends(Step.UNMAPPED, 2);
   });
 
-  test(`${row.name}: if the page of the fault that is out lies behind the gone one, it goes on there`, () => {
+  test(`${row.name}: if the page of the current fault lies behind the gone one, it goes on there`, () => {
     const core = holding(fault(page(5)));
-    assert.equal(hear(core).is, 'fault');
+    assert.equal(deliver(core).is, 'fault');
     const run = new Run(row, 8, 0, core).plays(
       [0, 8, ENOENT],
       [0, 4, ENOENT],
       [0, 2, ENOENT],
       [0, 1, ENOENT],
     );
-    run.isWake(0, 1).answers(0).plays([5, 8]).ends(Step.done, 3);
+    run.isWake(0, 1).answers(0).plays([5, 8]).ends(Step.DONE, 3);
     answer(core, true);
-    assert.equal(core.exports.inboxWaiting(), 0);
-    // The next fill that reaches so far stops in front of it.
+    assert.equal(core.waiting, 0);
+    // The next fill that begins before page 5 stops in front of it.
     new Run(row, 8, 0, core).isFill(0, 5);
   });
 
   test(`${row.name}: with dontWake, behind the jump a run of its own begins`, () => {
     const core = holding(fault(page(5)));
-    hear(core);
-    const run = new Run(row, 8, Option.dontWake, core);
+    deliver(core);
+    const run = new Run(row, 8, Option.DONTWAKE, core);
     run.plays([0, 8, ENOENT], [0, 4], [4, 8, ENOENT], [4, 6, ENOENT], [4, 5, ENOENT]).isWake(0, 5);
     run.answers(0).plays([5, 8, ENOENT], [5, 6], [6, 8, ENOENT], [6, 7, ENOENT]).isWake(5, 2);
-    run.answers(0).ends(Step.unmapped, 5);
-    assert.equal(BigInt.asUintN(64, core.exports.transferCursor()), page(6));
+    run.answers(0).ends(Step.UNMAPPED, 5);
+    assert.equal(core.start, page(6));
     answer(core, true);
-    assert.equal(core.exports.inboxWaiting(), 0, 'its page was filled');
+    assert.equal(core.waiting, 0, 'its page was filled');
   });
 
-  test(`${row.name}: if the page of the fault that is out is gone itself, the fault is over`, () => {
+  test(`${row.name}: if the page of the current fault is gone itself, the fault is over`, () => {
     const core = holding(fault(page(2)), fault(page(6)));
-    hear(core);
+    deliver(core);
     new Run(row, 3, 0, core)
       .plays([0, 3, ENOENT], [0, 1], [1, 3, ENOENT], [1, 2], [2, 3, ENOENT])
       .isWake(2, 1)
       .answers(0);
     answer(core, false);
-    assert.equal(core.exports.inboxWaiting(), 1);
-    // A page in front of it says nothing of it, however often.
-    assert.deepEqual(pagesOf([hear(core)]), [6]);
+    assert.equal(core.waiting, 1);
+    // An unmapped page in front of the current fault's page does not end the fault, however often a fill meets it.
+    assert.deepEqual(pagesOf([deliver(core)]), [6]);
     new Run(row, 5, 0, core)
       .plays([0, 2, ENOENT], [0, 1, ENOENT])
       .isWake(0, 1)
       .answers(0)
-      .ends(Step.unmapped, 0);
+      .ends(Step.UNMAPPED, 0);
     answer(core, false);
-    assert.equal(core.exports.inboxWaiting(), 1);
+    assert.equal(core.waiting, 1);
   });
 
   test(`${row.name}: two ranges are two calls from the first time on, whatever the size of their pages`, () => {
@@ -316,26 +335,26 @@ for (const row of NARROWED) {
     put(core, 2 * huge + 8, huge - 8, { operations: 0n });
     new Run(row, 2 * huge + 20, 0, core)
       .plays([0, 2 * huge], [2 * huge, 2 * huge + 8], [2 * huge + 8, 2 * huge + 20])
-      .ends(Step.done, 2 * huge + 20);
+      .ends(Step.DONE, 2 * huge + 20);
     const narrowed = new Run(row, 2 * huge + 20, 0, core).plays([0, 2 * huge, ENOENT], [0, huge, ENOENT]);
-    narrowed.isWake(0, huge).answers(0).ends(Step.unmapped, 0);
+    narrowed.isWake(0, huge).answers(0).ends(Step.UNMAPPED, 0);
   });
 }
 
 test('a border is found behind a page that was stepped over, too', () => {
   for (const row of STEPPERS) {
     const run = new Run(row, 4).plays([0, 4, ENOENT], [0, 2], [2, 4, ENOENT]).isFill(2, 3);
-    run.answers(EEXIST).isWake(2, 1).answers(0).plays([3, 4]).ends(Step.done, 4);
-    new Run(row, 4, 0, run.core).plays([0, 3], [3, 4]).ends(Step.done, 4);
-    // And where the page that is there is the first of the second mapping.
+    run.answers(EEXIST).isWake(2, 1).answers(0).plays([3, 4]).ends(Step.DONE, 4);
+    new Run(row, 4, 0, run.core).plays([0, 3], [3, 4]).ends(Step.DONE, 4);
+    // The same if the present page is the first of the second mapping.
     const other = new Run(row, 4).plays([0, 4, ENOENT], [0, 2]).isFill(2).answers(EEXIST).isWake(2, 1);
-    other.answers(0).plays([3, 4]).ends(Step.done, 4);
-    new Run(row, 4, 0, other.core).plays([0, 2], [2, 4]).ends(Step.done, 4);
+    other.answers(0).plays([3, 4]).ends(Step.DONE, 4);
+    new Run(row, 4, 0, other.core).plays([0, 2], [2, 4]).ends(Step.DONE, 4);
   }
 });
 
 test('a border is forgotten with its memory; a wrong one costs a call and nothing else', () => {
-  const row = ROWS[Op.copy] as Row;
+  const row = ROWS[Op.COPY] as Row;
   const { core } = new Run(row, 8).plays([0, 8, ENOENT], [0, 4], [4, 8]);
   for (const forget of [unmap(page(5), page(9)), unmap(page(0), page(4)), remap(page(40), page(5), 4n * P)]) {
     apply(core, forget);
@@ -350,7 +369,7 @@ test('a border is forgotten with its memory; a wrong one costs a call and nothin
 });
 
 test('windows stop at borders, in front of them and behind', () => {
-  const row = ROWS[Op.writeProtect] as Row;
+  const row = ROWS[Op.WRITEPROTECT] as Row;
   const { core } = new Run(row, 16).plays([0, 16, ENOENT], [0, 8], [8, 16]);
   new Run(row, 32, 0, core).plays([0, 8], [8, 32, ENOENT], [8, 20], [20, 32]);
   assert.deepEqual(windowOf(core, 3, 64), [0, 8]);
@@ -359,23 +378,26 @@ test('windows stop at borders, in front of them and behind', () => {
   assert.deepEqual(windowOf(core, 20, 64), [20, 44]);
   assert.deepEqual(windowOf(core, 20, ADAPTIVE + 64), [20, 1]);
   assert.deepEqual(windowOf(core, 5, ADAPTIVE + 64), [5, 1]);
-  // A run of faults that has come to 4 pages.
+  // The second fault of a run gets a window of 2 pages.
   assert.deepEqual(windowOf(core, 6, ADAPTIVE + 64), [6, 2], 'it would come to page 8 by itself');
 });
 
 test('4,096 borders are known at once; with one more they are found anew', () => {
   const core = makeCore();
   put(core, 0, 10_000);
-  /** How many pages the first call for two pages is about. */
-  const begun = (first: number) => {
-    assert.equal(core.arguments(page(first), 2 * PAGE).transferBegin(Op.zero, 0), Step.call);
-    return Number(core.words.subarray(core.request >>> 3)[1]) / PAGE;
+  const play = (results: readonly number[]) => {
+    const actions = results.map((result) => core.exports.handleResult(result));
+    assert.equal(actions.at(-1), Action.FILLED);
   };
-  const learn = (first: number) => {
-    assert.equal(begun(first), 2);
-    for (const result of [ENOENT, 0, 0]) core.exports.transferResult(result);
+  /** The number of pages in the first call of a fill of two pages, whose calls then return `results`. */
+  const begun = (first: number, results: readonly number[] = [EFAULT]) => {
+    assert.equal(core.arguments(page(first), 2 * PAGE).beginFill(Op.ZEROPAGE, 0), Action.IOCTL);
+    const pages = Number(wordsOf(core).subarray(core.request >>> 3)[1]) / PAGE;
+    play(results);
+    return pages;
   };
-  // In no order.
+  const learn = (first: number) => assert.equal(begun(first, [ENOENT, 0, 0]), 2);
+  // In shuffled order.
   for (let i = 0; i < 4096; i++) learn(((i * 1237) % 4096) * 2);
   for (let i = 0; i < 4096; i++) assert.equal(begun(2 * i), 1, `border ${2 * i + 1}`);
   learn(9000);
@@ -393,25 +415,25 @@ for (const row of STEPPERS) {
       .isWake(3, 1)
       .answers(0)
       .isFill(4);
-    run.answers(0).ends(Step.done, 8);
-    // All of them, and the last one.
+    run.answers(0).ends(Step.DONE, 8);
+    // Every page is stepped over, the last one too.
     const all = new Run(row, 3);
     for (const index of [0, 1, 2]) all.isFill(index).answers(EEXIST, -17n).isWake(index, 1).answers(0);
-    all.ends(Step.done, 3);
-    // A WAKE that was interrupted is repeated; one that fails does not matter.
+    all.ends(Step.DONE, 3);
+    // An interrupted WAKE is repeated. A WAKE that fails does not matter.
     new Run(row).answers(EEXIST, -17n).answers(EINTR).isWake(0, 1).answers(-22).isFill(1);
   });
 
   test(`${row.name}: EEXIST with dontWake steps over without waking`, () => {
-    const run = new Run(row, 3, Option.dontWake).isFill(0).answers(EEXIST, -17n).isFill(1);
-    run.answers(EEXIST, -17n).isFill(2).answers(EEXIST, -17n).ends(Step.done, 3);
+    const run = new Run(row, 3, Option.DONTWAKE).isFill(0).answers(EEXIST, -17n).isFill(1);
+    run.answers(EEXIST, -17n).isFill(2).answers(EEXIST, -17n).ends(Step.DONE, 3);
   });
 
   test(`${row.name}: stepping over a huge page does not go beyond the end`, () => {
     const core = makeCore();
     put(core, 0, 512, { pageShift: 21 });
     const run = new Run(row, 100, 0, core).answers(EEXIST, -17n).isWake(0, 512);
-    run.answers(0).ends(Step.done, 100);
+    run.answers(0).ends(Step.DONE, 100);
   });
 
   test(`${row.name}: a huge page is stepped over as a whole`, () => {
@@ -428,19 +450,19 @@ for (const row of STEPPERS) {
       .answers(EEXIST, -17n)
       .isWake(2 * huge, huge)
       .answers(0)
-      .ends(Step.done, 3 * huge);
+      .ends(Step.DONE, 3 * huge);
   });
 }
 
-const MOVE = ROWS[Op.move] as Row;
+const MOVE = ROWS[Op.MOVE] as Row;
 
 test('MOVE: EEXIST wakes that page and fails, because the source keeps the rest', () => {
-  new Run(MOVE).answers(EEXIST, -17n).isWake(0, 1).answers(0).ends(Step.failed, 0, 17);
+  new Run(MOVE).answers(EEXIST, -17n).isWake(0, 1).answers(0).ends(Step.FAILED, 0, 17);
   const run = new Run(MOVE)
     .answers(EAGAIN, 2n * P)
     .isFill(2)
     .answers(EEXIST, -17n);
-  run.isWake(2, 1).answers(EINTR).isWake(2, 1).answers(0).ends(Step.failed, 2, 17);
+  run.isWake(2, 1).answers(EINTR).isWake(2, 1).answers(0).ends(Step.FAILED, 2, 17);
 });
 
 test('MOVE: ENOENT may be a hole in the source where none is allowed: it wakes and fails', () => {
@@ -449,15 +471,15 @@ test('MOVE: ENOENT may be a hole in the source where none is allowed: it wakes a
     .isFill(2)
     .answers(ENOENT, -2n)
     .isWake(2, 6);
-  run.answers(0).ends(Step.failed, 2, 2);
+  run.answers(0).ends(Step.FAILED, 2, 2);
 });
 
 test('MOVE: a change that touches what is left of the source ends it short; for COPY the source is not watched', () => {
-  const COPY = ROWS[Op.copy] as Row;
+  const COPY = ROWS[Op.COPY] as Row;
   const first = SOURCE;
   const change = (from: number, count: number) =>
     remove(first + BigInt(from) * P, first + BigInt(from + count) * P);
-  new Run(MOVE).answers(EAGAIN, -11n).reads(change(7, 1)).ends(Step.short, 0);
+  new Run(MOVE).answers(EAGAIN, -11n).reads(change(7, 1)).ends(Step.SHORT, 0);
   new Run(MOVE).answers(EAGAIN, -11n).reads(change(8, 1), change(-1, 1)).isFill(0);
   new Run(MOVE)
     .answers(EAGAIN, 3n * P)
@@ -468,17 +490,15 @@ test('MOVE: a change that touches what is left of the source ends it short; for 
     .answers(EAGAIN, 3n * P)
     .answers(EAGAIN, -11n)
     .reads(change(2, 2))
-    .ends(Step.short, 3);
-  new Run(COPY).answers(EAGAIN, -11n).reads(change(0, 8)).isFill(0).answers(0).ends(Step.done, 8);
-  const core = makeCore();
-  put(core, 0, 64);
-  feed(core, change(0, 1));
-  new Run(MOVE, 8, 0, core).ends(Step.short, 0);
+    .ends(Step.SHORT, 3);
+  new Run(COPY).answers(EAGAIN, -11n).reads(change(0, 8)).isFill(0).answers(0).ends(Step.DONE, 8);
+  const core = undelivered(change(0, 1));
+  new Run(MOVE, 8, 0, core).ends(Step.SHORT, 0);
   new Run(COPY, 8, 0, core).isFill(0);
 });
 
 test('WRITEPROTECT has no result: what lies behind its struct says nothing', () => {
-  const run = new Run(ROWS[Op.writeProtect] as Row);
+  const run = new Run(ROWS[Op.WRITEPROTECT] as Row);
   run.words.fill(2n * P, 3);
   run.answers(EAGAIN).reads(fork(1)).isFill(0);
 });

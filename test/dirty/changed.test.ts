@@ -1,5 +1,5 @@
-// Memory that does not stay as it was: replaced or moved memory is an error, never somebody else's bytes; pages that
-// cannot be accessed are an error, never a signal; what the kernel does to pages by itself is no surprise.
+// Tracked memory that changes: replaced or moved memory is an error, never another mapping's bytes; inaccessible pages
+// are an error, never a signal; and pages that the kernel changes by itself (swap, collapse) stay correctly tracked.
 
 import { type FileHandle, open } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -11,8 +11,8 @@ import { libc } from '../../shim/libc.js';
 import * as memory from '../../shim/memory.js';
 import { type Checkpoint, DirtyTracker } from '../../src/dirty/index.js';
 import { Mapping, type UffdError, Userfaultfd } from '../../src/index.js';
-import { inDirectory } from '../cli/command.js';
-import { skip, suite } from '../harness.js';
+import { inDirectory } from '../cli/support/command.js';
+import { skip, suite } from '../support/harness.js';
 import {
   at,
   compileLibrary,
@@ -24,8 +24,8 @@ import {
   P,
   toucher,
   until,
-} from '../kernel/support.js';
-import { MODES, pagesOf } from './support.js';
+} from '../support/real-kernel.js';
+import { MODES, pagesOf } from './support/tracked-memory.js';
 
 const test = suite('dirty/changed');
 
@@ -35,7 +35,7 @@ const PRIVATE = memory.MAP_PRIVATE | memory.MAP_ANONYMOUS;
 const MADV_GUARD_INSTALL = 102;
 const MADV_GUARD_REMOVE = 103;
 
-/** A C function that the library has no use for. */
+/** A C function that the library itself does not call. */
 function c(declaration: string): (...args: (number | bigint)[]) => number {
   return libc().koffi.load(null).func(declaration) as never;
 }
@@ -48,7 +48,7 @@ function bytesAt(address: bigint, length = P): Uint8Array {
 }
 
 /** The pages that `collect` reports. */
-function told(tracker: DirtyTracker, base: bigint): number[] {
+function collected(tracker: DirtyTracker, base: bigint): number[] {
   return pagesOf(tracker.collect(), base, P);
 }
 
@@ -61,13 +61,14 @@ async function errorOf<T>(action: () => T | Promise<T>): Promise<UffdError> {
   throw new Error('nothing failed');
 }
 
-/** Memory that holds 1s, tracked. */
+/** Runs a body with tracked memory that is filled with 1s. */
 async function tracked(
   mode: 'async' | 'sync',
   body: (base: bigint, tracker: DirtyTracker, directory: string) => Promise<void>,
 ): Promise<void> {
   needKernel();
   await inDirectory(async (directory) => {
+    const before = holdings();
     const base = map(PAGES, 1);
     const tracker = await DirtyTracker.open({ address: base, length: PAGES * P }, { mode });
     try {
@@ -76,7 +77,14 @@ async function tracked(
       tracker.close();
       await endAll();
     }
+    await until(() => holdsAtMost(before), 'the thread of the tracker to end');
   });
+}
+
+/** Whether this process has no more descriptors and threads than it had. */
+function holdsAtMost(before: ReturnType<typeof holdings>): boolean {
+  const { descriptors, threads } = holdings();
+  return descriptors <= before.descriptors && threads <= before.threads;
 }
 
 /** Maps fresh memory over pages 3 and 4. */
@@ -85,7 +93,7 @@ function replace(base: bigint): void {
   assert.is(memory.mmap(at(base, 3), 2 * P, RW, flags), at(base, 3));
 }
 
-/** What happens to pages 3 and 4, and what has to be closed afterwards. */
+/** Changes pages 3 and 4; returns what must be closed afterwards. */
 type Change = (base: bigint) => undefined | { close(): void } | Promise<{ close(): void }>;
 
 const trackedBy =
@@ -125,7 +133,7 @@ const CHANGES: Readonly<Record<string, Change>> = {
     return undefined;
   },
   'moved because it grew': (base) => {
-    // The page behind is taken, so it cannot grow where it is.
+    // The page after the mapping is taken, so the mapping cannot grow in place.
     const moved = memory.mremap(at(base, 3), 2 * P, 4 * P, memory.MREMAP_MAYMOVE);
     assert.ok(moved > 0n && moved !== at(base, 3));
     return undefined;
@@ -163,10 +171,10 @@ for (const mode of MODES) {
         try {
           bytesAt(at(base, 4))[0] = 5;
           assert.is((await errorOf(() => tracker.collect())).code, 'ENOENT');
-          assert.equal(told(other, base), [4], 'what was written before the first one looked');
+          assert.equal(collected(other, base), [4], 'what was written before the first one looked');
           tracker.close();
           bytesAt(at(base, 3))[0] = 6;
-          assert.equal(told(other, base), [3], 'nor does closing the first one end the second one');
+          assert.equal(collected(other, base), [3], 'nor does closing the first one end the second one');
         } finally {
           other.close();
         }
@@ -182,7 +190,7 @@ for (const mode of MODES) {
       await probe.close();
       const { write } = prototype;
       let replaced = false;
-      // The begin record follows the look at the page tables; the pages are read after it.
+      // The tracker writes the begin record after it has scanned the page tables, and reads the pages after that.
       prototype.write = function (this: FileHandle, ...args: unknown[]) {
         if (!replaced && (args[0] as Uint8Array).length === 40) {
           replaced = true;
@@ -204,9 +212,9 @@ for (const mode of MODES) {
     await tracked(mode, async (base, tracker) => {
       const moved = memory.mremap(at(base, 3), P, P, memory.MREMAP_MAYMOVE | memory.MREMAP_DONTUNMAP);
       assert.ok(moved > 0n);
-      assert.equal(told(tracker, base), [3]);
+      assert.equal(collected(tracker, base), [3]);
       bytesAt(moved)[0] = 9;
-      assert.equal(told(tracker, base), [], 'where they are now nothing is tracked');
+      assert.equal(collected(tracker, base), [], 'where they are now nothing is tracked');
       assert.is(bytesAt(at(base, 3))[0], 0);
     });
   });
@@ -214,13 +222,14 @@ for (const mode of MODES) {
   test(`${mode}: memory that grows at its end is tracked as far as it was`, async () => {
     needKernel();
     const base = map(PAGES + 2, 1);
-    memory.munmap(at(base, PAGES), 2 * P);
     const tracker = await DirtyTracker.open({ address: base, length: PAGES * P }, { mode });
     try {
+      // Only now, so that no other thread gets memory there in the meantime.
+      memory.munmap(at(base, PAGES), 2 * P);
       assert.is(memory.mremap(base, PAGES * P, (PAGES + 1) * P, 0), base);
       bytesAt(at(base, PAGES))[0] = 1;
       bytesAt(at(base, 2))[0] = 1;
-      assert.equal(told(tracker, base), [2]);
+      assert.equal(collected(tracker, base), [2]);
     } finally {
       tracker.close();
     }
@@ -234,19 +243,19 @@ for (const mode of MODES) {
       if (memory.madvise(at(base, 2), P, MADV_GUARD_INSTALL) < 0) skip('guard pages came with Linux 6.13');
       const tracker = await DirtyTracker.open({ address: base, length: PAGES * P }, { mode });
       try {
-        assert.equal(told(tracker, base), [], 'nothing counts as written yet');
+        assert.equal(collected(tracker, base), [], 'nothing counts as written yet');
         memory.madvise(at(base, 5), P, MADV_GUARD_INSTALL);
-        assert.equal(told(tracker, base), [5]);
-        assert.equal(told(tracker, base), []);
+        assert.equal(collected(tracker, base), [5]);
+        assert.equal(collected(tracker, base), []);
         const refused = await errorOf(() => tracker.checkpoint(file));
         assert.is(refused.code, 'EFAULT');
         assert.is(refused.address, at(base, 2));
         assert.match(refused.message, /cannot be read: it is a guard page/);
         assert.equal(await DirtyTracker.checkpoints(file), []);
         memory.madvise(at(base, 2), 4 * P, MADV_GUARD_REMOVE);
-        assert.equal(told(tracker, base), [2, 5], 'they are zero now');
+        assert.equal(collected(tracker, base), [2, 5], 'they are zero now');
         bytesAt(at(base, 2))[0] = 7;
-        assert.equal(told(tracker, base), [2]);
+        assert.equal(collected(tracker, base), [2]);
         assert.is((await tracker.checkpoint(file)).pages, PAGES);
         memory.madvise(at(base, 2), P, MADV_GUARD_INSTALL);
         bytesAt(base)[0] = 3;
@@ -273,10 +282,10 @@ for (const mode of MODES) {
       assert.equal([refused.code, refused.address], ['EFAULT', at(base, 3)]);
       assert.match(refused.message, /cannot be written: it is read-only.*make it writable and restore again/);
       mprotect(at(base, 3), P, RW);
-      assert.ok(told(tracker, base).includes(0), 'what was restored before it counts as written');
+      assert.ok(collected(tracker, base).includes(0), 'what was restored before it counts as written');
 
       mprotect(at(base, 3), P, 0);
-      assert.equal(told(tracker, base), [], 'nothing is read by looking');
+      assert.equal(collected(tracker, base), [], 'nothing is read by looking');
       const unread = await errorOf(() => tracker.checkpoint(file));
       assert.equal([unread.code, unread.address], ['EFAULT', at(base, 3)]);
       assert.is((await DirtyTracker.checkpoints(file)).length, 1);
@@ -296,10 +305,10 @@ for (const mode of MODES) {
     mprotect(at(base, 2), P, 0);
     const tracker = await DirtyTracker.open({ address: base, length: PAGES * P }, { mode });
     try {
-      assert.equal(told(tracker, base), []);
+      assert.equal(collected(tracker, base), []);
       mprotect(at(base, 2), P, RW);
       bytesAt(at(base, 2))[0] = 1;
-      assert.equal(told(tracker, base), [2]);
+      assert.equal(collected(tracker, base), [2]);
     } finally {
       tracker.close();
     }
@@ -334,14 +343,14 @@ for (const mode of MODES) {
       const thread = await toucher();
       const locked = await thread.native('libc.so.6', 'int mlock(uintptr_t, size_t)', at(base, 2), 2 * P);
       if (locked !== 0) skip('no memory may be locked here');
-      const first = told(tracker, base);
+      const first = collected(tracker, base);
       assert.ok(
         first.every((page) => page === 2 || page === 3),
         `${first}`,
       );
-      assert.equal(told(tracker, base), []);
+      assert.equal(collected(tracker, base), []);
       await thread.write(4, at(base, 3), at(base, 5));
-      assert.equal(told(tracker, base), [3, 5]);
+      assert.equal(collected(tracker, base), [3, 5]);
       const file = join(directory, 'file');
       await tracker.checkpoint(file);
       await thread.write(6, at(base, 3));
@@ -350,20 +359,20 @@ for (const mode of MODES) {
       assert.equal(await thread.read(at(base, 3)), [4]);
       await thread.native('libc.so.6', 'int munlock(uintptr_t, size_t)', at(base, 2), 2 * P);
       await thread.write(7, at(base, 2));
-      assert.ok(told(tracker, base).includes(2));
+      assert.ok(collected(tracker, base).includes(2));
     });
   });
 
   test(`${mode}: a fork changes nothing: what this process writes is reported, what the child reads is not`, async () => {
     await tracked(mode, async (base, tracker) => {
       const thread = await toucher();
-      const library = compileLibrary('fork.c');
+      const library = compileLibrary('support/fork.c');
       await thread.write(2, at(base, 1));
-      assert.equal(told(tracker, base), [1]);
+      assert.equal(collected(tracker, base), [1]);
       await thread.forkTouch(library, base, 0, PAGES);
-      assert.equal(told(tracker, base), []);
+      assert.equal(collected(tracker, base), []);
       await thread.write(3, at(base, 1), at(base, 6));
-      assert.equal(told(tracker, base), [1, 6]);
+      assert.equal(collected(tracker, base), [1, 6]);
     });
   });
 
@@ -399,11 +408,11 @@ for (const mode of MODES) {
         assert.match(refused.message, /another userfaultfd/);
       }
       bytesAt(at(base, 3))[0] = 2;
-      assert.equal(told(tracker, base), [3]);
+      assert.equal(collected(tracker, base), [3]);
     });
   });
 
-  test(`${mode}: a tracker that nobody has any more gives back what it held`, async () => {
+  test(`${mode}: a tracker that is garbage-collected releases what it held`, async () => {
     needKernel();
     setFlagsFromString('--expose-gc');
     const gc = runInNewContext('gc') as () => void;
@@ -416,12 +425,11 @@ for (const mode of MODES) {
     assert.ok(holdings().descriptors > before.descriptors);
     await until(() => {
       gc();
-      const { descriptors, threads } = holdings();
-      return descriptors <= before.descriptors && threads <= before.threads;
+      return holdsAtMost(before);
     }, 'what the tracker held to be given back');
     const next = await DirtyTracker.open({ address: base, length: PAGES * P }, { mode });
     bytesAt(base)[0] = 2;
-    assert.equal(told(next, base), [0]);
+    assert.equal(collected(next, base), [0]);
     next.close();
     await sleep(0);
   });
@@ -446,12 +454,12 @@ test('sync, where only faults of user mode are served: saved and restored all th
       bytesAt(at(base, 2))[0] = 2;
       bytesAt(at(base, 6)).fill(0);
       assert.is((await tracker.checkpoint(file, { sync: false })).pages, 2);
-      // Every page is protected now, and the kernel may not wait for the thread that lifts that.
+      // Every page is write-protected now, and the kernel may not wait for the thread that lifts the protection.
       await tracker.restore(file, { checkpoint: 0 });
       assert.ok(bytesAt(base, PAGES * P).every((byte) => byte === 1));
       await tracker.restore(file);
       assert.equal([bytesAt(at(base, 2))[0], bytesAt(at(base, 6))[9]], [2, 0]);
-      assert.equal(told(tracker, base), [2, 6], 'what was restored is reported as any other write');
+      assert.equal(collected(tracker, base), [2, 6], 'what was restored is reported as any other write');
     } finally {
       tracker.close();
     }
@@ -468,7 +476,7 @@ test('a scan that fails takes nothing with it: all that it may have protected is
       ioctl(fd, request, place) {
         const result = ioctl(fd, request, place);
         const protects = request >>> 0 === SCAN && (new BigUint64Array(buffer, place, 2)[1] as bigint) & 1n;
-        // The kernel has done its work, or a part of it, when it fails.
+        // The call fails after the kernel has protected the pages.
         return fails && protects && result > 0 ? -12 : result;
       },
     };
@@ -480,9 +488,9 @@ test('a scan that fails takes nothing with it: all that it may have protected is
     fails = true;
     assert.is((await errorOf(() => tracker.collect())).code, 'ENOMEM');
     fails = false;
-    const pages = told(tracker, base);
+    const pages = collected(tracker, base);
     assert.ok(pages.includes(6), `${pages}`);
-    assert.equal(told(tracker, base), []);
+    assert.equal(collected(tracker, base), []);
   } finally {
     tracker.close();
   }

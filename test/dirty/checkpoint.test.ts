@@ -1,15 +1,15 @@
-// Checkpoints: each brings back exactly what the memory was, whatever was written, restored or torn before; and what
-// is no sound file is a clear error before anything is written.
+// Checkpoints: each restores exactly the memory that it saved, whatever was written, restored or torn before. A damaged
+// file, or a file that is no checkpoint file, is a clear error before anything is written.
 
 import { appendFileSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import * as assert from 'uvu/assert';
 import { DirtyTracker } from '../../src/dirty/index.js';
 import { Mapping } from '../../src/index.js';
-import { inDirectory } from '../cli/command.js';
-import { generator, seed, suite } from '../harness.js';
-import { needKernel, P } from '../kernel/support.js';
-import { KINDS, MODES } from './support.js';
+import { inDirectory } from '../cli/support/command.js';
+import { generator, seed, suite } from '../support/harness.js';
+import { needKernel, P } from '../support/real-kernel.js';
+import { KINDS, MODES } from './support/tracked-memory.js';
 
 const test = suite('dirty/checkpoint');
 
@@ -34,7 +34,7 @@ async function withTracker(
   });
 }
 
-/** The error of something that must not work. */
+/** The error of an action that must fail. */
 async function refusal(action: () => Promise<unknown>): Promise<Error & { code?: string }> {
   try {
     await action();
@@ -65,9 +65,9 @@ for (const mode of MODES) {
               assert.is(checkpoint.pages, kept.length === 0 ? pages : written.length);
               kept.push(Buffer.from(memory.bytes));
             }
-            const told = await DirtyTracker.checkpoints(file);
+            const listed = await DirtyTracker.checkpoints(file);
             assert.equal(
-              told.map(({ index, pages: count }) => [index, count]),
+              listed.map(({ index, pages: count }) => [index, count]),
               [
                 [0, pages],
                 [1, 1],
@@ -76,8 +76,8 @@ for (const mode of MODES) {
                 [4, 1],
               ],
             );
-            // Pages that are zero take no room.
-            assert.ok((told[0]?.bytes as number) < 4 * size);
+            // Zero pages take no room in the file.
+            assert.ok((listed[0]?.bytes as number) < 4 * size);
             for (const checkpoint of [2, 4, 0, 3, 1]) {
               memory.bytes[5 * size] = 99;
               await tracker.restore(file, { checkpoint });
@@ -196,10 +196,10 @@ test('a small file cut anywhere, or with any byte changed: an error, or a shorte
         assert.is(Buffer.compare(memory.bytes, before), 0, `${what}: refused, and nothing written`);
       }
     };
-    // Of a page's bytes a few stand for all: they are told by the digest alone.
-    const telling = [...sound.keys()].filter((at) => sound[at] !== 0 || at % 97 === 0);
-    assert.ok(telling.length > 100);
-    for (const at of telling) {
+    // Change only one in 97 of the zero bytes, because the same digest covers all of them.
+    const flipped = [...sound.keys()].filter((at) => sound[at] !== 0 || at % 97 === 0);
+    assert.ok(flipped.length > 100);
+    for (const at of flipped) {
       const changed = Buffer.from(sound);
       changed[at] = (changed[at] as number) ^ (1 << (at % 8));
       await check(changed, `byte ${at}`);
@@ -210,7 +210,7 @@ test('a small file cut anywhere, or with any byte changed: an error, or a shorte
 
 test('what is no such file, or is of other memory, is refused and left alone', async () => {
   await withTracker(4, 'auto', async (_memory, tracker, file) => {
-    writeFileSync(file, 'a letter to somebody, and nothing else than that');
+    writeFileSync(file, 'a letter to a friend, and nothing else than that');
     assert.match((await refusal(() => tracker.checkpoint(file))).message, /is no file of checkpoints/);
     assert.is(readFileSync(file, 'utf8').length, 48);
     assert.match((await refusal(() => tracker.restore(file))).message, /is no file of checkpoints/);

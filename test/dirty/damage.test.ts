@@ -1,5 +1,5 @@
-// Files of checkpoints that are damaged, half-written, fought over, or not on the disk yet: each is told from a sound one,
-// nothing is cut off without a word, and the error says what can still be had.
+// Checkpoint files that are damaged, half-written, open in two trackers, or not on the disk yet: each is recognized,
+// nothing is truncated without a warning, and the error says which checkpoints can still be restored.
 
 import { createHash } from 'node:crypto';
 import { appendFileSync, copyFileSync, readFileSync, readlinkSync, statSync, writeFileSync } from 'node:fs';
@@ -9,9 +9,9 @@ import * as assert from 'uvu/assert';
 import { closeDescriptor, openLocked } from '../../shim/descriptors.js';
 import { type CheckpointError, DirtyTracker } from '../../src/dirty/index.js';
 import { Mapping } from '../../src/index.js';
-import { inDirectory } from '../cli/command.js';
-import { suite } from '../harness.js';
-import { needKernel, P } from '../kernel/support.js';
+import { inDirectory } from '../cli/support/command.js';
+import { suite } from '../support/harness.js';
+import { needKernel, P } from '../support/real-kernel.js';
 
 const test = suite('dirty/damage');
 
@@ -34,7 +34,7 @@ async function withFile(
     memory: Mapping;
     tracker: DirtyTracker;
     file: string;
-    /** Where each checkpoint begins, and the end. */
+    /** The offset at which each checkpoint begins, then the end of the file. */
     offsets: number[];
     /** The memory at each checkpoint. */
     kept: Buffer[];
@@ -63,19 +63,19 @@ async function withFile(
   });
 }
 
-/** What the process warns of while a body runs. */
+/** The warnings of the process while a body runs. */
 async function warnings(body: () => Promise<void>): Promise<string[]> {
-  const heard: string[] = [];
-  const listen = ({ message }: Error): void => void heard.push(message);
+  const messages: string[] = [];
+  const listen = ({ message }: Error): void => void messages.push(message);
   process.on('warning', listen);
   try {
     await body();
-    // Warnings are told in the next turn.
+    // Warnings are emitted in the next turn of the event loop.
     await new Promise((resolve) => setImmediate(resolve));
   } finally {
     process.off('warning', listen);
   }
-  return heard;
+  return messages;
 }
 
 function flip(file: string, at: number): void {
@@ -84,8 +84,8 @@ function flip(file: string, at: number): void {
   writeFileSync(file, bytes);
 }
 
-/** Places in each record of a checkpoint, and what the error calls it. */
-const PLACES: readonly [what: string, at: (from: number, to: number) => number, told: RegExp][] = [
+/** Places in each record of a checkpoint, and how the error describes damage there. */
+const PLACES: readonly [what: string, at: (from: number, to: number) => number, message: RegExp][] = [
   ['begin record', (from) => from + 9, /the begin record at byte/],
   ['first word of the begin record', (from) => from, /the begin record at byte/],
   ['head of a run', (from) => from + 40 + 1, /the run of pages at byte/],
@@ -99,7 +99,7 @@ const PLACES: readonly [what: string, at: (from: number, to: number) => number, 
 
 for (const [what, place, expected] of PLACES) {
   for (const damaged of [0, 1, 3]) {
-    test(`damage to the ${what} of checkpoint ${damaged} of 4 is told, with what can be restored; nothing is lost`, async () => {
+    test(`damage to the ${what} of checkpoint ${damaged} of 4 is reported, with what can be restored; nothing is lost`, async () => {
       await withFile(4, async ({ memory, tracker, file, offsets, kept }) => {
         flip(file, place(offsets[damaged] as number, offsets[damaged + 1] as number));
         const before = readFileSync(file);
@@ -121,7 +121,7 @@ for (const [what, place, expected] of PLACES) {
           await tracker.restore(file, { checkpoint: newest });
           assert.is(Buffer.compare(memory.bytes, kept[newest] as Buffer), 0, 'the way out is one');
         }
-        // The digest is not looked at by writers and lists: what follows is as it was.
+        // Writers and lists do not check the digest, so this damage does not affect them.
         if (/digest/.test(expected.source)) return;
         const list = await errorOf(() => DirtyTracker.checkpoints(file));
         assert.is(list.checkpoints.length, damaged);
@@ -141,24 +141,24 @@ test('an unfinished checkpoint at the end is cut off by the next writer, which s
     const [, second = 0, end = 0] = offsets;
     for (const length of [second + 1, second + 40, second + 64, second + 2000, end - 48, end - 1]) {
       writeFileSync(file, whole.subarray(0, length));
-      const heard = await warnings(async () => {
+      const messages = await warnings(async () => {
         assert.is((await DirtyTracker.checkpoints(file)).length, 1, `${length} bytes`);
         assert.is((await tracker.restore(file)).index, 0);
         await tracker.checkpoint(file);
       });
-      assert.is(heard.length, 1, `${heard}`);
+      assert.is(messages.length, 1, `${messages}`);
       assert.match(
-        heard[0] as string,
+        messages[0] as string,
         `the last ${length - second} bytes are of a checkpoint that was not finished`,
       );
     }
-    const heard = await warnings(async () => void (await tracker.checkpoint(file)));
-    assert.equal(heard, [], 'a sound file is no news');
+    const messages = await warnings(async () => void (await tracker.checkpoint(file)));
+    assert.equal(messages, [], 'a sound file causes no warning');
   });
 });
 
 test('what a crash of the machine leaves is unfinished, not damaged: zeros for what was not written', async () => {
-  // So many that the border of a sector lies in the last commit record: either part may be missing alone.
+  // With 9 checkpoints, a sector border lies in the last commit record, so either part of it can be missing alone.
   await withFile(9, async ({ tracker, file, offsets }) => {
     const whole = readFileSync(file);
     const [last = 0, end = 0] = offsets.slice(-2);
@@ -172,12 +172,12 @@ test('what a crash of the machine leaves is unfinished, not damaged: zeros for w
     ];
     for (const [from, to] of zeros) {
       writeFileSync(file, Buffer.from(whole).fill(0, from, to));
-      const heard = await warnings(async () => {
+      const messages = await warnings(async () => {
         assert.is((await DirtyTracker.checkpoints(file)).length, 8, `${from} to ${to}`);
         await tracker.restore(file);
         await tracker.checkpoint(file);
       });
-      assert.is(heard.length, 1);
+      assert.is(messages.length, 1);
     }
   });
 });
@@ -189,7 +189,7 @@ test('only the newest is named as a way out whose whole chain is sound, a later 
     const fork = await tracker.checkpoint(file);
     assert.is(fork.parent, 0);
     const forked = Buffer.from(memory.bytes);
-    // A byte of a page of checkpoint 1, on which 2 builds, and 3 does not.
+    // Damage a page of checkpoint 1. Checkpoint 2 builds on it, checkpoint 3 does not.
     flip(file, (offsets[1] as number) + 40 + 24 + 5);
     const error = await errorOf(() => tracker.restore(file, { checkpoint: 2 }));
     assert.match(error.message, /checkpoint 1, which checkpoint 2 builds on, is damaged/);
@@ -209,11 +209,11 @@ interface Made {
   index: number;
   parent?: number;
   pages?: number;
-  /** What the commit record says of the bytes before it, in place of what they are. */
+  /** The length that the commit record states; default: the correct length. */
   length?: number;
 }
 
-/** A checkpoint of which page 0 is 0x21s and all others are zeros, with sound marks and a sound digest. */
+/** A checkpoint whose page 0 is 0x21s and all others are zeros, with correct marks and a correct digest. */
 function made({ index, parent = 0xffffffff, pages = PAGES, length }: Made): Buffer {
   const begin = Buffer.alloc(40);
   begin.writeUInt32LE(0x4e474542, 0);
@@ -237,7 +237,7 @@ function made({ index, parent = 0xffffffff, pages = PAGES, length }: Made): Buff
   return Buffer.concat([begin, data, zeros, done]);
 }
 
-/** A file whose first checkpoint is a tracker's, followed by another. */
+/** Runs a body with a file that holds a tracker's checkpoint, followed by a handmade one. */
 async function withMade(
   what: Made,
   body: (tracker: DirtyTracker, file: string, memory: Mapping) => Promise<void>,
@@ -296,7 +296,7 @@ test("a tracker's first checkpoint in another's file holds all pages, and brings
     assert.equal([index, parent, pages], [2, undefined, PAGES]);
     memory.bytes[2 * P] = 9;
     const mine = Buffer.from(memory.bytes);
-    // Its own last one is still there to build on.
+    // The first tracker still builds on its own last checkpoint.
     assert.equal(
       [await tracker.checkpoint(file)].map((one) => [one.index, one.parent, one.pages]),
       [[3, 1, 1]],
@@ -324,7 +324,7 @@ test('one writer at a time, of all processes: the other is refused, and both che
       assert.match(error.message, /is being written by another tracker.*try again/);
     }
     assert.is((await DirtyTracker.checkpoints(file)).length, 3 - refused.length);
-    // As another process would have it.
+    // Lock the file as another process would.
     const lock = openLocked(file);
     assert.ok(lock >= 0);
     assert.match(
@@ -340,7 +340,7 @@ test('one writer at a time, of all processes: the other is refused, and both che
   });
 });
 
-/** The calls of a FileHandle's method while a body runs: the file's path, and its bytes at that moment. */
+/** The calls of `sync` and `datasync` while a body runs: the file's path, and its bytes at that moment. */
 async function observed(
   body: () => Promise<void>,
 ): Promise<{ call: 'sync' | 'datasync'; path: string; bytes: Buffer | undefined }[]> {

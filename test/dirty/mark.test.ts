@@ -1,4 +1,4 @@
-// Writes that the kernel cannot report: the caller says them with `mark`, and from then on they are as any other.
+// Writes that the kernel cannot report: once the caller reports them with `mark`, they count like any other write.
 
 import { closeSync, constants, openSync, read, writeFileSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
@@ -6,14 +6,14 @@ import { promisify } from 'node:util';
 import * as assert from 'uvu/assert';
 import { DirtyTracker } from '../../src/dirty/index.js';
 import { Mapping } from '../../src/index.js';
-import { inDirectory } from '../cli/command.js';
-import { skip, suite } from '../harness.js';
-import { needKernel, P } from '../kernel/support.js';
-import { KINDS, MODES, pagesOf } from './support.js';
+import { inDirectory } from '../cli/support/command.js';
+import { skip, suite } from '../support/harness.js';
+import { needKernel, P } from '../support/real-kernel.js';
+import { KINDS, MODES, pagesOf } from './support/tracked-memory.js';
 
 const test = suite('dirty/mark');
 
-/** Reads a file into memory, past the page cache or through it. */
+/** Reads a file into memory, without the page cache (O_DIRECT) or through it. */
 async function readInto(path: string, bytes: Uint8Array, flags: number): Promise<void> {
   const fd = openSync(path, constants.O_RDONLY | flags);
   try {
@@ -38,7 +38,7 @@ for (const mode of MODES) {
           const tracker = await DirtyTracker.open(memory, { mode });
           const size = tracker.pageSize;
           const place = (page: number, offset = 0): bigint => memory.address + BigInt(page * size + offset);
-          const told = (): number[] => pagesOf(tracker.collect(), memory.address, size);
+          const collected = (): number[] => pagesOf(tracker.collect(), memory.address, size);
           try {
             await tracker.checkpoint(file, { sync: false });
             tracker.mark(place(2, 5), 1);
@@ -48,7 +48,7 @@ for (const mode of MODES) {
             tracker.mark(place(5), size);
             tracker.mark(place(7, size - 1), 1);
             memory.bytes[6 * size] = 1;
-            assert.equal(told(), [1, 2, 5, 6, 7]);
+            assert.equal(collected(), [1, 2, 5, 6, 7]);
             assert.is((await tracker.checkpoint(file, { sync: false })).pages, 5);
             assert.is((await tracker.checkpoint(file, { sync: false })).pages, 0);
             tracker.mark(memory.address, memory.length);
@@ -148,7 +148,7 @@ test('a mark while a checkpoint is made is in the next one', async () => {
       await tracker.checkpoint(file);
       memory.bytes[P] = 1;
       const running = tracker.checkpoint(file);
-      // Behind the look at the page tables, in front of the commit record.
+      // Wait until the tracker has scanned the page tables, but has not written the commit record.
       for (let turn = 0; turn < 3; turn++) await new Promise((resolve) => setImmediate(resolve));
       tracker.mark(memory.address + BigInt(4 * P), 1);
       const pages = (await running).pages + (await tracker.checkpoint(file)).pages;

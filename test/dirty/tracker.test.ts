@@ -1,4 +1,4 @@
-// Which pages were written: for every kind of memory and both ways of seeing it, against a shadow copy.
+// The tracker reports exactly the pages that were written: every kind of memory, both modes, against a shadow copy.
 
 import * as assert from 'uvu/assert';
 import {
@@ -12,7 +12,7 @@ import {
 } from '../../shim/memory.js';
 import { DirtyTracker } from '../../src/dirty/index.js';
 import { Mapping, type UffdError } from '../../src/index.js';
-import { generator, seed, suite } from '../harness.js';
+import { generator, seed, suite } from '../support/harness.js';
 import {
   endAll,
   holdings,
@@ -23,8 +23,8 @@ import {
   type Toucher,
   touchers,
   until,
-} from '../kernel/support.js';
-import { KINDS, type Kind, MODES, pagesOf, sorted } from './support.js';
+} from '../support/real-kernel.js';
+import { KINDS, type Kind, MODES, pagesOf, sorted } from './support/tracked-memory.js';
 
 const test = suite('dirty');
 
@@ -61,7 +61,7 @@ for (const kind of KINDS) {
   for (const mode of MODES) {
     const title = `${kind.name}, ${mode}`;
 
-    test(`${title}: what was written is told once, reads are not, runs are as long as can be`, async () => {
+    test(`${title}: each write is reported once, reads are not, and runs are as long as possible`, async () => {
       await tracked(kind, mode, 16, 1, async ({ memory, tracker, threads: [thread], pageSize }) => {
         const at = (page: number): bigint => memory.address + BigInt(page * pageSize);
         const writer = thread as Toucher;
@@ -73,26 +73,26 @@ for (const kind of KINDS) {
           { start: at(3), length: 3 * pageSize },
           { start: at(12), length: pageSize },
         ]);
-        assert.equal(tracker.collect(), [], 'told once');
+        assert.equal(tracker.collect(), [], 'reported once');
         await writer.write(2, at(4) + BigInt(pageSize - 1));
         assert.equal(pagesOf(tracker.collect(), memory.address, pageSize), [4]);
-        // The thread that asks may write too.
+        // The thread that calls `collect` may write too.
         memory.bytes[7 * pageSize] = 3;
         assert.equal(pagesOf(tracker.collect(), memory.address, pageSize), [7]);
       });
     });
 
-    test(`${title}: pages that were taken away are told, and again when they were written`, async () => {
+    test(`${title}: removed pages are reported, and again once they are written`, async () => {
       await tracked(kind, mode, 8, 1, async ({ memory, tracker, threads: [thread], pageSize }) => {
         const at = (page: number): bigint => memory.address + BigInt(page * pageSize);
         const writer = thread as Toucher;
         await writer.write(5, ...Array.from({ length: 8 }, (_, page) => at(page)));
         tracker.collect();
         assert.is(await writer.madvise(at(2), 2 * pageSize, MADV_DONTNEED), 0);
-        const told = pagesOf(tracker.collect(), memory.address, pageSize);
-        // Shared memory keeps what it holds, and its protection: nothing has changed.
-        const shared = kind.name === 'memfd' || told.length === 0;
-        if (!shared) assert.equal(told, [2, 3]);
+        const collected = pagesOf(tracker.collect(), memory.address, pageSize);
+        // Shared memory keeps its contents and its protection, so no page has changed.
+        const shared = kind.name === 'memfd' || collected.length === 0;
+        if (!shared) assert.equal(collected, [2, 3]);
         assert.equal(tracker.collect(), []);
         await writer.write(6, at(3));
         assert.equal(pagesOf(tracker.collect(), memory.address, pageSize), [3]);
@@ -111,7 +111,7 @@ for (const mode of MODES) {
         const written: number[] = [];
         const writes = threads.map((thread, index) => {
           const value = 1 + ((round + index) % 255);
-          // Each thread has bytes of its own, so that the last writer of each is known.
+          // Each thread writes bytes of its own, so the last value of each byte is known.
           const places = Array.from(
             { length: 1 + random(6) },
             () => random(64) * P + random(1024) * 3 + index,
@@ -145,7 +145,7 @@ test('closing gives everything back, and memory is as any other afterwards', asy
     assert.throws(() => tracker.collect(), /the tracker is closed/);
     memory.bytes[P] = 2;
   }
-  // The thread of the synchronous one ends by itself, and with it the descriptors of its event loop.
+  // The thread of the synchronous tracker ends by itself, and closes the descriptors of its event loop.
   const given = (): boolean => {
     const { descriptors, threads } = holdings();
     return descriptors <= before.descriptors && threads <= before.threads;

@@ -1,15 +1,15 @@
-/* A monitor that hands over and keeps nothing, and does to its handler what a hostile or unlucky one would.
+/* A monitor that hands its userfaultfd over and keeps no copy, and can act as a hostile or broken monitor would.
  *
  *   bare SOCKET BYTES TEXT [DOES...]
  *
- * TEXT is the hand-off's text; BASE in it stands for the address of its memory. DOES:
- *   keeps     a copy of the userfaultfd stays open
- *   unblocks  a child that has all descriptors clears O_NONBLOCK all the time, also after the monitor's end
- *   leaves    a child has the connection; it says "closed" when the handler has closed that, and ends
+ * TEXT is the text of the hand-off; the program replaces BASE in it with the address of its memory. DOES:
+ *   keeps     keeps a copy of the userfaultfd open
+ *   unblocks  a child with all descriptors clears O_NONBLOCK all the time, even after the monitor's end
+ *   leaves    a child keeps the connection, prints "closed" when the handler has closed it, and ends
  *   lingers   hands over a TCP socket whose close(2) blocks for an hour
- *   queues    sends such a socket behind the hand-off
+ *   queues    sends such a socket after the hand-off
  *
- * Lines on stdin: "touch N" reads page N in a thread of its own, which says "page N: WORD"; "end". */
+ * Lines on stdin: "touch N" reads page N in a thread of its own, which prints "page N: WORD"; "end" exits. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -81,7 +81,7 @@ static void pass(int s, const char *text, int fd)
 	(void)!sendmsg(s, &m, MSG_NOSIGNAL);
 }
 
-/* Its peer, in this process, never reads. */
+/* A full TCP socket: its peer, in this process, never reads. */
 static int lingering(void)
 {
 	struct sockaddr_in a = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
@@ -122,7 +122,7 @@ static void child(int s, int fd, char **v)
 
 	if (fork())
 		return;
-	/* It ends with whoever started the monitor, at the latest: its stdin is that one's. */
+	/* The child ends when the handler has closed the connection, or after a bounded number of fcntl calls. */
 	if (does(v, "leaves")) {
 		close(fd);
 		while (recv(s, &byte, 1, 0) > 0)
@@ -151,18 +151,15 @@ int main(int c, char **v)
 		snprintf(text, sizeof text, "%.*s%lu%s", (int)(at - v[3]), v[3], (unsigned long)base, at + 4);
 	else
 		snprintf(text, sizeof text, "%s", v[3]);
+	/* Before it connects, because from then on its time is limited. */
+	fd = does(v, "lingers") ? lingering() : userfaultfd(bytes);
 	s = connected(v[1]);
-	if (does(v, "queues")) {
-		pass(s, text, userfaultfd(bytes));
+	pass(s, text, fd);
+	if (does(v, "queues"))
 		pass(s, text, lingering());
-		fd = -1;
-	} else {
-		fd = does(v, "lingers") ? lingering() : userfaultfd(bytes);
-		pass(s, text, fd);
-	}
 	if (does(v, "leaves") || does(v, "unblocks"))
 		child(s, fd, v);
-	if (!does(v, "keeps"))
+	if (!does(v, "keeps") && !does(v, "queues"))
 		close(fd);
 	say("handed over\n", 0, 0);
 	while (fgets(line, sizeof line, stdin)) {

@@ -1,18 +1,18 @@
-/* A monitor and its guest, whose threads fault as often as they can: each has pages of its own, which it touches, writes,
- * takes away (a balloon) and touches again. Every page is compared with what it must hold.
+/* A monitor and its guest, whose threads fault as often as they can. Each thread has its own pages, which it touches,
+ * writes, removes (a balloon) and touches again. It compares every page with the expected contents.
  *
  *   churn SOCKET MEMORY [-t THREADS] [-n ROUNDS] [-x SPLITS] [-p PAGE SIZE] [-s SEED] [-l SECONDS]
  *
  *   -t  threads, 1 to 16
- *   -n  rounds of each thread: some pages are taken away, and some are touched
- *   -x  of a thousand rounds, those that split or join the mappings of the guest's memory (MADV_DONTDUMP, mprotect)
- *   -p  4096, or 2097152: pages of the pool of huge pages, which need not have them
- *   -l  what it may take, in seconds
+ *   -n  rounds of each thread; in each round it may remove some pages, and touches them
+ *   -x  rounds in a thousand that split or join the mappings of the guest's memory (madvise, mprotect)
+ *   -p  4096, or 2097152 for huge pages; the pool need not have that many
+ *   -l  time limit, in seconds
  *
- * Exit code 0: no page was wrong; 1: some were, or it failed, or it took too long; 2: wrong arguments.
+ * Exit code 0: all pages were right; 1: some were wrong, or it failed, or reached the time limit; 2: wrong arguments.
  *
- * A page holds the memory file's bytes, zeros once it was taken away, and one word that its thread has written. Threads own
- * chunks of pages by turns, so the neighbours that a window brings along are another thread's, who takes them away. */
+ * A page holds the memory file's bytes, or zeros once it was removed, and one word that its thread has written. Chunks
+ * of pages go to the threads in turn, so a fill's window includes pages that another thread removes. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
@@ -35,13 +35,13 @@
 #define THREADS_MOST 16
 #define CHUNK 8
 #define WRONG_TOLD 10
-/* Of so many touches of a page of 4096 bytes one compares all of it; the others compare its word, and a random one. */
+/* One of so many touches of a 4096-byte page compares the whole page; the others compare its word and a random one. */
 #define WHOLE_EVERY 8
 
 struct page {
-	/* Nothing of the file is left in it. */
+	/* The page was removed: it holds no bytes of the file. */
 	bool taken;
-	/* What was written to its word since, if not 0. */
+	/* The value last written to the page's word; 0: none since the removal. */
 	uint64_t written;
 };
 
@@ -75,7 +75,7 @@ static uint64_t roll(uint64_t *state, uint64_t below)
 	return (*state >> 11) % below;
 }
 
-/* Of a page: which word is written. */
+/* The word of a page that its thread writes. */
 static long word_of(long page)
 {
 	return mixed(page) % (page_size / 8);
@@ -101,7 +101,7 @@ static void touch(long page, uint64_t *random)
 	long words = page_size / 8;
 
 	if (roll(random, 4) == 0) {
-		/* A write that comes first is a fault of another kind. */
+		/* If the page is missing, this is a write fault; the reads below cause read faults. */
 		known[page].written = *random | 1;
 		((volatile uint64_t *)(guest + page * page_size))[word_of(page)] = known[page].written;
 	}
@@ -124,7 +124,7 @@ static void take_away(long first, long count)
 	atomic_fetch_add(&taken, count);
 }
 
-/* The kernel splits or joins mappings, and tells nobody. */
+/* Makes the kernel split or join mappings, for which it posts no event. */
 static void split(long first, long count, uint64_t *random)
 {
 	char *start = guest + first * page_size;
@@ -137,7 +137,7 @@ static void split(long first, long count, uint64_t *random)
 		madvise(start, count * page_size, MADV_DODUMP);
 		break;
 	case 2:
-		/* Nobody but this thread touches these pages. */
+		/* No other thread touches these pages. */
 		mprotect(start, count * page_size, roll(random, 2) ? PROT_READ : PROT_NONE);
 		usleep(roll(random, 200));
 		mprotect(start, count * page_size, PROT_READ | PROT_WRITE);
@@ -267,7 +267,7 @@ int main(int words, char **arguments)
 	known = calloc(pages, sizeof(*known));
 	if (file == MAP_FAILED || guest == MAP_FAILED || !known)
 		fail("mmap");
-	/* Stays open here, too: were the handler to end, the guest would wait for ever. */
+	/* The monitor keeps the descriptor open too: if the handler ended, the guest would sleep until the time limit. */
 	hand_over(arguments[optind], watch_guest());
 	for (long i = 0; i < thread_count; i++)
 		if (pthread_create(&threads[i], NULL, run, (void *)i))

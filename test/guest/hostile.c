@@ -3,14 +3,15 @@
  *   hostile [-k KIND] [-j JOBS] [-p SERVER'S PID] [-m METRICS PORT] SEED FIRST COUNT SOCKET...
  *   hostile -l
  *
- * Plays COUNT tries from the number FIRST on, JOBS at a time. What a try does depends on SEED and its number; what
- * happens also depends on what the other jobs and the server do meanwhile. -k: only this kind; -l: lists the kinds.
+ * Plays COUNT tries from number FIRST on, in JOBS processes at a time. SEED and a try's number decide what the try
+ * does; its effect also depends on what the other jobs and the server do meanwhile. -k: only this kind; -l: lists the
+ * kinds.
  *
- * When all tries are over, whatever the server did, it prints one line of JSON: tries by kind, and how many of its
- * processes the server has killed. It stays until it is killed, and keeps the other ends of connections that it has handed
- * over: the server must not wait for them. Whether the server is well is for the test to ask.
+ * After all tries it prints one line of JSON: the number of tries by kind, and how many of its processes the server
+ * has killed. It then stays until it is killed, and keeps the peers of the sockets that it has handed over: the server
+ * must not wait for them. The test that started it checks whether the server is well.
  *
- * Rule: a try may take a while, and never for ever: a process that hangs in a page fault is killed. */
+ * Rule: every try ends, as a process that hangs in a page fault is killed after a while. */
 #define _GNU_SOURCE
 #include "hostile/dice.h"
 #include "hostile/descriptors.h"
@@ -20,10 +21,10 @@
 #include <stdatomic.h>
 #include <sys/wait.h>
 
-/* Tries of a job before another process takes its place, with all descriptors that linger. */
+/* Tries of a job before a new process takes its place; the old one's lingering descriptors are closed. */
 #define TRIES_OF_JOB 100
 #define JOBS_MOST 64
-/* What a process of its own may take, in milliseconds, when it does not end by itself. */
+/* Time limit of a try's own process, in milliseconds. */
 #define PATIENCE_MS 400
 
 static void harmless_signal(struct dice *dice)
@@ -34,7 +35,7 @@ static void harmless_signal(struct dice *dice)
 		kill(server, SIGNALS[roll(dice, sizeof(SIGNALS) / sizeof(*SIGNALS))]);
 }
 
-/* Those that are apart have a process of their own: it has a guest, or is killed. */
+/* A kind that is `apart` runs in a process of its own, because it has a guest or may be killed. */
 static const struct kind {
 	const char *name;
 	void (*play)(struct dice *dice);
@@ -127,7 +128,7 @@ static void play_apart(const struct kind *kind, struct dice *dice)
 	if (child < 0)
 		return;
 	end.fd = syscall(SYS_pidfd_open, child, 0);
-	/* One that has stopped, or sleeps in a fault that is not answered, does not end by itself. */
+	/* A process that is stopped, or sleeps in a fault that is never answered, does not end by itself. */
 	if (poll(&end, 1, kind->play == stopped ? (int)roll(dice, 40) : PATIENCE_MS) == 0)
 		kill(child, SIGKILL);
 	else if (waitid(P_PID, child, &(siginfo_t){ 0 }, WEXITED | WNOWAIT) == 0 && kind->play != killed) {
@@ -181,7 +182,7 @@ static void play_all(void)
 		for (int i = 0; i < job_count; i++) {
 			if (jobs[i] != ended)
 				continue;
-			/* One that was killed has not said that nothing is left. */
+			/* A job exits with 1 if no try is left. A job that was killed may have left tries. */
 			if (WIFEXITED(status) && WEXITSTATUS(status) != 0)
 				running--;
 			else
@@ -255,7 +256,7 @@ int main(int words, char **arguments)
 	count = atol(arguments[optind + 2]);
 	for (int i = optind + 3; i < words; i++)
 		sockets[socket_count++] = arguments[i];
-	/* Whoever started this is gone: so is what it is good for. */
+	/* Without its parent the results have no reader. */
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	signal(SIGPIPE, SIG_IGN);
 	board = mmap(NULL, sizeof(*board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);

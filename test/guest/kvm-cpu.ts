@@ -1,5 +1,4 @@
-// A thread that is one processor of a virtual machine: it does the walks it is told to, one after the other, and
-// answers each with its sum.
+// A thread that runs one virtual processor: it performs the requested walks in order, and answers each with its sum.
 
 import { parentPort, workerData } from 'node:worker_threads';
 import { Cpu, type Walk } from './kvm.js';

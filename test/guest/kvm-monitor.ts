@@ -1,10 +1,11 @@
-// A monitor whose guest is a real one: a virtual machine that goes on out of a memory file, code and all. Its memory is
-// handed to a page-fault handler; its processors walk over every page; a balloon takes some pages away; they walk again.
+// A monitor with a real guest: a virtual machine that resumes from a memory file, its code included. A page-fault
+// handler serves the memory. The processors walk over every page, a balloon removes some pages, and the processors
+// walk again.
 //
 //   node kvm-monitor.js SOCKET MEMORY CPUS [write]
 //
-// Exit code 0: every sum that the guest put out is that of the file's pages, every page holds what it should, and none
-// was left for this process to fault in; else 1. It prints one line of JSON.
+// Exit code 0: every sum from the guest equals that of the file's pages, every page has the expected contents, and the
+// guest's walks left no page absent; else 1. It prints one line of JSON.
 
 import { once } from 'node:events';
 import { readFileSync, readSync } from 'node:fs';
@@ -17,23 +18,23 @@ import { type Slot, Vm, type Walk } from './kvm.js';
 import type { CpuOptions } from './kvm-cpu.js';
 
 const PAGE = 4096;
-/** Where the guest has its memory: below and above a hole. */
+/** The guest's addresses of its memory: below and above a hole. */
 const LOW = 0;
 const HIGH = 0x4000_0000;
-/** Every so many pages the balloon takes some; the code is not among them. */
+/** The balloon takes BALLOON_PAGES of every BALLOON_STEP pages; the page of the code is not among them. */
 const BALLOON_STEP = 32;
 const BALLOON_PAGES = 5;
 const LIMIT_MS = 50_000;
 
 const [socket = '', file = '', cpuCount = '1', write] = process.argv.slice(2);
 
-// A processor that waits for a page cannot be ended in any other way.
+// Only SIGKILL ends a processor that waits for a page.
 setTimeout(() => {
   console.error('it took too long');
   process.kill(process.pid, 'SIGKILL');
 }, LIMIT_MS).unref();
 
-/** What the guest's memory should hold. */
+/** The expected contents of the guest's memory. */
 const expected = readFileSync(file);
 const words = new Uint32Array(expected.buffer, expected.byteOffset, expected.length / 4);
 const pages = expected.length / PAGE;
@@ -72,7 +73,7 @@ function handOver(): void {
   if (sent !== text.length) throw new Error(`sendmsg: ${sent} of ${text.length} bytes`);
 }
 
-/** A walk of a processor over a slot: the even ones go up, the odd ones down. */
+/** A processor's walk over a slot: processors with even numbers go up, those with odd numbers down. */
 function walkOf(cpu: number, slot: Slot): Walk {
   const count = slot.length / PAGE;
   const down = cpu % 2 === 1;
@@ -84,7 +85,7 @@ function walkOf(cpu: number, slot: Slot): Walk {
   };
 }
 
-/** What a walk should put out. What it writes is noted in what is expected. */
+/** The sum that a walk should return. Also applies the walk's writes to the expected contents. */
 function expectedSum({ pages: count, step, write: word }: Walk, first: number): number {
   let sum = 0;
   for (let left = count; left > 0; left--) {
@@ -97,7 +98,7 @@ function expectedSum({ pages: count, step, write: word }: Walk, first: number): 
   return sum;
 }
 
-/** All processors walk over all slots at the same time; how many sums were wrong. */
+/** Lets all processors walk over all slots at the same time. Returns the number of wrong sums. */
 async function walkAll(cpus: readonly Worker[]): Promise<number> {
   const wrong = await Promise.all(
     cpus.map(async (cpu, number) => {
@@ -114,7 +115,7 @@ async function walkAll(cpus: readonly Worker[]): Promise<number> {
   return wrong.reduce((sum, found) => sum + found, 0);
 }
 
-/** Takes pages away from the guest; how many. */
+/** Removes pages of the guest, and returns their number. */
 function inflate(): number {
   let removed = 0;
   for (const [index, { start, length }] of slots.entries()) {
@@ -131,7 +132,7 @@ function inflate(): number {
 
 const readAt: Read = (file, buffer, length, from) => readSync(file, buffer, 0, length, from);
 
-/** Pages that are not in memory: those that the guest has not touched. */
+/** The number of pages that are not in memory, which the guest cannot have touched. */
 function absentPages(): number {
   return slots
     .flatMap(({ start, length }) => pagesOfSelf(start, length / PAGE, readAt))

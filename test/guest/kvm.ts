@@ -1,7 +1,7 @@
-// Virtual machines by /dev/kvm (Documentation/virt/kvm/api.rst), as far as a guest needs them that has no devices: some
-// memory, and processors that run a few lines of 32-bit code in flat segments, without paging.
+// Virtual machines with /dev/kvm (Documentation/virt/kvm/api.rst), for a guest without devices: some memory, and
+// processors that run a few lines of 32-bit code in flat segments, without paging.
 //
-// Rule: the guest's code lies in its memory, so that its first page fault is for the code.
+// Rule: the guest's code lies in the guest's memory, so its first page fault is for the code.
 
 import { libc } from '../../shim/libc.js';
 import { MAP_SHARED, mmap, PROT_READ, PROT_WRITE, view } from '../../shim/memory.js';
@@ -22,13 +22,13 @@ const KVM_SET_SREGS = 0x4138ae84;
 const KVM_EXIT_IO = 2;
 const KVM_EXIT_HLT = 5;
 
-/** Three pages that the hypervisor of an older Intel processor needs, where no guest has memory. */
+/** Three pages that KVM needs on older Intel processors, at an address where no guest has memory. */
 const TSS_AT = 0xfffbd000;
 
-/** struct kvm_run: the reason of an exit; for one by I/O, where the data are. */
+/** struct kvm_run: the exit reason; for an exit by I/O, the offset of the data. */
 const RUN_EXIT_REASON = 8;
 const RUN_IO_DATA_OFFSET = 40;
-/** struct kvm_sregs: segments of 24 bytes from cs on, and cr0 behind them. */
+/** struct kvm_sregs: six segments of 24 bytes, beginning with cs; and the offset of cr0. */
 const SREGS_BYTES = 312;
 const SEGMENT_BYTES = 24;
 const SEGMENTS = 6;
@@ -46,10 +46,10 @@ const REGS_BYTES = 144;
 const REGS = { ecx: 16, edx: 24, esi: 32, ebp: 56, eip: 128, flags: 136 };
 const FLAGS_ALWAYS = 2n;
 
-/** Where the code lies in the guest's memory: in its second page, behind the words that are read and written. */
+/** The code's address in the guest: in its second page, behind the words that walks read and write. */
 export const CODE_AT = 0x1400;
 
-/** Walks over ecx pages from esi on, edx bytes apart, and puts what it read out on a port. */
+/** Walks over ecx pages from esi on, edx bytes apart, and writes the sum of what it read to an I/O port. */
 export const CODE = Uint8Array.from([
   ...[0x31, 0xc0], //             xor eax, eax
   ...[0x85, 0xed], //       next: test ebp, ebp
@@ -66,25 +66,25 @@ export const CODE = Uint8Array.from([
 
 /** Memory of a virtual machine. */
 export interface Slot {
-  /** Where the guest has it. */
+  /** The guest's address of the memory. */
   readonly guest: number;
-  /** Where this process has it. */
+  /** This process's address of the memory. */
   readonly start: bigint;
   readonly length: number;
 }
 
-/** What a processor is told to do. */
+/** A request to a processor. */
 export interface Walk {
   /** The guest's address of the first page. */
   readonly from: number;
   readonly pages: number;
-  /** Bytes from one page to the next; they may be negative. */
+  /** Bytes from one page to the next; may be negative. */
   readonly step: number;
-  /** The word of each page to write, before the first word is read: how many pages were left. 0: none. */
+  /** Index of the word to write in each page, before its first word is read: the number of pages left. 0: none. */
   readonly write: number;
 }
 
-/** Why there can be no virtual machine here; undefined: there can be one. */
+/** The reason why virtual machines do not work here; undefined: they work. */
 export function whyNoKvm(): string | undefined {
   if (process.arch !== 'x64') return `the guest's code is for x64, not ${process.arch}`;
   try {
@@ -97,7 +97,7 @@ export function whyNoKvm(): string | undefined {
 
 export class Vm {
   readonly fd: number;
-  /** Bytes that a processor shares with this process. */
+  /** Size of the structure that a processor shares with this process. */
   readonly runBytes: number;
 
   constructor(slots: readonly Slot[]) {
@@ -122,7 +122,7 @@ export class Vm {
   }
 }
 
-/** A processor. One thread makes it and runs it. */
+/** A processor. The thread that creates it also runs it. */
 export class Cpu {
   readonly #fd: number;
   readonly #run: DataView;
@@ -139,7 +139,7 @@ export class Cpu {
     call(this.#fd, KVM_SET_SREGS, libc().koffi.address(sregs), 'KVM_SET_SREGS');
   }
 
-  /** Runs the code until it halts; what it has put out. */
+  /** Runs the code until it halts, and returns the sum. */
   walk({ from, pages, step, write }: Walk): number {
     const regs = new DataView(new ArrayBuffer(REGS_BYTES));
     const values = { ecx: pages, edx: step >>> 0, esi: from, ebp: write, eip: CODE_AT };
@@ -163,7 +163,7 @@ export class Cpu {
   }
 }
 
-/** All 4 GiB, from 0 on, 32 bits: code for cs, which comes first, data for the others. */
+/** Sets a flat 32-bit segment of 4 GiB from 0 on: code for cs, which is the first segment, data for the others. */
 function setFlat(sregs: DataView, segment: number): void {
   const at = segment * SEGMENT_BYTES;
   sregs.setBigUint64(at, 0n, true);

@@ -1,20 +1,20 @@
-/* A monitor that restores a microVM's memory through a page-fault handler, as Firecracker's documentation tells it
+/* A monitor that restores a microVM's memory through a page-fault handler, as Firecracker's documentation describes
  * (docs/snapshotting/handling-page-faults-on-snapshot-resume.md), and its guest: threads that touch every page.
  *
  *   monitor SOCKET MEMORY [-t THREADS] [-r ROUNDS] [-b] [-s SEED] [-l SECONDS]
  *
  *   -t  threads that touch pages, 1 to 16
  *   -r  how often each of them touches every page
- *   -b  inflate a balloon meanwhile: ranges of pages are taken away, and must be zero afterwards
- *   -s  what the orders of the pages depend on
- *   -l  what it may take, in seconds
+ *   -b  inflate a balloon meanwhile: ranges of pages are removed, and must read as zeros afterwards
+ *   -s  seed of the random choices, among them the orders of the pages
+ *   -l  time limit, in seconds
  *
- * Exit code 0: no page was wrong; 1: some were, or it failed, or it took too long; 2: wrong arguments. It prints one
- * line of JSON: the guest's pages, how often one was touched, removed, and found wrong.
+ * Exit code 0: all pages were right; 1: some were wrong, or it failed, or reached the time limit; 2: wrong arguments.
+ * It prints one line of JSON: the number of the guest's pages, of touches, of removals, and of wrong pages found.
  *
- * A page's words are those of the memory file until it is removed, and zero from then on. One word of each page
- * belongs to each thread, which writes marks there; all others know a mark when they see one. While a page is being
- * removed either is right. */
+ * A page holds the memory file's words until it is removed, and zeros from then on. Each thread owns one word of each
+ * page and writes marks there; the other threads recognize a mark when they read it. While a page is being removed,
+ * both contents are right. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -43,8 +43,8 @@
 #define BALLOON_PAGES 32
 #define WRONG_TOLD 10
 
-/* What a thread has last written to its word of a page, and how many removals of that page had ended before and had
- * begun after. */
+/* The version of the mark that a thread last wrote to its word of a page; the removals of the page that had ended
+ * before the write, and those that had begun after it. */
 struct written {
 	uint32_t version;
 	uint32_t ended_before;
@@ -71,7 +71,7 @@ static int thread_count = 1;
 static int rounds = 2;
 static uint64_t seed = 1;
 static struct toucher touchers[THREADS_MOST];
-/* Removals of each page. */
+/* Numbers of each page's removals that have begun, and that have ended. */
 static _Atomic uint32_t *begun;
 static _Atomic uint32_t *ended;
 static atomic_long touched;
@@ -107,13 +107,13 @@ static char *page_at(long page)
 	return region->start + (page - region->first) * PAGE;
 }
 
-/* Which of a page's words is a thread's. */
+/* The word of a page that a thread owns. */
 static int word_of(long page, int thread)
 {
 	return (mixed(page) + thread) % WORDS;
 }
 
-/* Whose word it is; thread_count or more: nobody's. */
+/* Number of the thread that owns the word; thread_count or more: no thread owns it. */
 static int owner_of(long page, int word)
 {
 	return (word + WORDS - word_of(page, 0)) % WORDS;
@@ -131,8 +131,8 @@ static void say_wrong(long page, int word, uint64_t found, uint64_t file)
 			(unsigned long long)found, (unsigned long long)file, atomic_load(&ended[page]));
 }
 
-/* Whether a word that `own` has written is as it must be. `before` and `after`: removals that had ended before the
- * page was looked at, and that had begun afterwards. */
+/* Whether a word may have this value if `own` wrote a mark to it. `before`: removals that had ended before the page
+ * was read. `after`: removals that had begun after the read. */
 static bool own_word_right(uint64_t found, uint64_t marked, const struct written *own, uint32_t before, uint32_t after)
 {
 	if (found == marked)
@@ -156,7 +156,7 @@ static bool word_right(long page, int word, uint64_t found, uint64_t file, const
 	return (found == file && before == 0) || (found == 0 && after > 0);
 }
 
-/* Looks at a whole page, as the guest does or as a system call of the monitor does. */
+/* Reads and checks a whole page: by loads, as a guest does, or by a system call of the monitor. */
 static void look(long page, struct toucher *self, bool by_kernel)
 {
 	uint64_t found[WORDS], file[WORDS];
@@ -197,7 +197,7 @@ static void write_mark(long page, struct toucher *self)
 	own->begun_after = atomic_load(&begun[page]);
 }
 
-/* All pages, in an order of its own. */
+/* Puts all pages into a random order. */
 static void shuffle(long *order, uint64_t *random)
 {
 	for (long i = 0; i < pages; i++)
@@ -223,7 +223,7 @@ static void *touch_all(void *argument)
 		for (long i = 0; i < pages; i++) {
 			uint64_t how = next_random(&self->random);
 
-			/* Half of them are written, before or after they are looked at. */
+			/* A quarter of the pages is written before the check, and a quarter after it. */
 			if ((how & 3) == 0)
 				write_mark(order[i], self);
 			look(order[i], self, (how >> 8) % 8 == 0);
@@ -249,13 +249,14 @@ static void take_away(long first, long count)
 		look(page, NULL, false);
 }
 
-/* Takes as many pages as the guest has, for each two rounds; so that some are touched before, and some afterwards. */
+/* Removes as many pages as the guest has in every two rounds, so that removals come between the touches of a page. */
 static void *inflate(void *argument)
 {
 	uint64_t random = mixed(seed + THREADS_MOST) | 1;
 
 	(void)argument;
-	while (atomic_load(&touching)) {
+	/* At least once, however fast the guest is. */
+	while (atomic_load(&touching) || atomic_load(&removed) == 0) {
 		const struct region *region = &regions[next_random(&random) % REGIONS];
 		long first = next_random(&random) % region->pages;
 		long count = 1 + next_random(&random) % BALLOON_PAGES;
@@ -269,7 +270,7 @@ static void *inflate(void *argument)
 	return NULL;
 }
 
-/* Two regions, below and above a hole, as an x86 guest has them that reaches beyond 4 GiB. */
+/* Maps two regions, below and above a hole, like those of an x86 guest with more memory than fits below 4 GiB. */
 static void map_guest(void)
 {
 	char *room;
@@ -341,7 +342,7 @@ static int connect_to(const char *path)
 	return fd;
 }
 
-/* One message: the regions, and the userfaultfd with them. */
+/* Sends one message: the regions as text, and the userfaultfd as ancillary data. */
 static void hand_over(int connection, int uffd)
 {
 	char text[1024] = "[";
@@ -447,7 +448,7 @@ int main(int count, char **arguments)
 
 	map_guest();
 	connection = connect_to(arguments[optind]);
-	/* The descriptor stays open here, too: were the handler to end, the guest would wait for ever. */
+	/* The monitor keeps the descriptor open too: if the handler ended, the guest would sleep until the time limit. */
 	hand_over(connection, watch_guest());
 	for (int i = 0; i < thread_count; i++)
 		begin_touching(&touchers[i], i);

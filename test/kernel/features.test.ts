@@ -1,15 +1,25 @@
-// Features and mode bits of the kernel that no other test is about, each by what a program sees of it.
+// Features and mode bits that no other test covers: each test checks what a program sees of one.
 
 import * as assert from 'uvu/assert';
 import { linuxKernel } from '../../shim/linux.js';
 import * as memory from '../../shim/memory.js';
 import { type Feature, Mapping, type Mode, type Pagefault, Userfaultfd } from '../../src/index.js';
-import { skip, suite } from '../harness.js';
-import { at, map, needKernel, never, P, pageOf, sleepers, type Toucher, withUffd } from './support.js';
+import { skip, suite } from '../support/harness.js';
+import {
+  at,
+  map,
+  needKernel,
+  never,
+  P,
+  pageOf,
+  sleepers,
+  type Toucher,
+  withUffd,
+} from '../support/real-kernel.js';
 
 const test = suite('features');
 
-/** Answers the one fault that waits, and tells it. */
+/** Answers the one queued fault, and returns it. */
 function answer(uffd: Userfaultfd, pagefault: (fault: Pagefault) => void): Pagefault {
   const faults: Pagefault[] = [];
   uffd.poll({ pagefault: (fault) => pagefault(faults[faults.push(fault) - 1] as Pagefault) });
@@ -17,7 +27,7 @@ function answer(uffd: Userfaultfd, pagefault: (fault: Pagefault) => void): Pagef
   return faults[0] as Pagefault;
 }
 
-/** Huge pages that nobody has set aside: they can be watched, and not be filled. */
+/** Huge pages that are not reserved (MAP_NORESERVE): they can be registered, but not filled. */
 function hugeSpace(): { address: bigint; length: number; close(): void } {
   const length = 2 ** 21;
   const flags = memory.MAP_PRIVATE | memory.MAP_ANONYMOUS | memory.MAP_NORESERVE | memory.hugeFlags(length);
@@ -38,14 +48,14 @@ test('by either way the descriptor is closed on exec and does not block', () => 
   }
 });
 
-/** How to make a thread wait, and to resolve what it waits for without waking it. */
+/** A way to make a thread wait for a page, and to resolve the fault without waking the thread. */
 interface Quiet {
   features: Feature[];
   mode: Mode;
   /** Lets a thread touch the page. */
   touch(thread: Toucher, page: bigint): Promise<unknown>;
   resolve(uffd: Userfaultfd, page: bigint): number;
-  /** What comes of the touch. */
+  /** The result of the touch. */
   result: unknown;
 }
 
@@ -89,7 +99,7 @@ const QUIET: Record<string, Quiet> = {
   },
 };
 
-/** A page as a mode needs it, registered: missing, in the page cache (7), or write-protected. */
+/** A registered page in the state that a mode needs: missing, in the page cache (7), or write-protected. */
 function pageFor(uffd: Userfaultfd, mode: Mode): bigint {
   if (mode === 'minor') {
     const shared = Mapping.memfd(P);
@@ -118,7 +128,7 @@ for (const [name, { features, mode, touch, resolve, result }] of Object.entries(
   });
 }
 
-test('continue with writeProtect: reads go on, and the first write is told', async () => {
+test('continue with writeProtect: reads go on, and the first write is a fault', async () => {
   await withUffd(['minor-shmem', 'wp-hugetlbfs-shmem'], async (uffd, thread) => {
     const shared = Mapping.memfd(P);
     shared.alias().bytes[0] = 7;
@@ -153,7 +163,7 @@ test('missing-hugetlbfs: a fault in huge pages is about the whole huge page', as
     uffd.register(address, length);
     const sent = thread.send(memory.memfdCreate('sink', 0), at(address, 3), P);
     await thread.asleep();
-    // None is set aside for a copy; to say that there is no data takes none.
+    // No huge page is reserved, so a copy would fail; POISON needs no page.
     const fault = answer(uffd, ({ page }) => assert.is(uffd.poison(page, length), length));
     assert.equal([fault.page, fault.address, fault.kind], [address, address, 'missing']);
     assert.is(await sent, 'EFAULT');
@@ -166,14 +176,14 @@ test('minor-hugetlbfs: huge pages can be registered for minor faults, and be con
   await withUffd(['minor-hugetlbfs'], async (uffd) => {
     const { address, length, close } = hugeSpace();
     assert.ok(uffd.register(address, length, 'minor').has('continue'));
-    // It is the page that is missing, and not the operation.
+    // The operation exists, but the page is not in the page cache.
     assert.throws(() => uffd.continue(address, length), /EFAULT.*not in the page cache/);
     uffd.unregister(address, length);
     close();
   });
 });
 
-test('sigbus: nobody waits, and nobody is asked: a system call gets EFAULT', async () => {
+test('sigbus: no thread waits and no handler is called: a system call gets EFAULT', async () => {
   await withUffd(['sigbus'], async (uffd, thread) => {
     const base = map(2);
     uffd.register(base, 2 * P);
@@ -185,7 +195,7 @@ test('sigbus: nobody waits, and nobody is asked: a system call gets EFAULT', asy
   });
 });
 
-/** The address that a fault is told with, when a thread touches byte 123 of the page behind `base`. */
+/** The address that a fault reports when a thread touches byte 123 of the page after `base`. */
 async function addressOfFault(
   features: Feature[],
   check: (address: bigint, page: bigint) => void,
@@ -210,24 +220,24 @@ test('without exact-address the address of a fault is that of its page', async (
   await addressOfFault([], (address, page) => assert.is(address, page));
 });
 
-/** Lets a thread write to an empty page that is protected; `told` looks to it while it waits. */
+/** A thread writes to an empty, protected page; `whileWaiting` runs while the thread waits. */
 async function writeToProtectedHole(
   features: Feature[],
-  told: (uffd: Userfaultfd, thread: Toucher) => Promise<void>,
+  whileWaiting: (uffd: Userfaultfd, thread: Toucher) => Promise<void>,
 ): Promise<void> {
   await withUffd(features, async (uffd, thread) => {
     const base = map(1);
     uffd.register(base, P, 'write-protect');
     assert.is(uffd.writeProtect(base, P, true), P);
     const written = thread.write(6, base);
-    await told(uffd, thread);
+    await whileWaiting(uffd, thread);
     await written;
     assert.is(uffd.poll({ pagefault: never }), 0);
     assert.equal(await thread.read(base), [6]);
   });
 }
 
-test('wp-unpopulated: the first write to an empty page that is protected is told', async () => {
+test('wp-unpopulated: the first write to an empty page that is protected is a fault', async () => {
   await writeToProtectedHole(['wp-unpopulated'], async (uffd, thread) => {
     await thread.asleep();
     const fault = answer(uffd, ({ page }) => assert.is(uffd.writeProtect(page, P, false), P));
@@ -235,7 +245,7 @@ test('wp-unpopulated: the first write to an empty page that is protected is told
   });
 });
 
-test('without wp-unpopulated an empty page cannot be protected: nobody is told of its first write', async () => {
+test('without wp-unpopulated an empty page cannot be protected: its first write posts no message', async () => {
   await writeToProtectedHole(['pagefault-flag-wp'], async () => {});
 });
 

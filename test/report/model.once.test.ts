@@ -1,4 +1,4 @@
-// What the page of a report computes, held against plain code: rows of the address space, growth of the working set,
+// The results of a report's page, compared with plain code: rows of the address space, growth of the working set,
 // cells, percentiles, the search.
 
 import { strict as assert } from 'node:assert';
@@ -13,7 +13,7 @@ import { AddressLabels, addressTicks } from '../../src/report/ticks.js';
 import { View } from '../../src/report/view.js';
 import { bucketOf, Histogram } from '../../src/trace/histogram.js';
 import type { TraceSummary } from '../../src/trace/index.js';
-import { generator, seed, suite } from '../harness.js';
+import { generator, seed, suite } from '../support/harness.js';
 
 const test = suite('report/model');
 const P = 4096;
@@ -90,12 +90,12 @@ test('the working set: what was faulted on ever, and what is present', () => {
       if (isFault(events, at)) ever.add(line);
     }
     assert.equal(growth?.faulted[at], ever.size);
-    // Rows between regions are nobody's, but a stretch that spans them covers them.
+    // Rows between regions belong to no region, but an extent that spans them covers them.
     assert.equal(growth?.present[at], present.size, `event ${at} of ${rows.count} rows`);
   }
 });
 
-/** Cells as plain code counts them; a latency is a length where it is asked for. */
+/** Counts the events of each cell in plain code. `lengths`: an event is as long as its latency. */
 function plainly(model: Model, view: View, columns: number, lines: number, lengths: boolean): number[] {
   const counts = new Array<number>(columns * lines * 4).fill(0);
   const { events, row, height } = model;
@@ -132,11 +132,11 @@ test('cells: each event is counted in those that it covers; as long as it waited
     const model = storm(dice, count);
     const view = new View(model.duration, model.rows.count);
     for (let round = 0; round < 4; round++) {
-      // Halves of a power of two, so that both ways compute alike.
+      // 64 and 32 are powers of two, so that both ways round alike.
       const counts = cellsOf(model, view, 64, 32, ALL);
       const expected = plainly(model, view, 64, 32, lengths);
       const wrong = expected.filter((number, cell) => number !== counts[cell]).length;
-      // An event on the border of a cell may be on either side of it.
+      // Rounding may put an event on the border of a cell to either side of it.
       assert.ok(wrong <= expected.length / 500, `${wrong} cells of ${expected.length}`);
       view.show(view.time, { from: dice(100), to: 200 + dice(100) });
       if (lengths) view.zoomTime(0.7, dice(10) / 10);
@@ -220,8 +220,8 @@ test('the search: all words have to be true; one that means nothing is named', (
 
 test('a view never leaves what there is', () => {
   const view = new View(1000, 100);
-  let told = 0;
-  view.onChange(() => told++);
+  let changes = 0;
+  view.onChange(() => changes++);
   view.zoomTime(0.5, 0);
   assert.deepEqual(view.time, { from: 0, to: 500 });
   view.pan(-3, 0);
@@ -236,7 +236,7 @@ test('a view never leaves what there is', () => {
   assert.ok(Math.abs(view.time.to - view.time.from - 10) < 1e-6);
   view.reset();
   assert.ok(view.whole);
-  assert.equal(told, 66);
+  assert.equal(changes, 66);
 });
 
 test('labels: times in one unit, as exact as they are; addresses without what is common to all', () => {

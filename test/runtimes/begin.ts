@@ -1,7 +1,7 @@
-// To be imported before any test: they are gathered, and run when all are there. What becomes of each is a line of the
-// console, for whoever started this.
+// Imported before any test file: collects the tests and runs them after all are defined. Prints each result as a line
+// to the console, for the process that started this one.
 
-import type { Report } from '../harness.js';
+import type { Report } from '../support/harness.js';
 import { MARK } from './files.js';
 
 declare global {

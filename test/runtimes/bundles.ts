@@ -1,4 +1,4 @@
-// The portable tests as single files, from the sources or from what was built, for runtimes with nothing of Node.
+// Bundles the portable tests into single files, from the sources or the build, for runtimes without Node's modules.
 
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -6,13 +6,13 @@ import { build, type Plugin } from 'esbuild';
 
 export const ROOT = fileURLToPath(new URL('../../..', import.meta.url));
 
-/** Which modules another stands in for. */
+/** Modules that are replaced, and the stand-in for each. */
 const STAND_INS: readonly [pattern: RegExp, standIn: string][] = [
   [/^(node:.*|binaryen)$/, 'stand-ins'],
-  [/\/kernel\/support\.js$|^\.\/real\.js$/, 'no-kernel'],
+  [/\/support\/real-kernel\.js$|^\.\/real\.js$/, 'no-kernel'],
 ];
 
-/** Puts them in their place; `extension`: of the files that are bundled. */
+/** Replaces these modules by their stand-ins. `extension`: that of the bundled files. */
 function standIns(folder: string, extension: 'ts' | 'js'): Plugin {
   const place = (name: string): string => join(folder, 'runtimes', `${name}.${extension}`);
   return {
@@ -23,12 +23,12 @@ function standIns(folder: string, extension: 'ts' | 'js'): Plugin {
   };
 }
 
-/** One file that runs test files and prints their reports, or does what an entry does. */
+/** Bundles an entry into one file. `contents` returns the text of the entry. */
 export async function bundle(
   artefact: 'source' | 'bundle',
   contents: (folder: string, extension: string) => string,
 ): Promise<string> {
-  const folder = join(ROOT, artefact === 'source' ? 'test' : 'dist/test');
+  const folder = join(ROOT, artefact === 'source' ? 'test' : 'build/test');
   const extension = artefact === 'source' ? 'ts' : 'js';
   const { outputFiles } = await build({
     stdin: { contents: contents(folder, extension), resolveDir: folder },
@@ -39,17 +39,16 @@ export async function bundle(
     target: 'es2022',
     inject: [join(folder, `runtimes/globals.${extension}`)],
     plugins: [standIns(folder, extension)],
-    // Packed as whoever ships it would.
+    alias: { '#wasm': join(ROOT, 'build/core/release.js'), '#trace': join(ROOT, 'build/core/trace.js') },
+    // Bundled with the options that an application would use.
     minify: artefact === 'bundle',
     keepNames: true,
-    // The package says that importing its files does nothing; importing tests does.
-    ignoreAnnotations: true,
     logLevel: 'error',
   });
   return outputFiles[0]?.text as string;
 }
 
-/** What runs test files one after the other. */
+/** An entry that runs test files one after the other. */
 export function running(files: readonly string[]) {
   return (_folder: string, extension: string): string =>
     [
@@ -60,9 +59,9 @@ export function running(files: readonly string[]) {
     ].join('\n');
 }
 
-/** What tells what comes of a trace. */
-export function telling(trace: Uint8Array) {
+/** A program that replays a trace and prints the results. */
+export function traceProgram(trace: Uint8Array) {
   const base64 = Buffer.from(trace).toString('base64');
   return (_folder: string, extension: string): string =>
-    `import { tell } from './runtimes/traces.${extension}';\nawait tell(${JSON.stringify(base64)});`;
+    `import { printResults } from './runtimes/traces.${extension}';\nawait printResults(${JSON.stringify(base64)});`;
 }

@@ -1,7 +1,7 @@
-// Which test files run where, by their names below test/. What is in no list asks the real kernel, Node's test runners or
-// other processes in every test; Node's own run has it.
+// Which test files run where, by their names below test/. Files in no list need the real kernel, Node's test runners or
+// other processes in every test, so only Node runs them.
 
-/** What a line of a report begins with. */
+/** The prefix of a report's line. */
 export const MARK = 'uffd-report ';
 
 const named = (folder: string, names: readonly string[], end = 'test'): string[] =>
@@ -10,11 +10,11 @@ const named = (folder: string, names: readonly string[], end = 'test'): string[]
 /** The portable suites. Each runs in a process, or a page, of its own. */
 export const SUITES: Readonly<Record<string, readonly string[]>> = {
   core: named('core', [
-    ...['deferral', 'huge-pages', 'inbox', 'inbox-load', 'memory', 'pagemap', 'pages', 'ranges'],
+    ...['deferral', 'huge-pages', 'queue', 'queue-load', 'memory', 'pagemap', 'pages', 'ranges'],
     ...['ranges-large', 'request', 'sources', 'transfer'],
   ]),
   trace: named('trace', ['basics', 'codec', 'damage', 'format', 'replay', 'summary']),
-  // Each statement is asked of both kernels; the real one is left out, and its place taken.
+  // Each test asks both kernels. A stand-in replaces the real kernel, and leaves out what is asked of it.
   sim: named(
     'semantics',
     [
@@ -26,25 +26,25 @@ export const SUITES: Readonly<Record<string, readonly string[]>> = {
   testing: named('testing', ['page-sizes', 'simulate']),
 };
 
-/** Those that take longest: of the artefacts, in the bundle only. */
+/** The files that take longest. Of the library's forms, they run only in the bundle. */
 export const LONG = [
-  ...named('core', ['inbox-load', 'ranges-large']),
+  ...named('core', ['queue-load', 'ranges-large']),
   ...named('trace', ['damage', 'replay']),
   ...named('testing', ['simulate']),
 ];
 
-/** What takes minutes in a runtime, and is left out there; the traces of random worlds stand for it. */
+/** Files that take minutes in a runtime, and are left out there. The traces of random worlds take their place. */
 export const SLOW: Readonly<Record<string, readonly string[]>> = { Bun: named('testing', ['simulate']) };
 
-/** Built files that other runtimes cannot run: they need places taken that only a page's map of imports can take. */
+/** Suites whose built files need stand-ins. Only the import map of a page can replace modules of built files. */
 export const MAPPED = ['sim'];
 
-/** The full library, as a program of each runtime: its own test, and files of Node's run that hold there. */
+/** Tests of the full library in each runtime: real.test, and those of Node's tests that hold there. */
 export const FULL: Readonly<Record<string, readonly string[]>> = {
   Node: ['runtimes/real.test'],
-  Deno: ['runtimes/real.test', 'kernel/open.test', 'kernel/contract.test'],
+  Deno: ['runtimes/real.test', 'uffd/open.test', 'uffd/contract.test'],
   Bun: [
-    ...['runtimes/real.test', 'kernel/open.test', 'kernel/contract.test', 'dirty/tracker.test'],
-    ...['kernel/operations.test', 'kernel/errors.test'],
+    ...['runtimes/real.test', 'uffd/open.test', 'uffd/contract.test', 'dirty/tracker.test'],
+    ...['uffd/operations.test', 'errors/provoked-errors.test'],
   ],
 };

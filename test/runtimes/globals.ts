@@ -1,6 +1,6 @@
 // Node's globals as the portable tests use them.
 
-/** Bytes with what tests call of Buffer. */
+/** The part of Node's Buffer that tests use. */
 export class Buffer extends Uint8Array {
   static override from(data: string | ArrayLike<unknown> | Iterable<unknown>): Buffer {
     const bytes = typeof data === 'string' ? new TextEncoder().encode(data) : Array.from<unknown>(data as []);

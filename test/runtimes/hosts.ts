@@ -1,25 +1,25 @@
-// Runtimes that tests run in: programs that are started with a file, and a browser that opens a page. What a run says of
-// its tests is counted; one that hangs is ended, with all that it has started.
+// Runtimes that tests run in: programs that are started with a file, and a browser that opens a page. A run's reports
+// are counted. A run that hangs is killed, with all processes that it has started.
 
 import { spawn } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Browser } from 'playwright-core';
-import type { Report } from '../harness.js';
+import type { Report } from '../support/harness.js';
 import { ROOT } from './bundles.js';
 import { MARK } from './files.js';
 
-/** What came of a run. */
+/** The results of a run. */
 export interface Ran {
   passed: number;
   failed: number;
-  /** Why tests were left out, and how often. */
+  /** How many tests were left out, by reason. */
   leftOut: Map<string, number>;
-  /** What it printed besides. */
+  /** Everything else that the run printed. */
   output: string[];
 }
 
-/** A program as one text, or built files by their names below dist/test. */
+/** A program as one text, or built files by their names below build/test. */
 export type What = { readonly text: string } | { readonly files: readonly string[] };
 
 export interface Host {
@@ -31,21 +31,21 @@ export interface Host {
 /** Milliseconds that a run may take. */
 const LIMIT_MS = 300_000;
 
-/** What ends the groups of processes that run now. They do not outlive this one, whatever ends it. */
+/** Functions that kill the process groups that run now, so that none outlives this process. */
 const running = new Set<() => void>();
 process.on('exit', () => {
   for (const kill of running) kill();
 });
 for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => process.exit(1));
 
-/** Counts what a run's lines say. */
+/** Counts the reports in a run's lines. */
 class Listener {
   readonly ran: Ran = { passed: 0, failed: 0, leftOut: new Map(), output: [] };
   #current: string | undefined;
 
-  hear(line: string): void {
+  take(line: string): void {
     const { ran } = this;
-    // uvu may have left something on the line.
+    // uvu may have begun the line with other text.
     const at = line.indexOf(MARK);
     if (at !== 0) ran.output.push(at < 0 ? line : line.slice(0, at));
     if (at < 0) return;
@@ -57,11 +57,11 @@ class Listener {
       ran.leftOut.set(report.reason, (ran.leftOut.get(report.reason) ?? 0) + 1);
   }
 
-  /** The run is over; `fault`: it did not end as it should. */
+  /** Ends the run. `fault`: how the run ended, if not as it should. */
   end(fault: string | undefined): Ran {
     const { ran } = this;
     if (fault === undefined && this.#current === undefined) return ran;
-    // A test that failed ends its run badly as well.
+    // A failed test also makes its run end badly, and must not be counted twice.
     if (this.#current !== undefined || ran.failed === 0) ran.failed++;
     ran.output.push(`${fault ?? 'it ended'}${this.#current ? `, in the middle of ${this.#current}` : ''}`);
     return ran;
@@ -73,8 +73,8 @@ export class Command implements Host {
   readonly name: string;
   readonly #program: string;
   readonly #args: readonly string[];
-  /** Bundles find packages from here, and the core where the tests look for it. */
-  readonly #folder = mkdtempSync(join(ROOT, 'dist/test/bundles-'));
+  /** A folder from which bundles can import packages, and the core by the path that tests use. */
+  readonly #folder = mkdtempSync(join(ROOT, 'build/test/bundles-'));
   #bundles = 0;
 
   constructor(name: string, program: string, args: readonly string[]) {
@@ -84,7 +84,7 @@ export class Command implements Host {
   }
 
   run(what: What): Promise<Ran> {
-    if ('files' in what) return this.#start(join(ROOT, 'dist/test/runtimes/program.js'), what.files);
+    if ('files' in what) return this.#start(join(ROOT, 'build/test/runtimes/program.js'), what.files);
     const file = join(this.#folder, `${++this.#bundles}.js`);
     writeFileSync(file, what.text);
     return this.#start(file, []);
@@ -93,7 +93,7 @@ export class Command implements Host {
   async #start(file: string, args: readonly string[]): Promise<Ran> {
     const child = spawn(this.#program, [...this.#args, file, ...args], {
       stdio: ['ignore', 'pipe', 'pipe'],
-      // A group of its own, so that what it started goes with it.
+      // A process group of its own, so that `kill` also ends the processes that the child started.
       detached: true,
       env: { ...process.env, UFFD_CORE: 'release', NO_COLOR: '1' },
     });
@@ -102,14 +102,14 @@ export class Command implements Host {
     child.stdout.setEncoding('utf8').on('data', (text: string) => {
       const lines = (rest + text).split('\n');
       rest = lines.pop() as string;
-      for (const line of lines) listener.hear(line);
+      for (const line of lines) listener.take(line);
     });
     child.stderr.setEncoding('utf8').on('data', (text: string) => listener.ran.output.push(text));
     const kill = (): void => {
       try {
         process.kill(-(child.pid as number), 'SIGKILL');
       } catch {
-        // They have all ended.
+        // All processes of the group have ended.
       }
     };
     running.add(kill);
@@ -128,7 +128,7 @@ export class Command implements Host {
     clearTimeout(timer);
     if (child.pid !== undefined) kill();
     running.delete(kill);
-    if (rest !== '') listener.hear(rest);
+    if (rest !== '') listener.take(rest);
     return listener.end(fault);
   }
 
@@ -137,7 +137,7 @@ export class Command implements Host {
   }
 }
 
-/** Where pages come from; nothing leaves the browser. */
+/** The origin of all pages. The route below answers every request, so none leaves the browser. */
 const ORIGIN = 'http://localhost';
 const MODULES: Record<string, string> = {
   uvu: 'node_modules/uvu/dist/index.mjs',
@@ -146,8 +146,9 @@ const MODULES: Record<string, string> = {
   dequal: 'node_modules/dequal/dist/index.mjs',
   diff: 'node_modules/diff/lib/index.mjs',
   '@assemblyscript/loader': 'node_modules/@assemblyscript/loader/index.js',
-  '#wasm': 'dist/core/release.js',
-  '#trace': 'dist/core/trace.js',
+  '#wasm': 'build/core/release.js',
+  '#trace': 'build/core/trace.js',
+  '#pager': 'build/core/pager.js',
 };
 const STAND_INS = [
   'assert',
@@ -155,29 +156,30 @@ const STAND_INS = [
   'events',
   'fs',
   'module',
+  'net',
   'os',
   'path',
   'url',
   'timers/promises',
 ];
 
-/** What a page imports by a bare name, and what another file stands in for. */
+/** The files for the bare names that a page imports, and for the modules that stand-ins replace. */
 function importMap(): string {
   const place = (file: string): string => `${ORIGIN}/${file}`;
   const imports = Object.fromEntries(Object.entries(MODULES).map(([name, file]) => [name, place(file)]));
   for (const name of [...STAND_INS.map((module) => `node:${module}`), 'binaryen'])
-    imports[name] = place('dist/test/runtimes/stand-ins.js');
-  for (const file of ['dist/test/kernel/support.js', 'dist/test/semantics/real.js'])
-    imports[place(file)] = place('dist/test/runtimes/no-kernel.js');
+    imports[name] = place('build/test/runtimes/stand-ins.js');
+  for (const file of ['build/test/support/real-kernel.js', 'build/test/semantics/real.js'])
+    imports[place(file)] = place('build/test/runtimes/no-kernel.js');
   return JSON.stringify({ imports });
 }
 
-/** The page that runs built files: with Node's globals as the tests know them. */
+/** The program of a page that runs built files, with the globals of Node that the tests use. */
 const BUILT = `
-  import * as globals from '${ORIGIN}/dist/test/runtimes/globals.js';
+  import * as globals from '${ORIGIN}/build/test/runtimes/globals.js';
   Object.assign(globalThis, globals);
-  await import('${ORIGIN}/dist/test/runtimes/begin.js');
-  for (const file of globalThis.files) await import('${ORIGIN}/dist/test/' + file + '.js');
+  await import('${ORIGIN}/build/test/runtimes/begin.js');
+  for (const file of globalThis.files) await import('${ORIGIN}/build/test/' + file + '.js');
   await (await import('uvu')).exec();`;
 
 export class Chromium implements Host {
@@ -195,7 +197,7 @@ export class Chromium implements Host {
     const listener = new Listener();
     const text = 'text' in what ? what.text : BUILT;
     const files = 'files' in what ? what.files : [];
-    // A page that is isolated has shared memory.
+    // Only a cross-origin isolated page has shared memory.
     const headers = {
       'Cross-Origin-Opener-Policy': 'same-origin',
       'Cross-Origin-Embedder-Policy': 'require-corp',
@@ -214,7 +216,7 @@ export class Chromium implements Host {
         return route.fulfill({ status: 404 });
       }
     });
-    page.on('console', (message) => listener.hear(message.text()));
+    page.on('console', (message) => listener.take(message.text()));
     page.on('pageerror', (error) => listener.ran.output.push(`${error}`));
     let timer: NodeJS.Timeout | undefined;
     try {

@@ -1,7 +1,7 @@
-// In place of the real kernel (test/kernel/support.ts, test/semantics/real.ts) where there is none: pages of the
-// simulated one, and a reason to leave out what is asked of both.
+// Stands in for the real kernel (test/support/real-kernel.ts, test/semantics/real.ts) in runtimes without it: has the
+// simulated kernel's page size, and leaves out tests of the real kernel with a reason.
 
-import { leaveOut } from '../harness.js';
+import { leaveOut } from '../support/harness.js';
 
 export const P = 4096;
 

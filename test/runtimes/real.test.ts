@@ -1,5 +1,5 @@
-// The full library in whatever runtime this is: real faults of a thread are answered by each wait strategy, all kinds of
-// memory come and go, writes are tracked, and serving guests works or is refused with what to do instead.
+// The full library in the current runtime: each wait strategy answers real faults of a thread, all kinds of memory can
+// be mapped and unmapped, writes are tracked, and serving guests works or fails with advice.
 
 import { once } from 'node:events';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
@@ -10,8 +10,8 @@ import * as assert from 'uvu/assert';
 import { DirtyTracker } from '../../src/dirty/index.js';
 import { Mapping, Userfaultfd } from '../../src/index.js';
 import { serve } from '../../src/serve/index.js';
-import { suite } from '../harness.js';
-import { needKernel } from '../kernel/support.js';
+import { suite } from '../support/harness.js';
+import { needKernel } from '../support/real-kernel.js';
 import type { Task } from './reader.js';
 
 const test = suite('runtimes/real');
@@ -19,7 +19,7 @@ const PAGES = 40;
 const LIMIT_MS = 20_000;
 const { bun, deno } = process.versions;
 
-/** A thread that reads all pages: what it read. It may have to wait for whoever calls this. */
+/** Starts a thread that reads all pages; resolves with the bytes. The caller may have to serve its faults. */
 function reader(memory: Mapping, uffd: Userfaultfd): Promise<number[]> {
   const workerData: Task = { memory: memory.share(), stopHandle: uffd.stopHandle };
   const worker = new Worker(new URL('./reader.js', import.meta.url), { workerData });
@@ -28,7 +28,7 @@ function reader(memory: Mapping, uffd: Userfaultfd): Promise<number[]> {
 
 for (const wait of ['poll', 'block', 'spin', 'adaptive'] as const) {
   test(
-    `'${wait}' answers the faults of a thread, and hears it stop the loop`,
+    `'${wait}' answers the faults of a thread, and stops when that thread asks`,
     async () => {
       needKernel();
       using uffd = Userfaultfd.open();
@@ -100,7 +100,7 @@ test('memory of each kind is mapped, aliased, given back and closed', () => {
 
 for (const mode of ['async', 'sync'] as const) {
   test(
-    `what is written is told, tracked '${mode}'`,
+    `writes are reported, tracked '${mode}'`,
     async () => {
       needKernel();
       using memory = Mapping.memfd(16 * 4096);

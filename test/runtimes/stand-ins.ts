@@ -1,8 +1,8 @@
-// What tests find in place of Node's modules where there are none: enough for those that ask for little, and for the
-// others a reason to be left out.
+// Stand-ins for Node's modules in runtimes without them: enough for tests that need little. Other tests are left out
+// with a reason.
 
 import { dequal } from 'dequal';
-import { leaveOut } from '../harness.js';
+import { leaveOut } from '../support/harness.js';
 
 const needs = (what: string) => (): never => leaveOut(`it needs ${what}`);
 
@@ -81,7 +81,7 @@ export const strict = {
   },
 };
 
-// ---- node:fs, node:url, node:timers/promises ---------------------------------------------------------------
+// ---- node:fs, node:net, node:url, node:timers/promises -----------------------------------------------------
 
 export const fileURLToPath = String;
 
@@ -96,6 +96,7 @@ export const [existsSync, mkdtempSync, rmSync, writeFileSync, tmpdir, dirname, j
 );
 export const [execFileSync, spawn, once] = Array(3).fill(needs('other processes'));
 export const createRequire = needs('native code');
+export const createServer = needs('sockets');
 export const constants = {};
 
 // ---- binaryen ----------------------------------------------------------------------------------------------

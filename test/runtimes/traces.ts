@@ -1,5 +1,5 @@
-// What comes of traces in a runtime: one that was recorded elsewhere, replayed, and written again record by record; and
-// those of random worlds. The console is told, as a line of JSON.
+// Traces in a runtime: replays a trace that was recorded elsewhere, writes it again record by record, and records
+// random worlds. Prints the results as a line of JSON.
 
 import { simulate } from '../../src/testing/index.js';
 import {
@@ -10,14 +10,14 @@ import {
   TraceReader,
   TraceWriter,
 } from '../../src/trace/index.js';
-import { memoryTrace, randomWorld } from '../testing/worlds.js';
+import { memoryTrace, randomWorld } from '../testing/support/worlds.js';
 
-/** What the line begins with. */
+/** The prefix of the line. */
 export const TRACES = 'uffd-traces ';
-/** Worlds that are simulated. */
+/** How many worlds are simulated. */
 export const SEEDS = 60;
 
-export interface Told {
+export interface TraceResults {
   identical: boolean;
   records: number;
   faults: number;
@@ -32,7 +32,7 @@ async function sha256(bytes: Uint8Array): Promise<string> {
   return [...digest].map((byte) => byte.toString(16).padStart(2, '0')).join('');
 }
 
-/** What a writer makes of all that a reader reads. */
+/** Reads a trace, and writes all of its records again. */
 function writtenAgain(trace: Uint8Array): Uint8Array {
   const reader = TraceReader.of(trace);
   const blocks: Uint8Array[] = [];
@@ -42,16 +42,15 @@ function writtenAgain(trace: Uint8Array): Uint8Array {
   writer.start(meta);
   while (reader.next()) {
     const { kind, time, words } = reader.call;
-    writer.begin(kind, time);
     for (const [index, word] of words.entries()) writer.setWord(index, word);
     if (reader.payload.length > 0) writer.payload(reader.payload.length).set(reader.payload);
-    writer.end(time);
+    writer.append(kind, time);
   }
   writer.close();
   return Buffer.concat(blocks);
 }
 
-export async function tell(base64: string): Promise<void> {
+export async function printResults(base64: string): Promise<void> {
   const trace = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
   const { identical, records, faults } = await replay(TraceReader.of(trace));
   const worlds: string[] = [];
@@ -64,7 +63,7 @@ export async function tell(base64: string): Promise<void> {
   const summary = JSON.stringify(summarize(TraceReader.of(trace)), (_, value) =>
     typeof value === 'bigint' ? `${value}` : value,
   );
-  const told: Told = {
+  const results: TraceResults = {
     identical,
     records,
     faults,
@@ -72,5 +71,5 @@ export async function tell(base64: string): Promise<void> {
     summary: await sha256(text.encode(summary)),
     worlds: await sha256(text.encode(worlds.join())),
   };
-  console.log(TRACES + JSON.stringify(told));
+  console.log(TRACES + JSON.stringify(results));
 }

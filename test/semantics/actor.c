@@ -1,10 +1,11 @@
-/* The threads and processes that a semantics test sends into memory. An actor does one step at a time: a call
- * of a C function, told through a page that forked processes share with the test. It may sleep in that call for
- * as long as nobody answers; a signal that memory raises ends the step and not the process.
+/* The threads and processes (actors) with which a semantics test touches memory. An actor performs one step at a
+ * time: a call of a C function. The test requests the step through a page that it shares with forked processes. The
+ * actor may sleep in that call until the test resolves its fault. A signal that memory raises ends the step, but not
+ * the process.
  *
  * Rules: a forked actor runs on a copy of a process with many threads, so nothing here allocates or locks.
- * A function answers a number >= 0, or -1 with errno. Actors run on the processor of whoever steps them: yielding
- * it is to let them get on, and who has it again finds them through or asleep. */
+ * A function returns a number >= 0, or -1 with errno. Actors run on the CPU of the thread that steps them: when that
+ * thread yields the CPU, the actors run; when it runs again, each actor has finished its step or is asleep. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -31,10 +32,10 @@ typedef long (*step)(long, long, long, long, long, long);
 
 enum turn { IDLE, COMMANDED, DONE };
 
-/* How an actor is found: through with its step or busy, asleep in one of these places, or without its memory. */
+/* State of an actor: awake (running or done), asleep in one of three places, or without its memory. */
 enum found { AWAKE, IN_FAULT, IN_EVENT, IN_READ, GONE };
 
-/* Where a thread sleeps, by a part of the kernel's name for the place. */
+/* Where a thread sleeps, by a substring of its wchan (the kernel's name for the place). */
 static const struct {
 	const char *name;
 	enum found found;
@@ -46,11 +47,11 @@ static const struct {
 	{ "nanosleep", GONE },
 };
 
-/* How often an actor is looked at, yielding in between, before it is slept in between; and how long. */
+/* `actor_settle` polls an actor this often with yields; after that it sleeps this long between polls. */
 #define SHORT_LOOKS 100
 #define PAUSE_NS 20000
-/* Where yielding took so long, others want the processor too, and take it from whoever yields: sleepers get it
- * sooner. For so many waits it is slept instead. */
+/* If a yield took this long, other processes compete for the CPU. A thread that has slept then gets the CPU sooner
+ * than a thread that yields, so the next CROWDED_WAITS waits sleep instead. */
 #define CROWDED_NS 500000
 #define CROWDED_WAITS 500
 
@@ -60,11 +61,11 @@ struct actor {
 	step function;
 	long arguments[6];
 	long result;
-	/* What an ioctl of this actor takes: at most five words. */
+	/* The struct of an ioctl that this actor issues: at most five words. */
 	uint64_t words[5];
 	int pipe[2];
 	pthread_t thread;
-	/* Its wchan in /proc; -1 before it was looked at. */
+	/* Descriptor of the actor's wchan in /proc; -1 until it is opened. */
 	int place;
 };
 
@@ -85,7 +86,7 @@ static void caught(int number, siginfo_t *info, void *context)
 		self->signal = number;
 		siglongjmp(*armed, 1);
 	}
-	/* Not a step: whoever handled it before does. */
+	/* Not during a step: call the handler that was installed before. */
 	if (then->sa_flags & SA_SIGINFO)
 		then->sa_sigaction(number, info, context);
 	else
@@ -97,7 +98,7 @@ static void noticed(int number)
 	(void)number;
 }
 
-/* Interrupts a sleeping actor; it handles the signal and goes on. */
+/* Interrupts a sleeping actor: the actor handles the signal and continues. */
 int actor_interrupt(int process, int thread)
 {
 	return (int)syscall(SYS_tgkill, process, thread, SIGRTMIN + 5);
@@ -113,7 +114,7 @@ __attribute__((constructor)) static void handle_signals(void)
 	sigaction(SIGRTMIN + 5, &notice, NULL);
 }
 
-/* Whoever loads this steps the actors. */
+/* Pins the thread that steps the actors; the actors inherit its CPU. */
 __attribute__((constructor)) static void stay_on_this_processor(void)
 {
 	cpu_set_t here;
@@ -121,7 +122,7 @@ __attribute__((constructor)) static void stay_on_this_processor(void)
 	CPU_ZERO(&here);
 	CPU_SET(sched_getcpu(), &here);
 	sched_setaffinity(0, sizeof here, &here);
-	/* Short sleeps are as short as they say. */
+	/* Reduce the timer slack to 1 ns, so that short sleeps end on time. */
 	prctl(PR_SET_TIMERSLACK, 1);
 }
 
@@ -136,7 +137,7 @@ static void attempt(struct actor *actor)
 	if (sigsetjmp(frame, 1) == 0) {
 		armed = &frame;
 		result = actor->function(a[0], a[1], a[2], a[3], a[4], a[5]);
-		/* Functions that return an int leave the upper half of the register alone. */
+		/* Functions that return an int leave the upper half of the register undefined. */
 		actor->result = (int)result == -1 ? -errno : result;
 	}
 	armed = NULL;
@@ -161,7 +162,7 @@ static void *serve(void *page)
 	}
 }
 
-/* An actor without a thread. */
+/* Creates an actor without a thread. */
 struct actor *actor_new(void)
 {
 	struct actor *actor =
@@ -173,13 +174,13 @@ struct actor *actor_new(void)
 	return actor;
 }
 
-/* Gives it a thread of this process. */
+/* Starts a thread of this process for the actor. */
 int actor_start(struct actor *actor)
 {
 	sigset_t blocked, before;
 	int error;
 
-	/* What Node's own threads are there for. */
+	/* Block all other signals: Node's own threads handle them. */
 	sigfillset(&blocked);
 	sigdelset(&blocked, SIGSEGV);
 	sigdelset(&blocked, SIGBUS);
@@ -198,7 +199,7 @@ static int64_t nanoseconds(void)
 	return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
 }
 
-/* Lets an actor get on. */
+/* Lets an actor run: yields the CPU or sleeps. */
 static void let_on(struct actor *actor, int sleep)
 {
 	static int crowded;
@@ -249,8 +250,8 @@ static enum found asleep(struct actor *actor, int thread, int forked)
 	return AWAKE;
 }
 
-/* Waits until an actor is through with its step, asleep or gone: a thread that was woken has no place to sleep in
- * any more when the waking call returns. `thread` is 0 where it is not known yet. */
+/* Waits until an actor has finished its step, is asleep or is gone. Once a waking call has returned, the wchan of a
+ * woken thread no longer shows a place. `thread` is 0 while the thread id is unknown. */
 int actor_settle(struct actor *actor, int thread, int forked)
 {
 	for (int looks = 0; atomic_load(&actor->turn) == COMMANDED; looks++) {
@@ -278,7 +279,7 @@ uint64_t *actor_words(struct actor *actor)
 	return actor->words;
 }
 
-/* Ends its thread, or its process where `process` is not 0. */
+/* Ends the actor's thread, or its process if `process` is not 0. */
 void actor_end(struct actor *actor, int process)
 {
 	if (process) {
@@ -296,13 +297,13 @@ void actor_end(struct actor *actor, int process)
 
 /* ---- what can be seen from outside -------------------------------------------------------------------- */
 
-/* Reads a part of one of this process's files in /proc; how many bytes, or -1. */
+/* Reads part of an open file of this process in /proc. Returns the number of bytes, or -1. */
 long look(int file, void *buffer, long length, long from)
 {
 	return pread(file, buffer, length, from);
 }
 
-/* The numbers that a userfaultfd's open fdinfo tells: unread faults, and those with the faults that were read. */
+/* Reads two counters of a userfaultfd's open fdinfo: unread faults, and all waiting faults, read ones included. */
 int queue_of(int file, long counts[2])
 {
 	char text[256];
@@ -316,11 +317,11 @@ int queue_of(int file, long counts[2])
 		sscanf(total, "total: %ld", &counts[1]) == 1 ? 0 : -1;
 }
 
-/* More pages than the kernel drops from the processors' translations one by one. */
+/* More pages than the kernel flushes one by one from the TLBs. */
 #define MANY_PAGES 64
 
-/* Makes every processor forget what it knows of this process's page tables. madvise does so last: pages that it has
- * taken away can be reached until then, where it sleeps in between too. 0, or -1. */
+/* Flushes this process's translations from the TLB of every CPU. madvise flushes last: until then, threads can still
+ * reach pages that it has already removed, even while it sleeps in between. Returns 0, or -1. */
 int forget_translations(void)
 {
 	static char *pages;
@@ -333,7 +334,7 @@ int forget_translations(void)
 			return -1;
 		pages = fresh;
 	}
-	/* All from the first page changed to the last one is forgotten: so many that it is everything. */
+	/* mprotect flushes from the first to the last changed page, a range so large that it flushes all. */
 	pages[0] = pages[length - page] = 1;
 	return mprotect(pages, length, PROT_READ) | mprotect(pages, length, PROT_READ | PROT_WRITE);
 }
@@ -390,7 +391,7 @@ long remote_peek(int process, void *at)
 	return process_vm_readv(process, &here, 1, &there, 1, 0) < 0 ? -1 : byte;
 }
 
-/* Makes `child` a process with a copy of this one's memory; its id. With CLONE_FILES it shares descriptors. */
+/* Forks a process whose memory is a copy, and which runs `child`. Returns its id. CLONE_FILES shares descriptors. */
 long fork_actor(struct actor *child, long flags)
 {
 	long process = syscall(SYS_clone, flags, 0, 0, 0, 0);
@@ -402,7 +403,7 @@ long fork_actor(struct actor *child, long flags)
 	return process;
 }
 
-/* Becomes a program that sleeps. */
+/* Replaces the process with a program that sleeps. */
 long exec_sleep(void)
 {
 	char *const arguments[] = { "sleep", "1000000", NULL }, *const environment[] = { NULL };
@@ -422,13 +423,13 @@ long own_ioctl(int fd, unsigned long request)
 	return ioctl(fd, request, self->words);
 }
 
-/* Gives up all privileges. For a process of its own: the bare call changes one thread. */
+/* Drops all privileges. Only for an actor with its own process: the bare system call changes one thread. */
 long drop_privileges(void)
 {
 	return syscall(SYS_setresuid, 65534, 65534, 65534);
 }
 
-/* Lets this process have descriptors below `limit` only; the former limit. */
+/* Limits this process to descriptors below `limit`. Returns the former limit. */
 long limit_descriptors(long limit)
 {
 	struct rlimit now;

@@ -1,5 +1,5 @@
-// Arguments that no operation takes (kernel-semantics 2, rule 3 of the evaluation order): EINVAL, and the output
-// field is left alone.
+// Arguments that no operation accepts (docs/kernel.md: the order of evaluation): the kernel returns EINVAL and leaves
+// the output field unchanged.
 
 import { strict as assert } from 'node:assert';
 import { Feature, MISSING, PATTERN, type Request, WP } from './calls.js';
@@ -12,10 +12,10 @@ const FEATURES = Feature.flagWp | Feature.poison | Feature.move;
 const KNOWN: SettingOptions = { mode: MISSING | WP, features: FEATURES };
 const NEEDS = { features: FEATURES } as const;
 
-/** The lowest mode bit that an operation does not know, where it is not 4. */
+/** The lowest mode bit that an operation does not know, if it is not 4. */
 const UNKNOWN_MODE: Readonly<Partial<Record<Request, bigint>>> = { zeropage: 2n, poison: 2n };
 
-/** Arguments of which one is wrong, for a page at `base`. */
+/** Arguments with one wrong value each, for a page at `base`. */
 const WRONG = {
   empty: (request, base, from) => words(request, base, 0n, from),
   'unaligned-length': (request, base, from) => words(request, base, BigInt(P / 2), from),

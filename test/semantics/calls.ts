@@ -1,12 +1,12 @@
-// The kernel's calls as a test states them: structs are written word by word into the world's memory, issued
-// through the port (or by an actor), and read back. Nothing is retried or decided.
+// Raw kernel calls for tests: each call writes its struct word by word into the world's memory, issues the call through
+// the port (or an actor), and reads the struct back. Nothing is retried or decided here.
 //
-// An answer is `[result, out]`: 'ok' or the name of the errno, and the struct's signed output field, in which a
-// pattern lay before, so that 'untouched' can be told from everything else.
+// An answer is `[result, out]`: 'ok' or the name of the errno, and the struct's signed output field. The field holds a
+// pattern before the call, so that 'untouched' differs from every other result.
 
 import { strict as assert } from 'node:assert';
-import { errnoName } from '../../src/errors.js';
-import type { KernelPort } from '../../src/kernel.js';
+import { errnoName } from '../../src/errors/errors.js';
+import type { KernelPort } from '../../src/kernel/port.js';
 import type { Actor, Outcome, World } from './world.js';
 
 export const Flag = { cloexec: 0x80000, nonblock: 0x800, userModeOnly: 1 } as const;
@@ -33,14 +33,14 @@ export const MISSING = 1n;
 export const WP = 2n;
 export const MINOR = 4n;
 
-/** Modes of the operations. WRITEPROTECT's are the other way round. */
+/** Mode bits of the operations. WRITEPROTECT has its mode bit and its DONTWAKE in reverse order. */
 export const DONTWAKE = 1n;
 export const WITH_WP = 2n;
 export const ALLOW_HOLES = 2n;
 export const PROTECT = 1n;
 export const PROTECT_DONTWAKE = 2n;
 
-/** ioctls: the request, and how many words its struct has (kernel-semantics 1). */
+/** ioctls: the request code, and the number of words in the struct (docs/kernel.md). */
 export const REQUESTS = {
   api: [0xc018aa3f, 3],
   register: [0xc020aa00, 4],
@@ -55,7 +55,7 @@ export const REQUESTS = {
 } as const;
 export type Request = keyof typeof REQUESTS;
 
-/** What lies in an output field before a call: a number that no kernel answers. */
+/** Content of an output field before a call: a number that no kernel returns. */
 export const PATTERN = 0x5a5a5a5a5a5a5a5an;
 const STRUCT_AT = 0;
 const POLLFD_AT = 512;
@@ -64,24 +64,24 @@ const MESSAGE_BYTES = 32;
 const MESSAGES_MOST = 64;
 
 /**
- * Where the world's memory ends: what lies behind cannot be read or written. A struct that ends with an output
- * field beyond it can be read all the same.
+ * End of the world's memory: the kernel can neither read nor write beyond it. If only the final output field of a
+ * struct lies beyond the end, the kernel can still read the struct.
  */
 export const END = 65536;
 
-/** An offset of which nothing can be read or written. */
+/** An offset outside of the memory: the kernel can neither read nor write there. */
 export const OUTSIDE = 2 * END;
 
 export type Answer = readonly [result: string, out: number | 'untouched'];
 
-/** A message, its fields as the kernel's struct has them. */
+/** A message, with the fields of the kernel's struct. */
 export type Message =
   | { event: 'pagefault'; flags: number; address: bigint; ptid: number }
   | { event: 'fork'; fd: number }
   | { event: 'remap'; from: bigint; to: bigint; length: number }
   | { event: 'remove' | 'unmap'; start: bigint; end: bigint };
 
-/** Whoever can issue an ioctl: the port, or an actor. */
+/** The port or an actor: each can issue an ioctl. */
 type Caller = { ioctl(fd: number, request: number, at: number): Outcome };
 
 const resultOf = (outcome: Outcome): string =>
@@ -93,7 +93,7 @@ const resultOf = (outcome: Outcome): string =>
         ? 'ok'
         : `${outcome}`;
 
-/** A userfaultfd of a world, without any comfort. */
+/** A userfaultfd of a world, with raw calls only. */
 export class Uffd {
   readonly fd: number;
   readonly port: KernelPort;
@@ -107,12 +107,12 @@ export class Uffd {
     this.#caller = caller;
   }
 
-  /** The same descriptor, its ioctls issued by an actor. */
+  /** The same descriptor; the actor issues its ioctls. */
   by(actor: Actor): Uffd {
     return new Uffd(this.#world, this.port, this.fd, actor);
   }
 
-  /** Any ioctl with these words, at this offset; words outside the memory are left out. 'ok' or an errno's name. */
+  /** Issues any ioctl with these words at this offset, except words outside the memory. 'ok' or an errno's name. */
   raw(request: Request, words: readonly bigint[], at = STRUCT_AT): string {
     const view = new DataView(this.#world.memory.buffer);
     words.forEach((word, index) => {
@@ -122,25 +122,25 @@ export class Uffd {
     return resultOf(this.#caller.ioctl(this.fd, REQUESTS[request][0], at));
   }
 
-  /** A word of the struct at an offset, as the last call left it. */
+  /** A word of the struct at an offset, after the last call. */
   word(index: number, at = STRUCT_AT): bigint {
     return new DataView(this.#world.memory.buffer).getBigUint64(at + index * 8, true);
   }
 
-  /** An ioctl whose last word is its signed output. */
+  /** Issues an ioctl whose last word is its signed output. */
   #fill(request: Request, words: readonly bigint[]): Answer {
     const result = this.raw(request, [...words, PATTERN]);
     const out = this.word(words.length);
     return [result, out === PATTERN ? 'untouched' : Number(BigInt.asIntN(64, out))];
   }
 
-  /** The handshake: 'ok' or an errno's name, then the words features and ioctls. */
+  /** The handshake (UFFDIO_API): 'ok' or an errno's name, then the words `features` and `ioctls`. */
   api(features = 0n, api = 0xaan): readonly [result: string, features: bigint, ioctls: bigint] {
     const result = this.raw('api', [api, features, PATTERN]);
     return [result, this.word(1), this.word(2)];
   }
 
-  /** 'ok' or an errno's name, and the operations that the range allows. */
+  /** 'ok' or an errno's name, and the operations that the kernel allows on the range. */
   register(start: bigint, length: number | bigint, mode: bigint): readonly [string, bigint | 'untouched'] {
     const result = this.raw('register', [start, BigInt(length), mode, PATTERN]);
     const ioctls = this.word(3);
@@ -185,7 +185,7 @@ export class Uffd {
     return result < 0 ? errnoName(-result) : result;
   }
 
-  /** The message number `index` of the last read. */
+  /** Message number `index` of the last read. */
   message(index = 0): Message {
     const view = new DataView(this.#world.memory.buffer, MESSAGES_AT + index * MESSAGE_BYTES, MESSAGE_BYTES);
     const word = (at: number): bigint => view.getBigUint64(at, true);
@@ -206,7 +206,7 @@ export class Uffd {
     }
   }
 
-  /** What one read of that many messages brings. */
+  /** Messages of one read, with room for `most` messages. */
   take(most = MESSAGES_MOST): Message[] {
     const bytes = this.read(most * MESSAGE_BYTES);
     if (bytes === 'EAGAIN') return [];
@@ -228,16 +228,16 @@ export class Uffd {
     return this.#world.queue(this.fd);
   }
 
-  /** Closes it; a second time does nothing. */
+  /** Closes the descriptor; a second call does nothing. */
   close(): void {
     if (open.delete(this.fd)) this.port.close(this.fd);
   }
 }
 
-/** Descriptors that are to be closed. */
+/** Descriptors that are still open. */
 const open = new Set<number>();
 
-/** A descriptor that somebody else made, as a Uffd; closed with the world. */
+/** Makes a Uffd of an existing descriptor, which is closed with the world. */
 export function adopt(world: World, fd: number): Uffd {
   const uffd = new Uffd(world, world.kernel.attach(world.memory), fd);
   open.add(fd);

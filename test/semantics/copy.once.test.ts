@@ -1,5 +1,5 @@
-// COPY (kernel-semantics 2: each ioctl): what it refuses and what it does, by kind of memory. What it makes of a
-// page's state is in pages, the order of rules in order, places that are no place for any fill in fills.
+// COPY (docs/kernel.md: each ioctl): when the kernel refuses it and what it does, by kind of memory. `pages` tests the
+// states of pages, `order` the order of the rules, `fills` the addresses that no operation can fill.
 
 import { strict as assert } from 'node:assert';
 import { MADV_DONTNEED } from '../../shim/memory.js';
@@ -78,10 +78,10 @@ for (const [id, kind] of [
 // ---- a pool of huge pages that is empty ---------------------------------------------------------------------
 
 const MADV_POPULATE_WRITE = 23;
-/** More huge pages than are free. */
+/** More huge pages than the pool has free. */
 const HOARD_MOST = 64;
 
-/** Private huge pages that are watched, bytes for one of them, and a hoard that has taken every page of the pool. */
+/** Watched private huge pages, bytes to fill one of them, and other memory that has taken every page of the pool. */
 function emptied(world: World) {
   const set = setting(world, watching({ kind: 'private-hugetlb', pages: 1 }));
   const bytes = source(world, set.area.length / P);
@@ -90,7 +90,7 @@ function emptied(world: World) {
   let taken = 0;
   while (populate(hoarder, at(hoard.address, 0, taken * hoard.pageSize), hoard.pageSize)) taken++;
   assert.ok(taken < HOARD_MOST, 'the pool was emptied');
-  /** Gives one page back to the pool. */
+  /** Returns one page to the pool. */
   const release = (): void => {
     assert.equal(hoarder.madvise(hoard.address, hoard.pageSize, MADV_DONTNEED), 0);
   };
@@ -106,35 +106,33 @@ const POOL = { ...EVERY_KIND, has: ['private-hugetlb'] } as const;
 check(
   'copy.eexist.empty-pool',
   'private huge pages, not reserved, and none is free: EEXIST, though no page is there; when one is free: done',
-  (world) =>
-    world.withPool(() => {
-      const { uffd, base, thread, bytes, release, size } = emptied(world);
-      assert.equal(thread.read(base), 'fault');
-      assert.equal(uffd.take().length, 1);
-      assert.deepEqual(uffd.copy(base, bytes, size), EEXIST);
-      assert.ok(!thread.page(base).present, 'nothing is there');
-      assert.equal(uffd.wake(base, size), 'ok');
-      assert.equal(thread.outcome(), 'fault', 'it faults again');
-      assert.deepEqual(uffd.take(), [fault(base)]);
-      release();
-      assert.deepEqual(uffd.copy(base, bytes, size), ['ok', size]);
-      assert.equal(thread.outcome(), 0x61);
-    }),
+  (world) => {
+    const { uffd, base, thread, bytes, release, size } = emptied(world);
+    assert.equal(thread.read(base), 'fault');
+    assert.equal(uffd.take().length, 1);
+    assert.deepEqual(uffd.copy(base, bytes, size), EEXIST);
+    assert.ok(!thread.page(base).present, 'nothing is there');
+    assert.equal(uffd.wake(base, size), 'ok');
+    assert.equal(thread.outcome(), 'fault', 'it faults again');
+    assert.deepEqual(uffd.take(), [fault(base)]);
+    release();
+    assert.deepEqual(uffd.copy(base, bytes, size), ['ok', size]);
+    assert.equal(thread.outcome(), 0x61);
+  },
   POOL,
 );
 
 check(
   'copy.enomem.absent-source',
   'one huge page is free, and the source is not in memory: ENOMEM; again, when it is: done',
-  (world) =>
-    world.withPool(() => {
-      const { uffd, base, release, size } = emptied(world);
-      release();
-      const absent = world.map('anonymous', size / P).address;
-      assert.deepEqual(uffd.copy(base, absent, size), ENOMEM);
-      assert.deepEqual(uffd.copy(base, absent, size), ['ok', size]);
-    }),
-  // The simulated kernel has no sources that are not in memory.
+  (world) => {
+    const { uffd, base, release, size } = emptied(world);
+    release();
+    const absent = world.map('anonymous', size / P).address;
+    assert.deepEqual(uffd.copy(base, absent, size), ENOMEM);
+    assert.deepEqual(uffd.copy(base, absent, size), ['ok', size]);
+  },
+  // 'hugetlb' excludes the simulated kernel, in which every source is resident.
   { ...EVERY_KIND, has: ['private-hugetlb', 'hugetlb'] },
 );
 
@@ -234,7 +232,7 @@ check(
 check('copy.other-process', 'the target is in the owner’s memory, the source in the caller’s', (world) => {
   const bytes = source(world, 1);
   const { uffd, base, process } = elsewhere(world);
-  // Since the fork the two have a page each there.
+  // Since the fork, this write gives the parent its own page; the child keeps the old one.
   assert.equal(world.thread().write(bytes, 0x7a), 0);
   assert.deepEqual(uffd.copy(base, bytes, P), DONE);
   assert.equal(process.read(base), 0x7a);

@@ -1,9 +1,8 @@
-// How a userfaultfd comes to be (kernel-semantics 1: creation, API): flags, privileges, the descriptor, the
-// handshake.
+// Creation of a userfaultfd (docs/kernel.md: creation, API): flags, privileges, the descriptor, the handshake.
 
 import { strict as assert } from 'node:assert';
 import { readFileSync, readlinkSync, readSync, writeSync } from 'node:fs';
-import { errnoName } from '../../src/errors.js';
+import { errnoName } from '../../src/errors/errors.js';
 import {
   adopt,
   create,
@@ -61,14 +60,14 @@ check(
 
 // ---- privileges -------------------------------------------------------------------------------------------
 
-/** A process without privileges. */
-function nobody(world: World): Actor {
+/** A forked process without privileges. */
+function unprivileged(world: World): Actor {
   const child = world.thread().fork();
   assert.equal(child.dropPrivileges(), 0);
   return child;
 }
 
-/** A userfaultfd that an actor made; it shares descriptors with the test. */
+/** A userfaultfd that an actor creates; the actor shares descriptors with the test. */
 function madeBy(world: World, actor: Actor, flags: number): Uffd {
   const fd = actor.userfaultfd(flags);
   assert.ok(typeof fd === 'number', `userfaultfd: ${fd}`);
@@ -83,7 +82,7 @@ check(
   'without CAP_SYS_PTRACE: EPERM, unless vm.unprivileged_userfaultfd is 1',
   (world) => {
     const allowed = readFileSync(SYSCTL, 'utf8').trim() === '1';
-    const outcome = nobody(world).userfaultfd(Flag.cloexec);
+    const outcome = unprivileged(world).userfaultfd(Flag.cloexec);
     if (allowed) adopt(world, outcome as number);
     else assert.equal(outcome, 'EPERM');
   },
@@ -94,7 +93,7 @@ check(
   'creation.privilege.user-mode-only',
   'with USER_MODE_ONLY no privilege is needed',
   (world) => {
-    const child = nobody(world);
+    const child = unprivileged(world);
     const uffd = madeBy(world, child, Flag.cloexec | Flag.nonblock | Flag.userModeOnly);
     assert.equal(uffd.by(child).api()[0], 'ok');
   },
@@ -105,7 +104,7 @@ check(
   'api.eperm.event-fork',
   'EVENT_FORK without CAP_SYS_PTRACE: EPERM, with USER_MODE_ONLY too; the struct is zeroed',
   (world) => {
-    const child = nobody(world);
+    const child = unprivileged(world);
     const uffd = madeBy(world, child, Flag.cloexec | Flag.nonblock | Flag.userModeOnly);
     assert.deepEqual(uffd.by(child).api(Feature.eventFork), ['EPERM', 0n, 0n]);
     assert.equal(uffd.by(child).api()[0], 'ok', 'and may be tried again without');
@@ -119,7 +118,7 @@ check('api.event-fork.user-mode-only', 'EVENT_FORK with CAP_SYS_PTRACE and USER_
 
 // ---- the descriptor ---------------------------------------------------------------------------------------
 
-/** The code of what a body throws, as Node names it. */
+/** The error code that a body throws, as Node names it. */
 function codeOf(body: () => unknown): string {
   try {
     body();
@@ -179,7 +178,7 @@ check(
 
 // ---- the handshake ----------------------------------------------------------------------------------------
 
-/** What is asked for, and the answer in full: errors zero the struct. */
+/** Refused handshakes: the requested API and features. On an error the kernel zeroes the struct. */
 const REFUSED = [
   ['api.einval.api', 0xabn, 0n],
   ['api.einval.zero', 0n, 0n],
@@ -210,7 +209,7 @@ check('api.answer', 'the answer has all features of the kernel, and API, REGISTE
   const [result, features, ioctls] = create(world).api();
   assert.equal(result, 'ok');
   assert.equal(ioctls, 0x8000000000000003n);
-  // To 6.18 the last is MOVE; a newer kernel may know more, an older one fewer.
+  // In Linux 6.18 the last feature is MOVE; a newer kernel may have more features, an older one fewer.
   const all = 0x1ffffn;
   assert.ok((features & all) === all || features < all, `features 0x${features.toString(16)}`);
 });
@@ -243,7 +242,7 @@ const BEFORE = [
 for (const [id, request] of BEFORE) {
   check(id, `before the handshake ${request} answers EINVAL`, (world) => {
     const area = world.map('anonymous', 2);
-    // Arguments that would do after it: start, length and mode, or target, source and length.
+    // Arguments that are valid after the handshake: start, length and mode, or target, source and length.
     const copies = request === 'copy' || request === 'move';
     const second = copies ? at(area.address, 1) : BigInt(P);
     const words = [area.address, second, copies ? BigInt(P) : MISSING, 0n];

@@ -1,5 +1,5 @@
-// Mapping changes and their events (kernel-semantics 2: REMOVE, UNMAP, REMAP; 4: mutators). The one who changes
-// the mapping sleeps until the event was read; what happens before and after that is stated here.
+// Mapping changes and their events (docs/kernel.md: REMOVE, UNMAP, REMAP). The thread that changes the mapping sleeps
+// until the event is read; these tests check the state before and after that.
 
 import { strict as assert } from 'node:assert';
 import { Feature, MISSING, openUffd, PROTECT, WP } from './calls.js';
@@ -53,7 +53,7 @@ check(
     const { uffd, base, thread } = setting(world, REMOVES);
     assert.equal(thread.madvise(base, P, MADV_DONTNEED), 'event');
     assert.equal(uffd.take().length, 1);
-    // How often, only the scheduler knows. Another page is filled: of this one the fill may come before the zap.
+    // The scheduler decides how many times. This fills another page: the removed page could be filled before the zap.
     let answer = uffd.zeropage(at(base, 3), P);
     while (answer[0] === 'EAGAIN') answer = uffd.zeropage(at(base, 3), P);
     assert.deepEqual(answer, ['EEXIST', -17], 'it was there');
@@ -110,6 +110,20 @@ check('remove.free', 'MADV_FREE posts the event too; the data stays', (world) =>
   assert.equal(thread.read(base), 0x61);
 });
 
+const REMOVES_SHMEM = Feature.eventRemove | Feature.missingShmem;
+
+check(
+  'remove.free.shmem',
+  'MADV_FREE of shmem posts the event, and then fails with EINVAL',
+  (world) => {
+    const { uffd, base, thread } = setting(world, { ...REMOVES, kind: 'shmem', features: REMOVES_SHMEM });
+    assert.equal(thread.madvise(base, P, MADV_FREE), 'event');
+    assert.deepEqual(uffd.take(), [over('remove', base, 1)]);
+    assert.equal(thread.outcome(), 'EINVAL');
+  },
+  { has: ['shmem'], features: REMOVES_SHMEM },
+);
+
 const SILENT = [
   ['remove.silent.cold', 20, []],
   ['remove.silent.pageout', 21, []],
@@ -136,7 +150,7 @@ check('remove.silent.mprotect', 'mprotect posts no event', (world) => {
   assert.deepEqual(uffd.take(), []);
 });
 
-check('remove.silent.off', 'without EVENT_REMOVE nobody waits', (world) => {
+check('remove.silent.off', 'without EVENT_REMOVE the call does not wait', (world) => {
   const { uffd, base, thread } = setting(world, { filled: 0x61 });
   assert.equal(thread.madvise(base, P, MADV_DONTNEED), 0);
   assert.deepEqual(uffd.take(), []);
@@ -172,13 +186,13 @@ check('unmap.per-uffd', 'one event for each userfaultfd that watches a part', (w
   assert.equal(uffd.register(base, P, MISSING)[0], 'ok');
   assert.equal(other.register(at(base, 1), P, MISSING)[0], 'ok');
   assert.equal(thread.munmap(base, 4 * P), 'event');
-  // In which order they are told is not said.
-  const told = { uffd: [] as unknown[], other: [] as unknown[] };
+  // The order of the two messages is not specified.
+  const taken = { uffd: [] as unknown[], other: [] as unknown[] };
   while (thread.outcome() === 'event') {
-    told.uffd.push(...uffd.take());
-    told.other.push(...other.take());
+    taken.uffd.push(...uffd.take());
+    taken.other.push(...other.take());
   }
-  assert.deepEqual(told, { uffd: [over('unmap', base, 4)], other: [over('unmap', base, 4)] });
+  assert.deepEqual(taken, { uffd: [over('unmap', base, 4)], other: [over('unmap', base, 4)] });
   assert.equal(thread.outcome(), 0);
 });
 
@@ -208,7 +222,7 @@ check('unmap.shrink', 'a shrinking mremap posts the event for what it cuts off',
   assert.equal(thread.outcome(), Number(base));
 });
 
-check('unmap.wakes-nobody', 'munmap wakes nobody; a WAKE of the old address does, to SIGSEGV', (world) => {
+check('unmap.wakes-none', 'munmap wakes no thread; a WAKE of the old address does, to SIGSEGV', (world) => {
   const { uffd, base, thread } = setting(world);
   const waiter = world.thread();
   assert.equal(waiter.read(base), 'fault');
@@ -350,7 +364,7 @@ check(
   { features: Feature.flagWp },
 );
 
-check('remap.wakes-nobody', 'mremap wakes nobody; a WAKE of the old address does', (world) => {
+check('remap.wakes-none', 'mremap wakes no thread; a WAKE of the old address does', (world) => {
   const { uffd, base, thread } = setting(world, REMAPS);
   const waiter = world.thread();
   assert.equal(waiter.read(base), 'fault');

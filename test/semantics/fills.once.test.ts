@@ -1,5 +1,5 @@
-// ZEROPAGE, CONTINUE and POISON (kernel-semantics 2: each ioctl): what they refuse and what they do, by kind of
-// memory; and the places that neither they nor COPY fill. What they make of a page's state is in pages, the order of rules in order.
+// ZEROPAGE, CONTINUE and POISON (docs/kernel.md: each ioctl): when the kernel refuses them and what they do, by kind of
+// memory; and the addresses that neither they nor COPY can fill. `pages` tests page states, `order` the order of rules.
 
 import { strict as assert } from 'node:assert';
 import { DONTWAKE, MINOR, MISSING, PROTECT, PROTECT_DONTWAKE, WITH_WP, WP } from './calls.js';
@@ -21,12 +21,15 @@ import type { MemoryKind, World } from './world.js';
 
 const check = checks('semantics/fills');
 
+const MADV_DONTNEED = 4;
+/** Punches a hole into the memfd. */
+const MADV_REMOVE = 9;
 const MADV_DONTDUMP = 16;
 const MAYMOVE_FIXED = 3;
 
 // ---- ranges that are not in one registered mapping --------------------------------------------------------
 
-/** Watched memory of 4 pages of which something is not in order for a fill of pages 1 and 2. */
+/** Four pages of memory, prepared so that the kernel refuses a fill of pages 1 and 2. */
 const PLACES = {
   unmapped: (world: World) => {
     const set = setting(world, watching({}));
@@ -95,12 +98,12 @@ for (const [id, request, place] of NOWHERE) {
 
 // ---- borders ----------------------------------------------------------------------------------------------
 
-/** What makes a border in front of page 2 of 4, without a message. */
+/** Changes that split the mapping in front of page 2 (mlock: page 3) of 4, without a message. */
 const BORDERS = {
   mprotect: ({ thread, base }: Setting) => assert.equal(thread.mprotect(at(base, 2), 2 * P, 1), 0),
   madvise: ({ thread, base }: Setting) => assert.equal(thread.madvise(at(base, 2), 2 * P, MADV_DONTDUMP), 0),
   mlock: ({ thread, base, uffd }: Setting) => {
-    // It waits for pages that are missing.
+    // Fill the page first: mlock would wait for a missing page.
     assert.deepEqual(uffd.zeropage(at(base, 3), P), DONE);
     assert.equal(thread.mlock(at(base, 3), P), 0);
   },
@@ -113,7 +116,7 @@ for (const [id, what, behind] of [
 ] as const) {
   check(
     id,
-    `a COPY over a border that ${what} has made: ENOENT, nothing is installed, nobody is woken; each side by itself: done`,
+    `a COPY over a border that ${what} has made: ENOENT, nothing is installed, no thread is woken; each side by itself: done`,
     (world) => {
       const set = setting(world, watching({}));
       const { uffd, base, thread } = set;
@@ -225,6 +228,63 @@ check(
     assert.deepEqual(uffd.zeropage(base, P), DONE);
     assert.equal(thread.write(base, 1), 0, 'no message');
     assert.deepEqual(uffd.poison(at(base, 1), P), EEXIST);
+  },
+  SHMEM,
+);
+
+/** Page 0: mapped and write-protected. Page 1: missing, with a marker. Both in the page cache, if `cached`. */
+function marked(world: World, cached: boolean): Setting {
+  const set = setting(world, watching({ kind: 'shmem', mode: MISSING | MINOR | WP }));
+  const { uffd, area, base, thread } = set;
+  for (const page of cached ? [0, 1] : [0]) assert.equal(thread.write(at(area.alias, page), 5), 0);
+  assert.deepEqual(uffd.continue(base, P), DONE);
+  assert.equal(uffd.writeprotect(base, 2 * P, PROTECT), 'ok');
+  return set;
+}
+
+for (const [id, advice, name] of [
+  ['marker.shmem.dontneed', MADV_DONTNEED, 'DONTNEED'],
+  ['marker.shmem.hole', MADV_REMOVE, 'a punched hole'],
+] as const) {
+  check(
+    id,
+    `${name} leaves the markers of shmem, and one in place of a page that is write-protected`,
+    (world) => {
+      const { base, thread } = marked(world, false);
+      assert.equal(thread.madvise(base, 2 * P, advice), 0);
+      for (const page of [0, 1]) {
+        const { present, uffdWp } = thread.page(at(base, page));
+        assert.equal([present, uffdWp].join(), 'false,true', `page ${page}`);
+      }
+    },
+    SHMEM,
+  );
+}
+
+check(
+  'marker.shmem.continue',
+  'CONTINUE and COPY without MODE_WP overwrite a marker of shmem: a write posts no message',
+  (world) => {
+    const { uffd, base, thread } = marked(world, true);
+    assert.deepEqual(uffd.continue(at(base, 1), P), DONE);
+    assert.equal(thread.write(at(base, 1), 6), 0);
+    assert.equal(uffd.writeprotect(at(base, 2), P, PROTECT), 'ok');
+    assert.deepEqual(uffd.copy(at(base, 2), source(world, 1), P), DONE);
+    assert.equal(thread.write(at(base, 2), 6), 0);
+  },
+  SHMEM,
+);
+
+check(
+  'poison.shmem.dontneed',
+  'DONTNEED removes poison of shmem, and a punched hole leaves it',
+  (world) => {
+    const { uffd, base, thread } = setting(world, watching({ kind: 'shmem' }));
+    assert.deepEqual(uffd.poison(base, 2 * P), ['ok', 2 * P]);
+    assert.equal(thread.madvise(base, P, MADV_DONTNEED), 0);
+    assert.equal(thread.madvise(at(base, 1), P, MADV_REMOVE), 0);
+    assert.equal(thread.read(at(base, 1)), 'SIGBUS');
+    assert.equal(thread.read(base), 'fault');
   },
   SHMEM,
 );
@@ -410,7 +470,7 @@ check(
 
 check(
   'poison.wakes',
-  'who waits for the page gets SIGBUS, or EFAULT in a system call',
+  'a thread that waits for the page gets SIGBUS, or EFAULT in a system call',
   (world) => {
     for (const [page, by, outcome] of [
       [0, 'user', 'SIGBUS'],

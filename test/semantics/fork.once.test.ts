@@ -1,5 +1,4 @@
-// fork (kernel-semantics 2: FORK; 3: pitfalls 5 and 6; 4: mutators): with the event and without, what the child
-// has, and what becomes of its descriptor.
+// fork (docs/kernel.md: FORK), with EVENT_FORK and without: what the child inherits, and the fate of its descriptor.
 
 import { strict as assert } from 'node:assert';
 import { type ChildProcess, spawn } from 'node:child_process';
@@ -20,7 +19,7 @@ const NEEDS = { features: MARKS } as const;
 const F_GETFL = 3;
 const F_SETFL = 4;
 
-/** Reads the one event that is there: the child's userfaultfd. */
+/** Reads the only queued event and returns the child's userfaultfd. */
 function childOf(world: World, uffd: Uffd): Uffd {
   const [message, ...others] = uffd.take();
   assert.deepEqual(others, []);
@@ -28,14 +27,14 @@ function childOf(world: World, uffd: Uffd): Uffd {
   return adopt(world, message.fd);
 }
 
-/** The numbers of all userfaultfds of this process. */
+/** The descriptor numbers of all userfaultfds of this process. */
 function userfaultfds(): number[] {
   return readdirSync('/proc/self/fd')
     .filter((fd) => nameOf(fd).includes('userfaultfd'))
     .map(Number);
 }
 
-/** What a descriptor stands for; nothing where it was closed in the meantime. */
+/** The target of a descriptor's link in /proc; '' if the descriptor was closed in the meantime. */
 function nameOf(fd: string): string {
   try {
     return readlinkSync(`/proc/self/fd/${fd}`);
@@ -98,7 +97,7 @@ check(
     thread.fork();
     let rounds = 0;
     for (; thread.outcome() === 'event'; rounds++) {
-      // In which order they are told is not said; after the first is read the second may come at once.
+      // The order of the two messages is not specified; the second may arrive as soon as the first is read.
       const first = uffd.take();
       const messages = first.length > 0 ? first : other.take();
       assert.equal(messages.length, 1);
@@ -237,7 +236,7 @@ check(
   },
 );
 
-/** Whether the main thread of a process waits for an event to be read. */
+/** Whether the main thread of a process sleeps until its event is read. */
 function waitsForReader(process: ChildProcess): boolean {
   return readFileSync(`/proc/${process.pid}/wchan`, 'utf8').includes('userfaultfd_event_wait');
 }

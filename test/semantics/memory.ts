@@ -1,17 +1,7 @@
-// Memory of every kind, at fixed places far below where the system puts mappings of its own: so that a hole a
-// test makes stays a hole, and a mapping has room to grow. Huge pages are added to the system's pool for as long
-// as the process runs.
+// Memory of every kind, at fixed addresses far below those that the kernel chooses: a hole that a test makes stays a
+// hole, and a mapping has room to grow.
 
-import {
-  existsSync,
-  ftruncateSync,
-  mkdtempSync,
-  openSync,
-  readFileSync,
-  rmSync,
-  statfsSync,
-  writeFileSync,
-} from 'node:fs';
+import { existsSync, ftruncateSync, mkdtempSync, openSync, readFileSync, rmSync, statfsSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -41,25 +31,24 @@ const O_RDONLY = 0;
 const TMPFS = 0x01021994;
 const EEXIST = 17n;
 
-const HUGE_POOL = '/proc/sys/vm/nr_hugepages';
 const THP = '/sys/kernel/mm/transparent_hugepage/enabled';
 
 /**
- * Where the next mapping goes. Above what V8 asks for (2^46), which would put its own pages into the room that
- * mappings are left here, and below what the kernel hands out by itself.
+ * Address of the next mapping. It is above the addresses that V8 requests (2^46), since V8 would put its own pages
+ * into the free space between these mappings, and below the addresses that the kernel chooses by itself.
  */
 let next = 0x4800_0000_0000n;
 
 let hugePage: number | undefined;
 
-/** Bytes of a huge page; 0 where there are none. */
+/** Bytes of a huge page; 0 if this kernel has none. */
 function hugePageSize(): number {
   hugePage ??=
     Number(/^Hugepagesize:\s*(\d+) kB/m.exec(readFileSync('/proc/meminfo', 'utf8'))?.[1] ?? 0) * 1024;
   return hugePage;
 }
 
-/** A folder on a disk, if the system has one: /tmp may be memory. */
+/** A folder on a disk, if the system has one: /tmp may be a tmpfs. */
 function diskFolder(): string | undefined {
   const here = dirname(fileURLToPath(import.meta.url));
   return [tmpdir(), here].find((folder) => statfsSync(folder).type !== TMPFS);
@@ -69,7 +58,7 @@ export function lacks(what: Facility): string | undefined {
   switch (what) {
     case 'hugetlb':
     case 'private-hugetlb':
-      return lacksHugePages();
+      return hugePageSize() === 0 ? 'this kernel has no huge pages' : undefined;
     case 'thp':
       if (!existsSync(THP)) return 'this kernel has no transparent huge pages';
       return readFileSync(THP, 'utf8').includes('[never]') ? `${THP} says never` : undefined;
@@ -81,46 +70,19 @@ export function lacks(what: Facility): string | undefined {
     case 'device':
       return existsSync('/dev/userfaultfd') ? undefined : 'there is no /dev/userfaultfd';
     case 'privileges':
-      return process.getuid?.() === 0 ? undefined : 'this is not root, who could give up what he has';
+      return process.getuid?.() === 0 ? undefined : 'only root can drop privileges';
     default:
       return undefined;
   }
 }
 
-/** Installs a guard on a page of its own, to see. */
+/** Tries to install a guard on a page of its own; the reason if that fails. */
 function lacksGuards(): string | undefined {
   const page = pageSize();
   const address = mmap(0n, page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS);
   const answer = madvise(address, page, MADV_GUARD_INSTALL);
   munmap(address, page);
   return answer === 0 ? undefined : 'this kernel has no guard regions';
-}
-
-/** As many as the memory of one check takes. */
-const HUGE_PAGES = 4;
-let lacking: string | undefined;
-let pooled = false;
-
-/** Adds huge pages to the system's pool, once, until this process ends; why that cannot be. */
-function lacksHugePages(): string | undefined {
-  if (hugePageSize() === 0) return 'this kernel has no huge pages';
-  if (pooled) return lacking;
-  pooled = true;
-  try {
-    const added = addHugePages(HUGE_PAGES);
-    process.on('exit', () => addHugePages(-added));
-    if (added < HUGE_PAGES) lacking = `only ${added} of ${HUGE_PAGES} huge pages can be had`;
-  } catch (error) {
-    lacking = `the pool of huge pages cannot be changed: ${(error as Error).message}`;
-  }
-  return lacking;
-}
-
-/** Changes the system's pool; by how many pages it did change. Others may do the same at any time. */
-function addHugePages(pages: number): number {
-  const before = Number(readFileSync(HUGE_POOL, 'utf8'));
-  writeFileSync(HUGE_POOL, String(Math.max(before + pages, 0)));
-  return Number(readFileSync(HUGE_POOL, 'utf8')) - before;
 }
 
 export class RealMemory {
@@ -157,7 +119,7 @@ export class RealMemory {
     for (const folder of this.#folders) rmSync(folder, { recursive: true });
   }
 
-  /** The descriptor of what is mapped; −1 for anonymous memory. */
+  /** The descriptor of the file to map; −1 for anonymous memory. */
   #object(kind: MemoryKind, length: number): number {
     if (kind === 'anonymous' || kind === 'thp' || kind === 'private-hugetlb') return -1;
     if (kind === 'file' || kind === 'private-file') return this.#file(length);
@@ -186,12 +148,12 @@ export class RealMemory {
       const address = mmap(wanted, length, protection, flags | MAP_FIXED_NOREPLACE, fd);
       if (address === wanted) return address;
       if (address !== -EEXIST) throw new Error(`mmap: errno ${-address}`);
-      // Somebody else's: not ours to unmap.
+      // Another mapping is there, which this module did not make and must not unmap.
       this.#slots.pop();
     }
   }
 
-  /** Room for `length` bytes, with as much and a huge page behind it. */
+  /** Reserves addresses for `length` bytes. At least `length` bytes plus a huge page are left free after them. */
   #slot(length: number): bigint {
     const unit = BigInt(hugePageSize() || 1 << 21);
     const room = (BigInt(2 * length) / unit + 2n) * unit;

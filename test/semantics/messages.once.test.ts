@@ -1,5 +1,5 @@
-// Messages and how they are read (kernel-semantics 1: uffd_msg; 2: read, poll, waking; 3: pitfalls 7 and 8): what
-// is in them, in which order they come, what consumes them.
+// Messages and reads (docs/kernel.md: uffd_msg): the contents of messages, their order, and what removes them from the
+// queue.
 
 import { strict as assert } from 'node:assert';
 import { DONTWAKE, Feature, Flag, MISSING, OUTSIDE, openUffd } from './calls.js';
@@ -28,7 +28,7 @@ for (const [id, kind, exact, what] of ADDRESSES) {
     (world) => {
       const { uffd, area, base, thread } = setting(world, { kind, pages: 2, features });
       const page = base + BigInt(area.pageSize);
-      // Where huge pages are not masked as such, this would be the fourth small page.
+      // If the kernel did not mask the address to the huge page, it would report the fourth small page.
       const touched = page + BigInt(kind === 'hugetlb' ? 3 * P + 5 : 5);
       assert.equal(thread.read(touched), 'fault');
       assert.deepEqual(uffd.take(), [fault(exact ? touched : page)]);
@@ -80,7 +80,7 @@ check('read.einval.short', 'a buffer of less than a message: EINVAL, the message
   const { uffd, base, thread } = setting(world);
   assert.equal(thread.read(base), 'fault');
   assert.equal(uffd.read(31), 'EINVAL');
-  // By read(2) itself: the port may read in another way, which passes over an empty buffer.
+  // Calls read(2) itself: the port may use another system call, which ignores an empty buffer.
   assert.equal(world.thread().readInto(uffd.fd, world.map('anonymous', 1).address, 0), 'EINVAL');
   assert.deepEqual(uffd.take(), [fault(base)]);
 });
@@ -130,7 +130,7 @@ check(
 
 check(
   'read.fdinfo',
-  'fdinfo: pending are unread faults, total those and who sleeps on after the read',
+  'fdinfo: pending counts unread faults, total also threads that still sleep after the read',
   (world) => {
     const { uffd, base } = setting(world);
     assert.deepEqual(uffd.queue(), { pending: 0, total: 0 });
@@ -240,7 +240,7 @@ check('poll.blocking', 'without O_NONBLOCK always POLLERR', (world) => {
   assert.equal(uffd.poll(), POLLERR);
 });
 
-check('poll.watch', 'an event loop is told of a message again and again, until it is read', async (world) => {
+check('poll.watch', 'poll reports a message again and again, until it is read', async (world) => {
   const { uffd, base, thread } = setting(world);
   assert.equal(thread.read(base), 'fault');
   let times = 0;

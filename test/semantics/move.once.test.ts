@@ -1,5 +1,5 @@
-// MOVE (kernel-semantics 2): what it refuses, in its order, and what it does. What it makes of a page's state is
-// in pages; that every argument is judged first is in order.
+// MOVE (docs/kernel.md): when the kernel refuses it, in the order of the checks, and what it does. `pages` tests the
+// states of pages; `order` tests that the kernel checks every argument first.
 
 import { strict as assert } from 'node:assert';
 import { ALLOW_HOLES, Feature, MISSING, openUffd, WP } from './calls.js';
@@ -42,7 +42,7 @@ check(
   (world) => {
     const from = source(world, 1);
     const { uffd, base, process } = elsewhere(world, MOVE);
-    // After a fork only a page that was written again is its own.
+    // After the fork the page is shared; this write gives the process its own page.
     assert.equal(process.write(from, 0x61), 0);
     assert.deepEqual(uffd.by(process).move(base, from, P), DONE);
     assert.equal(process.read(base), 0x61);
@@ -179,7 +179,7 @@ check(
   MOVE,
 );
 
-/** A hole between pages that are there: the page table behind it exists. */
+/** The hole has a present page beside it, so that its page table exists. */
 check(
   'move.eexist.before-hole',
   'a target that is not empty is seen before a hole at the source',

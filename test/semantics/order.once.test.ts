@@ -1,8 +1,8 @@
-// The order in which the operations judge a call (kernel-semantics 2: COPY / ZEROPAGE / CONTINUE / POISON / MOVE,
-// in evaluation order), what is left in the output field, and who is woken. Rule 3 is in arguments.
+// The order in which the kernel checks a call (docs/kernel.md: COPY / ZEROPAGE / CONTINUE / POISON / MOVE, in
+// evaluation order), the value of the output field, and which threads the call wakes. Rule 3 is in arguments.
 
 import { strict as assert } from 'node:assert';
-import { Errno } from '../../src/errors.js';
+import { Errno } from '../../src/errors/errors.js';
 import { END, Feature, MINOR, MISSING, OUTSIDE, PATTERN, PROTECT, type Request, WP } from './calls.js';
 import { issue, words } from './requests.js';
 import { stateOf } from './states.js';
@@ -17,7 +17,7 @@ const NEEDS = { features: FEATURES } as const;
 
 // ---- rules 1 and 2 ----------------------------------------------------------------------------------------
 
-/** EAGAIN, and −11 in the output; kernels before about 6.15 leave the output alone. */
+/** EAGAIN, and −11 in the output; kernels before about 6.15 leave the output unchanged. */
 function assertEagain([result, out]: readonly [string, bigint]): void {
   assert.equal(result, 'EAGAIN');
   assert.ok(out === PATTERN || BigInt.asIntN(64, out) === -11n, `the output ${out}`);
@@ -160,7 +160,7 @@ const COUNTED: readonly (readonly [full: string, partial: string, Counted])[] = 
   ['order.full.move', 'order.partial.move', { request: 'move', kind: 'anonymous' }],
 ];
 
-/** A range of 4 pages, ready for a request, and where its bytes come from. */
+/** A range of 4 pages, ready for a request, and the source of its bytes. */
 function ready(world: World, { request, kind }: Counted) {
   const mode = kind === 'shmem' ? MISSING | MINOR : MISSING;
   const set = setting(world, { ...KNOWN, kind, mode });
@@ -215,7 +215,7 @@ const CUT: readonly (readonly [id: string, request: Request])[] = [
 for (const [id, request] of CUT) {
   check(
     id,
-    `${request} whose output cannot be written: EFAULT, the page is done, nobody is woken`,
+    `${request} whose output cannot be written: EFAULT, the page is done, no thread is woken`,
     (world) => {
       const { uffd, base, thread } = setting(world, KNOWN);
       assert.equal(thread.read(base), 'fault');
@@ -249,7 +249,7 @@ check(
 
 // ---- waking -----------------------------------------------------------------------------------------------
 
-check('wakes.full', 'a full answer wakes who waits in the range, and nobody else', (world) => {
+check('wakes.full', 'a full answer wakes the threads that wait in the range, and no others', (world) => {
   const { uffd, base, thread } = setting(world);
   const other = world.thread();
   assert.equal(thread.read(base), 'fault');
@@ -259,18 +259,22 @@ check('wakes.full', 'a full answer wakes who waits in the range, and nobody else
   assert.equal(other.outcome(), 'fault');
 });
 
-check('wakes.partial', 'a partial answer wakes who waits in what was done, and nobody behind it', (world) => {
-  const { uffd, base, thread } = setting(world);
-  const behind = world.thread();
-  assert.equal(thread.read(at(base, 1)), 'fault');
-  assert.equal(behind.read(at(base, 3)), 'fault');
-  assert.deepEqual(uffd.zeropage(at(base, 2), P), ['ok', P]);
-  assert.deepEqual(uffd.copy(base, source(world, 4), 4 * P), ['EAGAIN', 2 * P]);
-  assert.equal(thread.outcome(), 0x62);
-  assert.equal(behind.outcome(), 'fault');
-});
+check(
+  'wakes.partial',
+  'a partial answer wakes the threads that wait in the part that was done, and none behind it',
+  (world) => {
+    const { uffd, base, thread } = setting(world);
+    const behind = world.thread();
+    assert.equal(thread.read(at(base, 1)), 'fault');
+    assert.equal(behind.read(at(base, 3)), 'fault');
+    assert.deepEqual(uffd.zeropage(at(base, 2), P), ['ok', P]);
+    assert.deepEqual(uffd.copy(base, source(world, 4), 4 * P), ['EAGAIN', 2 * P]);
+    assert.equal(thread.outcome(), 0x62);
+    assert.equal(behind.outcome(), 'fault');
+  },
+);
 
-check('wakes.eexist', 'EEXIST wakes nobody; WAKE does', (world) => {
+check('wakes.eexist', 'EEXIST wakes no thread; WAKE does', (world) => {
   const { uffd, base, thread } = setting(world);
   assert.equal(thread.read(base), 'fault');
   assert.deepEqual(uffd.copy(base, source(world, 1), P, 1n), ['ok', P]);

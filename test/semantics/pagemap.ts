@@ -19,10 +19,10 @@ export function pageBits(process: string, address: bigint): PageBits {
 
 let self: number | undefined;
 
-/** Reads a part of a file that is open. */
+/** Reads part of an open file. */
 export type Read = (file: number, buffer: Uint8Array, length: number, from: bigint) => number;
 
-/** Of this process, `count` pages in a row. */
+/** State of `count` consecutive pages of this process. */
 export function pagesOfSelf(address: bigint, count: number, read: Read): PageBits[] {
   self ??= openSync('/proc/self/pagemap', 'r');
   const words = Buffer.alloc(count * WORD_BYTES);
@@ -30,7 +30,7 @@ export function pagesOfSelf(address: bigint, count: number, read: Read): PageBit
   return Array.from({ length: count }, (_, page) => decode(words, page));
 }
 
-/** What a word says, by its upper half. */
+/** Decodes the upper half of a word. */
 function decode(words: Buffer, index: number): PageBits {
   const upper = words.readUInt32LE(index * WORD_BYTES + WORD_BYTES / 2);
   const bit = (number: number): boolean => ((upper >>> (number - 32)) & 1) === 1;

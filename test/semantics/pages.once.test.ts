@@ -1,9 +1,9 @@
-// What each operation makes of a page of private anonymous memory in each state (kernel-semantics 4: the table
-// op \\ PTE). A row is a cell: the state before, the answer, the state afterwards. Where an answer is 'ok', a call
-// that counts bytes has counted the page; where it is an errno, its output field is that, negative.
+// The effect of each operation on a page of private anonymous memory in each state (docs/kernel.md: the table
+// op \\ PTE). A row is a cell: the state before, the answer, the state afterwards. If the answer is 'ok', a call that
+// counts bytes has counted the page; if the answer is an errno, the output field is the negative errno.
 
 import { strict as assert } from 'node:assert';
-import { Errno } from '../../src/errors.js';
+import { Errno } from '../../src/errors/errors.js';
 import { ALLOW_HOLES, type Answer, Feature, MISSING, PROTECT, WITH_WP, WP } from './calls.js';
 import { bring, type Means, type State, stateOf } from './states.js';
 import { at, checks, P, setting, source } from './support.js';
@@ -14,7 +14,7 @@ const FEATURES = Feature.flagWp | Feature.wpUnpopulated | Feature.poison | Featu
 const MADV_DONTNEED = 4;
 const MADV_FREE = 8;
 
-/** Acts on the page at `base`; the page to copy or to move begins with 'b'. A page two further on is free. */
+/** Acts on the page at `base`; the page to copy or move begins with 'b'. The page at `base` + 2 pages is free. */
 type Operation = (means: Means, base: bigint) => Answer | string | number;
 
 const OPERATIONS = {
@@ -196,10 +196,10 @@ const TABLE: Record<keyof typeof OPERATIONS, readonly Row[]> = {
   ],
 };
 
-/** COPY writes over every marker to 6.18; a newer kernel may leave these two alone. */
+/** COPY overwrites every marker up to Linux 6.18; a newer kernel may refuse to overwrite these two. */
 const NARROWED = ['pte.copy.poison', 'pte.copy.guard', 'pte.copy-wp.poison', 'pte.copy-wp.guard'];
 
-/** An operation's answer in full. */
+/** The complete answer of an operation. */
 function expected(result: string, got: Answer | string | number): Answer | string | number {
   if (typeof got === 'number') return result === 'ok' ? 0 : result;
   if (typeof got === 'string') return result;

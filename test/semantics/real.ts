@@ -4,10 +4,9 @@ import { closeSync, openSync, readlinkSync } from 'node:fs';
 import { libc } from '../../shim/libc.js';
 import { linuxKernel } from '../../shim/linux.js';
 import { PROT_READ, PROT_WRITE } from '../../shim/memory.js';
-import { errnoName } from '../../src/errors.js';
-import type { Kernel } from '../../src/kernel.js';
-import { withHugePages } from '../kernel/huge-pages.js';
-import { compileLibrary } from '../kernel/support.js';
+import { errnoName } from '../../src/errors/errors.js';
+import type { Kernel } from '../../src/kernel/port.js';
+import { compileLibrary } from '../support/real-kernel.js';
 import { lacks, RealMemory } from './memory.js';
 import { pageBits, pagesOfSelf } from './pagemap.js';
 import type { Actor, Area, By, Facility, MapOptions, MemoryKind, Outcome, PageBits, World } from './world.js';
@@ -17,7 +16,7 @@ const RTLD_NOW = 2;
 const MAP_FIXED_PRIVATE_ANONYMOUS = 0x32;
 const IOCTL_WORDS = 5;
 
-/** Where an actor is that is not through with its step: actor.c's `enum found`, from 1 on. */
+/** Outcome of an actor that has not finished its step: by actor.c's `enum found`, from 1 on. */
 const ASLEEP: readonly Outcome[] = ['fault', 'event', 'read', 'gone'];
 
 const SIGNALS: Readonly<Record<number, Outcome>> = { 7: 'SIGBUS', 11: 'SIGSEGV' };
@@ -38,14 +37,14 @@ interface Library {
   forgetTranslations(): number;
   look(file: number, buffer: Uint8Array, length: number, from: bigint): number;
   queueOf(file: number, counts: BigInt64Array): number;
-  /** Where a C function is, of actor.c or the C library. */
+  /** Address of a C function of actor.c or the C library. */
   find(name: string): bigint;
 }
 
 let loaded: Library | undefined;
 
 function library(): Library {
-  loaded ??= load(compileLibrary('../semantics/actor.c'));
+  loaded ??= load(compileLibrary('semantics/actor.c'));
   return loaded;
 }
 
@@ -80,18 +79,18 @@ function load(path: string): Library {
   };
 }
 
-/** Threads that a world has left, for the next one. */
+/** Threads that a closed world has left for the next one. */
 const idle: { at: bigint; tid: number }[] = [];
 
 class RealActor implements Actor {
   tid = 0;
   readonly #world: RealWorld;
   readonly #at: bigint;
-  /** A process of its own, that is; not a thread of the test's. */
+  /** The actor is a process of its own, not a thread of the test's process. */
   readonly #forked: boolean;
-  /** What was forked in the step that may still sleep. */
+  /** The child of a fork that may still sleep. */
   #child: RealActor | undefined;
-  /** Its step takes pages away, which are gone for everybody when it is through. */
+  /** The step is madvise: if it sleeps, TLBs may still hold pages that it has already removed. */
   #removing = false;
   #ended = false;
 
@@ -131,11 +130,11 @@ class RealActor implements Actor {
     return result < 0 ? errnoName(-result) : result;
   }
 
-  /** Ends a process, asleep or not; leaves a thread for the next world. A fork not yet through is left. */
+  /** Ends a process, asleep or not; keeps a thread for the next world. Ignores a child whose fork is not over. */
   end(): void {
     if (this.#ended || this.tid === 0) return;
     this.#ended = true;
-    // What a thread was in the middle of may be a fork: its child is known from the answer.
+    // The thread may have been in a fork: `outcome` records the child's id.
     if (this.#forked || ASLEEP.includes(this.outcome()))
       library().actorEnd(this.#at, this.#forked ? this.tid : 0);
     else idle.push({ at: this.#at, tid: this.tid });
@@ -234,14 +233,14 @@ class RealActor implements Actor {
 }
 
 /**
- * Where the structs of calls lie, one world after another: a page of WebAssembly memory that cannot grow, so that
- * what lies behind its end cannot be read or written.
+ * Memory for the structs of calls, which all worlds share: a page of WebAssembly memory that cannot grow, so that
+ * the kernel can neither read nor write beyond its end.
  */
 const memory = new WebAssembly.Memory({ initial: 1, maximum: 1 });
 
 const counts = new BigInt64Array(2);
 
-/** This process's memory as a file, which can be read whatever its protection. */
+/** This process's memory as a file (/proc/self/mem), which ignores page protection. */
 let memoryFd: number | undefined;
 
 export class RealWorld implements World {
@@ -250,7 +249,7 @@ export class RealWorld implements World {
   readonly #actors: RealActor[] = [];
   readonly #ends: (() => void)[] = [];
   readonly #areas = new RealMemory();
-  /** The fdinfo of each descriptor that was asked for; it is about whatever has that number. */
+  /** The open fdinfo of each descriptor number that was queried; it shows the number's current descriptor. */
   readonly #infos = new Map<number, number>();
 
   lacks(what: Facility): string | undefined {
@@ -296,10 +295,6 @@ export class RealWorld implements World {
     return { pending: Number(pending), total: Number(total) };
   }
 
-  async withPool(body: () => void): Promise<void> {
-    await withHugePages(0, body);
-  }
-
   withoutDescriptors(body: () => void): void {
     const free = freeDescriptor();
     const former = library().limitDescriptors(free);
@@ -322,7 +317,7 @@ export class RealWorld implements World {
     const [threads, processes] = [false, true].map((forked) =>
       this.#actors.filter((actor) => actor.forked === forked),
     ) as [RealActor[], RealActor[]];
-    // A process that sleeps in a fault can be killed; a thread has to be let go first, and may have forked then.
+    // A process that sleeps in a fault can be killed; a thread must be woken first, and may then have forked.
     for (const actor of processes) actor.end();
     for (const end of this.#ends.reverse()) end();
     for (const actor of [...threads, ...processes]) actor.end();

@@ -1,4 +1,4 @@
-// REGISTER, UNREGISTER and WAKE (kernel-semantics 1: REGISTER's output; 2: each ioctl).
+// REGISTER, UNREGISTER and WAKE (docs/kernel.md: REGISTER's output).
 
 import { strict as assert } from 'node:assert';
 import { END, Feature, MINOR, MISSING, OUTSIDE, openUffd, PROTECT, WP } from './calls.js';
@@ -10,10 +10,10 @@ const check = checks('semantics/registration');
 
 // ---- what REGISTER answers --------------------------------------------------------------------------------
 
-/** Bits of `ioctls`: WAKE, COPY, ZEROPAGE, MOVE, POISON; with WP and MINOR one more each. */
+/** Bits of `ioctls`: WAKE, COPY, ZEROPAGE, MOVE, POISON (HUGE: no ZEROPAGE, MOVE). WP and MINOR add one each. */
 const SMALL = 0x13cn;
 const HUGE = 0x10cn;
-/** The two of them that came last. */
+/** The two operations that the kernel added last. */
 const LATE = { move: 0x20n, poison: 0x100n };
 const WITH_WRITEPROTECT = 0x40n;
 const WITH_CONTINUE = 0x80n;
@@ -32,7 +32,7 @@ const MODE_NAMES: Readonly<Record<string, string>> = {
 const ALL_WP = Feature.flagWp | Feature.wpHugetlbShmem;
 const MINORS = Feature.minorShmem | Feature.minorHugetlb;
 
-/** Without what this kernel does not have yet. */
+/** `ioctls` without the operations that this kernel does not have yet. */
 function allowed(world: World, ioctls: bigint): bigint {
   const features = featuresOf(world);
   const without = (features & Feature.move ? 0n : LATE.move) | (features & Feature.poison ? 0n : LATE.poison);
@@ -165,7 +165,7 @@ check('register.holes', 'a range may have holes', (world) => {
 
 // ---- registering again ------------------------------------------------------------------------------------
 
-/** Modes of the first and of the second registration, and those that hold afterwards. */
+/** Modes of the first and of the second registration, and the modes in force afterwards. */
 const AGAIN = [
   ['register.again.1-1', 1n, 1n, 1n],
   ['register.again.1-2', 1n, 2n, 2n],
@@ -187,7 +187,7 @@ for (const [id, first, second, holds] of AGAIN) {
       const { uffd, base, area, thread } = setting(world, { mode: first, features: Feature.flagWp });
       const [result, ioctls] = uffd.register(base, area.length, second);
       assert.equal(result, 'ok');
-      // The answer is about the modes asked for, also where more of them hold.
+      // REGISTER returns the operations of the requested modes, even if more modes are in force.
       assert.equal(ioctls, allowed(world, second & WP ? SMALL | WITH_WRITEPROTECT : SMALL));
       assert.equal(thread.read(base), holds & MISSING ? 'fault' : 0);
       assert.equal(uffd.writeprotect(at(base, 1), P, PROTECT), holds & WP ? 'ok' : 'ENOENT');
@@ -248,7 +248,7 @@ check('unregister.never-registered', 'anonymous memory that never was registered
   assert.equal(uffd.unregister(base, area.length), 'ok');
 });
 
-check('unregister.wakes.missing', 'it wakes who waits for a missing page', (world) => {
+check('unregister.wakes.missing', 'it wakes a thread that waits for a missing page', (world) => {
   const { uffd, base, area, thread } = setting(world);
   assert.equal(thread.read(base), 'fault');
   assert.equal(uffd.unregister(base, area.length), 'ok');
@@ -261,7 +261,7 @@ for (const [id, mode, woken] of [
 ] as const) {
   check(
     id,
-    `in ${MODE_NAMES[`${mode}`]} it ${woken ? 'wakes' : 'leaves asleep'} who waits to write a protected page`,
+    `in ${MODE_NAMES[`${mode}`]} it ${woken ? 'wakes' : 'leaves asleep'} a thread that waits to write a protected page`,
     (world) => {
       const { uffd, base, area, thread } = setting(world, { mode, features: Feature.flagWp, filled: 1 });
       assert.equal(uffd.writeprotect(base, P, PROTECT), 'ok');
@@ -278,7 +278,7 @@ for (const [id, mode, woken] of [
 
 check(
   'unregister.sleeps.minor',
-  'it leaves asleep who waits for a page of the page cache',
+  'it leaves a thread asleep that waits for a page of the page cache',
   (world) => {
     const features = Feature.minorShmem;
     const { uffd, base, area, thread } = setting(world, { kind: 'shmem', mode: MINOR, features });
@@ -317,16 +317,20 @@ check('wake.ok.gone', 'after the process has exited: ok', (world) => {
   assert.equal(uffd.wake(base, P), 'ok');
 });
 
-check('wake.refaults', 'who is woken without a page faults again, and posts a new message', (world) => {
-  const { uffd, base, thread } = setting(world);
-  assert.equal(thread.read(base), 'fault');
-  assert.deepEqual(uffd.take(), [fault(base)]);
-  assert.equal(uffd.wake(base, P), 'ok');
-  assert.equal(thread.outcome(), 'fault');
-  assert.deepEqual(uffd.take(), [fault(base)]);
-});
+check(
+  'wake.refaults',
+  'a thread that is woken without a page faults again, and posts a new message',
+  (world) => {
+    const { uffd, base, thread } = setting(world);
+    assert.equal(thread.read(base), 'fault');
+    assert.deepEqual(uffd.take(), [fault(base)]);
+    assert.equal(uffd.wake(base, P), 'ok');
+    assert.equal(thread.outcome(), 'fault');
+    assert.deepEqual(uffd.take(), [fault(base)]);
+  },
+);
 
-check('wake.range', 'it wakes who waits in the range, and nobody else', (world) => {
+check('wake.range', 'it wakes the threads that wait in the range, and no others', (world) => {
   const { uffd, base } = setting(world);
   const threads = [0, 1, 2].map((page) => {
     const thread = world.thread();

@@ -1,5 +1,5 @@
-// The end of the watched process, and of the descriptor (kernel-semantics 2: after exit/exec, close). That fills
-// answer ESRCH then is in order, that REGISTER and UNREGISTER answer ENOMEM in registration.
+// The end of the watched process, and the close of the descriptor (docs/kernel.md: after exit/exec, close). `order`
+// tests that fills then return ESRCH; `registration` tests that REGISTER and UNREGISTER then return ENOMEM.
 
 import { strict as assert } from 'node:assert';
 import { Feature, Flag, PROTECT, WP } from './calls.js';
@@ -59,7 +59,7 @@ check('close.wakes', 'close wakes all; missing memory is filled with zeros from 
 
 check(
   'close.wakes-wp',
-  'close wakes who waits to write a protected page, and protects nothing any more',
+  'close wakes a thread that waits to write a protected page, and lifts all protection',
   (world) => {
     const how: SettingOptions = { mode: WP, features: Feature.flagWp, filled: 0x61 };
     const { uffd, base, thread } = setting(world, how);
@@ -91,7 +91,7 @@ check('close.inherited', 'an inherited descriptor keeps it alive; the last close
   assert.equal(thread.outcome(), 0);
 });
 
-check('close.mutator', 'close lets go who waits for an event to be read', (world) => {
+check('close.mutator', 'close wakes a thread that waits for its event to be read', (world) => {
   const { uffd, base, thread } = setting(world, { features: Feature.eventRemove, filled: 0x61 });
   assert.equal(thread.madvise(base, P, 4), 'event');
   uffd.close();

@@ -1,11 +1,11 @@
-// Operations and their answers as rows of a table name them: which words each takes, and what it leaves in its
-// output field.
+// Operations and their answers, by the names that tables of tests use: the words that each operation takes, and the
+// value that it leaves in its output field.
 
-import { Errno } from '../../src/errors.js';
+import { Errno } from '../../src/errors/errors.js';
 import { type Answer, MISSING, PATTERN, type Request, type Uffd } from './calls.js';
 import { P } from './support.js';
 
-/** A page was done. */
+/** The answer of a call that processed one page. */
 export const DONE: Answer = ['ok', P];
 
 const refused = (name: string): Answer => [name, -(Errno[name] as number)];
@@ -17,7 +17,7 @@ export const EINVAL = refused('EINVAL');
 export const ENOENT = refused('ENOENT');
 export const ENOMEM = refused('ENOMEM');
 
-/** The words of a call whose arguments are in order: everything but the output field. */
+/** The words of a call with valid arguments: all but the output field. */
 export function words(request: Request, start: bigint, length: bigint, from: bigint, mode = 0n): bigint[] {
   switch (request) {
     case 'copy':
@@ -33,10 +33,10 @@ export function words(request: Request, start: bigint, length: bigint, from: big
   }
 }
 
-/** Whether the struct ends with an output field. */
+/** Operations whose struct ends with an output field. */
 const OUTPUT: readonly Request[] = ['register', 'copy', 'zeropage', 'continue', 'poison', 'move'];
 
-/** Issues a call; what it answers, and its output field: the pattern where it was left alone. */
+/** Issues a call. Returns its result and its output field: the pattern if the kernel did not write the field. */
 export function issue(uffd: Uffd, request: Request, given: bigint[], at = 0): readonly [string, bigint] {
   const output = OUTPUT.includes(request);
   const result = uffd.raw(request, output ? [...given, PATTERN] : given, at);

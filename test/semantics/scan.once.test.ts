@@ -1,9 +1,9 @@
-// PAGEMAP_SCAN with WP_ASYNC (kernel-semantics 2: async WP): what was written since it was armed, and what a page
-// is said to be.
+// PAGEMAP_SCAN with WP_ASYNC (docs/kernel.md: async WP): which pages were written since the last scan, and the
+// categories that the scan reports for a page.
 
 import { strict as assert } from 'node:assert';
 import { closeSync, openSync } from 'node:fs';
-import { errnoName } from '../../src/errors.js';
+import { errnoName } from '../../src/errors/errors.js';
 import { Feature, MISSING, PROTECT, type Uffd, WP } from './calls.js';
 import { bring, type State } from './states.js';
 import { at, checks, fill, P, type Setting, type SettingOptions, setting, source } from './support.js';
@@ -12,7 +12,7 @@ import type { MemoryKind, World } from './world.js';
 const check = checks('semantics/scan');
 
 const PAGEMAP_SCAN = 0xc0606610;
-/** Flags: protect what matches; fail where memory is not registered for WP_ASYNC. */
+/** Flags: protect the matching pages; fail if memory is not registered for WP_ASYNC. */
 const WP_MATCHING = 1n;
 const CHECK_WPASYNC = 2n;
 
@@ -33,7 +33,7 @@ const REGION_WORDS = 3;
 
 type Region = readonly [start: bigint, end: bigint, categories: number];
 
-/** Scans `pages` from `start` for pages of `categories`; the regions, or an errno's name. */
+/** Scans `pages` pages from `start` for the categories in `mask`; the regions, or an errno's name. */
 function scan(world: World, uffd: Uffd, start: bigint, pages: number, flags: bigint, mask: bigint) {
   const fd = openSync('/proc/self/pagemap', 'r');
   world.defer(() => closeSync(fd));
@@ -54,7 +54,7 @@ const ASYNC: SettingOptions = { features: Feature.wpAsync, mode: WP };
 const NEEDS = { has: ['descriptors'], features: Feature.wpAsync } as const;
 const ARM = WP_MATCHING | CHECK_WPASYNC;
 
-/** What was written since the last time; armed again by the same call. */
+/** The pages written since the last call; the same ioctl protects them again. */
 function written({ uffd, base, area }: Setting, world: World): unknown {
   const found = scan(world, uffd, base, area.length / P, ARM, BigInt(WRITTEN));
   return typeof found === 'string' ? found : found.map(([start, end]) => [start, end]);
@@ -62,7 +62,7 @@ function written({ uffd, base, area }: Setting, world: World): unknown {
 
 check(
   'scan.written',
-  'it tells what was written since the last scan, and arms it again',
+  'it returns the pages written since the last scan, and protects them again',
   (world) => {
     const set = setting(world, { ...ASYNC, filled: 1 });
     const { base, thread } = set;

@@ -1,7 +1,7 @@
-// The simulated kernel as a World. An actor is a simulated thread that is given one action at a time, and runs
-// until it is through or asleep; nobody else runs meanwhile, unless it is awake.
+// The simulated kernel as a World. An actor is a simulated thread that gets one action at a time, and runs until the
+// action is done or the thread is asleep; meanwhile other threads run only if they are awake.
 
-import { errnoName } from '../../src/errors.js';
+import { errnoName } from '../../src/errors/errors.js';
 import {
   type Action,
   advise,
@@ -20,10 +20,10 @@ import {
   write,
 } from '../../src/sim/index.js';
 import type { AddressSpace } from '../../src/sim/memory.js';
-import { P } from '../kernel/support.js';
+import { P } from '../support/real-kernel.js';
 import type { Actor, Area, By, Facility, MapOptions, MemoryKind, Outcome, PageBits, World } from './world.js';
 
-/** Where in the world's memory an actor's own reads go. */
+/** Offset in the world's memory at which an actor's own reads store their result. */
 const READ_AT = 32768;
 
 class SimulatedActor implements Actor {
@@ -166,12 +166,12 @@ class SimulatedActor implements Actor {
   }
 }
 
-/** Writes bytes that lie in one page. */
+/** Writes bytes within one page. */
 function poke(space: AddressSpace, address: number, bytes: Uint8Array): void {
   const page = space.pageOf(address);
   const found = space.entry(page);
-  const entry = found?.is === 'page' ? found : space.fresh();
-  entry.frame.bytes.set(bytes, address % space.pageSize);
+  const entry = found?.is === 'page' ? found : space.take(space.pageSize);
+  entry?.frame.bytes.set(bytes, address % space.pageSize);
   space.set(page, entry);
 }
 
@@ -186,10 +186,10 @@ function pageBits(space: AddressSpace, address: bigint): PageBits {
   };
 }
 
-/** Where the structs of calls lie, one world after another. */
+/** Memory for the structs of calls, which all worlds share. */
 const memory = new WebAssembly.Memory({ initial: 1, maximum: 1 });
 
-/** Huge pages of its pool. */
+/** Huge pages in the simulated kernel's pool. */
 const HUGE_PAGES = 8;
 
 export class SimulatedWorld implements World {
@@ -202,17 +202,32 @@ export class SimulatedWorld implements World {
   }
 
   static lacks(what: Facility): string | undefined {
-    const has: readonly Facility[] = ['anonymous', 'private-hugetlb', 'guard', 'privileges', 'device'];
+    const has: readonly Facility[] = [
+      'anonymous',
+      'shmem',
+      'private-hugetlb',
+      'guard',
+      'privileges',
+      'device',
+    ];
     if (has.includes(what)) return undefined;
     return `the simulated kernel has no ${what}`;
   }
 
-  map(kind: MemoryKind, pages: number, { protection }: MapOptions = {}): Area {
+  map(kind: MemoryKind, pages: number, { protection, objectLength }: MapOptions = {}): Area {
+    if (kind === 'shmem') return this.#mapShared(pages, (objectLength ?? pages * P) / P, protection);
     const huge = kind === 'private-hugetlb';
     const pageSize = huge ? this.kernel.hugePageSize : P;
     const memory = protection === undefined ? { huge } : { huge, protection };
     const address = this.kernel.mapMemory(pages, memory);
     return { address, length: pages * pageSize, pageSize, alias: 0n };
+  }
+
+  #mapShared(pages: number, objectPages: number, protection = 3): Area {
+    const object = this.kernel.memfd(objectPages);
+    const address = this.kernel.mapShared(object, { pages, protection });
+    const alias = this.kernel.mapShared(object, { pages });
+    return { address, length: pages * P, pageSize: P, alias };
   }
 
   pages(address: bigint, count: number): PageBits[] {
@@ -232,14 +247,14 @@ export class SimulatedWorld implements World {
     return new SimulatedActor(this, this.kernel.thread());
   }
 
-  /** The port as a thread's process has it. */
+  /** The port of a thread's process. */
   portOf(thread: SimulatedThread) {
     return this.kernel.attach(this.memory, thread.process);
   }
 
-  /** Everybody goes on as far as they can. */
+  /** Runs all threads until none of them can continue. */
   settle(): void {
-    // What spins is asleep to whoever looks.
+    // The limit is for threads that spin: they count as asleep.
     for (let steps = 0; steps < 1000 && this.kernel.step(); steps++);
   }
 
@@ -248,10 +263,6 @@ export class SimulatedWorld implements World {
     if (file?.is !== 'userfaultfd') throw new Error(`${fd} is no userfaultfd`);
     const { pending, reading } = file.context;
     return { pending: pending.length, total: pending.length + reading.length };
-  }
-
-  async withPool(body: () => void): Promise<void> {
-    body();
   }
 
   withoutDescriptors(body: () => void): void {
@@ -265,7 +276,7 @@ export class SimulatedWorld implements World {
     }
   }
 
-  /** Its event loop turns as long as that takes. */
+  /** Runs the simulated kernel and Node's event loop until `something` settles. */
   async during<T>(something: T | Promise<T>): Promise<T> {
     let over = false;
     const settled = Promise.resolve(something).finally(() => {

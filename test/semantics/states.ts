@@ -1,12 +1,12 @@
-// The states a page of private anonymous memory can be in (kernel-semantics 4: PTE), how to bring one about, and
-// how to tell which it is: by pagemap, and by a touch where that says too little and cannot sleep.
+// The possible states of a page of private anonymous memory (docs/kernel.md: PTE), how to produce them, and how to
+// recognize them: by pagemap, and by a touch if pagemap is ambiguous and the touch cannot sleep.
 
 import { strict as assert } from 'node:assert';
 import { type Answer, PROTECT, type Uffd, WITH_WP } from './calls.js';
 import { P } from './support.js';
 import type { Actor } from './world.js';
 
-/** `shared`: present, and not exclusive, because a forked process has it too. */
+/** `shared`: present, and not exclusive, because a forked process maps the same page. */
 export type State =
   | 'none'
   | 'zero'
@@ -20,7 +20,7 @@ export type State =
 
 const MADV_GUARD_INSTALL = 102;
 
-/** What bringing a state about takes: all act on the page at `address`, which was not there before. */
+/** Means to produce a state. All of them act on the page at `address`, which was missing before. */
 export interface Means {
   uffd: Uffd;
   thread: Actor;
@@ -53,7 +53,7 @@ export function bring(state: State, address: bigint, means: Means): void {
   BRING[state](address, means);
 }
 
-/** The state of a page, and its first byte where it has one that is not 0. */
+/** The state of a page, and its first byte if that is not 0. */
 export function stateOf(address: bigint, thread: Actor): string {
   const { present, swap, uffdWp, exclusive } = thread.page(address);
   const wp = uffdWp ? '+wp' : '';

@@ -1,21 +1,25 @@
-// What the semantics tests share. A check has an id, which documentation links to and which is a part of the
-// test's name; it gets a world of its own, and what it left behind is taken away whatever happened.
+// Shared code of the semantics tests. Each check has an id, which documentation links to and which is part of the
+// test's name. Each check gets its own world, which is closed even if the check fails.
 
 import { strict as assert } from 'node:assert';
 import { MADV_DONTNEED } from '../../shim/memory.js';
-import { errnoName } from '../../src/errors.js';
-import { skip, suite } from '../harness.js';
-import { at, needKernel, P } from '../kernel/support.js';
+import { errnoName } from '../../src/errors/errors.js';
+import { skip, suite } from '../support/harness.js';
+import { withHugePages } from '../support/huge-pages.js';
+import { at, needKernel, P } from '../support/real-kernel.js';
 import { adopt, Feature, Flag, type Message, MISSING, openUffd, type Uffd } from './calls.js';
 import { RealWorld } from './real.js';
 import { SimulatedWorld } from './simulated.js';
 import type { Actor, Area, Facility, MapOptions, MemoryKind, World } from './world.js';
 
-/** What a check may need, beside a world: facilities, and features of the kernel. */
+/** Requirements of a check: facilities of the world, and features of the kernel. */
 export interface Needs {
   has?: readonly Facility[];
   features?: bigint;
 }
+
+/** The most huge pages that one check needs. */
+const HUGE_PAGES = 4;
 
 export type Body = (world: World) => void | Promise<void>;
 
@@ -26,7 +30,7 @@ export interface Checks {
   run(): void;
 }
 
-/** Every check is made of both kernels. What the simulated one has not got is left out there. */
+/** Every check runs on both kernels; the simulated kernel runs only checks whose facilities it has. */
 const KERNELS = ['real', 'simulated'] as const;
 type KernelKind = (typeof KERNELS)[number];
 
@@ -36,7 +40,7 @@ function openWorld(kernel: KernelKind): World {
   return new RealWorld();
 }
 
-/** Skips where a userfaultfd that serves the kernel's faults too is refused. */
+/** Skips the check if the kernel refuses a userfaultfd that also serves faults of kernel mode. */
 function needPrivilege(world: World): void {
   const port = world.kernel.attach(world.memory);
   const fd = port.userfaultfd(Flag.cloexec);
@@ -46,7 +50,7 @@ function needPrivilege(world: World): void {
 
 const known = new Map<unknown, bigint>();
 
-/** The features of this kernel; also those not asked for. */
+/** All features of this kernel, even if they were not requested. */
 export function featuresOf(world: World): bigint {
   const features = known.get(world.constructor) ?? openUffd(world).word(1);
   known.set(world.constructor, features);
@@ -64,7 +68,7 @@ export function checks(title: string): Checks {
       if (kernel === 'simulated' && (needs.has ?? []).some((facility) => SimulatedWorld.lacks(facility)))
         continue;
       const suffix = kernel === 'real' ? '' : ' (simulated)';
-      test(`${id}: ${statement}${suffix}`, () => check(openWorld(kernel), body, needs));
+      test(`${id}: ${statement}${suffix}`, () => check(kernel, body, needs));
     }
   };
   // UFFD_LIST_IDS: the ids as a line of JSON instead of the checks; test/docs-kernel.test.ts reads it.
@@ -72,7 +76,16 @@ export function checks(title: string): Checks {
   return Object.assign(add, { run });
 }
 
-async function check(world: World, body: Body, needs: Needs): Promise<void> {
+/** Runs a check, with huge pages of its own if it needs some. */
+async function check(kernel: KernelKind, body: Body, needs: Needs): Promise<void> {
+  const run = (): Promise<void> => checkIn(openWorld(kernel), body, needs);
+  const huge = needs.has?.some((facility) => facility === 'hugetlb' || facility === 'private-hugetlb');
+  if (kernel === 'simulated' || !huge) return run();
+  needKernel();
+  await withHugePages(HUGE_PAGES, run);
+}
+
+async function checkIn(world: World, body: Body, needs: Needs): Promise<void> {
   try {
     needPrivilege(world);
     for (const facility of needs.has ?? []) {
@@ -98,12 +111,12 @@ export interface Setting {
 export interface SettingOptions {
   kind?: MemoryKind;
   pages?: number;
-  /** Modes to register all of it in; 0: it is not registered. */
+  /** Modes in which all memory is registered; 0: it is not registered. */
   mode?: bigint;
   features?: bigint;
   flags?: number;
   map?: MapOptions;
-  /** The byte that each page holds before it is registered; without it pages are not there. */
+  /** The byte that each page holds before it is registered; if undefined, the pages are missing. */
   filled?: number;
 }
 
@@ -117,14 +130,14 @@ export function setting(world: World, options: SettingOptions = {}): Setting {
   return { uffd, area, base: area.address, thread };
 }
 
-/** Puts a byte at the start of each page. */
+/** Writes a byte at the start of each page. */
 export function fill(thread: Actor, area: Area, byte: number): void {
   for (let offset = 0; offset < area.length; offset += area.pageSize) {
     assert.equal(thread.write(area.address + BigInt(offset), byte), 0);
   }
 }
 
-/** Pages to copy from, each with its number after `first` in its first byte. */
+/** Pages to copy from; the first byte of page number n is `first` + n. */
 export function source(world: World, pages: number, first = 0x61): bigint {
   const area = world.map('anonymous', pages);
   const thread = world.thread();
@@ -132,10 +145,10 @@ export function source(world: World, pages: number, first = 0x61): bigint {
   return area.address;
 }
 
-/** 2 to the power of 64: behind the last address. */
+/** 2^64: the number after the last address. */
 export const WORD_TOP = 1n << 64n;
 
-/** Memory of another process, forked from the test's, that a userfaultfd of its own watches. */
+/** Memory of a process forked from the test's process; another userfaultfd watches that memory. */
 export function elsewhere(world: World, options: SettingOptions = {}): Setting & { process: Actor } {
   const {
     kind = 'anonymous',
@@ -161,7 +174,7 @@ export function orphan(world: World, options?: SettingOptions): Setting {
   return left;
 }
 
-/** Memory that is watched, and a change in progress: an actor removes the last page, nobody has read of it. */
+/** Watched memory with a change in progress: an actor removes the last page, and the event is unread. */
 export function changing(world: World, options: SettingOptions = {}): Setting & { mutator: Actor } {
   const set = setting(world, { ...options, features: (options.features ?? 0n) | Feature.eventRemove });
   const { area } = set;
@@ -176,7 +189,7 @@ export function fault(address: bigint, flags = 0, ptid = 0): Message {
   return { event: 'pagefault', flags, address, ptid };
 }
 
-/** Needs of checks that go through the kinds of memory, and settings with those features. */
+/** Needs of checks that run on several kinds of memory, and of settings with those features. */
 export const EVERY_KIND = {
   features:
     Feature.flagWp |

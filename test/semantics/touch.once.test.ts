@@ -1,5 +1,5 @@
-// What a touch does to private anonymous memory (kernel-semantics 4: touch, userfault): by page state, by who
-// touches, by how the memory is registered; in the order in which the kernel asks.
+// The effect of a touch on private anonymous memory (docs/kernel.md: touch, userfault): by page state, by access from
+// user mode or kernel mode, and by registration; in the order in which the kernel checks.
 
 import { strict as assert } from 'node:assert';
 import { Feature, Flag, type Message, MISSING, PROTECT, WP } from './calls.js';
@@ -18,7 +18,7 @@ const SIGBUS = SYNC | Feature.sigbus;
 const ASYNC = SYNC | Feature.wpAsync;
 const NONBLOCK = Flag.cloexec | Flag.nonblock;
 
-/** The byte that a write writes, and the one a page holds before. */
+/** The byte that a write stores, and the byte that a page holds before. */
 const NEW = 0x78;
 const OLD = 0x61;
 
@@ -31,7 +31,7 @@ const RAISES: How = [MISSING | WP, SIGBUS];
 const USER_ONLY: How = [MISSING | WP, SYNC, NONBLOCK | Flag.userModeOnly];
 const WP_ASYNC: How = [MISSING | WP, ASYNC];
 
-/** `flags`: those of the message, where there is one. */
+/** `flags`: the flags of the message, if the touch posts one. */
 type Row = readonly [
   id: string,
   how: How,

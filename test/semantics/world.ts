@@ -1,19 +1,19 @@
-// What a test of the kernel's semantics may do, and all it may do: the port, memory, and actors that touch it.
-// The tests of this folder are written against this interface, so that whatever answers it (the machine's own
-// kernel in real.ts) can be held to the same statements.
+// The interface of a kernel to the semantics tests: the port, memory, and actors that touch the memory. The tests use
+// only this interface, so that the same tests can check every implementation: the machine's own kernel (real.ts) and
+// the simulated kernel (simulated.ts).
 //
 // Rules:
-//  - Everything is synchronous. A step returns when the world is quiet: the actor has done it, or is asleep.
+//  - A step is synchronous. It returns when the world is quiet: the actor has finished the step, or is asleep.
 //  - The test itself never touches watched memory; actors do.
-//  - Outcomes are plain values, to stand in tables: a number ≥ 0, or the name of what happened.
+//  - Outcomes are plain values, so that tables can hold them: a number ≥ 0, or a name ('fault', 'EFAULT', 'SIGBUS').
 
-import type { Kernel } from '../../src/kernel.js';
+import type { Kernel } from '../../src/kernel/port.js';
 
 /** Kinds of memory. All are readable and writable unless `MapOptions.protection` says otherwise. */
 export type MemoryKind =
   /** Private anonymous, in small pages. */
   | 'anonymous'
-  /** Private anonymous, aligned and asked to be in transparent huge pages. */
+  /** Private anonymous, aligned, and advised to use transparent huge pages. */
   | 'thp'
   /** Shared mapping of a memfd, with an alias. */
   | 'shmem'
@@ -29,12 +29,12 @@ export type MemoryKind =
   /** Shared mapping of a memfd that is open for reading only; cannot be written. */
   | 'read-only-shmem';
 
-/** What a world may lack, beside kinds of memory. */
+/** Facilities that a world may lack, beside kinds of memory. */
 export type Facility =
   | MemoryKind
   /** Guard regions (MADV_GUARD_INSTALL). */
   | 'guard'
-  /** Processes with less privilege. */
+  /** Processes without privileges. */
   | 'privileges'
   /** Descriptors as the operating system has them: pread, write, /proc, dup, epoll, a limit. */
   | 'descriptors'
@@ -46,29 +46,29 @@ export type Facility =
 export interface MapOptions {
   /** PROT_READ 1 | PROT_WRITE 2; both by default. */
   protection?: number;
-  /** Bytes that the object behind it has, where it is shorter than the mapping. */
+  /** Bytes of the mapped object, if it is shorter than the mapping. */
   objectLength?: number;
 }
 
-/** Memory that was mapped. `alias` shows the same pages at another place, never watched. */
+/** Mapped memory. `alias` is a second mapping of the same pages, which is never watched. */
 export interface Area {
   readonly address: bigint;
   readonly length: number;
-  /** Bytes of one of its pages, or of its huge pages. */
+  /** Bytes of one page, or of one huge page in memory of huge pages. */
   readonly pageSize: number;
   readonly alias: bigint;
 }
 
-/** Whoever touches the byte, or makes the kernel do it for him by a system call. */
+/** How an actor touches a byte: by its own access, or by a system call in which the kernel accesses the byte. */
 export type By = 'user' | 'kernel';
 
 /**
- * What became of a step: what it answered, the name of an errno, the signal that memory raised, or where it is
- * asleep: in a page fault, waiting for an event to be read, or in a read. 'gone': the process has left its memory.
+ * Outcome of a step: its result, the name of an errno, the signal that memory raised, or the place where the actor
+ * sleeps: in a page fault, in a change until its event is read, or in a read. 'gone': the process has lost its memory.
  */
 export type Outcome = number | string;
 
-/** What the page tables say of a page: bits 63, 62, 57, 56 of its word in pagemap. */
+/** The state of a page in the page tables: bits 63, 62, 57, 56 of its word in pagemap. */
 export interface PageBits {
   present: boolean;
   /** Swapped, or a marker. */
@@ -78,10 +78,10 @@ export interface PageBits {
   exclusive: boolean;
 }
 
-/** A thread of the test's process, or a process that was forked from it; one step at a time. */
+/** A thread of the test's process, or a process forked from it; it performs one step at a time. */
 export interface Actor {
   readonly tid: number;
-  /** What became of the last step by now. */
+  /** The current outcome of the last step. */
   outcome(): Outcome;
   /** The byte at an address. */
   read(address: bigint, by?: By): Outcome;
@@ -94,53 +94,51 @@ export interface Actor {
   mremap(address: bigint, oldLength: number, newLength: number, flags: number, to?: bigint): Outcome;
   mprotect(address: bigint, length: number, protection: number): Outcome;
   mlock(address: bigint, length: number): Outcome;
-  /** Maps fresh private anonymous memory over what is there (MAP_FIXED); its address as a number. */
+  /** Maps fresh private anonymous memory over existing mappings (MAP_FIXED); its address as a number. */
   overlay(address: bigint, length: number): Outcome;
-  /** Forks; the child answers steps once the fork is through. It shares descriptors unless told otherwise. */
+  /** Forks; the child accepts steps once the fork has returned. It shares descriptors by default. */
   fork(descriptors?: 'shared' | 'copied'): Actor;
   exit(): Outcome;
   exec(): Outcome;
-  /** Kills a forked one, asleep or not, and waits until it is gone. */
+  /** Kills a forked actor, asleep or not, and waits until its process has ended. */
   kill(): void;
-  /** Interrupts a sleeping actor by a signal that it handles. */
+  /** Interrupts a sleeping actor with a signal that it handles. */
   interrupt(): void;
-  /** Gives up its privileges; for a forked one. */
+  /** Drops all privileges; only for a forked actor. */
   dropPrivileges(): Outcome;
   /** The port's calls, made by this actor. */
   userfaultfd(flags: number): Outcome;
   ioctl(fd: number, request: number, at: number): Outcome;
-  /** read(2) to an address. */
+  /** read(2) into memory at an address. */
   readInto(fd: number, address: bigint, length: number): Outcome;
-  /** The page tables of its process. */
+  /** The state of a page in the page tables of the actor's process. */
   page(address: bigint): PageBits;
 }
 
 export interface World {
   readonly kernel: Kernel;
-  /** Where the structs of calls lie; what actors pass to `ioctl` too. */
+  /** Memory for the structs of calls, including those of an actor's `ioctl`. */
   readonly memory: WebAssembly.Memory;
-  /** Why it has not got something; undefined where it has. */
+  /** The reason why the world lacks a facility; undefined if the world has it. */
   lacks(what: Facility): string | undefined;
-  /** Fresh memory with room on both sides. Pages are not there yet. */
+  /** Maps fresh memory with free addresses on both sides. Its pages are missing. */
   map(kind: MemoryKind, pages: number, options?: MapOptions): Area;
-  /** Addresses where nothing is mapped, for as long as the world is there. */
+  /** Addresses where nothing is mapped as long as the world exists. */
   vacant(pages: number): bigint;
-  /** What the page tables of the test's own process say of `count` pages. */
+  /** The state of `count` pages in the page tables of the test's own process. */
   pages(address: bigint, count: number): PageBits[];
-  /** Bytes of a page that is there, of the test's own process: nobody faults. */
+  /** Bytes of a present page of the test's own process: reading them raises no fault. */
   peek(address: bigint, length: number): Uint8Array;
   /** A thread of the test's own process. */
   thread(): Actor;
-  /** A descriptor's unread faults, and those together with the faults that were read and sleep on. */
+  /** The number of a descriptor's unread faults, and of all its waiting faults, including those already read. */
   queue(fd: number): { pending: number; total: number };
-  /** Runs a body while no other test uses the machine's pool of huge pages. */
-  withPool(body: () => void): Promise<void>;
-  /** Runs a body while no new descriptor can be had. */
+  /** Runs a body while the process can open no new descriptor. */
   withoutDescriptors(body: () => void): void;
-  /** Waits for something that callbacks of the port's event loop bring about. */
+  /** Waits for a promise that callbacks of the port's event loop settle. */
   during<T>(something: T | Promise<T>): Promise<T>;
-  /** Something to do at the end: first in, last out. */
+  /** Adds a cleanup for `close`, which runs the last one first. */
   defer(end: () => void): void;
-  /** Ends what is deferred, then the actors, then the memory. */
+  /** Runs the deferred cleanups, ends the actors, and frees the memory. */
   close(): void;
 }

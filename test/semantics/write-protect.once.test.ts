@@ -1,9 +1,9 @@
-// WRITEPROTECT (kernel-semantics 2), and write-protection that resolves itself (WP_ASYNC, PAGEMAP_SCAN).
+// WRITEPROTECT (docs/kernel.md), and write-protection that the kernel resolves itself (WP_ASYNC, PAGEMAP_SCAN).
 
 import { strict as assert } from 'node:assert';
 import { Feature, MISSING, openUffd, PROTECT, PROTECT_DONTWAKE, WP } from './calls.js';
 import { stateOf } from './states.js';
-import { at, checks, fault, P, type SettingOptions, setting, source } from './support.js';
+import { at, checks, fault, P, type SettingOptions, SHMEM, setting, source } from './support.js';
 
 const check = checks('semantics/write-protect');
 
@@ -82,6 +82,18 @@ check(
 );
 
 check(
+  'writeprotect.unpopulated.shmem',
+  'a missing page of shmem is marked without WP_UNPOPULATED, too',
+  (world) => {
+    const features = SHMEM.features & ~Feature.wpUnpopulated;
+    const { uffd, base, thread } = setting(world, { kind: 'shmem', mode: WP, features });
+    assert.equal(uffd.writeprotect(base, P, PROTECT), 'ok');
+    assert.equal(thread.page(base).uffdWp, true);
+  },
+  SHMEM,
+);
+
+check(
   'writeprotect.unpopulated.on',
   'with WP_UNPOPULATED it is marked, and a write to it is a fault with flags 3',
   (world) => {
@@ -124,7 +136,7 @@ check(
 
 check(
   'writeprotect.wakes.protect',
-  'protecting wakes nobody',
+  'protecting wakes no thread',
   (world) => {
     const { uffd, base, thread } = setting(world, WATCHED);
     assert.equal(uffd.writeprotect(base, P, PROTECT), 'ok');
@@ -139,7 +151,7 @@ check(
 
 check(
   'writeprotect.wakes.every-kind',
-  'taking it away wakes who waits for a missing page, too',
+  'lifting it wakes a thread that waits for a missing page, too',
   (world) => {
     const { uffd, base, thread } = setting(world, { mode: MISSING | WP, ...FLAG_WP });
     assert.equal(thread.read(base), 'fault');

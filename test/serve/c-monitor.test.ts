@@ -3,9 +3,9 @@
 
 import { closeSync, copyFileSync, openSync, writeSync } from 'node:fs';
 import * as assert from 'uvu/assert';
-import { seed, suite } from '../harness.js';
-import { compileProgram, needKernelFaults } from '../kernel/support.js';
-import { P, served, writeMemory } from './process.js';
+import { seed, suite } from '../support/harness.js';
+import { compileProgram, needKernelFaults } from '../support/real-kernel.js';
+import { P, served, writeMemory } from './support/serve-process.js';
 
 const test = suite('c-monitor');
 
@@ -14,7 +14,7 @@ const ROUNDS = 2;
 const LIMIT_S = 100;
 
 /** What monitor.c prints at its end. */
-interface Told {
+interface Outcome {
   pages: number;
   touched: number;
   removed: number;
@@ -24,7 +24,7 @@ interface Told {
 let program: string | undefined;
 const start = seed();
 
-/** Runs it to its end, without a wrong page. What the server has counted. */
+/** Runs the monitor to its end; it must find no wrong page. Returns the server's counts. */
 async function run(
   options: readonly string[],
   threads: number,
@@ -32,7 +32,7 @@ async function run(
   hole?: (page: number) => boolean,
 ): Promise<Readonly<Record<string, number>>> {
   needKernelFaults();
-  program ??= compileProgram('../guest/monitor.c');
+  program ??= compileProgram('guest/monitor.c');
   const monitor = [program, '-t', `${threads}`, '-r', `${ROUNDS}`, '-s', `${start}`, '-l', `${LIMIT_S}`];
   const make = (path: string): void => writeMemory(path, PAGES, start, hole);
   const { monitor: ended, stats } = await served(options, make, (socket, memory) => [
@@ -42,21 +42,21 @@ async function run(
     memory,
   ]);
   assert.is(ended.code, 0, `${ended.stdout}${ended.stderr}`);
-  const told = JSON.parse(ended.stdout) as Told;
-  assert.is(told.wrong, 0);
-  assert.is(told.pages, PAGES);
-  assert.is(told.touched, PAGES * threads * ROUNDS);
+  const outcome = JSON.parse(ended.stdout) as Outcome;
+  assert.is(outcome.wrong, 0);
+  assert.is(outcome.pages, PAGES);
+  assert.is(outcome.touched, PAGES * threads * ROUNDS);
   const [session] = stats.sessions;
   assert.is(stats.sessions.length, 1);
   assert.is(session?.end, 'exited');
   assert.is(session?.regions, 2);
   assert.is(session?.bytes, PAGES * P);
-  assert.is(session?.counts.taken, told.removed * P);
-  assert.is(told.removed > 0, balloon);
+  assert.is(session?.counts.taken, outcome.removed * P);
+  assert.is(outcome.removed > 0, balloon);
   return session?.counts ?? {};
 }
 
-// Holes of one page, and of many that begin and end anywhere in a window.
+// Holes of one page, and longer ones that begin and end anywhere in a window.
 const isHole = (page: number): boolean => page % 7 === 3 || page % 101 > 60;
 const HOLES = Array.from({ length: PAGES }, (_, page) => page).filter(isHole).length;
 
@@ -93,7 +93,7 @@ for (const threads of [1, 4]) {
 
 test('the monitor finds the one page that is not the file’s', async () => {
   needKernelFaults();
-  program ??= compileProgram('../guest/monitor.c');
+  program ??= compileProgram('guest/monitor.c');
   const make = (path: string): void => {
     writeMemory(path, PAGES, start);
     copyFileSync(path, `${path}.other`);
@@ -105,7 +105,7 @@ test('the monitor finds the one page that is not the file’s', async () => {
     ...[program as string, '-r', '1', socket, `${memory}.other`],
   ]);
   assert.is(monitor.code, 1, `${monitor.stdout}${monitor.stderr}`);
-  assert.ok((JSON.parse(monitor.stdout) as Told).wrong > 0, 'it is told');
+  assert.ok((JSON.parse(monitor.stdout) as Outcome).wrong > 0, 'wrong pages are reported');
   assert.match(monitor.stderr, new RegExp(`^(page ${PAGES - 2}, .*\n)+$`));
 });
 

@@ -1,8 +1,8 @@
-// Short forms of `npm run soak` for guests that churn: what an hour of it finds, most of it is found in seconds.
+// Short forms of `npm run soak` with churning guests: seconds find most of what an hour finds.
 
 import { strict as assert } from 'node:assert';
-import { seed, suite } from '../harness.js';
-import { churn, churnInDryPool } from './churn.js';
+import { seed, suite } from '../support/harness.js';
+import { churn, churnInDryPool } from './support/churn.js';
 
 const test = suite('serve/churn');
 

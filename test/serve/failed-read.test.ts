@@ -1,12 +1,12 @@
-// After a read of the memory file has failed, each further read is made by the handler, and no more often than it means to:
-// what the core knows of sources is forgotten.
+// After a failed read of the memory file, the core forgets its sources: the handler makes each further read, and so
+// controls how often a page is retried.
 
 import * as assert from 'uvu/assert';
 import { MAP_ANONYMOUS, MAP_PRIVATE, mmap } from '../../shim/memory.js';
 import { type UffdError, Userfaultfd } from '../../src/index.js';
 import { Answers, Tally } from '../../src/serve/index.js';
-import { suite } from '../harness.js';
-import { at, kernelWith, map, needKernel, P, until, withOpened } from './../kernel/support.js';
+import { suite } from '../support/harness.js';
+import { at, kernelWith, map, needKernel, P, until, withOpened } from '../support/real-kernel.js';
 
 const test = suite('serve/failed-read');
 const PROT_NONE = 0;
@@ -27,7 +27,7 @@ test('a page that cannot be read is tried four times, and never behind the handl
       },
     };
   });
-  // The first page cannot be read, the others can.
+  // No page of the source can be read: a COPY from it fails with EFAULT.
   const source = mmap(0n, 8 * P, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS);
   await withOpened(Userfaultfd.open({ kernel }), async (uffd, thread) => {
     uffd.register(base, 8 * P);

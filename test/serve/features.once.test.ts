@@ -1,4 +1,5 @@
-// A monitor decides which events its userfaultfd tells. What is not told is said once, since pages may be wrong by it.
+// The monitor chooses which events its userfaultfd posts. The server warns once if remove events are missing, since a
+// removed page then gets the file's bytes instead of zeros.
 
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -6,8 +7,8 @@ import { join } from 'node:path';
 import * as assert from 'uvu/assert';
 import { type Feature, Mapping, Userfaultfd } from '../../src/index.js';
 import { handOver, serve } from '../../src/serve/index.js';
-import { suite } from '../harness.js';
-import { needKernel, P, until } from '../kernel/support.js';
+import { suite } from '../support/harness.js';
+import { needKernel, P, until } from '../support/real-kernel.js';
 
 const test = suite('serve/features');
 

@@ -1,8 +1,8 @@
-// What monitors hand over: every tolerance, and every way in which it can be wrong.
+// Hand-offs of monitors: every tolerated form is accepted, and every kind of error is refused.
 
 import { strict as assert } from 'node:assert';
-import { HandOffReader, parseRegions } from '../../src/serve/handoff.js';
-import { generator, seed, suite } from '../harness.js';
+import { HandOffReader, parseRegions } from '../../src/serve/handoff-protocol.js';
+import { generator, seed, suite } from '../support/harness.js';
 
 const test = suite('serve/handoff');
 const MIB = 2 ** 20;
@@ -99,7 +99,7 @@ test('regions that overlap are refused', () => {
   assert.throws(() => regions(good, good), /overlap/);
 });
 
-// ---- in pieces ---------------------------------------------------------------------------------------------
+// ---- hand-offs in pieces -----------------------------------------------------------------------------------
 
 const bytes = (text: string): Uint8Array => Buffer.from(text);
 

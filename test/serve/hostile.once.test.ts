@@ -1,8 +1,8 @@
-// Hostile and broken clients of `uffd serve`, some of each kind: a short form of `npm run hostile`.
+// Hostile and broken clients of `uffd serve`, some of each kind: a short form of `npm run suite -- hostile`.
 
 import { strict as assert } from 'node:assert';
-import { seed, suite } from '../harness.js';
-import { besiege } from './hostile.js';
+import { seed, suite } from '../support/harness.js';
+import { besiege } from './support/hostile-clients.js';
 
 const test = suite('serve/hostile');
 

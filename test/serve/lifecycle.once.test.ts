@@ -1,29 +1,50 @@
-// How a server begins and ends, what becomes of monitors whose guests cannot be served, and that nothing is left behind.
+// How a server starts and ends, what it does to monitors whose guests cannot be served, and that it leaves nothing
+// behind.
 
 import { strict as assert } from 'node:assert';
 import { spawnSync } from 'node:child_process';
-import { existsSync, lstatSync, mkdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
 import { createServer } from 'node:net';
 import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { kindOf } from '../../shim/descriptors.js';
 import { Guest } from '../../src/cli/guest/guest.js';
 import type { Wait } from '../../src/index.js';
 import { type SessionEnd, serve } from '../../src/serve/index.js';
-import { inDirectory } from '../cli/command.js';
-import { generator, seed, suite } from '../harness.js';
-import { compileProgram, needKernel, needKernelFaults } from '../kernel/support.js';
-import { descriptors, memoryFile, P, serving, until } from './support.js';
+import { inDirectory } from '../cli/support/command.js';
+import { generator, seed, suite } from '../support/harness.js';
+import { compileProgram, needKernel, needKernelFaults } from '../support/real-kernel.js';
+import { descriptors, memoryFile, P, serving, until } from './support/server.js';
 
 const test = suite('serve/lifecycle');
 
-/** Why it failed. */
+/** How a session has ended; the error message if it has failed. */
 function endedBy(end: SessionEnd | undefined): string {
   return end?.how === 'failed' ? end.error.message : `${end?.how}`;
 }
 
-// ---- beginning ---------------------------------------------------------------------------------------------
+/** How many threads this process has. */
+function threads(): number {
+  return readdirSync('/proc/self/task').length;
+}
 
-test('a memory file that cannot be served is refused before anybody connects', async () => {
+/** The kinds of this process's open descriptors. */
+function openFiles(): string[] {
+  return readdirSync('/proc/self/fd').map((fd) => kindOf(Number(fd)) ?? '');
+}
+
+// ---- start -------------------------------------------------------------------------------------------------
+
+test('a memory file that cannot be served is refused before a monitor connects', async () => {
   await inDirectory(async (directory) => {
     const at = (name: string): string => join(directory, name);
     mkdirSync(at('directory'));
@@ -36,13 +57,57 @@ test('a memory file that cannot be served is refused before anybody connects', a
       ['none', /ENOENT/],
     ] as const) {
       const socket = at('socket');
+      const before = threads();
       await assert.rejects(serve({ vms: [{ socket, memory: at(name) }] }), message);
-      assert.equal(existsSync(socket), false);
+      assert.deepEqual([existsSync(socket), threads()], [false, before]);
     }
   });
 });
 
-test('a path is taken only from a socket that nobody listens at', async () => {
+test('the scratch hand-off at the start is no guest: nothing is recorded, counted, ended or left behind', async () => {
+  needKernel();
+  await inDirectory(async (directory) => {
+    const record = join(directory, 'trace');
+    const vms = [{ socket: join(directory, 'socket'), memory: memoryFile(directory, 1) }];
+    const watched = (): string[] => openFiles().filter((kind) => kind.includes('userfaultfd'));
+    const sockets = (): string[] => openFiles().filter((kind) => kind.startsWith('socket:'));
+    const before = sockets().length;
+    const server = await serve({ vms, record, once: true, handOffMs: 1 });
+    let over = false;
+    void server.done.then(() => {
+      over = true;
+    });
+    // The thread's warm-up opens userfaultfds of its own for a while.
+    await until(() => watched().length === 0 && sockets().length === before + 1);
+    const { served, sessions, problems } = server;
+    assert.deepEqual(
+      [served, sessions.size, problems.size, over, existsSync(record)],
+      [0, 0, 0, false, false],
+    );
+    await server.close();
+  });
+});
+
+test('a thread that cannot be started is an error of serve, and nothing else', async () => {
+  needKernel();
+  await inDirectory(async (directory) => {
+    const vms = [{ socket: join(directory, 'socket'), memory: memoryFile(directory, 1) }];
+    const program = `
+      import { embed } from ${JSON.stringify(new URL('../../src/embed.js', import.meta.url))};
+      import { serve } from ${JSON.stringify(new URL('../../src/serve/index.js', import.meta.url))};
+      embed({ entry: 'none.js' });
+      await serve({ vms: ${JSON.stringify(vms)} }).catch(({ code }) => console.log('caught', code));`;
+    const node = ['--input-type=module', '-e', program];
+    const { stdout, stderr, status } = spawnSync(process.execPath, node, {
+      encoding: 'utf8',
+      timeout: 30_000,
+    });
+    assert.deepEqual([status, stdout], [0, 'caught ERR_WORKER_PATH\n'], stderr);
+    assert.equal(existsSync(join(directory, 'socket')), false);
+  });
+});
+
+test('a socket path is replaced only if no process listens on it', async () => {
   await inDirectory(async (directory) => {
     const memory = memoryFile(directory, 1);
     const socket = join(directory, 'socket');
@@ -52,11 +117,11 @@ test('a path is taken only from a socket that nobody listens at', async () => {
 
     const path = join(directory, 'other');
     const server = await serve({ vms: [{ socket: path, memory }] });
-    await assert.rejects(serve({ vms: [{ socket: path, memory }] }), /somebody listens at .* already/);
+    await assert.rejects(serve({ vms: [{ socket: path, memory }] }), /a process already listens at /);
     await server.close();
     assert.equal(existsSync(path), false);
 
-    // What a server that was killed leaves behind.
+    // A server that is killed leaves its socket behind.
     const script = `require('node:net').createServer().listen(${JSON.stringify(path)}, () => process.kill(process.pid, 'SIGKILL'))`;
     spawnSync(process.execPath, ['-e', script]);
     assert.equal(lstatSync(path).isSocket(), true);
@@ -88,7 +153,7 @@ test('mode and owner of a socket', async () => {
   });
 });
 
-test('a path that somebody else has taken meanwhile is not removed', async () => {
+test('a path that another process has taken in the meantime is not removed', async () => {
   await inDirectory(async (directory) => {
     const memory = memoryFile(directory, 1);
     const socket = join(directory, 'socket');
@@ -102,7 +167,7 @@ test('a path that somebody else has taken meanwhile is not removed', async () =>
   });
 });
 
-test('nobody comes in time', async () => {
+test('no monitor connects in time', async () => {
   await inDirectory(async (directory) => {
     const socket = join(directory, 'socket');
     const server = await serve({ vms: [{ socket, memory: memoryFile(directory, 1) }], acceptMs: 50 });
@@ -111,7 +176,7 @@ test('nobody comes in time', async () => {
   });
 });
 
-// ---- ending ------------------------------------------------------------------------------------------------
+// ---- end ---------------------------------------------------------------------------------------------------
 
 for (const wait of ['poll', 'block', 'spin', 'adaptive'] as const) {
   test(`once, wait ${wait}: it ends with the first guest`, () => endsWithTheFirst(wait));
@@ -140,7 +205,7 @@ test('a server that is closed while its thread is being made does not take the p
       await server.close();
     }
   });
-});
+}, 300_000);
 
 test('finish: no new monitors, and those that are served go on', async () => {
   await serving({ pages: 64 }, async ({ guest, server, socket }) => {
@@ -215,7 +280,7 @@ test('13. a memory file that shrinks, and is whole again before the last try: it
 test('a memory file that has shrunk before its guest came is not served: what lies behind its end is not its own', async () => {
   await serving({ pages: 64 }, async ({ server, socket, memory, ends }) => {
     truncateSync(memory, 8 * P);
-    // The guest maps as much as it is to have before.
+    // The guest maps as many bytes as the memory file had before.
     const whole = memoryFile(dirname(memory), 64, P, 'whole');
     const monitor = new Guest({ socket, memory: whole });
     await until(() => ends.length === 1);
@@ -227,10 +292,10 @@ test('a memory file that has shrunk before its guest came is not served: what li
 
 test('a monitor that is gone before its guest is served has exited', async () => {
   needKernelFaults();
-  const program = compileProgram('../guest/monitor.c');
+  const program = compileProgram('guest/monitor.c');
   await serving({ pages: 64 }, async ({ socket, memory, ends, guest }) => {
-    // Nothing is accepted meanwhile, so it hangs until its own time limit.
-    assert.equal(spawnSync(program, ['-l', '1', socket, memory]).status, 1);
+    // spawnSync blocks this process, so the server accepts no connection before the monitor's time limit ends it.
+    assert.equal(spawnSync(program, ['-l', '3', socket, memory]).status, 1);
     await until(() => ends.length === 1);
     assert.equal(endedBy(ends[0]?.end), 'exited');
     const { wrongCount } = await (await guest()).verify();
@@ -238,7 +303,7 @@ test('a monitor that is gone before its guest is served has exited', async () =>
   });
 });
 
-/** Moments at which a monitor is killed. */
+/** Number of moments at which a monitor is killed. */
 const KILLS = process.env.UFFD_CORE === 'debug' ? 20 : 200;
 
 test(`a monitor is killed at ${KILLS} random moments: memory and descriptors are as before, and the next is served`, async () => {
@@ -247,7 +312,7 @@ test(`a monitor is killed at ${KILLS} random moments: memory and descriptors are
   await serving({ pages: 512, window: 4, eager: true }, async ({ guest, server, socket, memory }) => {
     const one = async (): Promise<void> => {
       const monitor = new Guest({ socket, memory });
-      // Before it has connected, in the middle of its hand-off, or while it touches pages.
+      // The monitor is killed before it connects, during its hand-off, or while it touches pages.
       await Promise.race([sleep(below(150)), monitor.handedOver.catch(() => {})]);
       const touching = monitor.touch({ threads: 2, order: 'random', seed: 1 }).catch(() => {});
       await sleep(below(60));

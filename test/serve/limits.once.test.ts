@@ -1,5 +1,5 @@
-// The limit of descriptors is reached: whoever is served goes on, whoever comes waits until there is room, and nothing is
-// left behind.
+// At its limit of descriptors, the server still serves current guests, lets new monitors wait until descriptors are
+// free, and leaves nothing behind.
 
 import { strict as assert } from 'node:assert';
 import { spawnSync } from 'node:child_process';
@@ -8,9 +8,9 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { connectUnix, send } from '../../shim/socket.js';
 import type { Guest } from '../../src/cli/guest/guest.js';
 import { Mapping, Userfaultfd } from '../../src/index.js';
-import { skip, suite } from '../harness.js';
-import { P, type Running, servingApart } from './process.js';
-import { descriptors, until } from './support.js';
+import { skip, suite } from '../support/harness.js';
+import { atRest, P, type Running, servingApart } from './support/serve-process.js';
+import { descriptors, until } from './support/server.js';
 
 const test = suite('serve/limits');
 const PAGES = 64;
@@ -20,13 +20,9 @@ function descriptorsOf({ pid }: Running): number[] {
   return readdirSync(`/proc/${pid}/fd`).map(Number);
 }
 
-/** Leaves a process room for so many descriptors more, once none of its threads is just beginning. */
+/** Waits until a server opens no more descriptors, then lowers its limit to leave `room` free ones. */
 async function leaveRoom(server: Running, room: number): Promise<void> {
-  for (let before = -1, now = descriptorsOf(server).length; now !== before; ) {
-    before = now;
-    await sleep(1000);
-    now = descriptorsOf(server).length;
-  }
+  await atRest(server.pid);
   const open = new Set(descriptorsOf(server));
   let limit = 0;
   for (let free = 0; free < room || open.has(limit); limit++) if (!open.has(limit)) free++;
@@ -38,11 +34,11 @@ function setLimit({ pid }: Running, limit: number): void {
   if (status !== 0) skip(`prlimit: ${error?.message ?? stderr}`);
 }
 
-/** Milliseconds that a process has computed for. */
+/** CPU time of a process in milliseconds. */
 function computed({ pid }: Running): number {
   const [user, system] =
     readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ')[1]?.split(' ').slice(11, 13) ?? [];
-  // In hundredths of a second.
+  // The kernel counts in hundredths of a second.
   return (Number(user) + Number(system)) * 10;
 }
 
@@ -96,13 +92,13 @@ test('monitors that had to wait leave nothing behind', async () => {
     for (let round = 0; round < 3; round++) await wave(true);
     await until(() => descriptors(server.pid) <= before);
   });
-}, 120_000);
+}, 300_000);
 
 test('a second userfaultfd of one connection that finds no room is refused; the first is served, and the next monitor', async () => {
   await servingApart(
     { pages: PAGES, options: ['--on-error', 'leave'] },
     async ({ server, socket, guest }) => {
-      // Two threads that have served are there for those that come.
+      // Two guests come and go, so the server has two idle threads for the next guests.
       const first = await Promise.all([guest(), guest()]);
       await Promise.all(first.map(assertServed));
       await Promise.all(first.map((one) => one.end()));

@@ -1,5 +1,5 @@
-// The memory file between two guests: whatever becomes of it, the next guest has the bytes that are in it then. On a plain file
-// system, on overlayfs, on hugetlbfs, and on a block device.
+// The memory file changes between two guests, and the next guest gets the current bytes: on a plain file system,
+// overlayfs, hugetlbfs, and a block device.
 
 import { strict as assert } from 'node:assert';
 import { spawnSync } from 'node:child_process';
@@ -31,20 +31,21 @@ import {
   view,
 } from '../../shim/memory.js';
 import { identify, type ServeOptions } from '../../src/serve/index.js';
-import { MemoryFile, Stretches } from '../../src/serve/memory-file.js';
+import { Extents, MemoryFile } from '../../src/serve/memory-file.js';
 import { TraceReader } from '../../src/trace/index.js';
-import { inDirectory } from '../cli/command.js';
-import { leaveOut, suite } from '../harness.js';
-import { withHugePages } from '../kernel/huge-pages.js';
-import { needKernel } from '../kernel/support.js';
-import { writeMemory } from './process.js';
-import { memoryFile, P, type Scene, serving, until } from './support.js';
+import { inDirectory } from '../cli/support/command.js';
+import { leaveOut, suite } from '../support/harness.js';
+import { withHugePages } from '../support/huge-pages.js';
+import { withLoopDevice } from '../support/loop-device.js';
+import { needKernel } from '../support/real-kernel.js';
+import { writeMemory } from './support/serve-process.js';
+import { memoryFile, P, type Scene, serving, until } from './support/server.js';
 
 const test = suite('serve/memory-file');
 const PAGES = 64;
 const HUGE = 2 ** 21;
 
-/** A guest of the file as it is now, or of another one, is served from its first page to its last. */
+/** Serves one guest from its first page to its last; it compares them with the memory file, or with `memory`. */
 async function serveOne({ guest, server }: Scene, memory?: string): Promise<void> {
   const monitor = await guest(memory === undefined ? {} : { memory });
   const { wrongCount, wrong } = await monitor.touch({ threads: 1, order: 'random', seed: 1 });
@@ -58,7 +59,7 @@ function mount(...args: readonly string[]): void {
   if (status !== 0) leaveOut(`mount ${args.join(' ')}: ${stderr}`);
 }
 
-/** Runs with an overlay, whose lower folder has a memory file. */
+/** Calls `body` with a memory file on an overlay, whose lower folder has the file. */
 async function onOverlay(body: (memory: string) => Promise<void>): Promise<void> {
   await inDirectory(async (directory) => {
     const [lower, upper, work, merged] = ['lower', 'upper', 'work', 'merged'].map((name) =>
@@ -82,7 +83,7 @@ async function onOverlay(body: (memory: string) => Promise<void>): Promise<void>
   });
 }
 
-/** Changes of a file, in order; each is one that the next guest has to see. */
+/** Changes of a file, in order; the next guest must see each of them. */
 const CHANGES: Record<string, (memory: string) => void> = {
   'written in place': (memory) => {
     const fd = openSync(memory, 'r+');
@@ -143,7 +144,7 @@ test('a trace says what file its guest had, not what file there was when the ser
   });
 });
 
-test('everything that tells of a change is looked at', async () => {
+test('every attribute of the file that shows a change is compared', async () => {
   await plain(async (memory) => {
     const file = new MemoryFile(memory);
     const mapped = (): bigint => {
@@ -155,7 +156,7 @@ test('everything that tells of a change is looked at', async () => {
     const keep: ReturnType<MemoryFile['take']>[] = [];
     const remapped = (change: () => void): boolean => {
       const before = mapped();
-      // Held, so that the next is at another address.
+      // Held, so that the next mapping is at another address.
       keep.push(file.take(P));
       change();
       return mapped() !== before;
@@ -173,7 +174,7 @@ test('everything that tells of a change is looked at', async () => {
       remapped(() => utimesSync(memory, atime, 1)),
       true,
     );
-    // The time of the last write is set back: only that of the last change tells.
+    // mtime is set back to its old value: only ctime shows the change.
     utimesSync(memory, atime, mtime);
     mapped();
     assert.equal(
@@ -212,15 +213,15 @@ for (const sizeMismatch of [undefined, 'warn', 'refuse'] as const) {
       assert.equal(warnings.length, 0);
       const part = join(scene.directory, 'part');
       writeFileSync(part, readFileSync(scene.memory).subarray(0, 10 * P));
-      const told = /memory has 262144 bytes, and its guest only 40960/;
+      const mismatch = /memory has 262144 bytes, and its guest only 40960/;
       if (sizeMismatch === 'refuse') {
         await scene.guest({ memory: part });
         await until(() => scene.refusals.length > 0);
-        assert.match(scene.refusals[0] as string, told);
+        assert.match(scene.refusals[0] as string, mismatch);
       } else {
         await serveOne(scene, part);
         assert.equal(warnings.length, 1);
-        assert.match(warnings[0] as string, told);
+        assert.match(warnings[0] as string, mismatch);
       }
     });
   });
@@ -229,12 +230,7 @@ for (const sizeMismatch of [undefined, 'warn', 'refuse'] as const) {
 test('a block device is served, and when it has grown as well', async () => {
   needKernel();
   await plain(async (image) => {
-    const { stdout, status, stderr } = spawnSync('losetup', ['--find', '--show', image], {
-      encoding: 'utf8',
-    });
-    if (status !== 0) leaveOut(`losetup: ${stderr}`);
-    const device = stdout.trim();
-    try {
+    await withLoopDevice(image, async (device) => {
       assert.deepEqual(identify(device), identify(image));
       await serving({ memory: () => device }, async (scene) => {
         await serveOne(scene, image);
@@ -245,9 +241,7 @@ test('a block device is served, and when it has grown as well', async () => {
         spawnSync('losetup', ['--set-capacity', device]);
         await serveOne(scene, image);
       });
-    } finally {
-      spawnSync('losetup', ['--detach', device]);
-    }
+    });
   });
 });
 
@@ -261,7 +255,7 @@ test('holes on hugetlbfs are zeros, and take no page of the pool', () =>
         const memory = join(place, 'memory');
         const fd = openSync(memory, 'w+');
         ftruncateSync(fd, 16 * HUGE);
-        // Data, zeros that take a page, a hole, and a page whose data begins late.
+        // Pages 0 and 1 are data, page 3 is zeros that take a page, page 5 has one byte of data; the others are holes.
         const fill = (page: number, at: number, value: number, length: number): void => {
           const address = mmap(0n, HUGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, page * HUGE);
           assert.ok(address > 0n, `${address}`);
@@ -279,7 +273,7 @@ test('holes on hugetlbfs are zeros, and take no page of the pool', () =>
         const before = free();
         const file = new MemoryFile(memory);
         const taken = file.take(HUGE);
-        const stretches = new Stretches(taken.file);
+        const stretches = new Extents(taken.file);
         assert.deepEqual(
           Array.from({ length: 8 }, (_, page) => stretches.at(page * HUGE + 12_345).data),
           [true, true, false, false, false, true, false, false],
@@ -291,7 +285,7 @@ test('holes on hugetlbfs are zeros, and take no page of the pool', () =>
         await serving({ memory: () => memory }, async (scene) => {
           await serveOne(scene, copy);
           assert.deepEqual([free(), fstatSync(fd).blocks], [before, blocks]);
-          // What was a hole has data now.
+          // The hole at page 2 becomes data.
           fill(2, 0, 5, HUGE);
           writeFileSync(copy, readFileSync(memory));
           await serveOne(scene, copy);

@@ -1,13 +1,13 @@
-// Whoever may connect: what one of them does wrong ends its connection and nothing else. Every descriptor that was
-// received is closed, and the next monitor is served.
+// Peers of the server: an error of one peer ends that peer's connection and nothing else. Every received descriptor is
+// closed, and the next monitor is served.
 
 import { strict as assert } from 'node:assert';
 import { closeSync, openSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { connectUnix, send } from '../../shim/socket.js';
 import { Mapping, Userfaultfd } from '../../src/index.js';
-import { generator, seed, suite } from '../harness.js';
-import { descriptors, P, type Scene, serving, until } from './support.js';
+import { generator, seed, suite } from '../support/harness.js';
+import { descriptors, P, type Scene, serving, until } from './support/server.js';
 
 const test = suite('serve/peers');
 const PAGES = 16;
@@ -25,7 +25,7 @@ const text = (members: object = {}): Buffer =>
     ]),
   );
 
-/** A guest is served from its first page to its last, and gone. */
+/** Serves a guest from its first page to its last, and waits until its session has ended. */
 async function assertServes({ guest, server }: Scene): Promise<void> {
   const monitor = await guest();
   const { wrongCount, touches } = await monitor.touch({ threads: 1, order: 'random', seed: 1 });
@@ -34,9 +34,9 @@ async function assertServes({ guest, server }: Scene): Promise<void> {
   await until(() => server.sessions.size === 0);
 }
 
-/** Does something wrong, and demands that it is refused for that reason, and leaves nothing behind. */
+/** Does something wrong on a connection, which must be refused for `reason`, and leaves nothing behind. */
 async function assertRefused(wrong: (socket: number) => void | Promise<void>, reason: RegExp): Promise<void> {
-  await serving({ pages: PAGES, handOffMs: 300 }, async (scene) => {
+  await serving({ pages: PAGES, handOffMs: 1000 }, async (scene) => {
     await assertServes(scene);
     const before = descriptors();
     const socket = connect(scene.socket);
@@ -50,24 +50,24 @@ async function assertRefused(wrong: (socket: number) => void | Promise<void>, re
   });
 }
 
-/** Sends with some descriptors, and closes the sender's own. */
+/** Sends bytes with `count` descriptors, and closes the sender's copies of these. */
 function pass(socket: number, bytes: Uint8Array, count: number): void {
   const fds = Array.from({ length: count }, () => openSync('/dev/null', 'r'));
   assert.equal(send(socket, bytes, fds), bytes.length);
   for (const fd of fds) closeSync(fd);
 }
 
-test('nothing is sent', () => assertRefused(() => {}, /nothing was handed over within 300 ms/));
+test('nothing is sent', () => assertRefused(() => {}, /nothing was handed over within 1000 ms/));
 
 test('half a text, and silence', () =>
-  assertRefused((socket) => pass(socket, text().subarray(0, 20), 1), /was not finished within 300 ms/));
+  assertRefused((socket) => pass(socket, text().subarray(0, 20), 1), /was not finished within 1000 ms/));
 
 test('a byte now and then: the time for a hand-off is not begun anew', () =>
   assertRefused(async (socket) => {
     pass(socket, text().subarray(0, 1), 1);
-    // It ends when the other side has closed the connection.
+    // The loop ends when the server has closed the connection.
     while (send(socket, Buffer.from(' ')) > 0) await sleep(20);
-  }, /was not finished within 300 ms/));
+  }, /was not finished within 1000 ms/));
 
 test('a descriptor that is no userfaultfd', () =>
   assertRefused((socket) => pass(socket, text(), 1), /is no userfaultfd: \/dev\/null/));
@@ -108,7 +108,7 @@ test('a connection that is closed in the middle of a text', async () => {
   });
 });
 
-test('a user who is not allowed', async () => {
+test('a user that is not allowed', async () => {
   await serving({ pages: PAGES, allowUids: [4242] }, async (scene) => {
     const socket = connect(scene.socket);
     await until(() => scene.refusals.length > 0);
@@ -117,7 +117,7 @@ test('a user who is not allowed', async () => {
   });
 });
 
-test('a listener that throws, or whose promise is rejected: others hear the event, a warning says why, guests are served', async () => {
+test('a listener that throws, or whose promise is rejected: the other listeners run, a warning says why, guests are served', async () => {
   const warnings: string[] = [];
   const warned = ({ message }: Error): number => warnings.push(message);
   process.on('warning', warned);
@@ -145,7 +145,7 @@ test('a listener that throws, or whose promise is rejected: others hear the even
 
 // ---- tolerances --------------------------------------------------------------------------------------------
 
-/** Watched memory of this process, to hand over by hand. */
+/** Registered memory of this process, for a hand-off that the test itself sends. */
 function watched(): { uffd: Userfaultfd; members: object } {
   const mapping = Mapping.anonymous(PAGES * P);
   const uffd = Userfaultfd.open({ features: ['event-remove'] });
@@ -182,7 +182,7 @@ for (const [what, hand] of [
     await serving({ pages: PAGES }, async ({ socket: path, server }) => {
       const socket = connect(path);
       for (let time = 0; time < 2; time++) {
-        // Several on one connection, as well.
+        // One connection carries several hand-offs.
         const { uffd, members } = watched();
         await hand(socket, text(members), uffd.fd);
         await until(() => server.sessions.size === time + 1);
@@ -200,7 +200,7 @@ const ROUNDS = 10_000;
 
 test(`${ROUNDS} hand-offs that are mutated at random: nothing is lost, and the next guest is served`, async () => {
   const below = generator(seed());
-  await serving({ pages: PAGES, onError: 'leave', handOffMs: 200 }, async (scene) => {
+  await serving({ pages: PAGES, onError: 'leave' }, async (scene) => {
     await assertServes(scene);
     const before = descriptors();
     for (let round = 0; round < ROUNDS; round++) {
@@ -209,7 +209,7 @@ test(`${ROUNDS} hand-offs that are mutated at random: nothing is lost, and the n
       pass(socket, bytes, [0, 0, 1, 1, 2, 3, 9][below(7)] as number);
       if (below(4) === 0) await sleep(0);
       closeSync(socket);
-      // Whoever is not accepted yet waits in a queue that has an end.
+      // Connections that are not accepted yet wait in the listen queue, whose length is limited.
       if (round % 32 === 31) await until(() => descriptors() < before + 40);
     }
     await until(() => scene.server.sessions.size === 0 && descriptors() <= before);
@@ -217,7 +217,7 @@ test(`${ROUNDS} hand-offs that are mutated at random: nothing is lost, and the n
   });
 }, 300_000);
 
-/** A text with some bytes changed, cut, doubled or put in another place. It is no hand-off that could be served. */
+/** A text with some bytes changed, cut, doubled, moved or inserted. It comes without a userfaultfd. */
 function mutated(whole: Buffer, below: (bound: number) => number): Buffer {
   let bytes = Buffer.from(whole);
   for (let change = 0; change <= below(4); change++) {

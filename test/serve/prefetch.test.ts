@@ -1,4 +1,4 @@
-// What a recorded run has touched is installed before it is asked for again.
+// Pages that a recorded run has touched are installed before the next run touches them.
 
 import { strict as assert } from 'node:assert';
 import { spawnSync } from 'node:child_process';
@@ -7,17 +7,17 @@ import { join } from 'node:path';
 import { identify, serve } from '../../src/serve/index.js';
 import { workingSet } from '../../src/serve/working-set.js';
 import { replay, TraceReader, TraceWriter } from '../../src/trace/index.js';
-import { inDirectory } from '../cli/command.js';
-import { leaveOut, suite } from '../harness.js';
-import { withHugePages } from '../kernel/huge-pages.js';
-import { memoryFile, P, type Scene, serving, until } from './support.js';
+import { inDirectory } from '../cli/support/command.js';
+import { leaveOut, suite } from '../support/harness.js';
+import { withHugePages } from '../support/huge-pages.js';
+import { memoryFile, P, type Scene, serving, until } from './support/server.js';
 
 const test = suite('serve/prefetch');
 
-/** A guest that touches a part of its pages at random; the faults that it took. */
+/** Runs a guest that touches a part of its pages at random. Returns how many faults it took. */
 async function run({ guest, server, ends }: Scene, seed: number, to: number, waits = false): Promise<number> {
   const monitor = await guest({ regions: 2 });
-  if (waits) await until(() => [...server.sessions].every(({ settledMs }) => settledMs !== undefined));
+  if (waits) await until(() => [...server.sessions].some(({ settledMs }) => settledMs !== undefined));
   const { wrongCount, wrong } = await monitor.touch({ threads: 2, order: 'random', seed, to });
   assert.equal(wrongCount, 0, wrong.join('\n'));
   await monitor.end();
@@ -38,7 +38,7 @@ for (const [what, pageSize, pages, window] of [
         faults = await run(scene, 1, pages / 2);
         assert.ok(faults >= pages / 2 / window, `${faults} faults`);
       });
-      // The same working set in another order, in another process, at other addresses.
+      // The same working set is touched in another order, by another process, at other addresses.
       await serving({ pages, pageSize, window, prefetch: [record] }, async (scene) => {
         const left = await run(scene, 2, pages / 2, true);
         assert.ok(left <= faults * 0.03, `${left} of ${faults} faults are left`);
@@ -55,6 +55,13 @@ for (const [what, pageSize, pages, window] of [
   );
 }
 
+/** Bytes of a file that are in this process's page tables. */
+function residentBytes(path: string): number {
+  const smaps = readFileSync('/proc/self/smaps', 'utf8');
+  const sizes = [...smaps.matchAll(/^[0-9a-f]+-[0-9a-f]+ .* (\/.*)\n(?:[A-Z].*\n)*?Rss: +(\d+) kB/gm)];
+  return sizes.reduce((sum, [, name, kB]) => (name === path ? sum + Number(kB) * 1024 : sum), 0);
+}
+
 /** Pages of a file that are in the page cache. */
 function cachedPages(path: string): number {
   const { stdout } = spawnSync('fincore', ['--noheadings', '--raw', '--output', 'PAGES', path], {
@@ -63,18 +70,38 @@ function cachedPages(path: string): number {
   return Number(stdout.trim() || Number.NaN);
 }
 
+test('what will be prefetched is mapped before the first guest comes, and a server that is closed leaves no mapping', async () => {
+  await inDirectory(async (directory) => {
+    const record = join(directory, 'trace');
+    await serving({ pages: 512, record }, async (scene) => void (await run(scene, 1, 256)));
+    const vms = ['a', 'b', 'c'].map((name) => {
+      const memory = join(directory, name);
+      copyFileSync(memoryFile(directory, 512), memory);
+      return { socket: join(directory, `${name}.sock`), memory };
+    });
+    const mapped = (): number[] => vms.map(({ memory }) => residentBytes(memory));
+    for (const closesAtOnce of [false, true]) {
+      const server = await serve({ vms, prefetch: [record], force: true });
+      if (!closesAtOnce) await until(() => mapped().every((bytes) => bytes >= 256 * P));
+      await server.close();
+      await until(() => mapped().every((bytes) => bytes === 0));
+      assert.ok(!readFileSync('/proc/self/maps', 'utf8').includes(directory));
+    }
+  });
+}, 60_000);
+
 test('what will be prefetched is read from the disk before the first guest comes', async () => {
   await inDirectory(async (directory) => {
     const record = join(directory, 'trace');
     const pages = 4096;
-    // A part of it, far from the pages that are looked at to know the file again, is what counts here.
+    // The trace has the first eighth of the file. To identify a file, the server reads 256 pages, spread over it.
     await serving({ pages, record }, async (scene) => void (await run(scene, 1, 512)));
     const memory = memoryFile(directory, pages);
     const forget = (): void =>
       void spawnSync('sh', ['-c', `sync ${memory}; dd if=${memory} iflag=nocache count=0`]);
     forget();
     if (cachedPages(memory) !== 0)
-      leaveOut('this file system does not forget a file, or nobody tells what is cached');
+      leaveOut('this file system does not drop a file from the cache, or does not report what is cached');
     const socket = join(directory, 'socket');
     const cachedBy = async (prefetch: string[], least: number): Promise<number> => {
       forget();
@@ -84,14 +111,14 @@ test('what will be prefetched is read from the disk before the first guest comes
       await server.close();
       return cached;
     };
-    // The kernel reads on behind what it is asked for.
+    // The kernel may read ahead of these pages, so the test counts what they bring into the cache.
     const known = await cachedBy([], 0);
     assert.ok(known < pages / 2, `${known} pages are read to know the file`);
     assert.ok((await cachedBy([record], known + 400)) >= known + 400);
   });
 });
 
-test('demand comes first: whoever touches a page while others are prefetched gets the right one', async () => {
+test('demand comes first: a thread that touches a page during the prefetch gets the right one', async () => {
   await inDirectory(async (directory) => {
     const record = join(directory, 'trace');
     await serving({ pages: 2000, record }, async (scene) => void (await run(scene, 1, 2000)));
@@ -109,10 +136,10 @@ test('the second guest is recorded beside the first', async () => {
       await run(scene, 2, 32);
       const identity = identify(scene.memory);
       const bytes = (traces: string[]): number =>
-        workingSet(traces, identity).runs.reduce((sum, { length }) => sum + length, 0);
+        workingSet(traces, identity).ranges.reduce((sum, { length }) => sum + length, 0);
       assert.equal(bytes([record]), 16 * P);
       assert.equal(bytes([`${record}.2`]), 32 * P);
-      // Pages of at least half of the traces.
+      // A working set has the pages that are in at least half of the traces.
       assert.equal(bytes([record, `${record}.2`]), 32 * P);
       assert.equal(bytes([record, record, `${record}.2`]), 16 * P);
     });
@@ -129,7 +156,7 @@ test('runs are at most 2 MiB, in the order of the first touch', async () => {
       await monitor.end();
       await until(() => scene.server.sessions.size === 0);
       assert.deepEqual(
-        workingSet([record], identify(scene.memory)).runs.map(({ offset, length }) => [
+        workingSet([record], identify(scene.memory)).ranges.map(({ offset, length }) => [
           offset / P,
           length / P,
         ]),
@@ -143,7 +170,7 @@ test('runs are at most 2 MiB, in the order of the first touch', async () => {
   });
 });
 
-test('traces that cannot be used are refused before anybody connects', async () => {
+test('traces that cannot be used are refused before a monitor connects', async () => {
   await inDirectory(async (directory) => {
     const record = join(directory, 'trace');
     const memory = memoryFile(directory, 64);
@@ -160,7 +187,7 @@ test('traces that cannot be used are refused before anybody connects', async () 
     writer.close();
     await refused(another, /is a trace, and not of a session of uffd serve/);
 
-    // A copy is the same memory; a file that differs in size or in what is in it is another.
+    // A copy counts as the same memory file; a file with another size or other bytes does not.
     const copy = join(directory, 'copy');
     copyFileSync(memory, copy);
     await (await serve({ vms: [{ socket, memory: copy }], prefetch: [record] })).close();

@@ -1,13 +1,13 @@
-// A guest that cannot be served never runs on: its monitor is killed and has ended before its userfaultfd is closed, or the
-// userfaultfd stays open; where closing it would let the guest read zeros. And nobody else is killed.
+// A guest that cannot be served never runs on, since it would read zeros once its userfaultfd is closed: its monitor is
+// killed and has ended before the close, or the userfaultfd stays open. No other process is killed.
 
 import { strict as assert } from 'node:assert';
 import { readFileSync, truncateSync, writeFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { ServeOptions, ServerEvents } from '../../src/serve/index.js';
-import { suite } from '../harness.js';
-import { Bare, handOffText } from './bare.js';
-import { descriptors, P, type Scene, serving, until } from './support.js';
+import { suite } from '../support/harness.js';
+import { descriptors, P, type Scene, serving, until } from './support/server.js';
+import { Bare, handOffText } from './support/sole-owner-monitor.js';
 
 const test = suite('serve/refused');
 const PAGES = 16;
@@ -18,9 +18,9 @@ interface Outcome extends Scene {
   killed: number[];
 }
 
-/** Serves with a process that holds on to nothing; it is gone afterwards. */
+/** Serves monitors that keep no copy of their userfaultfd. They are killed afterwards. */
 function scene(options: Partial<ServeOptions>, body: (outcome: Outcome) => Promise<void>): Promise<void> {
-  return serving({ pages: PAGES, handOffMs: 300, ...options }, async (it) => {
+  return serving({ pages: PAGES, ...options }, async (it) => {
     const bares: Bare[] = [];
     const outcome: Outcome = {
       ...it,
@@ -100,6 +100,7 @@ for (const options of [{ onRefused: 'leave' }, { onError: 'leave' }] as const) {
       monitor.touch(1);
       await until(() => refused.length === 1);
       assert.deepEqual(refused[0]?.[3], { killed: false });
+      await monitor.waits();
       await sleep(300);
       assert.equal(monitor.said, 'handed over\n');
       assert.equal(monitor.over, false);
@@ -118,10 +119,10 @@ for (const [what, text, reason] of [
   ['JSON that is no hand-off', '[1]', /region 0 is not an object/],
   ['nothing like JSON', 'GET / HTTP/1.1', /is a JSON array/],
   ['JSON nested deep', `[${'['.repeat(900)}`, /nested at most 16 deep/],
-  ['a text without an end', '[{"size":', /not finished within 300 ms/],
+  ['a text without an end', '[{"size":', /not finished within 1000 ms/],
 ] as const) {
-  test(`${what} kills nobody, even with a userfaultfd`, () =>
-    scene({}, async ({ bare, refused }) => {
+  test(`${what} kills no process, even with a userfaultfd`, () =>
+    scene({ handOffMs: 1000 }, async ({ bare, refused }) => {
       const before = descriptors();
       const sender = bare(text);
       await until(() => refused.length === 1);
@@ -158,7 +159,7 @@ test('close with kill: monitors have ended, and no thread has read zeros', () =>
   scene({}, async ({ bare, server }) => {
     const monitors = [bare(), bare(), bare()];
     await until(() => server.sessions.size === 3);
-    // Asked for while nobody answers any more: the socket of a server that ends.
+    // The guests fault while the server is closing, when no thread resolves faults any more.
     const closing = server.close({ kill: true });
     for (const monitor of monitors) for (let page = 0; page < PAGES; page++) monitor.touch(page);
     await closing;
@@ -173,6 +174,7 @@ test('close without kill: guests hang, and read no zeros, as long as this proces
     await until(() => server.sessions.size === 1);
     await server.close();
     monitor.touch(1);
+    await monitor.waits();
     await sleep(300);
     assert.equal(monitor.said, 'handed over\n');
     monitor.kill();

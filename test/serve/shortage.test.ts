@@ -1,14 +1,24 @@
-// Memory that runs short under a guest: background work pauses or passes on, a fault waits and says why, and no page is wrong.
+// Memory runs short while a guest is served: background work pauses or skips pages, a fault waits and the server
+// reports why, and no page is wrong.
 
 import * as assert from 'uvu/assert';
 import type { FaultHandler } from '../../src/index.js';
 import { Userfaultfd } from '../../src/index.js';
-import { Background } from '../../src/serve/background.js';
+import { BackgroundFiller } from '../../src/serve/background-filler.js';
 import { Answers, type Region, Tally } from '../../src/serve/index.js';
 import { shared } from '../../src/serve/memory-file.js';
 import type { ShortageOptions } from '../../src/serve/shortage.js';
-import { suite } from '../harness.js';
-import { at, kernelWith, map, needKernel, numberedSource, P, until, withOpened } from '../kernel/support.js';
+import { suite } from '../support/harness.js';
+import {
+  at,
+  kernelWith,
+  map,
+  needKernel,
+  numberedSource,
+  P,
+  until,
+  withOpened,
+} from '../support/real-kernel.js';
 
 const test = suite('serve/shortage');
 const PAGES = 64;
@@ -23,9 +33,9 @@ class Scene {
   readonly tally = new Tally();
   readonly reports: (string | undefined)[] = [];
   readonly regions: readonly Region[];
-  /** Refused with this. */
+  /** The error of refused copies; undefined: none is refused. */
   refusal: Code | undefined;
-  /** Which pages are; default: all. */
+  /** Whether copies to a page are refused; default: all are. */
   refuses = (_page: number): boolean => true;
 
   constructor() {
@@ -76,9 +86,9 @@ class Scene {
     });
   }
 
-  background(answers: Answers, uffd: Userfaultfd): Background {
-    const { regions, tally } = this;
-    return new Background(answers, { regions, prefetch: shared([]), eager: true, tally }, uffd);
+  background(answers: Answers, uffd: Userfaultfd): BackgroundFiller {
+    const { tally } = this;
+    return new BackgroundFiller(answers, { prefetch: shared([]), eager: true, tally }, uffd);
   }
 }
 
@@ -100,7 +110,7 @@ function withScene(
   );
 }
 
-function steps(background: Background, most = 1000): 'done' | 'paused' {
+function steps(background: BackgroundFiller, most = 1000): 'done' | 'paused' {
   for (let count = 0; count < most; count++) {
     const step = background.step();
     if (step !== 'more') return step;
@@ -147,13 +157,14 @@ test('a fault without memory waits, is reported once a second with its cause, an
   await withScene(async (scene, uffd, thread) => {
     scene.refusal = 'ENOMEM';
     uffd.start(scene.answers());
+    const begun = performance.now();
     const read = thread.read(at(scene.base, 3));
     await until(() => scene.reports.length > 0);
-    assert.is(scene.reports.length, 1);
+    assert.ok(scene.reports.length <= 1 + (performance.now() - begun) / 1000);
     assert.match(scene.reports[0] ?? '', /no memory for the page at 0x[0-9a-f]+.*ENOMEM/);
     scene.refusal = undefined;
     assert.equal(await read, [4]);
-    assert.equal(scene.reports.slice(-1), [undefined], 'that it is over is told');
+    assert.equal(scene.reports.slice(-1), [undefined], 'the end of the shortage is reported');
   });
 });
 

@@ -1,9 +1,9 @@
-// The answers of `uffd serve` in the simulated kernel, where a source may be slow, and the order of things and the time
-// are given: the scenarios of test/serve/scenarios.test.ts of which a guest shows too little. Every page is compared with
-// what it should hold, whenever it is read, filled, and at the end.
+// The snapshot handler of `uffd serve` in the simulated kernel, where the test controls time, order and the speed of
+// the source: the scenarios of test/serve/scenarios.test.ts that need more control than a real guest allows. Every page
+// is compared with its expected bytes when it is read, when it is filled, and at the end.
 //
-// On Linux a copy reads the memory file inside of the kernel, so "has fetched, and not installed yet" is a moment there
-// that nobody can stop. Here a source gives bytes, and whatever happens until they are copied happens by choice.
+// On Linux the kernel reads the memory file inside the copy, so a test cannot stop between "fetched" and "installed".
+// Here the source returns bytes, and the test chooses what happens before they are copied.
 
 import { strict as assert } from 'node:assert';
 import type { FaultHandler, Feature, UffdError, Window } from '../../src/index.js';
@@ -20,20 +20,30 @@ import {
   write,
 } from '../../src/sim/index.js';
 import { SimulationError, simulate } from '../../src/testing/index.js';
-import { suite } from '../harness.js';
-import { always, answers, asleep, byteOf, RUNS, reads, remove, slowly, when } from './simulated-world.js';
+import { suite } from '../support/harness.js';
+import {
+  always,
+  answers,
+  asleep,
+  byteOf,
+  RUNS,
+  reads,
+  remove,
+  slowly,
+  when,
+} from './support/simulated-world.js';
 
 const test = suite('serve/simulated');
 const REMOVES: Feature[] = ['event-remove'];
-/** Virtual milliseconds that a source takes when others are to go on, and what is at once beside that. */
+/** Virtual milliseconds that a slow source takes; and at most, until a call that need not wait for it returns. */
 const HELD_MS = 500;
 const SOON_MS = 5;
 const WAITS = ['poll', 'block', 'spin', 'adaptive'] as const;
 
-// ---- whatever may happen -----------------------------------------------------------------------------------
+// ---- random threads ----------------------------------------------------------------------------------------
 
 const SEEDS = process.env.UFFD_CORE === 'debug' ? 150 : 600;
-/** All of them pass: a file that cannot be read for four times is the one that does not. */
+/** Disturbances that the handler must survive. Only a page whose read fails four times would be an error. */
 const PASSING: Inject = {
   ...{ eagain: 0.05, partial: 0.1, eintr: 0.05, efault: 0.02, held: 0.1, repeat: 0.05 },
   ...{ wake: 0.05, signal: 0.05, short: 0.1, exit: 0.001, exec: 0.001 },
@@ -41,8 +51,8 @@ const PASSING: Inject = {
 
 for (const pageSize of [4096, 65536]) {
   for (const features of [REMOVES, []]) {
-    const name = `pages of ${pageSize}, removals ${features.length > 0 ? 'told' : 'not told'}`;
-    test(`random threads, ${name}: no page is wrong, nobody sleeps for ever`, async () => {
+    const name = `pages of ${pageSize}, ${features.length > 0 ? 'with' : 'without'} EVENT_REMOVE`;
+    test(`random threads, ${name}: no page is wrong, no thread sleeps forever`, async () => {
       const seen = new Tally();
       for (let seed = 1; seed <= SEEDS; seed++) {
         const random = new Random(seed ^ 0xa115);
@@ -53,6 +63,7 @@ for (const pageSize of [4096, 65536]) {
           random.chance(0.5),
         ];
         const hole = pick([() => false, (index: number) => index % 4 > 1]);
+        const zeroRuns = random.chance(0.3);
         await simulate({
           ...{ seed, pageSize, features, inject: PASSING, wait: pick(WAITS) },
           ...{ pages: 2 + random.below(20), threads: 2 + random.below(4) },
@@ -63,7 +74,7 @@ for (const pageSize of [4096, 65536]) {
             const fetched = (): void => {
               if (slow && world.chooser.below(3) === 0) slowly(world, 0.01 * 4 ** world.chooser.below(8));
             };
-            return answers(world, { window, hole, mapped, tally: seen, fetched });
+            return answers(world, { window, hole, mapped, zeroRuns, tally: seen, fetched });
           },
         });
       }
@@ -165,8 +176,10 @@ for (const window of [1, 4]) {
 }
 
 for (const features of [REMOVES, []]) {
-  const told = features.length > 0;
-  const outcome = told ? 'told: it waits for that read alone' : 'not told: it returns at once';
+  const posted = features.length > 0;
+  const outcome = posted
+    ? 'with EVENT_REMOVE: it waits for that read alone'
+    : 'without EVENT_REMOVE: it returns at once';
   test(`8. madvise while the source is slow, ${outcome}`, () =>
     always(
       (world) => {
@@ -183,7 +196,7 @@ for (const features of [REMOVES, []]) {
             yield when(() => reading === 1);
             const begun = world.kernel.now;
             yield remove(world, 5);
-            assert.ok(world.kernel.now - begun < (told ? HELD_MS + SOON_MS : SOON_MS));
+            assert.ok(world.kernel.now - begun < (posted ? HELD_MS + SOON_MS : SOON_MS));
           })(),
         ];
         return { handler, threads };
@@ -212,7 +225,7 @@ test('8. madvise while a source that fails is to be tried again returns at once'
     return { handler, threads };
   }));
 
-// ---- 9: the end --------------------------------------------------------------------------------------------
+// ---- 9: the end of the process or of the userfaultfd -------------------------------------------------------
 
 for (const wait of WAITS) {
   for (const [what, end] of Object.entries({ exits: exit, 'calls exec': exec })) {
@@ -245,7 +258,7 @@ for (const wait of WAITS) {
   }
 }
 
-test('9. closed while a page is fetched: an error, and no call on whoever has the descriptor’s number now', async () => {
+test('9. closed while a page is fetched: an error, and no call on the new owner of the descriptor’s number', async () => {
   let closings = 0;
   await always(
     (world) => {
@@ -280,9 +293,9 @@ test('9. closed while a page is fetched: an error, and no call on whoever has th
   assert.equal(closings, RUNS);
 });
 
-// ---- 10 and 13: what cannot be done now --------------------------------------------------------------------
+// ---- 10 and 13: deferred faults and failed reads -----------------------------------------------------------
 
-test('10. a fault that is put off is one, however many wait for it; a write makes it a write; then nothing is left', () =>
+test('10. a deferred fault is one, however many threads wait; a write makes it a write; then nothing is left', () =>
   always((world) => {
     const tally = new Tally();
     const offers: string[] = [];
@@ -308,25 +321,25 @@ test('10. a fault that is put off is one, however many wait for it; a write make
         const begun = world.kernel.now;
         world.kernel.after(1000, () => {});
         yield when(() => world.kernel.now > begun + 1000);
-        // Whoever had been read and not offered yet is told that it is there.
+        // The loop may have read a fault, but not offered it yet, when its page was installed.
         assert.ok(offers.length <= length + 1, 'nothing comes back');
         const behind = offers.slice(offers.indexOf('write'), length);
         assert.ok(behind.length > 1 && behind.every((access) => access === 'write'), `${offers}`);
         assert.equal(tally.get('retried'), 3);
-        // Offered again after 1, 2, 4 … 64 ms, for all threads together.
+        // All threads have one deferred fault, which is offered again after 1, 2, 4 … 64 ms.
         assert.ok(offers.length < 30, `${offers.length} offers`);
       })(),
     ];
     return { handler, threads };
   }));
 
-/** Milliseconds behind each of the tries that fail. A fault that was put off comes again every 64 ms at least. */
+/** Least milliseconds between two tries. A deferred fault is offered again at least every 64 ms. */
 const PAUSES = [100, 200, 400];
 const LATE_MS = 70;
 
 for (const cured of [true, false]) {
   const outcome = cured ? 'which can be read the fourth time is served' : 'is the end after four tries';
-  test(`13. a page that cannot be read ${outcome}; whoever asks for others is served meanwhile`, async () => {
+  test(`13. a page that cannot be read ${outcome}; threads that touch other pages are served meanwhile`, async () => {
     const runs: { tries: number[]; neighbours: number; through: boolean }[] = [];
     const running = always(
       (world) => {

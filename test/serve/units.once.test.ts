@@ -1,13 +1,14 @@
-// The units of docs/systemd keep what they promise, under a real systemd. They are installed as they are, all options
-// included: a user's manager that is root's gives them every line. Only what is started is another: this build of
-// `uffd`, and for Firecracker a monitor that does not obey SIGTERM, as one whose thread for signals hangs.
+// The units of docs/systemd work under a real systemd. They are installed unchanged, with all options: root's user
+// manager supports every line. Only the programs differ: this build of `uffd`, and in place of Firecracker a monitor
+// that ignores SIGTERM, like one whose signal thread hangs.
 
 import { existsSync, mkdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
 import * as assert from 'uvu/assert';
-import { seed, suite } from '../harness.js';
-import { compileProgram, needKernelFaults } from '../kernel/support.js';
-import { Manager, needSystemd, UFFD } from './manager.js';
-import { writeMemory } from './process.js';
+import { seed, suite } from '../support/harness.js';
+import { compileProgram, needKernelFaults } from '../support/real-kernel.js';
+import { writeMemory } from './support/serve-process.js';
+import { Manager, needSystemd, UFFD } from './support/systemd.js';
 
 const test = suite('serve/units');
 const start = seed();
@@ -16,7 +17,7 @@ const PAGES = 2048;
 const SERVER = 'uffd-serve@vm.service';
 const MONITOR = 'microvm@vm.service';
 const SOCKET = '/run/uffd/vm/socket';
-/** How often the guest's threads touch every page: until they are to be done, or for ever. */
+/** Rounds of the guest's threads over all pages: until it ends soon, and so many that it outlasts the test. */
 const SOON = 2;
 const NEVER = 1000;
 const LIMIT_MS = 300_000;
@@ -26,23 +27,23 @@ const HOW = `-b -t 2 -r \${ROUNDS} -s ${start} -l 3600 /run/uffd/%i/socket /var/
 
 let program: string | undefined;
 
-/** Drop-ins take no dependency away: the unit without it. */
+/** The monitor's unit without BindsTo=, because a drop-in cannot remove a dependency. */
 const UNBOUND = unit('microvm@').replace(/^BindsTo=.*\n/m, '');
 
 function unit(name: string): string {
   return readFileSync(new URL(`../../../docs/systemd/${name}.service`, import.meta.url), 'utf8');
 }
 
-/** A drop-in that has a unit start something else. */
+/** A drop-in that makes a unit start another command. */
 function starting(command: string): string {
   return `[Service]\nExecStart=\nExecStart=${command}\n`;
 }
 
-/** A manager with both units, and a memory file for the guest. */
+/** Calls `body` with a manager that has both units, and a memory file for the guest. */
 async function managed(body: (manager: Manager) => Promise<void>, monitor = unit('microvm@')): Promise<void> {
   needKernelFaults();
   needSystemd();
-  program ??= compileProgram('../guest/monitor.c');
+  program ??= compileProgram('guest/monitor.c');
   const server = unit('uffd-serve@');
   const options = /^ExecStart=\/usr\/bin\/uffd (.*)$/m.exec(server)?.[1];
   const units = {
@@ -58,7 +59,7 @@ async function managed(body: (manager: Manager) => Promise<void>, monitor = unit
   });
 }
 
-/** Starts both units, and waits until the guest is served; the monitor's process. `meanwhile` is done before that. */
+/** Starts both units, calls `meanwhile`, and waits until the guest is served. Returns the monitor's process ID. */
 async function startMonitor(
   manager: Manager,
   rounds: number,
@@ -78,25 +79,25 @@ function guests(manager: Manager): number {
   return manager.said.split('a guest is served').length - 1;
 }
 
-/** The guest goes on to its end, and none of its pages was wrong. */
+/** Waits until the guest has ended; none of its pages may be wrong. */
 async function untilGuestEnds(manager: Manager): Promise<void> {
   await manager.untilIs(MONITOR, 'ActiveState', 'inactive');
   assert.is(await manager.show(MONITOR, 'ExecMainStatus'), '0');
-  const told = /^\{"pages":.*\}$/m.exec(manager.said)?.[0] ?? '{}';
+  const printed = /^\{"pages":.*\}$/m.exec(manager.said)?.[0] ?? '{}';
   assert.equal(
-    { ...JSON.parse(told), removed: 0 },
+    { ...JSON.parse(printed), removed: 0 },
     { pages: PAGES, touched: 4 * PAGES, removed: 0, wrong: 0 },
   );
 }
 
-/** The monitor is ended by SIGKILL; systemd calls that failed, even where it sent it. */
+/** Waits until SIGKILL has ended the monitor. systemd calls that a failure, even if it sent the signal itself. */
 async function untilEnded(manager: Manager, monitor: number): Promise<void> {
   await manager.untilIs(MONITOR, 'ActiveState', 'failed');
   assert.is(await manager.show(MONITOR, 'ExecMainStatus'), '9');
   assert.is(manager.proc(monitor, 'status'), '');
 }
 
-/** The server ends as it should, and is not started anew. */
+/** Waits until the server has ended with success; systemd must not have restarted it. */
 async function untilServerEnds(manager: Manager): Promise<void> {
   await manager.untilIs(SERVER, 'ActiveState', 'inactive');
   const outcome = ['Result', 'ExecMainStatus', 'NRestarts'].map((name) => manager.show(SERVER, name));
@@ -104,13 +105,22 @@ async function untilServerEnds(manager: Manager): Promise<void> {
 }
 
 /**
- * The server is killed while threads of the monitor sleep in faults that only it could answer, and comes back. Which
- * threads those were.
+ * Stops the server. Returns whether two threads of the guest wait for it. If all pages were present at that moment, no
+ * thread ever waits: the balloon cannot remove pages while the server is stopped.
+ */
+async function haltedWithSleepers(manager: Manager, server: number, monitor: number): Promise<boolean> {
+  await manager.halt(server);
+  for (let look = 0; look < 100 && manager.asleep(monitor).length < 2; look++) await sleep(10);
+  return manager.asleep(monitor).length >= 2;
+}
+
+/**
+ * Kills the server while threads of the monitor sleep in faults that only this server could answer, and waits until
+ * systemd has restarted it. Returns these threads.
  */
 async function killServer(manager: Manager, monitor: number): Promise<string[]> {
   const server = await manager.mainPid(SERVER);
-  await manager.halt(server);
-  await manager.until('two threads to sleep in a fault', () => manager.asleep(monitor).length >= 2);
+  while (!(await haltedWithSleepers(manager, server, monitor))) await manager.signal(server, 'CONT');
   const asleep = manager.asleep(monitor);
   await manager.signal(server, 'KILL');
   await manager.untilIs(SERVER, 'NRestarts', '1');
@@ -120,7 +130,7 @@ async function killServer(manager: Manager, monitor: number): Promise<string[]> 
   return asleep;
 }
 
-/** Starts both; the guest is served, and its monitor stands still since its first fault. */
+/** Starts both units and stops the monitor at its first fault. The guest is served, and its monitor stays stopped. */
 async function startStopped(manager: Manager): Promise<number> {
   await manager.systemctl('start', SERVER);
   const server = await manager.mainPid(SERVER);

@@ -1,21 +1,21 @@
-// Monitors that cannot be killed, threads that cannot be made: what `uffd serve` does then, and says.
+// What `uffd serve` does and reports if it cannot kill a monitor, or cannot start a thread.
 
 import { strict as assert } from 'node:assert';
 import { spawnSync } from 'node:child_process';
 import { chmodSync, readdirSync, truncateSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { commandLine, inDirectory, NOBODY } from '../cli/command.js';
-import { skip, suite } from '../harness.js';
-import { needKernel } from '../kernel/support.js';
-import { Bare, handOffText } from './bare.js';
-import { P, Running, writeMemory } from './process.js';
-import { until } from './support.js';
+import { commandLine, inDirectory, NOBODY } from '../cli/support/command.js';
+import { skip, suite } from '../support/harness.js';
+import { needKernel } from '../support/real-kernel.js';
+import { P, Running, writeMemory } from './support/serve-process.js';
+import { until } from './support/server.js';
+import { Bare, handOffText } from './support/sole-owner-monitor.js';
 
 const test = suite('serve/unreachable');
 const PAGES = 16;
-/** A user with no other processes. */
-const SOMEBODY = ['setpriv', '--reuid', '54321', '--clear-groups'];
+/** The start of a command line that runs the rest as a user who has no other processes. */
+const OTHER_USER = ['setpriv', '--reuid', '54321', '--clear-groups'];
 const NAMESPACE = ['unshare', '--pid', '--fork', '--kill-child', '--mount-proc'];
 
 interface Scene {
@@ -24,7 +24,7 @@ interface Scene {
   bare(text?: string): Bare;
 }
 
-/** `uffd serve`, started by something else, and monitors outside of it. */
+/** Runs `uffd serve` by a command such as `unshare`, and monitors outside of it. */
 async function servedUnder(
   under: readonly string[],
   options: readonly string[],
@@ -73,6 +73,7 @@ for (const [what, under, why] of [
         monitor.touch(1);
         await server.says('"msg":"there is a problem"', 'stderr');
         assert.match(server.output.stderr, why);
+        await monitor.waits();
         await sleep(300);
         assert.equal(monitor.over, false);
         assert.equal(monitor.said, 'handed over\n');
@@ -94,10 +95,10 @@ test('a monitor outside of the PID namespace: its end is noticed, once and after
 });
 
 test('a limit of tasks: the guest that finds no thread is refused and says so, the others are served on', () =>
-  servedUnder(SOMEBODY, [], async ({ server, bare }) => {
+  servedUnder(OTHER_USER, [], async ({ server, bare }) => {
     const first = bare();
     await server.says('a guest is served', 'stderr');
-    // The thread that waits for the next guest is there.
+    // The number of tasks is stable once the thread for the next guest has started.
     let tasks = 0;
     await until(() => {
       const now = readdirSync(`/proc/${server.pid}/task`).length;
@@ -105,7 +106,7 @@ test('a limit of tasks: the guest that finds no thread is refused and says so, t
       tasks = now;
       return same;
     });
-    const [setpriv, ...rest] = [...SOMEBODY, 'prlimit', '--nproc=1', '--pid', `${server.pid}`];
+    const [setpriv, ...rest] = [...OTHER_USER, 'prlimit', '--nproc=1', '--pid', `${server.pid}`];
     assert.equal(spawnSync(setpriv as string, rest).status, 0);
     for (let one = 0; one < 3; one++) {
       const before = server.output.stderr.length;

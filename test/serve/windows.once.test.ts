@@ -1,29 +1,36 @@
-// What is installed at once, for a fault and in the background, as the trace of a session has it: a run, one with a gap,
-// one that is longer than may be installed at once, one page, the first pages, nothing, and runs up to the end of a region.
+// Pages installed by one call, for a fault and in the background, as recorded in a session's trace: a run, a run with a
+// gap, a run longer than the limit, one page, the first pages, nothing, and runs up to the end of a region.
 
 import { strict as assert } from 'node:assert';
 import { join } from 'node:path';
-import { Op } from '../../src/core.js';
 import { Kind, TraceReader } from '../../src/trace/index.js';
-import { inDirectory } from '../cli/command.js';
-import { suite } from '../harness.js';
-import { withHugePages } from '../kernel/huge-pages.js';
-import { P, type Scene, serving, until } from './support.js';
+import { inDirectory } from '../cli/support/command.js';
+import { suite } from '../support/harness.js';
+import { withHugePages } from '../support/huge-pages.js';
+import { memoryFile, P, type Scene, serving, until } from './support/server.js';
 
 const test = suite('serve/windows');
-/** What is prefetched at once, at most; one page, if that is larger. */
+/** Most bytes that are prefetched in one step; a larger page is a step of its own. */
 const STEP_BYTES = 65_536;
+/** Most removed pages that are installed at once: 2 MiB. */
+const ZERO_RUN_MOST = 512;
 
-/** First page, and how many. */
+/** By ioctl: the number of words of its struct (COPY, ZEROPAGE). */
+const WORDS: ReadonlyMap<number, number> = new Map([
+  [Kind.IOCTL + 3, 5],
+  [Kind.IOCTL + 4, 4],
+]);
+
+/** The first page, and the number of pages. */
 type Run = readonly [page: number, pages: number];
 
 interface Installed {
   readonly runs: readonly Run[];
-  /** Number of the aligned window of so many pages that a page lies in, in the guest's memory. */
+  /** Number of the aligned window of `size` pages that contains a page, counted by the guest's addresses. */
   windowOf(page: number, size: number): number;
 }
 
-/** What a session has installed, in order, by pages of the file. */
+/** The ranges that a session has installed, in order, in pages of the file. */
 function installed(trace: string, pageSize: number): Installed {
   const reader = TraceReader.fromFile(trace);
   const { regions } = reader.meta.about as {
@@ -32,8 +39,12 @@ function installed(trace: string, pageSize: number): Installed {
   const runs: Run[] = [];
   while (reader.next()) {
     const { codec } = reader;
-    if (codec.kind !== Kind.NOTE + Op.copy && codec.kind !== Kind.NOTE + Op.zero) continue;
-    const [at, length] = [codec.words[0] as bigint, codec.integer(1)];
+    const words = WORDS.get(codec.kind);
+    if (!words) continue;
+    // Three fields, then the struct before the call, then after it. The last word of that is the result.
+    const at = codec.words[3] as bigint;
+    const length = Number(BigInt.asIntN(64, codec.words[2 + 2 * words] as bigint));
+    if (length <= 0) continue;
     const region = regions.find(
       ({ start, length }) => at >= BigInt(start) && at < BigInt(start) + BigInt(length),
     );
@@ -49,7 +60,10 @@ function installed(trace: string, pageSize: number): Installed {
   return { runs, windowOf };
 }
 
-/** A guest that touches pages one after the other, for each of some runs. */
+/** The file with the trace of a session, for a server that records to `path`. */
+const recordOf = (path: string, index: number): string => (index === 0 ? path : `${path}.${index + 1}`);
+
+/** Runs a guest that touches the pages of each run, one after the other. */
 async function touchEach({ guest, server }: Scene, runs: readonly Run[]): Promise<void> {
   const monitor = await guest({ regions: 2 });
   await until(() => server.sessions.size === 1 && [...server.sessions][0]?.settledMs !== undefined);
@@ -65,10 +79,13 @@ async function touchEach({ guest, server }: Scene, runs: readonly Run[]): Promis
   await until(() => server.sessions.size === 0);
 }
 
-/** In place of touching them, pages are taken away: a run of less than none. */
+/** A run whose pages are removed instead of touched: its number of pages is negative. */
 const taken = ([page, pages]: Run): Run => [page, -pages];
 
-/** What is installed for faults: as much around each page as is like it, inside of its window and its region. */
+/**
+ * The ranges that faults must install: around each page its neighbours in the same state, inside of its window and its
+ * region. Removed pages are installed in runs, each twice as long as the run before, unless the pages are huge.
+ */
 function expectedFor(
   touched: readonly Run[],
   { pages, huge }: { pages: number; huge: boolean },
@@ -76,19 +93,23 @@ function expectedFor(
   { windowOf }: Installed,
 ): Run[] {
   const states = Array<'missing' | 'removed' | 'present'>(pages).fill('missing');
-  const together = (page: number, other: number): boolean =>
+  let zeroRun = 1;
+  const together = (page: number, other: number, size: number): boolean =>
     states[page] === states[other] &&
     page < pages / 2 === other < pages / 2 &&
-    windowOf(page, window) === windowOf(other, window);
+    windowOf(page, size) === windowOf(other, size);
   const runs: Run[] = [];
   for (const [from, count] of touched) {
     if (count < 0) states.fill('removed', from, from - count);
     for (let page = from; page < from + count; page++) {
       if (states[page] === 'present') continue;
+      const inRuns = states[page] === 'removed' && !huge;
+      if (inRuns) zeroRun = Math.min(2 * zeroRun, ZERO_RUN_MOST);
+      const size = inRuns ? Math.max(window, zeroRun) : window;
       let [first, end] = [page, page + 1];
-      while (first > 0 && together(page, first - 1)) first--;
-      while (end < pages && together(page, end)) end++;
-      // Zeros of huge pages are copied, each by itself.
+      while (first > 0 && together(page, first - 1, size)) first--;
+      while (end < pages && together(page, end, size)) end++;
+      // Zeros of huge pages are copied, one page at a time.
       const one = states[page] === 'removed' && huge ? 1 : end - first;
       states.fill('present', first, end);
       for (; first < end; first += one) runs.push([first, one]);
@@ -97,21 +118,20 @@ function expectedFor(
   return runs;
 }
 
-/** Runs that are installed in steps: each ends with its window and its region at the latest. */
-function steps(runs: readonly Run[], all: number, most: number, { windowOf }: Installed): Run[] {
+/** Cuts runs into steps: each has at most `most` pages, and ends at the end of its region at the latest. */
+function steps(runs: readonly Run[], all: number, most: number): Run[] {
   return runs.flatMap(([from, pages]) => {
     const cut: [number, number][] = [];
     for (let page = from; page < from + pages; page++) {
       const last = cut.at(-1);
-      const goesOn = page !== all / 2 && windowOf(page, most) === windowOf(page - 1, most);
-      if (last && goesOn) last[1]++;
+      if (last && page !== all / 2 && last[1] < most) last[1]++;
       else cut.push([page, 1]);
     }
     return cut;
   });
 }
 
-/** One of each kind, for a guest whose second region begins with page `half`. */
+/** One run of each kind, for a guest whose second region begins with page `half`. */
 const runsOf = (half: number): Readonly<Record<string, readonly Run[]>> => ({
   'page 0 to 1': [[0, 2]],
   'one page': [[half - 3, 1]],
@@ -140,35 +160,39 @@ for (const [what, pageSize, pages] of [
   };
 
   for (const window of [1, 4]) {
-    each(`12. what is installed for faults, window ${window}`, async () => {
-      for (const [name, touched] of Object.entries({ ...runsOf(pages / 2), ...gapsOf(pages / 2) })) {
-        await inDirectory(async (directory) => {
-          const record = join(directory, 'trace');
-          await serving({ pages, pageSize, window, record }, (scene) => touchEach(scene, touched));
-          const found = installed(record, pageSize);
-          assert.deepEqual(
-            found.runs,
-            expectedFor(touched, { pages, huge: pageSize > P }, window, found),
-            name,
-          );
+    const cases = Object.entries({ ...runsOf(pages / 2), ...gapsOf(pages / 2) });
+    each(`12. what is installed for faults, window ${window}`, () =>
+      inDirectory(async (directory) => {
+        const record = join(directory, 'trace');
+        await serving({ pages, pageSize, window, record }, async (scene) => {
+          for (const [, touched] of cases) await touchEach(scene, touched);
         });
-      }
-    });
+        for (const [index, [name, touched]] of cases.entries()) {
+          const found = installed(recordOf(record, index), pageSize);
+          const expected = expectedFor(touched, { pages, huge: pageSize > P }, window, found);
+          assert.deepEqual(found.runs, expected, name);
+        }
+      }),
+    );
   }
 
-  each('12. what is prefetched', async () => {
-    for (const [name, touched] of Object.entries(runsOf(pages / 2))) {
-      await inDirectory(async (directory) => {
-        const [first, second] = [join(directory, 'first'), join(directory, 'second')];
-        const served = { pages, pageSize };
-        await serving({ ...served, record: first }, (scene) => touchEach(scene, touched));
-        await serving({ ...served, record: second, prefetch: [first] }, (scene) => touchEach(scene, []));
-        const found = installed(second, pageSize);
-        const most = Math.max(1, STEP_BYTES / pageSize);
-        assert.deepEqual(found.runs, steps(touched, pages, most, found), name);
+  each('12. what is prefetched', () =>
+    inDirectory(async (directory) => {
+      const [first, second] = [join(directory, 'first'), join(directory, 'second')];
+      const file = memoryFile(directory, pages, pageSize);
+      const served = { pageSize, memory: () => file };
+      const cases = Object.entries(runsOf(pages / 2));
+      await serving({ ...served, record: first }, async (scene) => {
+        for (const [, touched] of cases) await touchEach(scene, touched);
       });
-    }
-  });
+      const most = Math.max(1, STEP_BYTES / pageSize);
+      for (const [index, [name, touched]] of cases.entries()) {
+        const prefetch = [recordOf(first, index)];
+        await serving({ ...served, record: second, prefetch }, (scene) => touchEach(scene, []));
+        assert.deepEqual(installed(second, pageSize).runs, steps(touched, pages, most), name);
+      }
+    }),
+  );
 }
 
 test.run();

@@ -1,14 +1,14 @@
-// What the simulated kernel once did otherwise than the real one, each as the shortest program that showed it.
+// Former differences between the simulated and the real kernel, each as the shortest program that showed it.
 
 import { strict as assert } from 'node:assert';
-import { suite } from '../harness.js';
-import { needKernel } from '../kernel/support.js';
-import { difference } from './compare.js';
-import type { Step } from './program.js';
+import { suite } from '../support/harness.js';
+import { needKernel } from '../support/real-kernel.js';
+import { difference } from './support/compare.js';
+import type { Step } from './support/program.js';
 
 const test = suite('sim/regressions');
 
-/** Bits of features. */
+/** Feature bits. */
 const FORK = 1n << 1n;
 const REMAP = 1n << 2n;
 const REMOVE = 1n << 3n;
@@ -83,7 +83,7 @@ const CASES: { says: string; features: bigint; steps: Step[] }[] = [
     ],
   },
   {
-    says: 'mappings of a forked child that nobody watches any more stay apart',
+    says: 'mappings of a forked child that are no longer watched stay apart',
     features: REMAP | REMOVE,
     steps: [
       { do: 'register', uffd: 0, mode: MISSING | WP, ...part(0, 0, 4) },
@@ -124,7 +124,7 @@ const CASES: { says: string; features: bigint; steps: Step[] }[] = [
     ],
   },
   {
-    says: 'a move that makes shorter tells of both parts, one after the other',
+    says: 'a move that shortens a mapping posts an event for each part, one after the other',
     features: UNMAP,
     steps: [
       { do: 'register', uffd: 0, mode: MISSING, ...part(0, 0, 6) },

@@ -1,9 +1,9 @@
-// A run that tests nothing must not look like one that found nothing wrong: wrong options of `simulate` and `explore` are
+// A run that tests nothing must not look like a run without failures: wrong options of `simulate` and `explore` are
 // errors, which name the option.
 
 import { strict as assert } from 'node:assert';
 import { answerFromSource, explore, SimulationError, simulate } from '../../src/testing/index.js';
-import { suite } from '../harness.js';
+import { suite } from '../support/harness.js';
 
 const test = suite('testing/arguments');
 
@@ -101,7 +101,7 @@ test('what decides a run of simulate is checked', async () => {
   await assert.rejects(simulate({ handler, seeds: 3 } as never), /options: there is no 'seeds'/);
 });
 
-test('a handler under simulate hears of the faults that were answered from a source', async () => {
+test('under simulate `answered` is called for faults that were answered from a source', async () => {
   let answered = 0;
   await simulate({
     threads: 5,

@@ -5,7 +5,7 @@ import { spawnSync } from 'node:child_process';
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { suite } from '../harness.js';
+import { suite } from '../support/harness.js';
 
 const test = suite('testing/frameworks');
 const root = fileURLToPath(new URL('../../..', import.meta.url));
@@ -19,7 +19,7 @@ function node(...args: string[]): { status: number | null; output: string } {
 
 test('a seed gives the same traces on the release and the debug core', () => {
   const hashes = [[], ['--conditions=uffd-debug']].map((conditions) => {
-    const { status, output } = node(...conditions, join(built, 'trace-of.js'), '1', '60');
+    const { status, output } = node(...conditions, join(built, 'support/trace-of.js'), '1', '60');
     assert.equal(status, 0, output);
     return output;
   });
@@ -27,7 +27,7 @@ test('a seed gives the same traces on the release and the debug core', () => {
   assert.equal(hashes[0], hashes[1]);
 });
 
-/** A test that passes and one that fails, for any framework whose `test` is like theirs. */
+/** A test that passes and one that fails, for any framework that has a function `test`. */
 const TESTS = `
   import { answerFromSource, explore } from 'userfaultfd/testing';
   test('right', async () => {
@@ -50,8 +50,8 @@ const FRAMEWORKS: Record<string, { begin: string; end?: string; run: string[]; f
 
 for (const [name, { begin, end = '', run, file }] of Object.entries(FRAMEWORKS)) {
   test(`under ${name} a right handler passes, and a wrong one fails with its schedule`, () => {
-    // Inside of the package, which then knows itself by its name.
-    const folder = mkdtempSync(join(root, 'dist/kit-'));
+    // Inside the package, so that imports of its own name resolve.
+    const folder = mkdtempSync(join(root, 'build/kit-'));
     try {
       writeFileSync(join(folder, file), `${begin}\n${TESTS}\n${end}`);
       const target = name === 'vitest' ? folder : join(folder, file);

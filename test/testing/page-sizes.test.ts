@@ -1,11 +1,11 @@
-// Worlds with larger pages than this system's: a right handler breaks nothing there, and what is recorded replays.
+// Worlds with larger pages than this system's: a correct handler breaks no invariant there, and recordings replay.
 
 import { strict as assert } from 'node:assert';
 import { read, SimulatedKernel } from '../../src/sim/index.js';
 import { answerFromSource, SimulationError, simulate } from '../../src/testing/index.js';
 import { replay, TraceReader } from '../../src/trace/index.js';
-import { suite } from '../harness.js';
-import { memoryTrace, randomWorld } from './worlds.js';
+import { suite } from '../support/harness.js';
+import { memoryTrace, randomWorld } from './support/worlds.js';
 
 const test = suite('testing/page-sizes');
 const SEEDS = 60;
@@ -23,7 +23,7 @@ for (const pageSize of [16384, 65536]) {
   });
 }
 
-test('a fault is told at its exact address, anywhere in a page: a right handler breaks nothing', async () => {
+test('a fault is reported at its exact address, anywhere in a page: a right handler breaks nothing', async () => {
   await simulate({
     seed: 1,
     pageSize: 65536,

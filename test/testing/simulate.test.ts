@@ -1,4 +1,4 @@
-// What `simulate` runs, what can be injected, and that a run is decided by its seed or its choices alone.
+// What `simulate` runs and injects. The seed of a run, or its choices, alone decide the run.
 
 import { strict as assert } from 'node:assert';
 import type { FaultHandler } from '../../src/index.js';
@@ -22,8 +22,8 @@ import {
   simulate,
   type World,
 } from '../../src/testing/index.js';
-import { suite } from '../harness.js';
-import { memoryTrace, randomWorld } from './worlds.js';
+import { suite } from '../support/harness.js';
+import { memoryTrace, randomWorld } from './support/worlds.js';
 
 const test = suite('testing/simulate');
 
@@ -31,12 +31,12 @@ const P = 4096;
 const DONTNEED = 4;
 const WAITS = ['poll', 'block', 'spin', 'adaptive'] as const;
 
-/** One thread that does some things, one after the other. */
+/** Options for a single thread, which runs the program. */
 function one(body: (world: World) => Program): Pick<SimulateOptions, 'threads'> {
   return { threads: (world) => [body(world)] };
 }
 
-/** The failure of a run that must have one. */
+/** The failure of a run that must fail. */
 async function failureOf(options: SimulateOptions): Promise<SimulationError> {
   try {
     await simulate(options);
@@ -137,7 +137,7 @@ for (const [what, end] of Object.entries({ exits: exit, 'calls exec': exec })) {
   });
 }
 
-/** The handler that is right, as an object of its own. */
+/** The correct handler, as a new object. */
 function but(world: World): FaultHandler {
   const right = answerFromSource(world);
   return { pagefault: (fault, uffd) => right.pagefault(fault, uffd) };
@@ -174,7 +174,7 @@ test('a wake behind a short fill is no answer: the fault may be offered again', 
 
 // ---- injections --------------------------------------------------------------------------------------------
 
-/** Three pages that are read by two threads, in which order a seed decides; and a removal where it takes one. */
+/** Two threads that read three pages, in an order that the seed decides. For `held`, a third removes a page. */
 function touches(world: World, what: Injection): Program[] {
   const programs: Program[] = [
     (function* () {
@@ -199,13 +199,13 @@ const matching =
   (lines: readonly string[]): boolean =>
     lines.some((line) => pattern.test(line));
 
-/** Whether a thread faults twice for what it does once. */
+/** Whether a thread faults twice for one access. */
 function faultsTwice(lines: readonly string[]): boolean {
   const asleep = lines.filter((line) => line.endsWith('asleep in a page fault')).map((line) => line.slice(9));
   return new Set(asleep).size < asleep.length;
 }
 
-/** Messages that are there and unread, less those that are read, at each read. */
+/** At each read: the number of faults so far, less the number of messages that were read so far. */
 function unread(lines: readonly string[]): number[] {
   const left: number[] = [];
   let there = 0;
@@ -219,18 +219,18 @@ function unread(lines: readonly string[]): number[] {
   return left;
 }
 
-/** Virtual milliseconds from when the handler is told of a removal until its thread has got on. */
+/** Virtual milliseconds from the handler's call for a removal until the removing thread continues. */
 function heldMs(lines: readonly string[]): number {
-  const [told = 0, gone = 0] = [/handler +removed/, /DONTNEED\): goes on/].map((pattern) =>
+  const [called = 0, gone = 0] = [/handler +removed/, /DONTNEED\): goes on/].map((pattern) =>
     Number.parseFloat(lines.find((line) => pattern.test(line)) ?? '0'),
   );
-  return gone - told;
+  return gone - called;
 }
 
 const isCutOff = (lines: readonly string[]): boolean =>
   lines.filter((line) => /thread \d+ +read page \d → \d/.test(line)).length < 3;
 
-/** What of each can be seen in a schedule, and never is without it. */
+/** What each injection leaves in a schedule, and what no schedule has without it. */
 const EVIDENCE: Record<Injection, (lines: readonly string[]) => boolean> = {
   eagain: matching(/→ EAGAIN$/),
   partial: matching(/→ EAGAIN, \d done$/),
@@ -254,12 +254,14 @@ const EVIDENCE: Record<Injection, (lines: readonly string[]) => boolean> = {
   dry: matching(/handler +COPY .*→ EEXIST$/),
 };
 
-/** What each needs to be seen: pages that are filled together, a loop that sleeps in poll(2), a wake. */
+/**
+ * The options that make each injection visible: pages that are filled together, a loop that sleeps in poll(2), a wake.
+ */
 function sceneOf(what: Injection): Partial<SimulateOptions> & Pick<SimulateOptions, 'handler'> {
   const wait = what === 'eintr-poll' ? { wait: 'block' as const } : {};
   const memory = what === 'dry' ? { memory: 'huge' as const } : {};
   const around = what === 'partial' || what === 'split' ? 4 : 1;
-  // A second message is read where the answer takes its time.
+  // An answer that takes time lets the handler read the repeated message before it.
   const options = { later: what === 'repeat', around };
   return {
     ...wait,
@@ -278,7 +280,7 @@ function sceneOf(what: Injection): Partial<SimulateOptions> & Pick<SimulateOptio
   };
 }
 
-// `split` and `dry`: test/testing/unkind.once.test.ts.
+// test/testing/injected-worlds.once.test.ts covers `split` and `dry`.
 for (const what of INJECTIONS.filter((one) => one !== 'split' && one !== 'dry')) {
   test(`${what} is injected by script, once, and by probability; without it nothing of it is seen`, async () => {
     const tally = async (rule: Inject[Injection]): Promise<{ most: number; seen: number }> => {
@@ -305,16 +307,16 @@ for (const what of INJECTIONS.filter((one) => one !== 'split' && one !== 'dry'))
 }
 
 test('a second message comes behind its read, and takes no place of another in it', async () => {
-  const told: string[] = [];
+  const calls: string[] = [];
   const { injected } = await simulate({
     choices: [],
     inject: { repeat: [0] },
     handler: (world) => ({
       pagefault({ page }, uffd) {
-        told.push(`fault ${world.indexOf(page)}`);
+        calls.push(`fault ${world.indexOf(page)}`);
         return uffd.copy(page, world.source(0)) === P;
       },
-      removed: (start) => void told.push(`removed ${world.indexOf(start)}`),
+      removed: (start) => void calls.push(`removed ${world.indexOf(start)}`),
     }),
     threads: (world) => [
       (function* () {
@@ -326,7 +328,7 @@ test('a second message comes behind its read, and takes no place of another in i
     ],
   });
   assert.equal(injected.get('repeat'), 1);
-  assert.deepEqual(told.slice(0, 2), ['removed 1', 'fault 0']);
+  assert.deepEqual(calls.slice(0, 2), ['removed 1', 'fault 0']);
 });
 
 test('what cannot be injected is refused', async () => {
@@ -357,7 +359,7 @@ test('the choices of a run repeat it', async () => {
 
 // ---- what a failure says -----------------------------------------------------------------------------------
 
-test('a failure names the invariant, who waits, the seed, and what led there', async () => {
+test('a failure names the invariant, the waiting threads, the seed, and the steps before it', async () => {
   const error = await failureOf({
     seed: 3,
     handler: () => ({ pagefault() {} }),
@@ -456,12 +458,12 @@ test('explore counts what it ran, and prints a failure that it has made small', 
     (thrown: SimulationError) => thrown,
   );
   assert.deepEqual(printed, [error.message]);
-  // Three faults and nothing else: three threads that read, or fewer.
+  // The failure needs three faults, so the smallest schedule has at most three touches, of two lines each.
   const touches = error.schedule.filter((line) => /thread \d +(read|write|madvise)/.test(line));
   assert.ok(touches.length <= 6, error.message);
 });
 
-test('explore shows a schedule that goes on for ever by its beginning and its end', async () => {
+test('explore shows the beginning and the end of an endless schedule', async () => {
   const broken = explore({ handler: () => ({ pagefault: ({ page }, uffd) => uffd.wake(page, P) }) });
   const error = await broken.then(
     () => assert.fail('it is broken'),

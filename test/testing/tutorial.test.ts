@@ -1,5 +1,5 @@
-// The tutorial keeps its word: its handlers are the example's, the hasty one passes a thousand runs on the real kernel,
-// `explore` catches it within a minute, and what is printed is what the document shows.
+// The tutorial's claims hold: its handlers are the example's, the hasty one passes a thousand runs on the real kernel,
+// `explore` catches it within a minute, and the output is what the document shows.
 
 import { strict as assert } from 'node:assert';
 import { spawnSync } from 'node:child_process';
@@ -8,12 +8,12 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { careful, hasty } from '../../examples/test-a-handler.js';
-import { suite } from '../harness.js';
-import { map, needKernel, P, pageOf, withUffd } from '../kernel/support.js';
+import { suite } from '../support/harness.js';
+import { map, needKernel, P, pageOf, withUffd } from '../support/real-kernel.js';
 
 const test = suite('testing/tutorial');
 const root = fileURLToPath(new URL('../../..', import.meta.url));
-const text = readFileSync(join(root, 'docs/testing-handlers.md'), 'utf8');
+const text = readFileSync(join(root, 'docs/guides/test-a-handler.md'), 'utf8');
 const MADV_DONTNEED = 4;
 const RUNS = 1000;
 
@@ -21,7 +21,7 @@ test('the document shows the example as it is, and what it prints', () => {
   const example = readFileSync(join(root, 'examples/test-a-handler.ts'), 'utf8');
   assert.ok(text.includes(`\`\`\`ts\n${example}\`\`\``), 'examples/test-a-handler.ts is in the document');
   const conditions = process.env.UFFD_CORE === 'debug' ? ['--conditions=uffd-debug'] : [];
-  const ran = spawnSync(process.execPath, [...conditions, join(root, 'dist/examples/test-a-handler.js')], {
+  const ran = spawnSync(process.execPath, [...conditions, join(root, 'build/examples/test-a-handler.js')], {
     encoding: 'utf8',
     timeout: 60_000,
   });
@@ -39,7 +39,7 @@ for (const handler of [hasty, careful]) {
       const file = new URL(import.meta.url);
       uffd.start(
         handler(async () => {
-          // Some real waiting, as for any store.
+          // Really wait, as a remote store would.
           await readFile(file);
           return data;
         }),

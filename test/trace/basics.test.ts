@@ -1,5 +1,5 @@
-// What is recorded on a simulated kernel replays to the same end, byte for byte; a handler that does otherwise is
-// found at its first call; and a damaged trace is an error or a shorter trace.
+// A recording of a simulated kernel replays to the same end, byte for byte; a handler that deviates is found at its
+// first different call; and a damaged trace is an error or a shorter trace.
 
 import { strict as assert } from 'node:assert';
 import type { FaultHandler } from '../../src/index.js';
@@ -15,7 +15,7 @@ import {
   write,
 } from '../../src/sim/index.js';
 import { replay, TraceError, TraceReader, type TraceSink, TraceWriter } from '../../src/trace/index.js';
-import { suite } from '../harness.js';
+import { suite } from '../support/harness.js';
 
 const test = suite('trace');
 
@@ -33,7 +33,7 @@ function memorySink(): TraceSink & { bytes(): Uint8Array } {
   };
 }
 
-/** Answers with pages that tell their place; puts off every third fault once. */
+/** Fills each page with its number; defers every third fault once. */
 function handlerOf(uffd: Userfaultfd, base: bigint): FaultHandler {
   const children: Userfaultfd[] = [];
   let asked = 0;
@@ -76,7 +76,7 @@ function programs(kernel: SimulatedKernel, base: bigint): Program[] {
   ];
 }
 
-/** Runs them on a simulated kernel, recorded. The trace, and the same handler for its replay. */
+/** Runs `programs` on a simulated kernel with a recorder. Returns the trace, and the address of the memory. */
 function recorded(seed: number): { bytes: Uint8Array; base: bigint } {
   const kernel = new SimulatedKernel({ seed });
   const sink = memorySink();
@@ -89,7 +89,7 @@ function recorded(seed: number): { bytes: Uint8Array; base: bigint } {
   uffd.register(base, PAGES * P);
   uffd.start(handlerOf(uffd, base));
   const threads = programs(kernel, base).map((program) => kernel.thread(program));
-  while (threads.some((thread) => !thread.done)) assert.ok(kernel.step(), 'somebody sleeps for ever');
+  while (threads.some((thread) => !thread.done)) assert.ok(kernel.step(), 'a thread sleeps forever');
   uffd.close();
   return { bytes: sink.bytes(), base };
 }
@@ -106,15 +106,20 @@ test('replays are identical, without the handler and with it', async () => {
     const reader = TraceReader.of(bytes);
     assert.deepEqual(reader.meta.about, { seed });
     const plain = await replay(reader);
-    assert.equal(plain.identical, true, `seed ${seed}: ${JSON.stringify(plain.difference, told)}`);
+    assert.equal(plain.identical, true, `seed ${seed}: ${JSON.stringify(plain.difference, bigintsAsText)}`);
     const handled = await replay(TraceReader.of(bytes), (uffd) => handlerOf(uffd, base));
-    assert.equal(handled.identical, true, `seed ${seed}: ${JSON.stringify(handled.difference, told)}`);
+    assert.equal(
+      handled.identical,
+      true,
+      `seed ${seed}: ${JSON.stringify(handled.difference, bigintsAsText)}`,
+    );
     assert.equal(handled.records, plain.records);
     assert.ok(handled.faults > PAGES / 2);
   }
 });
 
-const told = (_key: string, value: unknown): unknown => (typeof value === 'bigint' ? `${value}` : value);
+const bigintsAsText = (_key: string, value: unknown): unknown =>
+  typeof value === 'bigint' ? `${value}` : value;
 
 test('a handler that does otherwise is found at its first call, with the fault and what came before', async () => {
   const { bytes, base } = recorded(3);

@@ -1,19 +1,12 @@
-// What is written is read back, whatever it is: every kind of record, every size of payload, over any number of blocks.
+// Everything that is written is read back: every kind of record, every size of payload, over any number of blocks.
 
 import { strict as assert } from 'node:assert';
+import { BAD, BLOCK_MOST, HEADER_BYTES, PAYLOAD_MOST } from '../../src/bindings/trace.js';
 import { SimulatedKernel } from '../../src/sim/index.js';
-import {
-  BAD,
-  BLOCK_MOST,
-  Codec,
-  HEADER_BYTES,
-  Kind,
-  NOTE_FIELDS,
-  PAYLOAD_MOST,
-} from '../../src/trace/codec.js';
+import { Codec, Kind, NOTE_FIELDS } from '../../src/trace/codec.js';
 import { TraceReader, type TraceWriter } from '../../src/trace/index.js';
-import { generator, seed, suite } from '../harness.js';
-import { inMemory, record, textOf } from './support.js';
+import { generator, seed, suite } from '../support/harness.js';
+import { inMemory, record, textOf } from './support/traces.js';
 
 const test = suite('trace/codec');
 
@@ -26,9 +19,8 @@ interface Sample {
 
 /** Fields of each kind that is neither a note nor an ioctl. */
 const FIELDS = [0, 2, 1, 4, 3, 2, 9, 4, 2, 1, 2, 2, 3, 0, 2, 2, 2, 1, 1, 1, 0];
-const REQUESTS = [
-  0xc020aa00, 0x8010aa01, 0xc028aa03, 0xc020aa04, 0xc018aa06, 0xc028aa05, 0xc018aa3f, 0xc0ffaa0e,
-];
+const API = 0xc018aa3f;
+const REQUESTS = [0xc020aa00, 0x8010aa01, 0xc028aa03, 0xc020aa04, 0xc018aa06, 0xc028aa05, API, 0xc0ffaa0e];
 
 type Dice = (below: number) => number;
 
@@ -51,7 +43,8 @@ function draw(dice: Dice, writer: TraceWriter, timeUs: number): Sample {
       word(dice),
       ...Array.from({ length: 2 * struct }, () => word(dice)),
     ];
-    return { kind: writer.ioctlKind(request), timeUs, words, payload: new Uint8Array() };
+    const kind = Kind.IOCTL + (request === API ? 15 : request & 15);
+    return { kind, timeUs, words, payload: new Uint8Array() };
   }
   if (kind === Kind.NOTE) {
     const code = dice(16);
@@ -81,10 +74,9 @@ function payloadOf(dice: Dice, kind: number): Uint8Array {
 }
 
 function put(writer: TraceWriter, { kind, timeUs, words, payload }: Sample): void {
-  writer.begin(kind, timeUs);
   for (const [index, value] of words.entries()) writer.setWord(index, value);
   if (payload.length > 0) writer.payload(payload.length).set(payload);
-  writer.end(timeUs);
+  writer.append(kind, timeUs);
 }
 
 function assertRead(bytes: Uint8Array, samples: readonly Sample[]): void {
@@ -95,7 +87,7 @@ function assertRead(bytes: Uint8Array, samples: readonly Sample[]): void {
     assert.equal(kind, sample.kind, `record ${index}`);
     assert.deepEqual(words.slice(0, sample.words.length), sample.words, `record ${index} of kind ${kind}`);
     assert.ok(Buffer.from(reader.payload).equals(sample.payload), `the payload of record ${index}`);
-    // Reads in a row that found nothing share the time that they took.
+    // The trace stores consecutive empty reads as one run, so their times are interpolated.
     if (kind !== Kind.READ_EMPTY) assert.equal(time, sample.timeUs, `the time of record ${index}`);
   }
   assert.equal(reader.next(), false);
@@ -181,7 +173,7 @@ test('a block has room for so many bytes and none more: a header that says more 
   assert.equal(measured(BLOCK_MOST), HEADER_BYTES + BLOCK_MOST);
   for (const bytes of [BLOCK_MOST + 1, BLOCK_MOST + 24, 2 ** 20, 2 ** 31 - 1, 2 ** 31, 2 ** 32 - 1]) {
     assert.equal(measured(bytes), BAD, `${bytes} bytes`);
-    // The bytes are there, so the length is all that is wrong.
+    // The bytes of the block follow, so only the length is wrong.
     const trace = Buffer.concat([
       record(new SimulatedKernel({ seed: 5 }), { touches: 1, threads: 1, pages: 1 }).subarray(0, 8),
       header(bytes),
@@ -198,11 +190,10 @@ test('a block stands for itself: without those before it, it is read as with the
   for (let at = 8; at < trace.length; ends.push(at)) at += HEADER_BYTES + view.getUint32(at + 4, true);
   assert.ok(ends.length > 3);
   const whole = textOf(trace);
-  // The first block holds the description, and no more than it is needed of it here.
+  // A first block must hold a description; this one needs nothing else.
   const { writer, bytes } = inMemory();
   writer.start({ pageSize: 4096 });
-  writer.begin(Kind.NOW, 0);
-  writer.end(2_000_000);
+  writer.append(Kind.NOW, 2_000_000);
   for (const from of ends.slice(0, -1)) {
     const rest = textOf(Buffer.concat([bytes(), trace.subarray(from)]));
     assert.deepEqual(rest.slice(1), whole.slice(1 - rest.length));
@@ -213,13 +204,11 @@ test('time never goes back, and what is above 32 bits is kept', () => {
   const { writer, bytes } = inMemory();
   writer.start({ pageSize: 4096 });
   const wide = 2 ** 45 + 3;
-  writer.begin(Kind.PAGE_SIZE_AT, wide);
   writer.set(0, -5);
   writer.setWord(1, 2n ** 63n + 1n);
   writer.set(2, 2 ** 34);
-  writer.end(wide);
-  writer.begin(Kind.NOW, 3);
-  writer.end(3);
+  writer.append(Kind.PAGE_SIZE_AT, wide);
+  writer.append(Kind.NOW, 3);
   writer.close();
   const reader = TraceReader.of(bytes());
   assert.ok(reader.next());

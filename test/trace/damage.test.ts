@@ -1,12 +1,12 @@
 // A damaged trace is a clear error, or a valid shorter trace: every byte changed, every prefix, and random changes
-// with checksums that are right again.
+// after which the checksums are corrected.
 
 import { strict as assert } from 'node:assert';
 import { SimulatedKernel } from '../../src/sim/index.js';
 import { replay, TraceError, TraceReader } from '../../src/trace/index.js';
-import { seed, suite } from '../harness.js';
-import { decode, fuzzDecoder, seal } from './decoder.js';
-import { inMemory, record, textOf } from './support.js';
+import { seed, suite } from '../support/harness.js';
+import { decode, fuzzDecoder, seal } from './support/decoder.js';
+import { inMemory, record, textOf } from './support/traces.js';
 
 const test = suite('trace/damage');
 
@@ -20,7 +20,7 @@ function small(): Uint8Array {
   return record(new SimulatedKernel({ seed: 5 }), { touches: 8, threads: 2, pages: 8 });
 }
 
-/** What is read of damaged bytes is what the whole trace begins with, and it is said that there is no more. */
+/** A damaged trace must be a TraceError, or read as the beginning of the whole trace and report the damage. */
 function assertShorter(whole: readonly string[], bytes: Uint8Array, what: string): void {
   let read: string[];
   try {
@@ -60,13 +60,20 @@ test('bytes behind the end are damage; a trace that was not closed has no end', 
   assert.match(textOf(Buffer.concat([trace, Buffer.from([0])])).at(-1) as string, /behind its end/);
   const { writer, bytes } = inMemory();
   writer.start({ pageSize: 4096 });
-  for (let i = 0; i < 100_000; i++) {
-    writer.begin(13, i * 300);
-    writer.end(i * 300);
-  }
+  for (let i = 0; i < 100_000; i++) writer.append(13, i * 300);
   const read = textOf(bytes());
   assert.ok(read.length > 50_000);
   assert.match(read.at(-1) as string, /no end/);
+});
+
+test('a trace of version 1, which has no notes of sources, is read and replayed like one of today', async () => {
+  const bytes = small();
+  const today = textOf(bytes);
+  assert.equal(bytes[7], 2);
+  bytes[7] = 1;
+  assert.deepEqual(textOf(bytes), today);
+  const { identical, difference, damage } = await replay(TraceReader.of(bytes));
+  assert.deepEqual([identical, difference, damage], [true, undefined, undefined]);
 });
 
 test('what is no trace, or of another version, is refused by name', () => {
@@ -74,7 +81,8 @@ test('what is no trace, or of another version, is refused by name', () => {
     [new Uint8Array(), /no trace/],
     [Buffer.from('UFFDTRC'), /no trace/],
     [Buffer.from('\u007fELF and so on and on'), /no trace/],
-    [Buffer.from('UFFDTRC\u0002 and so on'), /version 2.*version 1/],
+    [Buffer.from('UFFDTRC\u0003 and so on'), /version 3.*versions 1 to 2/],
+    [Buffer.from('UFFDTRC\u0000 and so on'), /version 0.*versions 1 to 2/],
     [Buffer.from('UFFDTRC\u0001'), /no description/],
   ] as const) {
     assert.throws(() => TraceReader.of(bytes), { name: 'TraceError', code: 'ERR_UFFD_TRACE', message });
@@ -85,8 +93,7 @@ test('a description that makes no sense is refused', async () => {
   const described = (meta: Record<string, unknown>): TraceReader => {
     const { writer, bytes } = inMemory();
     writer.start(meta);
-    writer.begin(13, 0);
-    writer.end(0);
+    writer.append(13, 0);
     writer.close();
     return TraceReader.of(bytes());
   };
@@ -137,7 +144,7 @@ test('replays of damaged traces end, with what they found', async () => {
   }
 }, 120_000);
 
-/** Damage that once was more than a clear error: features in the description that are no list. */
+/** Seeds that once caused another error than TraceError: `features` in the description was not a list. */
 const FOUND_BEFORE = [2040626517];
 
 test('random changes, with checksums that are right again: no crash, no hang, no memory', () => {

@@ -1,15 +1,15 @@
-// docs/trace-format.md says enough to write another reader: other-reader.ts is one, and reads what the codec reads.
+// docs/trace-format.md suffices to write another reader: independent-reader.ts reads the same records as the codec.
 
 import { strict as assert } from 'node:assert';
 import { SimulatedKernel } from '../../src/sim/index.js';
 import { TraceReader } from '../../src/trace/index.js';
-import { seed, suite } from '../harness.js';
-import { readOtherwise } from './other-reader.js';
-import { record } from './support.js';
+import { seed, suite } from '../support/harness.js';
+import { readOtherwise } from './support/independent-reader.js';
+import { record } from './support/traces.js';
 
 const test = suite('trace/format');
 
-/** Both readers read the same; how many records. */
+/** Checks that both readers read the same; returns the number of records. */
 function assertSame(bytes: Uint8Array): number {
   const [description, ...others] = readOtherwise(bytes);
   assert.equal(description?.kind, 0);

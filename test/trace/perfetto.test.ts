@@ -1,9 +1,9 @@
-// What Perfetto is given: JSON whose events are the faults, the calls and the changes of the trace, each once.
+// The export for Perfetto: JSON whose events are the faults, the calls and the changes of the trace, each once.
 
 import { strict as assert } from 'node:assert';
 import { perfettoJson, TraceReader } from '../../src/trace/index.js';
-import { suite } from '../harness.js';
-import { COPY, copied, page, Script, size, WRITE } from './script.js';
+import { suite } from '../support/harness.js';
+import { COPY, copied, page, Script, size, WRITE } from './support/handwritten-trace.js';
 
 const test = suite('trace/perfetto');
 
@@ -82,14 +82,14 @@ test('calls and changes are moments, waiting faults are counted, tracks have nam
   assert.deepEqual(names, ['userfaultfd', 'calls and events', 'thread 7', 'thread 8']);
 });
 
-test('a long trace comes in pieces; a cut one is told as far as it goes, and that it was cut', () => {
+test('a long trace comes in pieces; a truncated one is shown as far as it goes, and marked as truncated', () => {
   const long = new Script();
-  for (let at = 0; at < 5000; at++)
+  for (let at = 0; at < 20_000; at++)
     long.faults(at * 10, [at, 0n, 7]).ioctl(at * 10 + 5, COPY, 0n, ...copied(page(at), size(1), size(1)));
   const bytes = long.bytes();
   const whole = eventsOf(bytes);
   assert.ok(whole.pieces > 5);
-  assert.equal(whole.events.filter(({ ph }) => ph === 'X').length, 5000);
+  assert.equal(whole.events.filter(({ ph }) => ph === 'X').length, 20_000);
   const cut = eventsOf(bytes.subarray(0, bytes.length - 3));
   assert.match(String(cut.other.damage), /cut or damaged/);
   assert.ok(cut.events.length < whole.events.length);

@@ -1,5 +1,5 @@
-// What was recorded replays identically, on a machine that need not have a userfaultfd; what does something else is
-// found at the very call. Everything here is recorded in the simulated kernel; real.test.ts has the real one.
+// A recording replays identically, also on machines without userfaultfd; a deviation is found at the exact call. All
+// recordings here are of the simulated kernel; real.test.ts tests those of the real kernel.
 
 import { strict as assert } from 'node:assert';
 import { execFileSync } from 'node:child_process';
@@ -17,8 +17,8 @@ import {
   write,
 } from '../../src/sim/index.js';
 import { type HandlerFactory, type ReplayResult, replay, TraceReader } from '../../src/trace/index.js';
-import { suite } from '../harness.js';
-import { filling, inMemory, P, record, textOf } from './support.js';
+import { suite } from '../support/harness.js';
+import { filling, inMemory, P, record, textOf } from './support/traces.js';
 
 const test = suite('trace/replay');
 const WAITS: Wait[] = ['poll', 'block', 'spin', 'adaptive'];
@@ -32,7 +32,7 @@ async function assertIdentical(bytes: Uint8Array, factory?: HandlerFactory): Pro
   assert.deepEqual(result.difference, undefined);
   assert.equal(result.damage, undefined);
   assert.ok(result.identical && result.faults > 0);
-  // All but the end itself.
+  // The replay counts all records except the end.
   assert.equal(result.records, textOf(bytes).length - 1);
   return result;
 }
@@ -57,7 +57,7 @@ test('old kernels: 4.19, 5.4, 6.1; and without a feature, where something is ref
           try {
             uffd.poison(fault.page, P);
           } catch (error) {
-            // Which error it is decides what the handler does: a replay must give it the same.
+            // The handler depends on the error's code, so a replay must throw the same error.
             if ((error as { code: string }).code !== 'ERR_UFFD_UNSUPPORTED') return false;
           }
           return filler.pagefault(fault, face);
@@ -185,7 +185,7 @@ test('a handler that throws: recorded, and replayed', async () => {
   await assertIdentical(bytes(), throwing);
 });
 
-/** Answers each fault after it has returned, when a turn of the event loop is over. */
+/** Returns at once, and answers the faults in a later turn of the event loop. */
 function later(uffd: Userfaultfd): FaultHandler {
   const claimed: Pagefault[] = [];
   return {
@@ -223,7 +223,7 @@ test('a handler that answers later', async () => {
 
 // ---- what differs ------------------------------------------------------------------------------------------
 
-test('a handler that does something else: the call, the fault and the calls before are told', async () => {
+test('a handler that does something else: the error names the call, the fault and the calls before', async () => {
   const bytes = record(new SimulatedKernel({ seed: 1 }), { wait: 'block', removing: false });
   const whole = await assertIdentical(bytes, filling);
   const other: HandlerFactory = (uffd) => {
@@ -296,7 +296,7 @@ type FaultHandlerOf = (uffd: Userfaultfd) => FaultHandler['pagefault'];
 
 // ---- calls that the trace makes ----------------------------------------------------------------------------
 
-/** A recorded program whose handler answers a turn of the event loop later; `ahead`: it also fills by itself. */
+/** Records a program whose handler answers a turn of the event loop later. `ahead`: the program fills pages, too. */
 async function recordLater(ahead: boolean): Promise<Uint8Array> {
   const kernel = new SimulatedKernel({ seed: 6 });
   const { writer, bytes } = inMemory();
@@ -359,7 +359,7 @@ test('calls of the program outside of its handler are made as the trace has them
   assert.match(difference?.came ?? '', /has not answered/);
 });
 
-test('what a handler throws is told, with the fault, at once and later', async () => {
+test('an error thrown by a handler is reported with its fault, at once and later', async () => {
   const bytes = record(new SimulatedKernel({ seed: 1 }), { wait: 'poll', removing: false, touches: 20 });
   const planted = new Error('planted');
   const throwing: HandlerFactory = () => ({
@@ -458,7 +458,7 @@ test('a trace that was cut is identical as far as it goes, for every wait strate
   }
 }, 120_000);
 
-test('a factory that throws is heard; what open refused is refused again', async () => {
+test('the error of a factory is passed on; what open refused is refused again', async () => {
   const bytes = record(new SimulatedKernel({ seed: 1 }), { touches: 3 });
   await assert.rejects(
     replayed(bytes, () => {
@@ -506,7 +506,7 @@ test('contents of pages: none, a hash of each source, or all of it; a replay nee
 
 test('one seed gives one trace, byte by byte, on both builds', async () => {
   const script = `
-    import { record } from ${JSON.stringify(new URL('./support.js', import.meta.url).href)};
+    import { record } from ${JSON.stringify(new URL('./support/traces.js', import.meta.url).href)};
     import { SimulatedKernel } from ${JSON.stringify(new URL('../../src/sim/index.js', import.meta.url).href)};
     for (const wait of ['poll', 'spin']) process.stdout.write(record(new SimulatedKernel({ seed: 77 }), { wait }));`;
   const once = (conditions: string[]): Buffer =>

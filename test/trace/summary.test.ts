@@ -1,10 +1,10 @@
-// A summary says what a trace holds: counted by hand here.
+// Summaries of handwritten traces, compared with figures that were counted by hand.
 
 import { strict as assert } from 'node:assert';
 import { Kind } from '../../src/trace/codec.js';
 import { Histogram } from '../../src/trace/histogram.js';
 import { describe } from '../../src/trace/index.js';
-import { generator, seed, suite } from '../harness.js';
+import { generator, seed, suite } from '../support/harness.js';
 import {
   BASE,
   COPY,
@@ -20,8 +20,8 @@ import {
   WRITE,
   WRITEPROTECT,
   ZEROPAGE,
-} from './script.js';
-import { P } from './support.js';
+} from './support/handwritten-trace.js';
+import { P } from './support/traces.js';
 
 const test = suite('trace/summary');
 
@@ -31,7 +31,7 @@ test('faults by kind and access, threads, pages, ranges', () => {
     .ioctl(11, REGISTER, -22n, [page(32), size(4), 1n, 0n])
     .faults(20, [0, 0n, 7], [1, WRITE, 8], [1, WRITE, 9])
     .faults(30, [0, WRITE | PROTECTED, 7], [5, MINOR, 7])
-    .told();
+    .summary();
   assert.equal(summary.faults, 5);
   assert.deepEqual(summary.faultsByKind, {
     missing: { read: 1, write: 2 },
@@ -68,29 +68,29 @@ test('latency: from the read to the call that lets the sleepers go, and to no ot
       [5, 0n, 0],
       [6, 0n, 0],
     )
-    // Lets nobody go: EAGAIN without progress, and a fill that leaves them asleep.
+    // Wake no thread: EAGAIN without progress, and a fill with DONTWAKE.
     .ioctl(110, COPY, EAGAIN, ...copied(page(0), size(1), EAGAIN))
     .ioctl(115, ZEROPAGE, 0n, [page(0), size(1), 1n, 0n], [page(0), size(1), 1n, size(1)])
-    // One page of two.
+    // Fills one page of two.
     .ioctl(120, COPY, EAGAIN, ...copied(page(0), size(2), size(1)))
     .ioctl(130, COPY, 0n, ...copied(page(1), size(1), size(1)))
     .ioctl(140, ZEROPAGE, 0n, [page(2), size(1), 0n, 0n], [page(2), size(1), 0n, size(1)])
     .ioctl(150, WAKE, 0n, [page(3), size(1)])
-    // Protecting wakes nobody; lifting it does, unless it is not to.
+    // Protecting wakes no thread; lifting the protection does, except with DONTWAKE.
     .ioctl(155, WRITEPROTECT, 0n, [page(4), size(1), 1n])
     .ioctl(156, WRITEPROTECT, 0n, [page(4), size(1), 2n])
     .ioctl(160, WRITEPROTECT, 0n, [page(4), size(1), 0n])
-    // More pages than sleep.
+    // Fill more pages than threads wait for.
     .ioctl(170, COPY, EAGAIN, ...copied(page(5), size(1000), size(1)))
     .ioctl(190, COPY, 0n, ...copied(page(6), size(1000), size(1000)))
-    .told();
+    .summary();
   assert.deepEqual(summary.latencyUs, { count: 7, p50: 50, p90: 90, p99: 90, most: 90 });
   assert.equal(summary.unresolved, 0);
   assert.equal(summary.eagains, 3);
   assert.equal(summary.calls.COPY, 5);
 });
 
-test('mapping changes, re-offers, and messages that nobody knows', () => {
+test('mapping changes, re-offers, and unknown messages', () => {
   const message = (event: number, ...words: bigint[]): Uint8Array => {
     const view = new DataView(new ArrayBuffer(32));
     view.setUint8(0, event);
@@ -107,35 +107,35 @@ test('mapping changes, re-offers, and messages that nobody knows', () => {
     .answer(7, 0n)
     .answer(8, 1n)
     .answer(9, 3n)
-    .told();
+    .summary();
   assert.deepEqual(summary.changes, { remove: 1, unmap: 1, remap: 1, fork: 1 });
   assert.equal(summary.reoffers, 2);
   assert.equal(summary.faults, 0);
   assert.deepEqual(summary.latencyUs, { count: 0, p50: 0, p90: 0, p99: 0, most: 0 });
 });
 
-test('an observer is told of faults, of who goes on, of what is filled ahead and what is gone, in order', () => {
-  const told: unknown[][] = [];
-  const tell =
+test('an observer gets faults, woken threads, pages filled ahead and removed pages, in order', () => {
+  const observed: unknown[][] = [];
+  const record =
     (what: string) =>
     (...args: unknown[]): void => {
-      told.push([what, ...args]);
+      observed.push([what, ...args]);
     };
   const observer = Object.fromEntries(
-    ['fault', 'letGo', 'filledAhead', 'removed', 'hugePages'].map((name) => [name, tell(name)]),
+    ['fault', 'letGo', 'filledAhead', 'removed', 'hugePages'].map((name) => [name, record(name)]),
   );
   const first = Number(BASE) / P;
   const script = new Script()
     .faults(10, [1, 0n, 7], [3, WRITE, 8], [3, WRITE, 9])
-    // Pages 0 to 5, of which two are waited for; without waking; and nothing where it fails.
+    // Fills pages 0 to 5 without waking; threads wait for two of them. The second call fails and fills nothing.
     .ioctl(12, COPY, 0n, [page(0), 0n, size(6), 1n, 0n], [page(0), 0n, size(6), 1n, size(6)])
     .ioctl(13, COPY, EAGAIN, ...copied(page(6), size(1), EAGAIN))
     .ioctl(20, WAKE, 0n, [page(0), size(6)])
     .removed(30, 0x15, page(2), page(4))
     .removed(31, 0x16, page(0), page(8))
     .faults(40, [0, MINOR, 0]);
-  const summary = script.told(observer);
-  assert.deepEqual(told, [
+  const summary = script.summary(observer);
+  assert.deepEqual(observed, [
     ['fault', 10, first + 1, 'missing', 'read', 7],
     ['fault', 10, first + 3, 'missing', 'write', 8],
     ['fault', 10, first + 3, 'missing', 'write', 9],
@@ -148,20 +148,20 @@ test('an observer is told of faults, of who goes on, of what is filled ahead and
     ['removed', 31, first, 8, 'unmap'],
     ['fault', 40, first, 'minor', 'read', 0],
   ]);
-  assert.deepEqual(summary, script.told());
+  assert.deepEqual(summary, script.summary());
 });
 
 test('a fault in a huge page waits for all of it', () => {
-  const told: unknown[][] = [];
+  const observed: unknown[][] = [];
   const first = Number(BASE) / P;
   new Script(4 * P)
     .faults(10, [4, 0n, 0])
     .ioctl(12, COPY, 0n, ...copied(page(0), size(12), size(12)))
-    .told({
-      hugePages: (...args) => told.push(args),
-      filledAhead: (...args) => told.push(args),
+    .summary({
+      hugePages: (...args) => observed.push(args),
+      filledAhead: (...args) => observed.push(args),
     });
-  assert.deepEqual(told, [
+  assert.deepEqual(observed, [
     [first, 32, 4],
     [12, first, 4],
     [12, first + 8, 4],
@@ -177,8 +177,8 @@ test('percentiles are those of the sorted values, at most 1/32 below', () => {
     values.sort((a, b) => a - b);
     for (const percent of [1, 50, 90, 99, 100]) {
       const exact = values[Math.ceil((values.length * percent) / 100) - 1] as number;
-      const told = histogram.percentile(percent);
-      assert.ok(told <= exact && told >= exact * (31 / 32), `${told} for ${exact}`);
+      const observed = histogram.percentile(percent);
+      assert.ok(observed <= exact && observed >= exact * (31 / 32), `${observed} for ${exact}`);
     }
     assert.equal(histogram.most, values.at(-1));
     assert.equal(histogram.count, values.length);

@@ -1,5 +1,5 @@
-// A recording that fails ends with a warning, and never what is recorded: a full disk, a limit on file sizes, a sink
-// that throws, at any write.
+// A recording that fails ends with a warning, and the recorded program continues: a full disk, a limit on file sizes, a
+// sink that throws, at any write.
 
 import { strict as assert } from 'node:assert';
 import { spawnSync } from 'node:child_process';
@@ -9,12 +9,12 @@ import { join } from 'node:path';
 import { Userfaultfd } from '../../src/index.js';
 import { type Program, read, SimulatedKernel } from '../../src/sim/index.js';
 import { TraceReader, type TraceSink, TraceWriter } from '../../src/trace/index.js';
-import { skip, suite } from '../harness.js';
-import { P, textOf } from './support.js';
+import { skip, suite } from '../support/harness.js';
+import { P, textOf } from './support/traces.js';
 
 const test = suite('trace/writer');
 
-/** Serves `pages` pages, recording to a writer; how many were served. */
+/** Serves `pages` pages, recording to a writer; returns how many were served. */
 function serve(record: TraceWriter, pages: number): number {
   const kernel = new SimulatedKernel({ seed: 1 });
   const uffd = Userfaultfd.open({ kernel, record });
@@ -107,7 +107,7 @@ test('a limit on the size of files, in the middle of a block: a warning on stder
       console.log(served);`;
     const ran = spawnSync(
       'sh',
-      // 100 KiB, in blocks of 512 bytes.
+      // 200 blocks of 512 bytes are 100 KiB.
       [
         '-c',
         'ulimit -f 200; exec "$@"',
@@ -134,12 +134,10 @@ test('what is quiet is written out all the same: a block is at most a second old
   const blocks: Uint8Array[] = [];
   const writer = new TraceWriter({ write: (bytes) => void blocks.push(bytes.slice()), close() {} });
   writer.start({ pageSize: P });
-  writer.begin(13, 10);
-  writer.end(10);
+  writer.append(13, 10);
   assert.equal(blocks.length, 1);
-  writer.begin(13, 1_000_020);
-  writer.end(1_000_020);
-  // The signature, and the block.
+  writer.append(13, 1_000_020);
+  // The signature, and the first block of records.
   assert.equal(blocks.length, 2);
   assert.equal(textOf(Buffer.concat(blocks)).length, 3);
 });
@@ -184,15 +182,15 @@ for (const length of [32_768, 32_769, 65_536, 200_000]) {
   });
 }
 
-/** The debug build of the codec is for its assertions, and slow. */
-const LARGE = process.env.UFFD_CORE === 'debug' ? 2 ** 26 : 2 ** 28;
+/** Less for the debug build of the codec, which is slow because of its assertions. */
+const LARGE = process.env.UFFD_CORE === 'debug' ? 2 ** 25 : 2 ** 27;
 
 test(`a trace of ${LARGE / 2 ** 20} MiB is read in little memory`, () => {
   const blocks: Uint8Array[] = [];
   const writer = new TraceWriter({ write: (bytes) => void blocks.push(bytes.slice()), close() {} });
   serve(writer, MANY);
   const [head, ...rest] = blocks.slice(0, 3) as [Uint8Array, Uint8Array, Uint8Array];
-  // Its blocks stand for themselves: the one that follows the description, again and again.
+  // Blocks do not depend on each other, so the block after the description is repeated again and again.
   const [first, again] = rest as [Uint8Array, Uint8Array];
   let at = 0;
   const before = Buffer.concat([head, first]);

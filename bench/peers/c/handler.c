@@ -1,15 +1,17 @@
-// The handler in C that the others are compared with. One guest after the other, until it is killed.
+// The handler in C that the others are compared with. It serves one guest after the other, until it is killed.
 //
 //   handler --socket PATH --memory FILE [--window N] [--wait poll|spin]
 //
 // The policy, which is that of `uffd serve` and of every handler in this folder:
-//  - A message is received: JSON with the memory's region, and the userfaultfd. The memory file is mapped.
-//  - What the kernel has queued is read to its end, then each fault is answered: with one UFFDIO_COPY of the pages
-//    around it that are missing too, as far as its window goes. A window is a run of N pages, aligned by N.
-//  - Pages that a balloon took (REMOVE) are zeros from then on. So is a page that was filled and faults again, once a
-//    removal was told: the kernel takes pages away a moment after the news of it was read.
-//  - EEXIST: somebody was first; the page's sleepers are woken. EAGAIN: a mapping change has to be read first; what was
-//    filled counts, and the fault comes again. ENOENT, ESRCH: the memory or the guest is gone. Anything else ends it.
+//  - The handler receives one message: JSON with the memory's region, and the userfaultfd. It maps the memory file.
+//  - It reads all queued messages, then answers each fault with one UFFDIO_COPY of the page and of the missing pages
+//    around it in its window. A window is a run of N pages, aligned to N.
+//  - Pages that a balloon has removed (REMOVE) are filled with zeros from then on. A page that was filled after a
+//    removal and faults again is filled with zeros too, because the kernel removes pages a moment after the event was
+//    read.
+//  - EEXIST: another fill came first, so the handler wakes the threads that wait for the page. EAGAIN: the handler
+//    keeps the pages that were filled, reads the mapping change, then handles the fault again. ENOENT, ESRCH: the
+//    memory or the guest is gone. Any other error ends the handler.
 
 #define _GNU_SOURCE
 #include <errno.h>
@@ -64,7 +66,7 @@ static void wake(uint64_t page) {
   ioctl(uffd, UFFDIO_WAKE, &range);
 }
 
-// Bytes that were filled, or why none: -errno.
+// Returns the bytes that were filled, or -errno if none were.
 static int64_t transfer(uint64_t first, uint64_t length, int zero) {
   struct uffdio_zeropage zeros = {.range = {base + first * page_size, length}};
   struct uffdio_copy copy = {.dst = base + first * page_size, .src = (uintptr_t)source + first * page_size, .len = length};
@@ -73,7 +75,7 @@ static int64_t transfer(uint64_t first, uint64_t length, int zero) {
   return errno == EAGAIN && done > 0 ? done : -errno;
 }
 
-// 0: a mapping change came first; it has to be read.
+// Returns 0 if the handler must first read the event of a mapping change.
 static int fill(uint64_t page) {
   for (;;) {
     unsigned char state = states[page];
@@ -96,7 +98,7 @@ static int fill(uint64_t page) {
   }
 }
 
-// Whether the guest is gone. Who spins looks at the connection now and then.
+// Returns whether the guest is gone. A spinning handler checks the connection only now and then.
 static int await(struct pollfd *fds, int waiting) {
   static uint32_t looks;
   if (spin && ++looks % READS_A_LOOK) return 0;

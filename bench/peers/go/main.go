@@ -1,5 +1,5 @@
-// The handler in Go, on golang.org/x/sys: the same hand-off and the same policy as ../c/handler.c, where the policy is
-// told. One guest after the other, until it is killed.
+// The handler in Go, on golang.org/x/sys. Its hand-off and its policy are those of ../c/handler.c, which describes the
+// policy. It serves one guest after the other, until it is killed.
 //
 //	handler --socket PATH --memory FILE [--window N]
 package main
@@ -44,7 +44,7 @@ type region struct {
 	PageSize uintptr `json:"page_size"`
 }
 
-// A message of the kernel: a page fault has its address in second, a removal its range in first and second.
+// A message of the kernel: a page fault has its address in second; a removal has its range in first and second.
 type message struct {
 	event  uint8
 	_      [7]uint8
@@ -95,7 +95,7 @@ func (g *guest) mark(first, end int, as state) {
 	}
 }
 
-// The pages around this one that are in its state, as far as its window goes.
+// Returns the pages around this one that have the same state, inside its window.
 func (g *guest) run(page int) (first, end int) {
 	low := page / g.window * g.window
 	high := min(low+g.window, len(g.states))
@@ -109,7 +109,7 @@ func (g *guest) run(page int) (first, end int) {
 	return first, end
 }
 
-// How many bytes were filled, or why none.
+// Returns how many bytes were filled, or the error if none were.
 func (g *guest) transfer(first int, length uint64, zero bool) (int64, error) {
 	var done int64
 	var err error
@@ -123,14 +123,14 @@ func (g *guest) transfer(first int, length uint64, zero bool) (int64, error) {
 		err = g.ioctl(ioctlCopy, unsafe.Pointer(&arguments))
 		done = arguments.done
 	}
-	// The kernel's result is signed: an error where nothing was filled.
+	// The kernel's result is signed. It is a negative errno if nothing was filled.
 	if errors.Is(err, unix.EAGAIN) && done > 0 {
 		err = nil
 	}
 	return done, err
 }
 
-// False: a mapping change came first; it has to be read.
+// Returns false if the handler must first read the event of a mapping change.
 func (g *guest) fill(page int) bool {
 	for {
 		state := g.states[page]
@@ -222,7 +222,7 @@ func (g *guest) serve(connection int) error {
 	}
 }
 
-// What the monitor hands over: its memory's one region, and the userfaultfd.
+// Receives what the monitor hands over: the only region of its memory, and the userfaultfd.
 func receive(connection *net.UnixConn, source []byte, window int) (*guest, error) {
 	text, control := make([]byte, 4096), make([]byte, unix.CmsgSpace(4))
 	length, controlLength, _, _, err := connection.ReadMsgUnix(text, control)

@@ -1,4 +1,4 @@
-// What the demo takes: a file that can be a guest's memory, and a place for its trace.
+// Checks the demo's arguments: a file that can be a guest's memory, and a path for its trace.
 
 import { accessSync, closeSync, constants, openSync, statSync } from 'node:fs';
 import { freemem } from 'node:os';
@@ -6,9 +6,10 @@ import { Refusal } from '../exit.js';
 import { byteSize, printable } from '../text.js';
 
 /**
- * The size of a file, all of which will be put into memory: better refused now than killed for it later.
+ * The size of a file, all of which will be put into memory. If it does not fit, refuse now rather than be killed
+ * later.
  *
- * @throws Refusal; what the file system throws
+ * @throws Refusal; errors of the file system
  */
 export function sizeOf(file: string): number {
   const stat = statSync(file);
@@ -24,7 +25,7 @@ export function sizeOf(file: string): number {
   );
 }
 
-/** @throws where a trace cannot be written, before anything else is begun */
+/** @throws if a trace cannot be written, before anything else begins */
 export function checkWritable(file: string): void {
   closeSync(openSync(file, 'w'));
 }

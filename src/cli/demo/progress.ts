@@ -1,40 +1,20 @@
-// Shows how far the demo is, on stderr: the live line of `uffd serve` where that is a terminal, a line now and then
-// where it is not, nothing for --json.
+// Shows the progress of the demo on stderr: on a terminal the live line of `uffd serve`, elsewhere a line now and
+// then, nothing for --json.
 
 import type { Server } from '../../serve/index.js';
-import { type Display, liveDisplay } from '../serve/display.js';
+import { type Display, loadLiveDisplay } from '../serve/display.js';
 import { byteSize, counted, grouped, printable } from '../text.js';
 import type { DemoOptions } from './report.js';
 
-export interface Progress {
-  begin(options: DemoOptions, fileBytes: number): void;
-  /** Follows what is served until `end`. */
-  follow(server: Server, title: string): void;
-  /** The same, where no server serves it: how many bytes are there, and how many faults were answered. */
-  watch(counts: () => Counts): void;
-  /** May be called at any time, and again. */
-  end(): void;
-}
-
-export interface Counts {
-  faults: number;
-  resident: number;
-}
-
 const INTERVAL_MS = 5000;
 
-export function createProgress(silent: boolean, stream = process.stderr): Progress {
-  if (silent) return { begin() {}, follow() {}, watch() {}, end() {} };
-  return new LineProgress(stream);
-}
-
-class LineProgress implements Progress {
-  readonly #stream: NodeJS.WriteStream;
+export class DemoProgress {
+  readonly #silent: boolean;
   #display: Display | undefined;
   #timer: NodeJS.Timeout | undefined;
 
-  constructor(stream: NodeJS.WriteStream) {
-    this.#stream = stream;
+  constructor(silent: boolean) {
+    this.#silent = silent;
   }
 
   begin({ file, threads, seed, wait, window }: DemoOptions, fileBytes: number): void {
@@ -44,9 +24,11 @@ class LineProgress implements Progress {
     );
   }
 
-  follow(server: Server, title: string): void {
+  /** Follows the server until `end`. */
+  async follow(server: Server, title: string): Promise<void> {
+    if (this.#silent) return;
     this.#say(`${title}:`);
-    this.#display = liveDisplay(server, this.#stream);
+    this.#display = (await loadLiveDisplay())?.(server);
     if (this.#display) return;
     server.on('begun', ({ peer }) => this.#say(`the guest, process ${peer.pid}, has handed its memory over`));
     this.watch(() => {
@@ -58,7 +40,11 @@ class LineProgress implements Progress {
     });
   }
 
-  watch(counts: () => Counts): void {
+  /**
+   * Follows a run without a server: `counts` returns how many bytes are installed, and how many faults were answered.
+   */
+  watch(counts: () => { faults: number; resident: number }): void {
+    if (this.#silent) return;
     let before = counts().faults;
     this.#timer = setInterval(() => {
       const { faults, resident } = counts();
@@ -69,12 +55,13 @@ class LineProgress implements Progress {
     }, INTERVAL_MS);
   }
 
+  /** May be called at any time, and more than once. */
   end(): void {
     clearInterval(this.#timer);
     this.#display?.end();
   }
 
   #say(line: string): void {
-    this.#stream.write(`${line}\n`);
+    if (!this.#silent) process.stderr.write(`${line}\n`);
   }
 }

@@ -1,11 +1,12 @@
-// What the demo has found out: the object that --json prints, and the rows of the table.
+// The results of the demo: the object that --json prints, and the rows of the table.
 
 import type { Placement, Wait, Window } from '../../index.js';
 import type { Recorded } from '../../serve/index.js';
-import { byteSize, counted, grouped, printable, rounded } from '../text.js';
+import type { TouchResults } from '../guest/protocol.js';
+import { byteSize, counted, grouped, type OutputStyle, printable, rounded } from '../text.js';
 
 export interface DemoOptions {
-  /** The guest's memory. */
+  /** The file that is the guest's memory. */
   file: string;
   /** Threads of the guest that touch pages. */
   threads: number;
@@ -14,68 +15,47 @@ export interface DemoOptions {
   wait: Wait;
   placement: Placement;
   seed: number;
-  /** Where to record to. */
+  /** The path to record to. */
   record?: string;
 }
 
-/** What threads of a guest have found, together. */
-export interface Found {
+/** The results of a guest's threads together. */
+export interface GuestResults extends TouchResults {
   /** Faults that the serving thread has answered. */
-  faults: number;
-  /** Pages that were touched, and those of them that did not hold what the file has. */
-  touches: number;
-  wrongCount: number;
-  /** The first few of those. */
-  wrong: readonly string[];
-  /** Milliseconds from the hand-over until the first touch, and until all of them, were over. */
-  firstMs: number;
-  ms: number;
-  /** Microseconds of a touch. */
-  p50Us: number;
-  p99Us: number;
+  readonly faults: number;
 }
 
 /** One guest that was served. */
-export interface Run {
-  faults: number;
-  /** Pages that hold what the file has. */
-  verified: number;
-  firstTouchMs: number;
-  durationMs: number;
-  faultsPerSecond: number;
-  latencyP50Us: number;
-  latencyP99Us: number;
-}
+export type GuestRun = ReturnType<typeof runOf>;
 
-/** What --json prints. What stands at the top of a run is of the first one. */
-export interface Report extends Omit<DemoOptions, 'record'>, Run {
-  /** Where it ran. The times of a simulated kernel are virtual. */
-  kernel: 'linux' | 'simulated';
-  /** What was recorded, where that was asked for. */
+/** What --json prints. The fields at its top are those of the first run. */
+export interface Report
+  extends Omit<DemoOptions, 'record'>,
+    Omit<Findings, 'recorded' | 'first' | 'again'>,
+    GuestRun {
+  /** The recording, if one was requested. */
   trace: (Recorded & { file: string }) | null;
-  fileBytes: number;
-  pageSize: number;
-  pages: number;
-  /** The same guest again, with what the first one touched installed ahead; null: there was no second one. */
-  prefetched: Run | null;
+  /** The second run: the same guest, with the pages of the first run installed ahead; null if there was none. */
+  prefetched: GuestRun | null;
   /** Whether every page of every guest was right. */
   equal: boolean;
-  /** The first few that were not. */
+  /** The first few pages that were wrong. */
   wrong: readonly string[];
 }
 
 export interface Findings {
-  kernel: Report['kernel'];
+  /** The kernel of the run. Times of the simulated kernel are virtual. */
+  kernel: 'linux' | 'simulated';
   recorded: Recorded | undefined;
   fileBytes: number;
   pageSize: number;
   pages: number;
-  first: Found;
-  again: Found | undefined;
+  first: GuestResults;
+  again: GuestResults | undefined;
 }
 
-/** Wrong pages that are told. */
-const WRONG_TOLD = 5;
+/** Most wrong pages that are listed. */
+const WRONG_LISTED = 5;
 
 export function createReport(options: DemoOptions, findings: Findings): Report {
   const { first, again, recorded, ...facts } = findings;
@@ -88,14 +68,15 @@ export function createReport(options: DemoOptions, findings: Findings): Report {
     ...runOf(first),
     prefetched: again ? runOf(again) : null,
     equal: all.every(({ touches, wrongCount }) => touches === facts.pages && wrongCount === 0),
-    wrong: all.flatMap(({ wrong }) => wrong).slice(0, WRONG_TOLD),
+    wrong: all.flatMap(({ wrong }) => wrong).slice(0, WRONG_LISTED),
   };
 }
 
-function runOf({ faults, touches, wrongCount, firstMs, ms, p50Us, p99Us }: Found): Run {
+function runOf({ faults, touches, wrongCount, firstMs, ms, p50Us, p99Us }: GuestResults) {
   const durationMs = Math.max(ms, 0.001);
   return {
     faults,
+    /** Pages that match the file. */
     verified: touches - wrongCount,
     firstTouchMs: rounded(firstMs),
     durationMs: rounded(durationMs),
@@ -105,19 +86,14 @@ function runOf({ faults, touches, wrongCount, firstMs, ms, p50Us, p99Us }: Found
   };
 }
 
-/** What a trace says of the run that it is of. */
+/** The notes about a run in its trace. */
 export function aboutOf(options: DemoOptions): Record<string, unknown> {
   const { file, threads, window, wait, placement, seed } = options;
   return { command: 'demo', file, threads, window, wait, placement, seed };
 }
 
-export interface Colors {
-  good(text: string): string;
-  bad(text: string): string;
-}
-
 /** The table's rows. */
-export function reportRows(report: Report, colors: Colors): [string, string][] {
+export function reportRows(report: Report, look: Pick<OutputStyle, 'colors'>): [string, string][] {
   const { fileBytes, pages, pageSize } = report;
   return [
     ['file', printable(report.file)],
@@ -130,13 +106,13 @@ export function reportRows(report: Report, colors: Colors): [string, string][] {
     ['seed', `${report.seed}`],
     ...simulatedRow(report),
     ...runRows(report),
-    ...traceRow(report, colors),
-    ...verdictRows(report, colors),
+    ...traceRow(report, look),
+    ...verdictRows(report, look),
   ];
 }
 
-/** What is told of each run: a column for each. */
-const ASPECTS: [string, (run: Run) => string][] = [
+/** The rows that describe a run; each run has a column. */
+const ASPECTS: [string, (run: GuestRun) => string][] = [
   ['faults', ({ faults }) => grouped(faults)],
   ['pages verified', ({ verified }) => grouped(verified)],
   ['first touch', ({ firstTouchMs }) => `${firstTouchMs.toFixed(1)} ms`],
@@ -163,19 +139,19 @@ function simulatedRow({ kernel }: Report): [string, string][] {
   return kernel === 'simulated' ? [['kernel', 'simulated; its times are virtual']] : [];
 }
 
-function traceRow({ trace, faults }: Report, colors: Colors): [string, string][] {
+function traceRow({ trace, faults }: Report, { colors }: Pick<OutputStyle, 'colors'>): [string, string][] {
   if (!trace) return [];
   const { file, records, bytes, failure } = trace;
   const size = `${counted(records, 'record')}, ${byteSize(bytes)}, ${(bytes / Math.max(faults, 1)).toFixed(1)} bytes a fault`;
   const rows: [string, string][] = [['trace', `${printable(file)}: ${size}`]];
-  if (failure !== null) rows.push(['', colors.bad(`NOT WHOLE: ${printable(failure)}`)]);
+  if (failure !== null) rows.push(['', colors.red(`NOT WHOLE: ${printable(failure)}`)]);
   return rows;
 }
 
-function verdictRows({ equal, wrong }: Report, colors: Colors): [string, string][] {
-  if (equal) return [['verdict', colors.good('every page is right')]];
+function verdictRows({ equal, wrong }: Report, { colors }: Pick<OutputStyle, 'colors'>): [string, string][] {
+  if (equal) return [['verdict', colors.green('every page is right')]];
   return [
-    ['verdict', colors.bad('WRONG: the memory does not hold what the file does')],
+    ['verdict', colors.red('WRONG: the memory does not hold what the file does')],
     ...wrong.map((page): [string, string] => ['', page]),
   ];
 }

@@ -1,22 +1,23 @@
-// The demo's two runs: a guest in a process of its own is served the file through `serve`, and so is another one, with
-// what the first touched installed ahead. However it ends, no process, socket or folder is left behind.
+// The demo's two runs. First, `serve` serves the file to a guest in a process of its own. Then it serves a second
+// guest, with the pages of the first guest installed ahead. However the demo ends, it leaves no process, socket or
+// folder behind.
 
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { type Recorded, type ServeOptions, type Server, type Session, serve } from '../../serve/index.js';
+import { type ServeOptions, type Server, type Session, serve } from '../../serve/index.js';
 import { Refusal } from '../exit.js';
 import { Guest } from '../guest/guest.js';
 import { aborted } from '../signals.js';
 import { printable } from '../text.js';
 import { checkWritable, sizeOf } from './file.js';
-import type { Progress } from './progress.js';
-import { aboutOf, createReport, type DemoOptions, type Found, type Report } from './report.js';
+import type { DemoProgress } from './progress.js';
+import { aboutOf, createReport, type DemoOptions, type Report } from './report.js';
 
 /** @throws what `serve` throws; Refusal; GuestError; the signal's reason */
 export async function runDemo(
   options: DemoOptions,
-  progress: Progress,
+  progress: DemoProgress,
   signal: AbortSignal,
 ): Promise<Report> {
   const { record } = options;
@@ -28,7 +29,7 @@ export async function runDemo(
     const scene = { options, socket: join(folder, 'socket'), progress, signal };
     const trace = record ?? join(folder, 'trace');
     const first = await serveGuest(scene, 'no prefetch', { record: trace, about: aboutOf(options) });
-    // A trace that could not be written is none to prefetch from.
+    // A trace that could not be written cannot be prefetched from.
     const again =
       first.recorded?.failure === null
         ? await serveGuest(scene, 'prefetch', { prefetch: [trace] })
@@ -47,15 +48,8 @@ export async function runDemo(
 interface Scene {
   options: DemoOptions;
   socket: string;
-  progress: Progress;
+  progress: DemoProgress;
   signal: AbortSignal;
-}
-
-interface Served {
-  found: Found;
-  pages: number;
-  pageSize: number;
-  recorded: Recorded | undefined;
 }
 
 /** Serves one guest, which touches every page once. */
@@ -63,22 +57,16 @@ async function serveGuest(
   { options, socket, progress, signal }: Scene,
   title: string,
   how: Partial<ServeOptions>,
-): Promise<Served> {
+) {
   const { file: memory, window, wait, placement, threads, seed } = options;
-  await using server = await serve({
-    vms: [{ socket, memory }],
-    window,
-    wait,
-    placement,
-    once: true,
-    ...how,
-  });
+  const vms = [{ socket, memory }];
+  await using server = await serve({ vms, window, wait, placement, once: true, ...how });
   server.on('warned', (reason) => void process.stderr.write(`uffd: ${printable(reason)}\n`));
   const ended = endOf(server);
   const guest = new Guest({ socket, memory, handOver: false });
-  progress.follow(server, title);
   try {
-    const work = async (): Promise<Served> => {
+    await progress.follow(server, title);
+    const work = async () => {
       const touched = await guest.touch({ threads, order: 'random', seed, handOver: true });
       const { pages, pageSize } = await guest.handedOver;
       await guest.end();
@@ -87,14 +75,17 @@ async function serveGuest(
     };
     return await Promise.race([aborted(signal), failureOf(ended), work()]);
   } finally {
-    // The terminal first: whatever follows may take a while.
+    // Restore the terminal first, because the rest may take a while.
     progress.end();
     guest.kill();
     await guest.ended;
   }
 }
 
-/** The session, when its guest has ended; rejects where that cannot be served. Then its process is killed, or hangs. */
+/**
+ * Resolves to the session when its guest has ended. Rejects if the guest cannot be served; its process is then killed,
+ * or hangs.
+ */
 function endOf(server: Server): Promise<Session> {
   return new Promise((resolve, reject) => {
     server.on('refused', reject);
@@ -105,13 +96,13 @@ function endOf(server: Server): Promise<Session> {
   });
 }
 
-/** Errors that their message does not explain are told whole. */
+/** The error to print: with its stack if its message does not explain it. */
 function told(error: Error): Error {
   const { code } = error as NodeJS.ErrnoException;
   return code === undefined ? error : new Refusal(`the guest cannot be served: ${error.message}`);
 }
 
-/** Rejects where another promise does, and else never settles. */
+/** Rejects if another promise does, and otherwise never settles. */
 function failureOf(promise: Promise<unknown>): Promise<never> {
   return new Promise((_, reject) => {
     promise.catch(reject);

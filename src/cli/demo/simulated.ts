@@ -1,30 +1,31 @@
-// The demo on the simulated kernel, for machines that have no userfaultfd: the same answers and the same file, with
-// simulated threads that touch simulated memory. Times are virtual.
+// The demo on the simulated kernel, for machines without userfaultfd: the same answers and the same file, with
+// simulated threads and memory. Times are virtual.
 //
-// Rule: the loop stops now and then, and is started again, so that the event loop has its turn: it draws progress and
-// hears signals.
+// Rule: the loop stops now and then and is started again, so that the event loop can draw progress and handle
+// signals.
 
 import { closeSync, openSync, readSync } from 'node:fs';
 import { createHistogram } from 'node:perf_hooks';
 import { setImmediate as turn } from 'node:timers/promises';
 import { type UffdError, Userfaultfd } from '../../index.js';
-import { Answers, type Recorded, Tally } from '../../serve/index.js';
+import { Answers, Tally } from '../../serve/index.js';
 import { type Program, read, SimulatedKernel } from '../../sim/index.js';
 import { TraceWriter } from '../../trace/index.js';
 import { shuffledOrder } from '../guest/permutation.js';
 import { percentileUs } from '../latency.js';
+import { recordedBy } from '../traces.js';
 import { checkWritable, sizeOf } from './file.js';
-import type { Progress } from './progress.js';
-import { aboutOf, createReport, type DemoOptions, type Found, type Report } from './report.js';
+import type { DemoProgress } from './progress.js';
+import { aboutOf, createReport, type DemoOptions, type GuestResults, type Report } from './report.js';
 
 /** Touches between two turns of the event loop. */
 const TOUCHES_A_TURN = 2000;
 const WRONG_TOLD = 10;
 
-/** @throws Refusal, what the file system throws, the signal's reason */
+/** @throws Refusal, errors of the file system, the signal's reason */
 export async function runSimulated(
   options: DemoOptions,
-  progress: Progress,
+  progress: DemoProgress,
   signal: AbortSignal,
 ): Promise<Report> {
   const { file, record, seed } = options;
@@ -41,7 +42,7 @@ export async function runSimulated(
   progress.begin(options, fileBytes);
   progress.watch(() => ({ faults: tally.get('faults'), resident: tally.installed }));
   const fd = openSync(file, 'r');
-  let first: Found;
+  let first: GuestResults;
   try {
     const guest = new SimulatedGuest({ kernel, uffd, memory, pages, fd, tally }, options);
     first = await guest.run(options, signal);
@@ -51,7 +52,7 @@ export async function runSimulated(
     progress.end();
   }
   return createReport(options, {
-    ...{ kernel: 'simulated', recorded: writer && told(writer), fileBytes, pageSize, pages },
+    ...{ kernel: 'simulated', recorded: writer && recordedBy(writer), fileBytes, pageSize, pages },
     ...{ first, again: undefined },
   });
 }
@@ -61,7 +62,7 @@ interface Scene {
   uffd: Userfaultfd;
   memory: bigint;
   pages: number;
-  /** The file. */
+  /** The descriptor of the file. */
   fd: number;
   tally: Tally;
 }
@@ -75,7 +76,7 @@ class SimulatedGuest {
   #touches = 0;
   #firstMs = 0;
   #ms = 0;
-  /** Threads that are not done. */
+  /** Number of threads that have not finished. */
   #left: number;
 
   constructor(scene: Scene, { threads, seed }: DemoOptions) {
@@ -87,8 +88,8 @@ class SimulatedGuest {
     }
   }
 
-  /** Serves them until all are done. */
-  async run({ window, wait }: DemoOptions, signal: AbortSignal): Promise<Found> {
+  /** Serves the threads until all are done. */
+  async run({ window, wait }: DemoOptions, signal: AbortSignal): Promise<GuestResults> {
     const { kernel, uffd, memory, pages, fd, tally } = this.#scene;
     const { pageSize } = kernel;
     const length = pages * pageSize;
@@ -149,7 +150,7 @@ class SimulatedGuest {
   }
 }
 
-/** Part of a file, with zeros behind its end. */
+/** A part of the file, with zeros after its end. */
 function bytesOf(fd: number, offset: number, length: number): Uint8Array {
   const part = new Uint8Array(length);
   for (let done = 0; done < length; ) {
@@ -158,8 +159,4 @@ function bytesOf(fd: number, offset: number, length: number): Uint8Array {
     done += some;
   }
   return part;
-}
-
-function told({ records, bytesWritten, failure }: TraceWriter): Recorded {
-  return { records, bytes: bytesWritten, failure: failure?.message ?? null };
 }

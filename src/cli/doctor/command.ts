@@ -2,27 +2,27 @@
 
 import type { Command } from 'commander';
 import { interruptible } from '../signals.js';
-import { lookOf } from '../text.js';
+import { outputStyleOf } from '../text.js';
 import { examine } from './examine.js';
 import { renderReport } from './report.js';
-import { judge, type Verdict } from './verdict.js';
+import { diagnose, type Verdict } from './verdict.js';
 
 const EXIT: Record<Verdict, number> = { usable: 0, 'usable with limits': 1, 'not usable': 2 };
 
 const HELP = `
 What it does:
-  It opens a userfaultfd in every way there is, then tries every feature and
-  every operation that the kernel offers, on scratch pages. Both run in
-  processes of their own, so a filter that kills them is reported. It changes
-  nothing on the system. If something does not work, it says why, and what
-  would help, as commands to paste.
+  It tries every way to open a userfaultfd, then every feature and operation
+  that the kernel offers, on scratch pages. Both run in processes of their own,
+  so a filter that kills them is reported. It changes nothing on the system. If
+  something does not work, it says why, and what would help, as commands to
+  paste.
 
 Outcomes of a trial:
   ok         a real fault was answered, or did what the feature promises
-  FAILED     the kernel offers it, and it did something else
-  refused    the kernel has it, and does not let this user have it
+  FAILED     the kernel offers it, but it did something else
+  refused    the kernel has it, but refuses it to this user
   no         the kernel does not have it
-  not tried  what it takes is not there (huge pages, say)
+  not tried  what it needs is missing (for example huge pages)
 
 Fields of the JSON object, with the fields of each below it (null: not there):
   verdict
@@ -44,15 +44,15 @@ Exit codes:
 
 Examples:
   uffd doctor                 what works here, and what would help
-  uffd doctor --json          the same, for programs to read
-  uffd doctor && node app.js  go on only where everything works
+  uffd doctor --json          the same as JSON
+  uffd doctor && node app.js  run only if everything works
 `;
 
 export function addDoctor(program: Command): void {
   program
     .command('doctor')
-    .summary('tell whether userfaultfd works here, and if not, why and what would help')
-    .description('Tells whether userfaultfd works here, and if not, why and what would help.')
+    .summary('say whether userfaultfd works here, and if not, why and what would help')
+    .description('Says whether userfaultfd works here, and if not, why and what would help.')
     .option('--json', 'print one JSON object instead of text')
     .addHelpText('after', HELP)
     .action(({ json = false }: { json?: boolean }) => doctor(json));
@@ -60,10 +60,10 @@ export function addDoctor(program: Command): void {
 
 async function doctor(json: boolean): Promise<void> {
   const findings = await interruptible(examine);
-  const judgement = judge(findings);
+  const judgement = diagnose(findings);
   const text = json
     ? JSON.stringify({ ...judgement, ...findings })
-    : renderReport(findings, judgement, lookOf(process.stdout));
+    : renderReport(findings, judgement, outputStyleOf(process.stdout));
   process.stdout.write(`${text}\n`);
   process.exitCode = EXIT[judgement.verdict];
 }

@@ -1,42 +1,54 @@
-// The whole examination, in order: the system, the doors, the trials.
+// The whole examination, in order: the system, the methods to open a userfaultfd, the trials.
 
 import { FEATURES, featureSince, OPERATIONS, operationSince } from '../../index.js';
-import { tryDoors } from './access.js';
-import { type Ability, atLeast, type Findings, type Trial } from './findings.js';
+import { type AccessFindings, atLeast, type Findings, type OpenMethod, type Trial } from './findings.js';
 import { examineDevice, examineSystem, examineUser } from './machine.js';
-import type { TrialName } from './trial-process.js';
-import { makeTrials } from './trials.js';
+import { LIMITS, runSteps, type TrialLimits } from './trial-runner.js';
+import type { OpenReply, OperationName, TrialName } from './trials.js';
 
-type FeatureName = (typeof FEATURES)[number];
-type OperationName = (typeof OPERATIONS)[number];
+/**
+ * The methods to open a userfaultfd, in the order in which the library tries them. The device appears once: if it
+ * opens, it serves all faults.
+ */
+const OPEN_METHODS: readonly OpenMethod[] = [
+  { via: 'syscall', userModeOnly: false },
+  { via: 'device', userModeOnly: false },
+  { via: 'syscall', userModeOnly: true },
+];
 
-/** The operations that came with a feature, and are tried with it; where there are two, with what is offered. */
-const WITH_FEATURE: Partial<Record<OperationName, FeatureName[]>> = {
+/**
+ * The features with which operations are tried, by operation. If there are two features, the one that the kernel offers
+ * is used.
+ */
+const WITH_FEATURE: Partial<Record<OperationName, TrialName[]>> = {
   'write-protect': ['pagefault-flag-wp'],
   continue: ['minor-shmem', 'minor-hugetlbfs'],
   poison: ['poison'],
   move: ['move'],
 };
 
-/** Where no userfaultfd can be opened; the verdict says why. */
-const CLOSED: Trial = { outcome: 'not tried' };
-
-/** Takes a few seconds at most, a minute where the kernel misbehaves. @throws the signal's reason */
+/** Examines the system. Takes a few seconds at most, a minute if the kernel misbehaves. @throws the signal's reason */
 export async function examine(signal: AbortSignal): Promise<Findings> {
   const system = examineSystem();
-  const { features, pageSize, ...tried } = await tryDoors(signal);
-  const offered = FEATURES.filter((name) => features.has(name));
-  const operations = OPERATIONS.map((name) => ({ name, trial: trialOf(name, offered) }));
-  const basic = operations.map(({ trial }) => trial).filter((name) => name !== undefined);
-  const names = new Set<TrialName>(['system-calls', ...basic, ...offered]);
-  // Last, because a fork that is not let go takes its process with it.
-  if (names.delete('event-fork')) names.add('event-fork');
-  const trials = tried.way ? await makeTrials([...names], tried.way, signal) : new Map<TrialName, Trial>();
-  const resultOf = (name: TrialName | undefined, since: string | null): Trial => {
-    if (!tried.way) return CLOSED;
-    return (name && trials.get(name)) ?? absent(system.kernel, since);
+  const { offered, pageSize, ...tried } = await tryOpenMethods(signal);
+  const trialOf = (name: OperationName): TrialName | undefined => {
+    const features = WITH_FEATURE[name];
+    return features ? features.find((feature) => offered.includes(feature)) : (name as TrialName);
   };
-  const ability = (name: string, since: string | null, trial: TrialName | undefined): Ability => ({
+  const features = FEATURES.filter((name) => offered.includes(name));
+  const basic = OPERATIONS.map(trialOf).filter((name) => name !== undefined);
+  const names = new Set<TrialName>(['system-calls', ...basic, ...features]);
+  // Try event-fork last: if the event is not read, the process hangs.
+  if (names.delete('event-fork')) names.add('event-fork');
+  const trials = tried.way && (await makeTrials([...names], tried.way, signal));
+  const resultOf = (name: TrialName | undefined, since: string | null): Trial => {
+    // The verdict says why no userfaultfd could be opened.
+    if (!trials) return { outcome: 'not tried' };
+    const built = since !== null && atLeast(system.kernel, since);
+    const detail = built ? 'this kernel was built without it' : 'this kernel is older';
+    return (name && trials.get(name)) ?? { outcome: 'absent', detail };
+  };
+  const namedTrial = (name: string, since: string | null = null, trial?: TrialName) => ({
     name,
     since,
     ...resultOf(trial, since),
@@ -51,29 +63,73 @@ export async function examine(signal: AbortSignal): Promise<Findings> {
     },
     features: [
       ...FEATURES.map((name) =>
-        ability(
+        namedTrial(
           name,
-          featureSince(name) ?? null,
-          offered.find((one) => one === name),
+          featureSince(name),
+          features.find((one) => one === name),
         ),
       ),
-      ...[...features]
-        .filter((name) => !offered.includes(name as FeatureName))
+      ...offered
+        .filter((name) => !FEATURES.some((known) => known === name))
         .map(
-          (name): Ability => ({ name, since: null, outcome: 'not tried', detail: 'newer than this program' }),
+          (name) => ({ name, since: null, outcome: 'not tried', detail: 'newer than this program' }) as const,
         ),
     ],
-    operations: operations.map(({ name, trial }) => ability(name, operationSince(name) ?? null, trial)),
+    operations: OPERATIONS.map((name) => namedTrial(name, operationSince(name), trialOf(name))),
   };
 }
 
-/** The trial that an operation is part of; undefined where the kernel lacks the feature it came with. */
-function trialOf(name: OperationName, offered: readonly FeatureName[]): TrialName | undefined {
-  const features = WITH_FEATURE[name];
-  return features ? features.find((feature) => offered.includes(feature)) : (name as TrialName);
+interface OpenAttempts extends Pick<AccessFindings, 'doors' | 'way' | 'obstacle'> {
+  /** The features that the kernel offers; none if no userfaultfd can be opened. */
+  offered: readonly string[];
+  pageSize: number | null;
 }
 
-function absent(kernel: string, since: string | null): Trial {
-  const built = since !== null && atLeast(kernel, since);
-  return { outcome: 'absent', detail: built ? 'this kernel was built without it' : 'this kernel is older' };
+async function tryOpenMethods(signal: AbortSignal): Promise<OpenAttempts> {
+  const forbidden = forbiddenByNode();
+  const answers: OpenReply[] = forbidden
+    ? [{ obstacle: forbidden }]
+    : await runSteps<OpenReply>(
+        { steps: OPEN_METHODS },
+        (end) =>
+          end.signal
+            ? { result: end.signal }
+            : { obstacle: `the ways to open a userfaultfd cannot be tried: ${end.why}` },
+        signal,
+      );
+  const blocked = answers.find((answer) => 'obstacle' in answer);
+  if (blocked) return { doors: [], way: null, obstacle: blocked.obstacle, offered: [], pageSize: null };
+  const results = answers.filter((answer) => 'result' in answer);
+  const first = results.findIndex(({ result }) => result === 'ok');
+  return {
+    doors: results.map(({ result }, index) => ({ ...(OPEN_METHODS[index] as OpenMethod), result })),
+    way: OPEN_METHODS[first] ?? null,
+    obstacle: null,
+    offered: results[first]?.features ?? [],
+    pageSize: results[first]?.pageSize ?? null,
+  };
+}
+
+/** Options of Node that prevent the trials. */
+function forbiddenByNode(): string | undefined {
+  const { permission } = process as { permission?: { has(scope: string): boolean } };
+  const lacks = [
+    ['child', '--allow-child-process'],
+    ['worker', '--allow-worker'],
+  ].flatMap(([scope = '', flag = '']) => (permission?.has(scope) === false ? [flag] : []));
+  if (lacks.length === 0) return undefined;
+  return `Node's permission model is on, and forbids what the doctor needs to try anything (${lacks.join(', ')})`;
+}
+
+/** Runs all trials; returns the outcomes by name. @throws the signal's reason */
+export async function makeTrials(
+  names: readonly TrialName[],
+  way: OpenMethod,
+  signal: AbortSignal,
+  limits: TrialLimits = LIMITS,
+): Promise<ReadonlyMap<TrialName, Trial>> {
+  const failed = ({ why }: { why: string }): Trial => ({ outcome: 'failed', detail: why });
+  const made = await runSteps<Trial>({ steps: names, way }, failed, signal, limits);
+  const late: Trial = { outcome: 'not tried', detail: 'no time was left' };
+  return new Map(names.map((name, index) => [name, made[index] ?? late]));
 }

@@ -1,62 +1,62 @@
-// What the doctor finds out: plain data, which --json prints as it is and the verdict is made from. Nothing
-// here asks the system.
+// The findings of the doctor: plain data, which --json prints and from which the verdict is made. This file makes no
+// system calls.
 
-/** What came of trying a feature or an operation. */
-export type Outcome =
-  /** It did what it is for. */
+/** The result of trying a feature or an operation. */
+export type TrialOutcome =
+  /** The feature works. */
   | 'ok'
-  /** The kernel offers it, and it did something else. */
+  /** The kernel offers the feature, but it did something else. */
   | 'failed'
-  /** The kernel has it and does not let this user have it. */
+  /** The kernel has it, but refuses it to this user. */
   | 'refused'
   /** The kernel does not have it. */
   | 'absent'
   | 'not tried';
 
 export interface Trial {
-  outcome: Outcome;
-  /** Why it is not 'ok'. */
+  outcome: TrialOutcome;
+  /** Why the outcome is not 'ok'. */
   detail?: string;
 }
 
-export interface Ability extends Trial {
+export interface NamedTrial extends Trial {
   name: string;
-  /** The version of Linux that brings it: '6.8'. Null for one that has no name here yet. */
+  /** The version of Linux that brings it: '6.8'. Null if this program has no name for it yet. */
   since: string | null;
 }
 
 export interface SystemFindings {
   platform: string;
   arch: string;
-  /** As uname -r says it. */
+  /** As in uname -r. */
   kernel: string;
   node: string;
-  /** Its program. */
+  /** The path of Node. */
   nodePath: string;
-  /** Whether this program supports that version. */
+  /** Whether this program supports this version of Node. */
   nodeSupported: boolean;
-  /** Its version; null where it is not installed. */
+  /** The version of koffi; null if it is not installed. */
   koffi: string | null;
-  /** Bytes of a page; null where no userfaultfd could be opened. */
+  /** Bytes of a page; null if no userfaultfd could be opened. */
   pageSize: number | null;
-  /** What kind of container this runs in; null where nothing says that it is one. */
+  /** The kind of container this runs in; null if none was recognised. */
   container: string | null;
-  /** The huge pages of the default size: bytes, and pages in the pool. Null where the kernel has none. */
+  /** The huge pages of the default size: bytes, and pages in the pool. Null if the kernel has none. */
   hugePages: { bytes: number; total: number; free: number } | null;
-  /** always, madvise or never; null where the kernel has none. */
+  /** The setting: always, madvise or never; null if the kernel has no transparent huge pages. */
   transparentHugePages: string | null;
 }
 
 export interface UserFindings {
-  /** Null where the system has no such thing, as below. */
+  /** The user's id. Here and below: null if the system has none. */
   uid: number | null;
-  /** The primary group's name, or its number where it has none. */
+  /** The name of the primary group, or its number if it has none. */
   group: string | null;
   /** Whether CAP_SYS_PTRACE is in the effective set. */
   sysPtrace: boolean;
-  /** Whether this is a user namespace of its own: its capabilities do not count for userfaultfd. */
+  /** Whether this process is in a user namespace of its own, whose capabilities do not count for userfaultfd. */
   userNamespace: boolean;
-  /** vm.unprivileged_userfaultfd; null where there is no such setting. */
+  /** vm.unprivileged_userfaultfd; null if there is no such setting. */
   unprivileged: number | null;
   /** 0: none, 1: strict, 2: a filter. */
   seccomp: number | null;
@@ -72,21 +72,25 @@ export interface DeviceFindings {
   open: string;
 }
 
-/** One way to open a userfaultfd, and what the kernel said: 'ok', or the error's code. */
-export interface Door {
+/** A method to open a userfaultfd. */
+export interface OpenMethod {
   via: 'syscall' | 'device';
   userModeOnly: boolean;
+}
+
+/** A method to open a userfaultfd, and the kernel's answer: 'ok', or the error's code. */
+export interface OpenResult extends OpenMethod {
   result: string;
 }
 
 export interface AccessFindings {
   user: UserFindings;
-  /** Null where it is not there. */
+  /** Null if it does not exist. */
   device: DeviceFindings | null;
-  doors: Door[];
-  /** The first that is open: the way that the trials took. */
-  way: Pick<Door, 'via' | 'userModeOnly'> | null;
-  /** Why no door could be tried at all: this is no Linux, koffi is missing. */
+  doors: OpenResult[];
+  /** The first method that works. The trials use it. */
+  way: OpenMethod | null;
+  /** Why no method could be tried at all: this is not Linux, koffi is missing. */
   obstacle: string | null;
   /** Faults of system calls that touch watched memory: served, or refused with EFAULT. */
   systemCalls: Trial;
@@ -95,11 +99,11 @@ export interface AccessFindings {
 export interface Findings {
   system: SystemFindings;
   access: AccessFindings;
-  features: Ability[];
-  operations: Ability[];
+  features: NamedTrial[];
+  operations: NamedTrial[];
 }
 
-/** Whether a kernel (as uname -r says it) is of this version of Linux, or newer. */
+/** Whether a kernel (version as in uname -r) is this version of Linux or newer. */
 export function atLeast(kernel: string, since: string): boolean {
   const [major = 0, minor = 0] = numbers(kernel);
   const [sinceMajor = 0, sinceMinor = 0] = numbers(since);
@@ -110,7 +114,11 @@ function numbers(version: string): number[] {
   return (version.match(/\d+/g) ?? []).map(Number);
 }
 
-/** What the kernel said at one door; undefined where it was not tried. */
-export function answerAt(doors: readonly Door[], via: Door['via'], userModeOnly = false): string | undefined {
+/** The kernel's answer to one method; undefined if the method was not tried. */
+export function openResult(
+  doors: readonly OpenResult[],
+  via: OpenResult['via'],
+  userModeOnly = false,
+): string | undefined {
   return doors.find((door) => door.via === via && door.userModeOnly === userModeOnly)?.result;
 }

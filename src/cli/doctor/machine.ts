@@ -1,5 +1,5 @@
-// What the system says of itself, by the files in which it says so. Whatever cannot be read is null: a
-// doctor must get through on a patient of any kind.
+// Facts about the system, from the files that have them. A fact that cannot be read is null, because the doctor must
+// work on any system.
 
 import { closeSync, constants, existsSync, openSync, readFileSync, statSync } from 'node:fs';
 import { release } from 'node:os';
@@ -9,7 +9,7 @@ import { atLeast, type DeviceFindings, type SystemFindings, type UserFindings } 
 
 const DEVICE = '/dev/userfaultfd';
 const CAP_SYS_PTRACE = 19n;
-/** The first user namespace: every user is itself. */
+/** The mapping of users in the first user namespace: every user maps to itself. */
 const ALL_USERS = [0, 0, 2 ** 32 - 1];
 
 export function examineSystem(): Omit<SystemFindings, 'pageSize'> {
@@ -69,11 +69,11 @@ function containerKind(): string | null {
   if (process.env.KUBERNETES_SERVICE_HOST) return 'kubernetes';
   if (existsSync('/.dockerenv')) return 'docker';
   if (existsSync('/run/.containerenv')) return 'podman';
-  // Set by systemd-nspawn, LXC and others for what they start.
+  // systemd-nspawn, LXC and others set this variable for the programs that they start.
   return process.env.container || null;
 }
 
-function hugePages(): SystemFindings['hugePages'] {
+export function hugePages(): SystemFindings['hugePages'] {
   const [kib, total, free, reserved] = [
     'Hugepagesize',
     'HugePages_Total',
@@ -92,7 +92,7 @@ function textOf(path: string): string | null {
   }
 }
 
-/** The value behind `name:` in a file of such lines. */
+/** The value after `name:` in a file of such lines. */
 function field(path: string, name: string): string | null {
   return new RegExp(`^${name}:\\s*(\\S+)`, 'm').exec(textOf(path) ?? '')?.[1] ?? null;
 }
@@ -102,7 +102,7 @@ function numberIn(text: string | null): number | null {
   return Number.isNaN(value) ? null : value;
 }
 
-/** The name of a user or a group in a file like /etc/passwd; the number where it has none. */
+/** The name of a user or a group in a file like /etc/passwd; the number if it has none. */
 function nameOf(path: string, id: number): string {
   const line = (textOf(path) ?? '').split('\n').find((one) => one.split(':')[2] === String(id));
   return line?.split(':')[0] || String(id);

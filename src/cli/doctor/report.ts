@@ -1,67 +1,60 @@
-// The findings and the verdict as text: the verdict and what to do first, then everything that was found. On
-// a terminal it fits the columns, and commands are cut so that a shell takes them as they are; in a log
-// every sentence is a line. Colours only repeat what a word says.
+// The findings and the verdict as text: first the verdict and what to do, then all findings. On a terminal it fits the
+// columns, and commands are cut so that a shell accepts them; in a log each sentence is a line. Colours carry no
+// information of their own: a word says the same.
 
-import { byteSize, grouped, type Look, renderTable, wrap } from '../text.js';
-import { type Ability, answerAt, type Door, type Findings, type Trial } from './findings.js';
-import type { Judgement, Problem } from './verdict.js';
+import { renderTable } from '../table.js';
+import { byteSize, grouped, type OutputStyle, wrap } from '../text.js';
+import { type Findings, type OpenResult, openResult, type Trial } from './findings.js';
+import type { Diagnosis, Problem } from './verdict.js';
 
-/** What an outcome is called. */
-const WORDS: Record<Trial['outcome'], string> = {
-  ok: 'ok',
-  failed: 'FAILED',
-  refused: 'refused',
-  absent: 'no',
-  'not tried': 'not tried',
+type Color = 'green' | 'red' | 'yellow' | 'dim';
+
+/** The word for an outcome, and its colour. */
+const OUTCOMES: Record<Trial['outcome'], [word: string, color: Color]> = {
+  ok: ['ok', 'green'],
+  failed: ['FAILED', 'red'],
+  refused: ['refused', 'yellow'],
+  absent: ['no', 'yellow'],
+  'not tried': ['not tried', 'dim'],
 };
+const VERDICTS = { usable: 'green', 'usable with limits': 'yellow', 'not usable': 'red' } as const;
 
-type Row = [name: string, value: string];
-
-export function renderReport(findings: Findings, judgement: Judgement, look: Look): string {
-  const sections: [string, Row[]][] = [
+export function renderReport(findings: Findings, judgement: Diagnosis, look: OutputStyle): string {
+  const { columns, colors } = look;
+  const rows = (abilities: Findings['features']): [string, string][] =>
+    abilities.map((ability) => [ability.name, outcomeText(ability, look, ability.since)]);
+  const sections: [string, [string, string][]][] = [
     ['System', systemRows(findings)],
     ['Access', accessRows(findings, look)],
-    ['Features, and the Linux that brings them', findings.features.map((one) => abilityRow(one, look))],
-    ['Operations, and the Linux that brings them', findings.operations.map((one) => abilityRow(one, look))],
+    ['Features, and the Linux that brings them', rows(findings.features)],
+    ['Operations, and the Linux that brings them', rows(findings.operations)],
   ];
+  const all = [...findings.features, ...findings.operations];
+  const good = all.filter(({ outcome }) => outcome === 'ok').length;
+  const counts = `${good} of ${all.length} features and operations were tried and work; all are listed below.`;
+  const title = `userfaultfd: ${colors[VERDICTS[judgement.verdict]](judgement.verdict)}`;
   return [
-    renderVerdict(findings, judgement, look),
+    good === 0 ? title : `${title}\n${wrap(counts, columns, '')}`,
     ...judgement.problems.map((problem) => renderProblem(problem, judgement, look)),
     ...sections.map(
-      ([title, rows]) =>
-        `${look.colors.bold(wrap(title, look.columns, ''))}\n${renderTable(rows, look.columns)}`,
+      ([title, rows]) => `${colors.bold(wrap(title, columns, ''))}\n${renderTable(rows, columns)}`,
     ),
   ].join('\n\n');
 }
 
-function renderVerdict(findings: Findings, { verdict }: Judgement, { columns, colors }: Look): string {
-  const color = { usable: colors.green, 'usable with limits': colors.yellow, 'not usable': colors.red }[
-    verdict
-  ];
-  const title = `userfaultfd: ${color(verdict)}`;
-  const all = [...findings.features, ...findings.operations];
-  const good = all.filter(({ outcome }) => outcome === 'ok').length;
-  if (good === 0) return title;
-  const counts = `${good} of ${all.length} features and operations were tried and work; all are listed below.`;
-  return `${title}\n${wrap(counts, columns, '')}`;
-}
-
-function renderProblem(problem: Problem, { verdict }: Judgement, { columns, colors }: Look): string {
+function renderProblem(problem: Problem, { verdict }: Diagnosis, { columns, colors }: OutputStyle): string {
   const { what, why, remedies } = problem;
-  const lines = [
-    colors.bold(wrap(`${verdict === 'not usable' ? 'problem' : 'limit'}: ${what}`, columns, '  ')),
+  const kind = verdict === 'not usable' ? 'problem' : 'limit';
+  return [
+    colors.bold(wrap(`${kind}: ${what}`, columns, '  ')),
     wrap(`  reason: ${why}`, columns, '    '),
-  ];
-  for (const [index, remedy] of remedies.entries()) {
-    lines.push(wrap(`  ${index === 0 ? 'remedy' : 'or'}: ${remedy.what}`, columns, '    '));
-    for (const command of remedy.commands) {
-      lines.push(wrap(`      ${command}`, columns, '        ', ' \\'));
-    }
-  }
-  return lines.join('\n');
+    ...remedies.flatMap(({ what, commands }, index) => [
+      wrap(`  ${index === 0 ? 'remedy' : 'or'}: ${what}`, columns, '    '),
+      ...commands.map((command) => wrap(`      ${command}`, columns, '        ', ' \\')),
+    ]),
+  ].join('\n');
 }
-
-function systemRows({ system }: Findings): Row[] {
+function systemRows({ system }: Findings): [string, string][] {
   const { hugePages, pageSize } = system;
   const pool =
     hugePages &&
@@ -77,10 +70,10 @@ function systemRows({ system }: Findings): Row[] {
   ];
 }
 
-function accessRows({ access }: Findings, look: Look): Row[] {
+function accessRows({ access }: Findings, look: OutputStyle): [string, string][] {
   const { user, device, doors, way, systemCalls } = access;
-  const door = (via: Door['via'], userOnly?: boolean): string =>
-    answerAt(doors, via, userOnly) ?? 'not tried';
+  const door = (via: OpenResult['via'], userOnly?: boolean): string =>
+    openResult(doors, via, userOnly) ?? 'not tried';
   const opened = device?.open === 'ok' ? '' : `, open: ${device?.open}`;
   return [
     ['by system call', door('syscall')],
@@ -96,18 +89,12 @@ function accessRows({ access }: Findings, look: Look): Row[] {
   ];
 }
 
-function abilityRow(ability: Ability, look: Look): Row {
-  return [ability.name, outcomeText(ability, look, ability.since)];
-}
-
 /** ok (5.7); not tried (4.11): no huge pages are free. */
-function outcomeText({ outcome, detail }: Trial, { colors }: Look, since: string | null = null): string {
-  const color = {
-    ok: colors.green,
-    failed: colors.red,
-    refused: colors.yellow,
-    absent: colors.yellow,
-    'not tried': colors.dim,
-  }[outcome];
-  return `${color(WORDS[outcome])}${since === null ? '' : ` (${since})`}${detail === undefined ? '' : `: ${detail}`}`;
+function outcomeText(
+  { outcome, detail }: Trial,
+  { colors }: OutputStyle,
+  since: string | null = null,
+): string {
+  const [word, color] = OUTCOMES[outcome];
+  return `${colors[color](word)}${since === null ? '' : ` (${since})`}${detail === undefined ? '' : `: ${detail}`}`;
 }

@@ -1,13 +1,13 @@
-// Plays a microVM's monitor, in a process of its own: maps the guest's memory, hands it over as Firecracker does, and
+// Plays a microVM's monitor in a process of its own: maps the guest's memory, hands it over as Firecracker does, and
 // has threads touch it. Like Firecracker it keeps the userfaultfd open: if the handler dies, the guest hangs.
 //
-// It is told what to do over Node's channel between processes, one order after the other.
+// It gets commands over Node's channel between processes. Several commands may run at the same time.
 //
-// Rule: nothing here waits for a thread that may sleep in a fault. Nobody may be left to answer it, and then only SIGKILL
-// ends it.
+// Rule: the monitor waits for no thread that may sleep in a fault. If the handler is gone, only SIGKILL ends such a
+// thread.
 
 import { on } from 'node:events';
-import { closeSync, fstatSync, openSync } from 'node:fs';
+import { statSync } from 'node:fs';
 import { createHistogram } from 'node:perf_hooks';
 import type { Worker } from 'node:worker_threads';
 import { startThread } from '../../embed.js';
@@ -17,20 +17,20 @@ import { COMMAND } from '../command-file.js';
 import { explain } from '../exit.js';
 import { percentileUs } from '../latency.js';
 import {
-  type GuestAnswer,
+  type GuestCommand,
   type GuestOptions,
-  type GuestOrder,
+  type GuestReply,
   LATENCY_MOST_NS,
   type Layout,
-  type Numbered,
   nanoseconds,
   pagesOfRegion,
   placeOf,
   spanOf,
-  type Touched,
-  type TouchOrder,
+  type TouchCommand,
+  type TouchResults,
+  type WithId,
 } from './protocol.js';
-import type { VcpuTask, VcpuTouched } from './vcpu.js';
+import type { GuestMemory, VcpuResults, VcpuTask } from './vcpu.js';
 
 const SYSTEM_PAGE = 4096;
 
@@ -38,15 +38,20 @@ class Monitor {
   readonly #options: GuestOptions;
   readonly #memory: Mapping;
   readonly #layout: Layout;
-  /** By page, how many removals have begun; behind that, how many were over. */
+  /** In the first half: how many removals have begun, by page. In the second half: how many have ended. */
   readonly #removals: Uint8Array<SharedArrayBuffer>;
   /** The userfaultfd: open until this process ends, as a monitor's is. */
   readonly #fd: number;
+  /**
+   * Threads that have done their part of a command. Later commands use them again, because new threads take long to
+   * start.
+   */
+  readonly #idle: Vcpu[] = [];
 
   constructor(options: GuestOptions) {
     const { pageSize = SYSTEM_PAGE, regions = 1, removes = true } = options;
     this.#options = options;
-    const pages = Math.ceil(sizeOf(options.memory) / pageSize);
+    const pages = Math.ceil(statSync(options.memory).size / pageSize);
     this.#memory = Mapping.anonymous(spanOf({ pages, pageSize, regions }), { pageSize });
     this.#layout = { address: this.#memory.address, pageSize, pages, regions };
     this.#removals = new Uint8Array(new SharedArrayBuffer(2 * pages));
@@ -58,18 +63,16 @@ class Monitor {
     if (options.handOver ?? true) this.#handOver();
   }
 
-  /** Connects, and sends the one message. */
+  /** Connects, and sends the hand-off. */
   #handOver(): void {
     handOver(this.#options.socket, this.#regions(), this.#fd);
     const { pages, pageSize } = this.#layout;
-    answer(0, { is: 'handed over', pages, pageSize });
+    reply(0, { is: 'handed over', pages, pageSize });
   }
 
-  async obey(order: Exclude<GuestOrder, { do: 'exit' }>): Promise<GuestAnswer> {
-    if (order.do === 'remove') return this.#remove(order.from, order.to);
-    const touch: TouchOrder =
-      order.do === 'touch' ? order : { do: 'touch', threads: order.threads, order: 'sequential', seed: 0 };
-    return { is: 'touched', ...(await this.#touch(touch)) };
+  async execute(command: Exclude<GuestCommand, { do: 'exit' }>): Promise<GuestReply> {
+    if (command.do === 'remove') return this.#remove(command.from, command.to);
+    return { is: 'touched', ...(await this.#touch(command)) };
   }
 
   #regions(): Region[] {
@@ -90,43 +93,46 @@ class Monitor {
     to = this.#layout.pages,
     handOver: first = false,
     ...rest
-  }: TouchOrder): Promise<Touched> {
+  }: TouchCommand): Promise<TouchResults> {
     const order = { ...rest, touches: touches ?? to - from, writes, from, to };
     const begun = new BigInt64Array(new SharedArrayBuffer(8));
-    const vcpus = Array.from(
-      { length: order.threads },
-      (_, thread) =>
-        new Vcpu({
-          ...{ memory: this.#memory.share(), layout: this.#layout, file: this.#options.memory },
-          ...{ order, thread, removals: this.#removals.buffer, begun: begun.buffer },
-        }),
-    );
+    const vcpus = Array.from({ length: order.threads }, () => this.#idle.pop() ?? this.#newVcpu());
     try {
-      // All of them: one that is ended while it loads koffi takes the process with it.
-      await Promise.allSettled(vcpus.map(({ ready }) => ready));
-      await Promise.all(vcpus.map(({ ready }) => ready));
+      const runs = vcpus.map((vcpu, thread) => vcpu.run({ order, thread, begun: begun.buffer }));
+      // Wait for all: a thread that is ended while it loads koffi ends the process.
+      await Promise.allSettled(runs.map(({ ready }) => ready));
+      await Promise.all(runs.map(({ ready }) => ready));
       Atomics.store(begun, 0, nanoseconds());
       if (first) this.#handOver();
       Atomics.notify(begun, 0);
-      return together(await Promise.all(vcpus.map(({ touched }) => touched)));
+      const touched = await Promise.all(runs.map((run) => run.touched));
+      this.#idle.push(...vcpus);
+      return combined(touched);
     } catch (error) {
       for (const vcpu of vcpus) vcpu.terminate();
       throw error;
     }
   }
 
-  #remove(from: number, to: number): GuestAnswer {
+  #newVcpu(): Vcpu {
+    return new Vcpu({
+      ...{ memory: this.#memory.share(), layout: this.#layout },
+      ...{ file: this.#options.memory, removals: this.#removals.buffer },
+    });
+  }
+
+  #remove(from: number, to: number): GuestReply {
     const { pages, pageSize } = this.#layout;
     this.#count(from, to);
     for (let page = from; page < to; page++) {
-      // Page by page: regions have gaps between them.
+      // Page by page, because regions have gaps between them.
       this.#memory.discard(placeOf(this.#layout, page), placeOf(this.#layout, page) + pageSize);
     }
     this.#count(pages + from, pages + to);
     return { is: 'removed' };
   }
 
-  /** From 255 on it goes on with 1: 0 is never. */
+  /** Counts a removal. After 255 the count continues with 1, because 0 means never. */
   #count(from: number, to: number): void {
     for (let at = from; at < to; at++)
       Atomics.store(this.#removals, at, ((this.#removals[at] as number) % 255) + 1);
@@ -135,22 +141,28 @@ class Monitor {
 
 /** A thread that touches pages, as the monitor sees it. */
 class Vcpu {
-  readonly ready: Promise<void>;
-  readonly touched: Promise<VcpuTouched>;
   readonly #worker: Worker;
+  readonly #messages: AsyncIterator<unknown[]>;
 
-  constructor(task: VcpuTask) {
-    this.#worker = startThread('vcpu', { workerData: task }, COMMAND);
-    const messages = on(this.#worker, 'message', { close: ['exit'] });
-    const next = async <T>(): Promise<T> => {
-      const { done, value } = await messages.next();
-      if (done) throw new Error('a thread of the guest has ended');
-      return value[0] as T;
-    };
-    this.ready = next();
-    this.touched = this.ready.then(() => next());
-    // Whoever asks hears of it.
-    this.touched.catch(() => {});
+  constructor(memory: GuestMemory) {
+    this.#worker = startThread('vcpu', { workerData: memory }, COMMAND);
+    this.#messages = on(this.#worker, 'message', { close: ['exit'] });
+  }
+
+  /** Gives the thread a task; one at a time. */
+  run(task: VcpuTask): { ready: Promise<unknown>; touched: Promise<VcpuResults> } {
+    this.#worker.postMessage(task);
+    const ready = this.#next();
+    const touched = ready.then(() => this.#next() as Promise<VcpuResults>);
+    // The callers get this error.
+    touched.catch(() => {});
+    return { ready, touched };
+  }
+
+  async #next(): Promise<unknown> {
+    const { done, value } = await this.#messages.next();
+    if (done) throw new Error('a thread of the guest has ended');
+    return value[0];
   }
 
   terminate(): void {
@@ -158,9 +170,9 @@ class Vcpu {
   }
 }
 
-/** What threads did, as one. */
-function together(each: readonly VcpuTouched[]): Touched {
-  const sum = (of: (one: VcpuTouched) => number): number => each.reduce((all, one) => all + of(one), 0);
+/** The results of several threads, combined. */
+function combined(each: readonly VcpuResults[]): TouchResults {
+  const sum = (of: (one: VcpuResults) => number): number => each.reduce((all, one) => all + of(one), 0);
   const latency = createHistogram({ highest: LATENCY_MOST_NS });
   for (const one of each) latency.add(one.latency);
   const firsts = each.map(({ firstMs }) => firstMs).filter((ms) => ms !== undefined);
@@ -175,35 +187,28 @@ function together(each: readonly VcpuTouched[]): Touched {
   };
 }
 
-function sizeOf(path: string): number {
-  const fd = openSync(path, 'r');
-  const { size } = fstatSync(fd);
-  closeSync(fd);
-  return size;
-}
-
-function answer(id: number, it: GuestAnswer): void {
-  process.send?.({ id, ...it } satisfies Numbered<GuestAnswer>);
+function reply(id: number, it: GuestReply): void {
+  process.send?.({ id, ...it } satisfies WithId<GuestReply>);
 }
 
 function failed(id: number, error: unknown): void {
-  answer(id, { is: 'failed', reason: explain(error) });
+  reply(id, { is: 'failed', reason: explain(error) });
 }
 
-/** Runs in a process of its own. */
-export function playMonitor(): void {
-  // Whoever started this is gone: so is what it is good for.
+/** The main function of the monitor's process. */
+export function runMonitor(): void {
+  // If the parent is gone, there is nothing left to do.
   process.on('disconnect', () => process.kill(process.pid, 'SIGKILL'));
-  // A Ctrl-C is for whoever started this.
+  // Ctrl-C is handled by the parent.
   process.on('SIGINT', () => {});
   const monitor = (async () => new Monitor(JSON.parse(process.argv[2] ?? '')))();
   monitor.catch((error) => failed(0, error));
-  process.on('message', ({ id, ...order }: Numbered<GuestOrder>) => {
-    if (order.do === 'exit') process.exit(0);
+  process.on('message', ({ id, ...command }: WithId<GuestCommand>) => {
+    if (command.do === 'exit') process.exit(0);
     monitor
-      .then((it) => it.obey(order))
+      .then((it) => it.execute(command))
       .then(
-        (it) => answer(id, it),
+        (it) => reply(id, it),
         (error) => failed(id, error),
       );
   });

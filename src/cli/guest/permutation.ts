@@ -1,18 +1,16 @@
-// The random order in which pages are touched: a permutation of 0 to count − 1 that needs no memory, so that
-// a terabyte costs as little as a page. The same count and seed give the same order.
+// The random order in which pages are touched: a permutation of 0 to count − 1 that needs no memory, whatever the
+// count. Equal counts and seeds give equal orders.
 //
-// Each step below (adding a key, multiplying by an odd number, folding the high half down) can be undone
-// within `bits` bits, so all of them together are a permutation of 0 to 2^bits − 1. What lands behind the end
-// is sent through again until it does not: that makes a permutation of the smaller set.
-
-export type Permutation = (index: number) => number;
+// Each step below (adding a key, multiplying by an odd number, folding the high half down) can be undone within
+// `bits` bits, so all of them together are a permutation of 0 to 2^bits − 1. A value beyond the count is mapped again
+// until it is below: that makes a permutation of the smaller set.
 
 const ROUNDS = 4;
-/** Steps of 2^32 by the golden ratio come to no two places soon. */
+/** Multiples of the golden ratio of 2^32 are well distributed. */
 export const GOLDEN = 0x9e3779b9;
 
 /** @param count 1 to 2^32 */
-export function shuffledOrder(count: number, seed: number): Permutation {
+export function shuffledOrder(count: number, seed: number): (index: number) => number {
   const bits = count > 1 ? 32 - Math.clz32(count - 1) : 0;
   const mask = (2 ** bits - 1) >>> 0;
   const fold = Math.ceil(bits / 2) || 1;

@@ -1,7 +1,7 @@
-// What the process that plays a microVM's monitor is told, and what it answers. All of it can be sent between
-// processes and threads.
+// Messages to and from the process that acts as a microVM's monitor. All of them can be sent between processes and
+// threads.
 
-/** The guest's memory, and what hands it over. */
+/** The guest's memory, and how it is handed over. */
 export interface GuestOptions {
   /** Path of the handler's socket. */
   readonly socket: string;
@@ -9,65 +9,66 @@ export interface GuestOptions {
   readonly memory: string;
   /** Bytes of a page; default: the system's. Larger ones come from the pool of huge pages. */
   readonly pageSize?: number;
-  /** Parts that the memory lies in, with gaps between; default 1. */
+  /** The number of regions, with gaps between; default 1. */
   readonly regions?: number;
-  /** Whether removals are told (UFFD_FEATURE_EVENT_REMOVE), as Firecracker has it; default true. */
+  /** Whether removals are reported (UFFD_FEATURE_EVENT_REMOVE), as in Firecracker; default true. */
   readonly removes?: boolean;
-  /** Whether it hands its memory over at once; default true. If not, an order to touch does. */
+  /** Whether the guest hands over its memory at once; default true. If not, the first command to touch does. */
   readonly handOver?: boolean;
 }
 
-export type Order = 'sequential' | 'random' | 'zipf';
+export type AccessOrder = 'sequential' | 'random' | 'zipf';
 
-/** Threads that touch pages, and compare each with what it should hold. */
-export interface TouchOrder {
+/** Threads that touch pages, and compare each with its expected contents. */
+export interface TouchCommand {
   readonly do: 'touch';
   readonly threads: number;
-  readonly order: Order;
+  readonly order: AccessOrder;
   readonly seed: number;
   /** Touches of all threads together; default: each page once. */
   readonly touches?: number;
-  /** Every so many touches is a write; default 0: none. */
+  /** Each n-th touch is a write; default 0: none. */
   readonly writes?: number;
-  /** Pages are touched from this one on; default: all. */
+  /** The first page to touch; default: all pages are touched. */
   readonly from?: number;
   readonly to?: number;
-  /** The memory is handed over first, when all threads are ready; default false. */
+  /** Hand the memory over first, when all threads are ready; default false. */
   readonly handOver?: boolean;
 }
 
-export type GuestOrder =
-  | TouchOrder
+export type GuestCommand =
+  | TouchCommand
   /** madvise(MADV_DONTNEED) on pages. */
   | { readonly do: 'remove'; readonly from: number; readonly to: number }
-  /** Compares every page. */
-  | { readonly do: 'verify'; readonly threads: number }
   | { readonly do: 'exit' };
 
-export interface Touched {
+export interface TouchResults {
   readonly touches: number;
-  /** What did not hold what it should, the first few. */
+  /** The first few pages with wrong contents. */
   readonly wrong: readonly string[];
   readonly wrongCount: number;
-  /** Milliseconds since all threads began, or the memory was handed over, until the last thread was done. */
+  /** Milliseconds from the start of all threads, or from the hand-off, until the last thread was done. */
   readonly ms: number;
-  /** The same until the first touch of the first thread was over. */
+  /** Milliseconds from the same start until the first touch of any thread was done. */
   readonly firstMs: number;
-  /** Microseconds of a touch, over all threads. */
+  /** Percentiles of the duration of a touch over all threads, in microseconds. */
   readonly p50Us: number;
   readonly p99Us: number;
 }
 
-export type GuestAnswer =
+export type GuestReply =
   | { readonly is: 'handed over'; readonly pages: number; readonly pageSize: number }
-  | ({ readonly is: 'touched' } & Touched)
+  | ({ readonly is: 'touched' } & TouchResults)
   | { readonly is: 'removed' }
   | { readonly is: 'failed'; readonly reason: string };
 
-/** As it is sent: orders are carried out side by side, and an answer has its order's number. That of the hand-off is 0. */
-export type Numbered<T> = T & { readonly id: number };
+/**
+ * A message as it is sent. Commands may run at the same time, so a reply has the number of its command. The hand-off
+ * has number 0.
+ */
+export type WithId<T> = T & { readonly id: number };
 
-/** No touch takes longer; a histogram wants to know. */
+/** The maximum of the histogram: no touch takes longer. */
 export const LATENCY_MOST_NS = 1e11;
 
 /** A clock that all threads share. */
@@ -75,7 +76,7 @@ export function nanoseconds(): bigint {
   return process.hrtime.bigint();
 }
 
-/** Where the pages lie. Regions follow each other in the file, and have gaps of a page between them in memory. */
+/** The addresses of the pages. Regions are adjacent in the file, and have gaps of a page between them in memory. */
 export interface Layout {
   readonly address: bigint;
   readonly pageSize: number;
@@ -87,12 +88,12 @@ export function pagesOfRegion({ pages, regions }: Layout): number {
   return Math.ceil(pages / regions);
 }
 
-/** Bytes of all, gaps included. */
+/** Bytes of all regions, gaps included. */
 export function spanOf(layout: Omit<Layout, 'address'>): number {
   return (layout.pages + layout.regions - 1) * layout.pageSize;
 }
 
-/** Where a page begins, from the first one on. */
+/** The offset of a page from the first one. */
 export function placeOf(layout: Layout, page: number): number {
   return (page + Math.floor(page / pagesOfRegion(layout))) * layout.pageSize;
 }

@@ -4,24 +4,26 @@ import { type Command, InvalidArgumentError, Option } from 'commander';
 import { perfettoJson, summarize } from '../../trace/index.js';
 import { integer } from '../arguments.js';
 import { EXIT } from '../exit.js';
-import { lookOf, printable, renderTable } from '../text.js';
+import { renderTable } from '../table.js';
+import { outputStyleOf, printable } from '../text.js';
 import { checkOther, openTrace, tellDamage, writeText } from '../traces.js';
 import { type Filter, list } from './list.js';
 import { KINDS } from './match.js';
 import { summaryRows } from './report.js';
 
 const HELP = `
-What it tells:
-  latency     from the read of a fault to the call that let its page's sleepers
-              go, so the handler's own time; percentiles are within 4 %
-  EAGAINs     calls that a mapping change, which had to be read first, held up
-  re-offers   answers "not now": the fault was offered again
-  not let go  faults that were read, and no call of this userfaultfd resolved
+What it shows:
+  latency     from the read of a fault to the call that woke the threads at its
+              page, so the handler's own time; percentiles are within 4 %
+  EAGAINs     calls that failed because a mapping change had to be read first
+  re-offers   deferred faults, which were offered again
+  not let go  faults that were read, but that no call of this userfaultfd
+              resolved
 
 Kinds for --kind (several with commas):
 ${KINDS.lines}
 
-Fields of the JSON object (damage: only where the trace is not whole):
+Fields of the JSON object (damage: only if the trace is not whole):
   file how features pageSize about contents durationMs bytes blocks records
   faults faultsByKind threads pages changes (remove unmap remap fork) ranges
   (start bytes modes) rangesRegistered latencyUs (count p50 p90 p99 most)
@@ -30,15 +32,15 @@ With --list a JSON object on each line:
   index timeUs name text messages
 
 Exit codes:
-  0  all went well
+  0  success
   1  the trace is damaged, or cannot be read
   2  an option or an argument is wrong
 
 Examples:
   uffd inspect run.trace                           what happened?
-  uffd inspect run.trace --list --limit 50         how it began
+  uffd inspect run.trace --list --limit 50         the first calls
   uffd inspect run.trace --kind fault --from 100   faults after 0.1 s
-  uffd inspect run.trace --page 0x7f12c0a41000     all that was done to a page
+  uffd inspect run.trace --page 0x7f12c0a41000     all calls for a page
   uffd inspect run.trace --perfetto run.json       for https://ui.perfetto.dev
 `;
 
@@ -57,20 +59,20 @@ interface Flags {
 export function addInspect(program: Command): void {
   program
     .command('inspect')
-    .summary('tell what a recorded trace holds: faults, pages, latencies, or call by call')
-    .description('Tells what a recorded trace holds: faults, pages, latencies, or call by call.')
+    .summary('show what a recorded trace holds: faults, pages, latencies, or call by call')
+    .description('Shows what a recorded trace holds: faults, pages, latencies, or call by call.')
     .argument('<FILE>', 'the trace, from uffd demo --record or a TraceWriter')
     .option('-l, --list', 'print a line for each call; implied by the filters below')
-    .addOption(new Option('--kind <names>', 'only calls of these kinds').argParser(kinds))
+    .option('--kind <names>', 'only calls of these kinds', kinds)
     .addOption(
-      new Option('--page <address>', 'only calls about the page that holds it')
+      new Option('--page <address>', 'only calls for the page that holds this address')
         .argParser(address)
         .conflicts('range'),
     )
-    .addOption(new Option('--range <from-to>', 'only calls about these addresses').argParser(range))
-    .addOption(new Option('--from <ms>', 'only calls from then on').argParser(milliseconds))
-    .addOption(new Option('--to <ms>', 'only calls up to then').argParser(milliseconds))
-    .addOption(new Option('-n, --limit <N>', 'at most so many lines').argParser(integer(0, 1e15 - 1)))
+    .option('--range <from-to>', 'only calls for these addresses', range)
+    .option('--from <ms>', 'only calls from this time on', milliseconds)
+    .option('--to <ms>', 'only calls up to this time', milliseconds)
+    .option('-n, --limit <N>', 'at most this many lines', integer(0, 1e15 - 1))
     .option('--json', 'print JSON: one object, or with --list one for each call')
     .addOption(
       new Option(
@@ -95,10 +97,10 @@ async function inspect(file: string, flags: Flags): Promise<void> {
     return tellDamage(file, await list(reader, filter, json, process.stdout));
   }
   const summary = summarize(reader);
-  const { columns, colors } = lookOf(process.stdout);
+  const look = outputStyleOf(process.stdout);
   const text = json
     ? JSON.stringify({ file, ...summary })
-    : renderTable(summaryRows(file, summary, { good: colors.green, bad: colors.red }), columns);
+    : renderTable(summaryRows(file, summary, look), look.columns);
   process.stdout.write(`${text}\n`);
   if (summary.damage !== undefined) process.exitCode = EXIT.failed;
 }
@@ -107,8 +109,8 @@ function filterOf({ kind, page, range, from, to, limit }: Flags, pageSize: numbe
   const start = page === undefined ? undefined : page - (page % BigInt(pageSize));
   const told = start === undefined ? range : ([start, start + BigInt(pageSize)] as const);
   return {
-    ...(kind === undefined ? {} : { kinds: kind }),
-    ...(told === undefined ? {} : { range: told }),
+    kinds: kind,
+    range: told,
     fromUs: (from ?? 0) * 1000,
     toUs: (to ?? Number.POSITIVE_INFINITY) * 1000,
     limit: limit ?? Number.POSITIVE_INFINITY,

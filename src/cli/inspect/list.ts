@@ -1,14 +1,14 @@
-// The calls of a trace, one a line. Lines go out as they come, so that a long trace needs no memory, and a reader that
-// has seen enough ends it.
+// The calls of a trace, one a line. Lines are written as records are read, so a longer trace needs no more memory. If
+// the reader of stdout closes it, the list ends.
 
 import { setImmediate as turn } from 'node:timers/promises';
 import { describe, nameOf, type TraceReader } from '../../trace/index.js';
 import { concerns, isOneOf, messagesOf, tell } from './match.js';
 
 export interface Filter {
-  kinds?: readonly string[];
-  /** Addresses, the end exclusive. */
-  range?: readonly [bigint, bigint];
+  kinds: readonly string[] | undefined;
+  /** Start and end of the addresses to list; the end is exclusive. */
+  range: readonly [bigint, bigint] | undefined;
   /** Microseconds since the recording began. */
   fromUs: number;
   toUs: number;
@@ -20,7 +20,7 @@ const CHUNK = 65536;
 const INDEX_WIDTH = 9;
 const TIME_WIDTH = 12;
 
-/** Prints the records that a filter lets through, and closes the reader. Why the trace ends early, if it does. */
+/** Prints the records that match a filter, and closes the reader. Returns why the trace ended early, if it did. */
 export async function list(
   reader: TraceReader,
   filter: Filter,
@@ -54,7 +54,7 @@ function lineOf(reader: TraceReader, filter: Filter, json: boolean): string | un
   const messages = messagesOf(call.kind, payload);
   if (kinds && !isOneOf(kinds, call, messages)) return undefined;
   if (range && !concerns(range, call, messages)) return undefined;
-  // The description is a record too, and has no number.
+  // The description is a record, too, but has no number.
   const index = reader.records - 2;
   const told = messages.map(tell);
   const name = nameOf(call.kind);

@@ -1,14 +1,15 @@
-// Which records a filter means: by kind, and by the addresses that they are about.
+// Selects records by kind, and by the addresses that they are about.
 
 import { type Call, decodeMessages, Kind, type Message, nameOf } from '../../trace/index.js';
 import { wrap } from '../text.js';
 
-/** Kinds of records that people ask for: each kind's name, and these. */
+/** Names of groups for `--kind`, which also takes the names of the record kinds. */
 const FAULT = 'fault';
 const CHANGE = 'change';
 
 const names = new Set([FAULT, CHANGE]);
 for (let kind: number = Kind.USERFAULTFD; kind < Kind.LAST; kind++) names.add(keyOf(kind));
+for (let kind: number = Kind.LATER_NOTE; kind <= Kind.SLEEP; kind++) names.add(keyOf(kind));
 for (let kind: number = Kind.IOCTL; kind < Kind.NOTE + 16; kind++) names.add(keyOf(kind));
 
 export const KINDS = {
@@ -21,7 +22,7 @@ function keyOf(kind: number): string {
   return nameOf(kind).toLowerCase().split(' ')[0] as string;
 }
 
-/** What a read brought. */
+/** The messages of a read. */
 export function messagesOf(kind: number, payload: Uint8Array): Message[] {
   return kind === Kind.READ && payload.length > 0 && payload.length % 32 === 0 ? decodeMessages(payload) : [];
 }
@@ -34,9 +35,15 @@ export function isOneOf(kinds: readonly string[], { kind }: Call, messages: read
   });
 }
 
+/** Notes that begin with start and length. */
+const WITH_RANGE: ReadonlySet<string> = new Set([
+  ...['copy', 'zero', 'continue', 'poison', 'writeProtect', 'wake', 'claim', 'register', 'unregister'],
+  ...['answerFrom', 'fillAhead'],
+]);
+
 type Range = readonly [start: bigint, end: bigint];
 
-/** Whether a record is about any of the addresses from `start` up to `end`. */
+/** Whether a record is about any address from `start` up to `end`. */
 export function concerns([start, end]: Range, call: Call, messages: readonly Message[]): boolean {
   const about = [...rangesOf(call), ...messages.flatMap(rangesIn)];
   return about.some(([from, to]) => from < end && to > start);
@@ -48,15 +55,15 @@ function rangesOf({ kind, words }: Call): Range[] {
     return [from, from + (words[length] ?? 0n)];
   };
   if (kind === Kind.PAGE_SIZE_AT) return [[words[1] ?? 0n, (words[1] ?? 0n) + 1n]];
-  // Of ioctls: where the struct begins, then start and length; or target, source and length.
+  // The layout of ioctl structs: start and length; or target, source and length.
   const request = kind - Kind.IOCTL;
   if (request >= 0 && request <= 8) {
     if (request === 5) return [range(3, 5), range(4, 5)];
     return [range(3, request === 3 ? 5 : 4)];
   }
-  const note = kind - Kind.NOTE;
-  if (note === 4) return [range(0, 1), [words[3] ?? 0n, (words[3] ?? 0n) + (words[1] ?? 0n)]];
-  return note >= 0 && note <= 9 ? [range(0, 1)] : [];
+  const name = nameOf(kind);
+  if (name === 'move') return [range(0, 1), range(3, 1)];
+  return WITH_RANGE.has(name) ? [range(0, 1)] : [];
 }
 
 function rangesIn(message: Message): Range[] {

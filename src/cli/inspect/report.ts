@@ -1,24 +1,23 @@
 // A trace's summary as rows of a table.
 
 import type { TraceSummary } from '../../trace/index.js';
-import { byteSize, counted, grouped, printable } from '../text.js';
+import { byteSize, counted, grouped, type OutputStyle, printable } from '../text.js';
 
-interface Colors {
-  good(text: string): string;
-  bad(text: string): string;
-}
-
-/** Ranges that a row names. */
+/** Most ranges that are listed in a row. */
 const RANGES_TOLD = 3;
 
-export function summaryRows(file: string, summary: TraceSummary, colors: Colors): [string, string][] {
+export function summaryRows(
+  file: string,
+  summary: TraceSummary,
+  { colors }: OutputStyle,
+): [string, string][] {
   const { records, bytes, blocks, faults, damage } = summary;
   return [
     [
       'trace',
       `${printable(file)}: ${byteSize(bytes)}, ${counted(records, 'record')} in ${counted(blocks, 'block')}`,
     ],
-    ...(damage === undefined ? [] : [['', colors.bad(`NOT WHOLE: ${damage}`)] as [string, string]]),
+    ...(damage === undefined ? [] : [['', colors.red(`NOT WHOLE: ${damage}`)] as [string, string]]),
     ...(Object.keys(summary.about).length > 0
       ? [['about', printable(JSON.stringify(summary.about))] as [string, string]]
       : []),

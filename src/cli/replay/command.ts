@@ -6,19 +6,19 @@ import { pathToFileURL } from 'node:url';
 import type { Command } from 'commander';
 import { type HandlerFactory, replay } from '../../trace/index.js';
 import { EXIT, Refusal, Usage } from '../exit.js';
-import { followReading } from '../reading.js';
-import { lookOf, printable } from '../text.js';
+import { followReading } from '../reading-progress.js';
+import { outputStyleOf, printable } from '../text.js';
 import { openTrace } from '../traces.js';
 import { createReport, render } from './report.js';
 
 const HELP = `
 What it does:
-  It runs the library again, with the kernel's answers taken from the trace, and
-  holds every call against the recorded one. It needs no userfaultfd, no
-  privileges and no Linux.
+  It runs the library again with the kernel's answers from the trace, and
+  compares every call with the recorded one. It needs no userfaultfd, no
+  privilege and no Linux.
 
-  Without --handler the trace says what the handler did. With it the module's
-  handler decides, and has to do what the recorded one did, call by call.
+  Without --handler, the trace says what the handler did. With it, the module's
+  handler decides, and must do what the recorded one did, call by call.
 
 MODULE is a JavaScript file. Its default export is called once, with the
 userfaultfd and the trace's description, and returns a handler:
@@ -29,12 +29,11 @@ userfaultfd and the trace's description, and returns a handler:
     },
   });
 
-  A call that answers a fault which the handler has not answered itself is a
-  difference. Other calls outside of it (a program that fills ahead, for one)
-  are made as the trace has them, and counted: performed.
+  If the trace has to answer a fault in place of the handler, that is a
+  difference. Other calls outside of the handler (for example by a program that
+  fills ahead) are made as the trace has them, and counted in 'performed'.
 
-Fields of the JSON object (difference, error and damage: null where there is
-none):
+Fields of the JSON object (difference, error and damage: null if there is none):
   file identical records faults performed recordedMs durationMs
   difference  index expected came before error
               fault (page address access kind tid)
@@ -42,7 +41,7 @@ none):
 
 Exit codes:
   0  identical, to the end of the trace
-  1  it differs, or the trace is damaged, or cannot be read
+  1  it differs, or the trace is damaged or cannot be read
   2  an option or an argument is wrong
 
 Examples:
@@ -58,8 +57,8 @@ interface Flags {
 export function addReplay(program: Command): void {
   program
     .command('replay')
-    .summary('run a recorded trace again, and tell the first call that differs')
-    .description('Runs a recorded trace again, and tells the first call that differs.')
+    .summary('run a recorded trace again, and show the first call that differs')
+    .description('Runs a recorded trace again, and shows the first call that differs.')
     .argument('<FILE>', 'the trace, from uffd demo --record or a TraceWriter')
     .option('--handler <MODULE>', "a handler to run in the recorded one's place")
     .option('--json', 'print one JSON object instead of text')
@@ -70,23 +69,23 @@ export function addReplay(program: Command): void {
 async function run(file: string, { handler, json = false }: Flags): Promise<void> {
   const factory = handler === undefined ? undefined : await load(handler);
   const reader = openTrace(file);
-  const progress = followReading(reader, statSync(file).size, json);
+  const endProgress = await followReading(reader, statSync(file).size, json);
   const begun = performance.now();
   let recordedMs = 0;
   try {
     const result = await replay(reader, factory);
     recordedMs = reader.codec.time / 1000;
     const report = createReport(file, result, recordedMs, performance.now() - begun);
-    progress.end();
-    const text = json ? JSON.stringify(report) : render(report, lookOf(process.stdout));
+    endProgress();
+    const text = json ? JSON.stringify(report) : render(report, outputStyleOf(process.stdout));
     process.stdout.write(`${text}\n`);
     process.exitCode = report.identical && report.damage === null ? EXIT.done : EXIT.failed;
   } finally {
-    progress.end();
+    endProgress();
   }
 }
 
-/** @throws Usage where the module cannot be loaded or makes no handlers */
+/** @throws Usage if the module cannot be loaded or makes no handlers */
 async function load(module: string): Promise<HandlerFactory> {
   let loaded: { default?: unknown };
   try {

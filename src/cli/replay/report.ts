@@ -1,69 +1,43 @@
-// What came of a replay: the object that --json prints, and its text.
+// The result of a replay: the object that --json prints, and its text.
 
 import { inspect } from 'node:util';
+import type { Pagefault } from '../../index.js';
 import type { ReplayResult } from '../../trace/index.js';
-import { counted, grouped, type Look, printable, rounded } from '../text.js';
+import { counted, grouped, type OutputStyle, printable, rounded } from '../text.js';
 
 /** What --json prints. */
-export interface ReplayReport {
-  file: string;
-  identical: boolean;
-  records: number;
-  faults: number;
-  performed: number;
-  recordedMs: number;
-  durationMs: number;
-  difference: {
-    index: number;
-    expected: string;
-    came: string;
-    before: readonly string[];
-    error: string | null;
-    fault: { page: string; address: string; access: string; kind: string; tid: number } | null;
-  } | null;
-  damage: string | null;
-}
+export type ReplayReport = ReturnType<typeof createReport>;
 
 export function createReport(
   file: string,
   { identical, records, faults, performed, difference, damage }: ReplayResult,
   recordedMs: number,
   durationMs: number,
-): ReplayReport {
+) {
   return {
-    file,
-    identical,
-    records,
-    faults,
-    performed,
+    ...{ file, identical, records, faults, performed },
     recordedMs: rounded(recordedMs),
     durationMs: rounded(durationMs),
-    difference: difference ? toldDifference(difference) : null,
+    difference: difference ? differenceOf(difference) : null,
     damage: damage ?? null,
   };
 }
 
-function toldDifference(difference: NonNullable<ReplayResult['difference']>): ReplayReport['difference'] {
-  const { index, expected, came, before, fault, error } = difference;
+function differenceOf({ error, fault, ...where }: NonNullable<ReplayResult['difference']>) {
+  const hex = (address: bigint): string => `0x${address.toString(16)}`;
+  const faultOf = ({ page, address, access, kind, tid }: Pagefault) => ({
+    page: hex(page),
+    address: hex(address),
+    ...{ access, kind, tid },
+  });
   return {
-    index,
-    expected,
-    came,
-    before,
+    ...where,
     error: error === undefined ? null : inspect(error),
-    fault: fault
-      ? {
-          page: `0x${fault.page.toString(16)}`,
-          address: `0x${fault.address.toString(16)}`,
-          access: fault.access,
-          kind: fault.kind,
-          tid: fault.tid,
-        }
-      : null,
+    fault: fault ? faultOf(fault) : null,
   };
 }
 
-export function render(report: ReplayReport, { colors }: Look): string {
+export function render(report: ReplayReport, { colors }: OutputStyle): string {
   const { records, faults, performed, recordedMs, durationMs, difference, damage } = report;
   const size = `${counted(records, 'record')}, ${counted(faults, 'fault')}`;
   const times = `in ${grouped(durationMs)} ms; recorded in ${grouped(recordedMs)} ms`;

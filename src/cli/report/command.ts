@@ -5,39 +5,39 @@ import { basename } from 'node:path';
 import type { Command } from 'commander';
 import { summarize } from '../../trace/index.js';
 import { Refusal } from '../exit.js';
-import { followReading } from '../reading.js';
+import { followReading } from '../reading-progress.js';
 import { byteSize, counted, printable } from '../text.js';
 import { checkOther, openTrace, tellDamage, writeText } from '../traces.js';
 import { reportHtml } from './html.js';
 
-/** Browsers hold no longer text in one element. */
+/** The longest text that browsers hold in one element. */
 const TRACE_MOST = 256 * 2 ** 20;
 
 const HELP = `
 What it makes:
-  One file that any browser opens, without a server and without a network. The
-  trace is in it, and the same core that reads it here reads it there: which
-  pages were touched and when, how fast faults came and how long each waited,
-  how the working set grew, the ranges with the most faults, and a list to
-  search. Other traces can be dropped onto the page.
+  One file that any browser opens, without a server or a network. The trace is
+  in it, and the browser reads it with the same core as this command. It shows
+  which pages were touched and when, the fault rate, the latency of each fault,
+  the growth of the working set, the ranges with the most faults, and a
+  searchable list. Other traces can be dropped onto the page.
 
 Exit codes:
-  0  all went well
-  1  the trace is damaged, or cannot be read, or the file cannot be written;
-     of a damaged trace the report has what lies before the damage, and says so
+  0  success
+  1  the trace is damaged or cannot be read, or the file cannot be written; the
+     report of a damaged trace has everything before the damage, and says so
   2  an option or an argument is wrong
 
 Examples:
   uffd report run.trace                    makes run.html in this folder
-  uffd report run.trace -o report.html     or a file of another name
+  uffd report run.trace -o report.html     makes report.html
   uffd report run.trace -o - | gzip > x.gz to stdout
 `;
 
 export function addReport(program: Command): void {
   program
     .command('report')
-    .summary('make a page of a recorded trace: a heat map, charts, a list to search')
-    .description('Makes a page of a recorded trace: a heat map, charts, a list to search.')
+    .summary('make a page of a recorded trace: a heat map, charts, a searchable list')
+    .description('Makes a page of a recorded trace: a heat map, charts, a searchable list.')
     .argument('<FILE>', 'the trace, from uffd demo --record or a TraceWriter')
     .option('-o, --output <FILE>', "the page, '-' for stdout (default: FILE's name, with .html)")
     .addHelpText('after', HELP)
@@ -55,10 +55,10 @@ async function report(file: string, { output = nameFor(file) }: { output?: strin
     );
   }
   checkOther(file, output);
-  const progress = followReading(reader, bytes, false);
+  const endProgress = await followReading(reader, bytes, false);
   const { faults, damage } = summarize(reader);
-  progress.end();
-  // A hundred kilobytes that no other command needs.
+  endProgress();
+  // Import the assets only here, because no other command needs these 100 kB.
   const { assets } = await import('./assets.js');
   await writeText(output, reportHtml(file, createReadStream(file), assets));
   if (output !== '-') {
@@ -70,7 +70,7 @@ async function report(file: string, { output = nameFor(file) }: { output?: strin
   tellDamage(file, damage);
 }
 
-/** In the folder where the command runs. */
+/** The default name of a report, in the current folder. */
 function nameFor(file: string): string {
   return `${basename(file).replace(/\.trace$/, '')}.html`;
 }

@@ -1,16 +1,16 @@
-// The report as one file: the page's script and style, and as base64 what they work on. Its policy lets nothing be loaded
-// or sent, and runs no script but this one.
+// The report as one HTML file: script, style, and their data as base64. Its Content-Security-Policy forbids loading and
+// sending, and allows only this one script.
 
 import { createHash } from 'node:crypto';
 import { basename } from 'node:path';
 import { createGzip } from 'node:zlib';
-import type { ReportAssets } from './assets.js';
+import type { assets } from './assets.js';
 
-/** The file piece by piece. `trace`: the bytes of the trace, in pieces as well. */
+/** Makes the file, piece by piece. `trace`: the bytes of the trace, in pieces as well. */
 export async function* reportHtml(
   file: string,
   trace: NodeJS.ReadableStream,
-  { page, style, core, codec }: ReportAssets,
+  { page, style, core, codec }: typeof assets,
 ): AsyncGenerator<string, void, void> {
   const script = escaped(page);
   const name = basename(file);
@@ -47,7 +47,7 @@ export async function* reportHtml(
 `;
 }
 
-/** A script that ends where the element does, and not before. */
+/** The script without text that would end its element. */
 function escaped(script: string): string {
   return script.replaceAll(/<(?=\/script|!--)/gi, '\\x3C');
 }
@@ -60,7 +60,7 @@ function base64(bytes: Uint8Array): string {
   return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString('base64');
 }
 
-/** Pieces of whole groups of three bytes, so that they can stand one behind the other. */
+/** Pieces of whole groups of three bytes, so that their encodings can be joined. */
 async function* base64Pieces(stream: AsyncIterable<Buffer | string>): AsyncGenerator<string, void, void> {
   let left = Buffer.alloc(0);
   for await (const piece of stream) {

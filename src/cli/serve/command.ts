@@ -1,16 +1,15 @@
 // `uffd serve`: its options, its help, and how it ends.
 
+import { closeSync, writeSync } from 'node:fs';
 import { type Command, InvalidArgumentError, Option } from 'commander';
-import type { Placement, Window } from '../../index.js';
-import { type ServeOptions, serve, type Vm } from '../../serve/index.js';
-import { integer, PLACEMENT_HELP, placementOption, WAITS, WINDOW_MOST, window } from '../arguments.js';
+import { notifySystemd, type ServeOptions, serve, type Vm } from '../../serve/index.js';
+import { integer, PLACEMENT_HELP, placementOption, WAITS, windowOption } from '../arguments.js';
 import { EXIT, Usage } from '../exit.js';
 import { onSignals } from '../signals.js';
-import { announce, announceStopping } from './announce.js';
-import { createDisplay } from './display.js';
-import { Ledger } from './ledger.js';
-import { serveMetrics } from './metrics.js';
+import { printable } from '../text.js';
+import { loadDisplay } from './display.js';
 import { checkStats, writeStats } from './stats-file.js';
+import { ServedTotals } from './totals.js';
 
 const MS_MOST = 2 ** 31 - 1;
 
@@ -19,14 +18,14 @@ How it works:
   A monitor (Firecracker, or one that speaks its protocol) loads a snapshot with
   mem_backend { backend_type: "Uffd", backend_path: PATH }. It connects to PATH
   and hands its guest's memory over. From then on every page that the guest
-  touches is copied from FILE, at the moment it is touched. Pages that a balloon
-  gave back are zeros. Any number of monitors may connect, one after the other
-  or at once; each has a thread of its own.
+  touches is copied from FILE, when it is touched. Pages that a balloon gave
+  back are zeros. Any number of monitors may connect, one after the other or at
+  once; each guest has a thread of its own.
 
-  --prefetch installs what a recorded run has touched right after the hand-off,
-  --eager everything else behind it; whoever touches a page comes first always.
+  After the hand-off, --prefetch installs the pages that a recorded run has
+  touched, and --eager all others. A page that the guest touches comes first.
 
-Where the thread that serves a guest runs (the guest's never move):
+Where the thread that serves a guest runs (the guest's threads never move):
 ${PLACEMENT_HELP}
 
 When it is ready:
@@ -34,33 +33,34 @@ When it is ready:
   a descriptor and closes it. Under systemd (Type=notify) READY=1 is sent.
 
 Over HTTP (--metrics):
-  /metrics for Prometheus. /healthz: 200 while the process answers; restart the
-  server only if that fails, since a restart hangs its guests. /readyz: 503 with
-  the reasons while something is wrong.
+  /metrics is for Prometheus. /healthz returns 200 while the process answers;
+  restart the server only if it fails, because a restart hangs its guests.
+  /readyz returns 503 with the reasons while there is a problem.
 
 How it ends:
-  SIGTERM or Ctrl-C once: no new monitors; those that are served go on until
-  they end; exit 0. Twice: at once, and the monitors are killed (with --on-error
-  leave they are left, and hang). --once ends after the first guest.
+  After SIGTERM or Ctrl-C it accepts no new monitors, and exits with 0 when its
+  guests have ended. After a second one it exits at once, and kills the monitors
+  (with --on-error leave they are left, and hang). With --once it exits after
+  the first guest.
 
 A guest that cannot be served:
   Its monitor is killed, because without a handler it would hang for ever. Its
-  userfaultfd is closed when the monitor has ended, not before: the guest would
-  go on with zeros. If the monitor cannot be killed (another user, another PID
-  namespace), or is to be left (--on-error leave, --on-refused leave), the
-  userfaultfd stays open, and the handler runs, until the monitor ends.
-  --on-refused is for monitors whose hand-off does not fit the memory file. A
-  connection without a userfaultfd, of a user who is not allowed, or whose text
-  is no hand-off, is closed, and nobody is killed.
+  userfaultfd is closed only after the monitor has ended; otherwise the guest
+  would continue with zeros. If the monitor cannot be killed (another user,
+  another PID namespace), or must be left (--on-error leave, --on-refused
+  leave), the userfaultfd stays open, and the handler runs, until the monitor
+  ends. --on-refused is for monitors whose hand-off does not fit the memory
+  file. Any other connection (no userfaultfd, a user who is not allowed, text
+  that is no hand-off) is closed, and no process is killed.
 
-A guest that there is no memory for (an empty pool of huge pages):
-  It waits, /readyz says what is missing, and its pages get the file's bytes as
-  soon as there is room. --on-starved kill ends it like one that cannot be
-  served.
+A guest without memory for its pages (an empty pool of huge pages):
+  It waits, and /readyz says what is missing. As soon as there is memory, its
+  pages get the file's bytes. --on-starved kill ends it like a guest that cannot
+  be served.
 
 Exit codes:
-  0    all went well
-  1    it could not begin, or a guest could not be served
+  0    success
+  1    it could not start, or a guest could not be served
   2    an option or an argument is wrong
   130  interrupted twice (Ctrl-C)
   143  terminated twice (SIGTERM)
@@ -72,30 +72,18 @@ Examples:
   uffd serve --vm socket=a.sock,memory=a.mem --vm socket=b.sock,memory=b.mem
   uffd serve --socket vm.sock --memory snapshot.mem --metrics 9100
 
-docs/firecracker.md has the API calls in order, and a systemd unit.
+docs/guides/serve-a-snapshot.md has the API calls in order; docs/firecracker.md
+has the jailer, privileges, failures and metrics.
 `;
 
-interface Flags {
+/** Most flags are options of `serve`. */
+interface Flags extends Omit<ServeOptions, 'vms' | 'about' | 'allowUids' | 'handOffMs' | 'acceptMs'> {
   socket?: string;
   memory?: string;
   vm?: Vm[];
-  window: Window;
-  wait?: (typeof WAITS)[number];
-  placement: Placement;
-  eager?: boolean;
-  prefetch?: string[];
-  force?: boolean;
-  record?: string;
-  once?: boolean;
   allowUid?: number[];
-  onError: 'kill' | 'leave';
-  onRefused?: 'kill' | 'leave';
-  sizeMismatch: 'warn' | 'refuse';
-  onStarved: 'wait' | 'kill';
   handOffTimeout: number;
   acceptTimeout?: number;
-  socketMode?: number;
-  socketOwner?: { uid: number; gid: number };
   readyFd?: number;
   statsJson?: string;
   metrics?: { host: string; port: number };
@@ -108,81 +96,61 @@ export function addServe(program: Command): void {
     .description("Restores microVM snapshots: answers a guest's page faults from a memory file.")
     .option('--socket <PATH>', 'the unix socket to listen at; @NAME is an abstract one')
     .option('--memory <FILE>', "the snapshot's memory file")
-    .addOption(
-      new Option('--vm <socket=PATH,memory=FILE>', 'another socket and its memory; may repeat').argParser(
-        collected(vmOf),
-      ),
+    .option('--vm <socket=PATH,memory=FILE>', 'another socket and its memory; may repeat', collected(vmOf))
+    .addOption(windowOption())
+    .option('--eager', 'install all other pages in the background')
+    .option(
+      '--prefetch <TRACE>',
+      'first install the pages of this recorded run; may repeat',
+      collected((text) => text),
     )
-    .addOption(
-      new Option('-w, --window <N>', `pages for each fault, 1 to ${WINDOW_MOST}, or 'adaptive'`)
-        .default(1)
-        .argParser(window),
-    )
-    .option('--eager', 'install everything else in the background')
-    .addOption(
-      new Option('--prefetch <TRACE>', 'install first what this run has touched; may repeat').argParser(
-        collected((text) => text),
-      ),
-    )
-    .option('--force', 'prefetch from traces of other memory files, too')
+    .option('--force', 'accept traces of other memory files')
     .option('-r, --record <TRACE>', 'record the session (the second to TRACE.2, …)')
-    .addOption(
-      new Option('--wait <how>', 'how to wait for faults (default: adaptive; with --record: block)').choices(
-        WAITS,
-      ),
-    )
+    .addOption(new Option('--wait <how>', 'how to wait for faults (default: adaptive)').choices(WAITS))
     .addOption(placementOption())
-    .option('--once', 'end when the first guest has ended')
-    .addOption(
-      new Option('--allow-uid <UID>', 'serve monitors of this user; may repeat').argParser(
-        collected(integer(0, 2 ** 32 - 2)),
-      ),
+    .option('--once', 'exit when the first guest has ended')
+    .option(
+      '--allow-uid <UID>',
+      'serve monitors of this user; may repeat',
+      collected(integer(0, 2 ** 32 - 2)),
     )
     .addOption(
-      new Option('--on-error <what>', 'a monitor whose guest cannot be served')
+      new Option('--on-error <what>', 'what to do with a monitor whose guest cannot be served')
         .choices(['kill', 'leave'])
         .default('kill'),
     )
     .addOption(
       new Option(
         '--on-refused <what>',
-        'a monitor whose hand-off is refused (default: as --on-error)',
+        'what to do with a monitor whose hand-off is refused (default: as --on-error)',
       ).choices(['kill', 'leave']),
     )
     .addOption(
-      new Option('--size-mismatch <what>', 'a guest that has less memory than the file')
+      new Option('--size-mismatch <what>', 'what to do with a guest that has less memory than the file')
         .choices(['warn', 'refuse'])
         .default('warn'),
     )
     .addOption(
-      new Option('--on-starved <what>', 'a guest that waits for a page there is no memory for')
+      new Option('--on-starved <what>', 'what to do with a guest for whose page there is no memory')
         .choices(['wait', 'kill'])
         .default('wait'),
     )
-    .addOption(
-      new Option('--hand-off-timeout <MS>', 'how long a monitor may take to hand over')
-        .default(5000)
-        .argParser(integer(1, MS_MOST)),
+    .option(
+      '--hand-off-timeout <MS>',
+      'how long a monitor may take for its hand-off',
+      integer(1, MS_MOST),
+      5000,
     )
-    .addOption(
-      new Option(
-        '--accept-timeout <MS>',
-        'how long to wait for the first monitor (default: for ever)',
-      ).argParser(integer(1, MS_MOST)),
+    .option(
+      '--accept-timeout <MS>',
+      'how long to wait for the first monitor (default: for ever)',
+      integer(1, MS_MOST),
     )
-    .addOption(new Option('--socket-mode <OCTAL>', "the socket's mode: 600").argParser(modeOf))
-    .addOption(new Option('--socket-owner <UID:GID>', "the socket's owner, as numbers").argParser(ownerOf))
-    .addOption(
-      new Option('--ready-fd <N>', 'write a line to this descriptor when ready').argParser(
-        integer(1, MS_MOST),
-      ),
-    )
+    .option('--socket-mode <OCTAL>', "the socket's mode: 600", modeOf)
+    .option('--socket-owner <UID:GID>', "the socket's owner, as numbers", ownerOf)
+    .option('--ready-fd <N>', 'write a line to this descriptor when ready', integer(1, MS_MOST))
     .option('--stats-json <FILE>', 'write what was served to this file at the end')
-    .addOption(
-      new Option('--metrics <[HOST:]PORT>', 'serve /metrics, /healthz and /readyz over HTTP').argParser(
-        addressOf,
-      ),
-    )
+    .option('--metrics <[HOST:]PORT>', 'serve /metrics, /healthz and /readyz over HTTP', addressOf)
     .addHelpText('after', HELP)
     .action(run);
 }
@@ -191,15 +159,16 @@ async function run(flags: Flags): Promise<void> {
   const options = serveOptions(flags);
   const { statsJson } = flags;
   if (statsJson !== undefined) checkStats(statsJson, options);
-  const ledger = new Ledger();
+  const ledger = new ServedTotals();
+  const createDisplay = await loadDisplay();
   const server = await serve(options);
   const display = createDisplay(server);
   ledger.follow(server, statsJson !== undefined);
   let leaving: number | undefined;
   const signals = onSignals((name, times) => {
     if (times === 1) {
-      display.say(`${name}: no new monitors; waiting for ${server.sessions.size} of those that are served`);
-      announceStopping();
+      display.say(`${name}: no new monitors; waiting for ${server.sessions.size} guests`);
+      notifySystemd('STOPPING=1');
       server.finish();
       return;
     }
@@ -208,7 +177,10 @@ async function run(flags: Flags): Promise<void> {
   });
   let metrics: { close(): void } | undefined;
   try {
-    if (flags.metrics) metrics = await serveMetrics(flags.metrics, server, ledger);
+    if (flags.metrics) {
+      const { serveMetrics } = await import('./metrics.js');
+      metrics = await serveMetrics(flags.metrics, server, ledger);
+    }
     announce(options.vms, flags.readyFd);
     await server.done;
     process.exitCode = leaving ?? (ledger.failures > 0 ? EXIT.failed : EXIT.done);
@@ -219,6 +191,17 @@ async function run(flags: Flags): Promise<void> {
     display.end();
     if (statsJson !== undefined) writeStats(statsJson, ledger.report(), options);
   }
+}
+
+/** Reports to the parent process, to systemd and on stdout that the server listens. */
+function announce(vms: readonly Vm[], readyFd: number | undefined): void {
+  const lines = vms.map(({ socket }) => `ready: ${printable(socket)}\n`).join('');
+  process.stdout.write(lines);
+  if (readyFd !== undefined) {
+    writeSync(readyFd, lines);
+    closeSync(readyFd);
+  }
+  notifySystemd(`READY=1\nSTATUS=listening at ${vms.map(({ socket }) => printable(socket)).join(', ')}`);
 }
 
 function serveOptions(flags: Flags): ServeOptions & { vms: readonly Vm[] } {
@@ -248,7 +231,7 @@ function serveOptions(flags: Flags): ServeOptions & { vms: readonly Vm[] } {
   };
 }
 
-/** For an option that may repeat. */
+/** Makes the parser of an option that may be given several times. */
 function collected<T>(parse: (text: string) => T): (text: string, before: T[] | undefined) => T[] {
   return (text, before = []) => [...before, parse(text)];
 }

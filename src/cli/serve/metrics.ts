@@ -3,10 +3,10 @@
 import { Counter, Gauge, type MetricObjectWithValues, type MetricValue, Registry } from 'prom-client';
 import { type Count, LATENCY_BOUNDS, type Server } from '../../serve/index.js';
 import { printable } from '../text.js';
-import { type Answer, serveHttp } from './http.js';
-import type { Ledger, Totals } from './ledger.js';
+import { type HttpAnswer, serveHttp } from './http.js';
+import type { ServedTotals, Totals } from './totals.js';
 
-/** Ways in which a fault was answered, by what is counted. */
+/** The results of faults, and the counter of each. */
 const RESULTS: readonly (readonly [result: string, count: Count])[] = [
   ['answered', 'faults'],
   ['present', 'present'],
@@ -14,119 +14,84 @@ const RESULTS: readonly (readonly [result: string, count: Count])[] = [
 ];
 const CLASSES: readonly Count[] = ['copied', 'hole', 'removed', 'prefetched', 'eager'];
 
-/** Begins to answer. @throws Refusal where the address cannot be had */
+/** Begins to answer. @throws Refusal if the address cannot be used */
 export async function serveMetrics(
   address: { host: string; port: number },
   server: Server,
-  ledger: Ledger,
+  ledger: ServedTotals,
 ): Promise<{ close(): void }> {
   const registry = createRegistry(server, ledger);
   return serveHttp(address, {
     '/metrics': async () => ({ status: 200, text: await registry.metrics(), type: registry.contentType }),
-    // Only whether the process answers: to end it because something is wrong would hang every guest that is well.
+    // Reports only that the process answers, because a restart for a problem would hang every healthy guest.
     '/healthz': () => ({ status: 200, text: 'ok\n' }),
     '/readyz': () => readiness(server.problems),
   });
 }
 
-/** Problems, a line each; none: it is ready. */
-function readiness(problems: ReadonlyMap<string, string>): Answer {
+/** The answer of /readyz: a line for each problem; 'ok' if there is none. */
+function readiness(problems: ReadonlyMap<string, string>): HttpAnswer {
   if (problems.size === 0) return { status: 200, text: 'ok\n' };
   const lines = [...problems].map(([key, reason]) => `${printable(key)}: ${printable(reason)}\n`);
   return { status: 503, text: lines.join('') };
 }
 
-function createRegistry(server: Server, ledger: Ledger): Registry {
+function createRegistry(server: Server, ledger: ServedTotals): Registry {
   const registry = new Registry();
   const registers = [registry];
   const totals = () => ledger.totals(server.sessions);
-  new Gauge({
-    ...{ name: 'uffd_guests', help: 'Guests that are served now', registers },
-    collect() {
-      this.set(server.sessions.size);
-    },
-  });
-  new Gauge({
-    ...{ name: 'uffd_problems', help: 'Problems now: /readyz has their reasons; 0: ready', registers },
-    collect() {
-      this.set(server.problems.size);
-    },
-  });
-  counter('uffd_guests_total', 'Guests that were served', registers, () => server.served);
-  counter('uffd_refused_total', 'Monitors that were turned away', registers, () => ledger.refused);
-  counter('uffd_killed_total', 'Monitors that were killed', registers, () => ledger.killed);
-  counter('uffd_failed_total', 'Guests that could not be served', registers, () => ledger.failures);
-  counter(
-    'uffd_left_out_bytes_total',
-    'Bytes that could not be installed in the background',
-    registers,
-    () => totals().counts.leftOut,
-  );
-  counter(
-    'uffd_pauses_total',
-    'Times that installing in the background paused for want of memory',
-    registers,
-    () => totals().counts.paused,
-  );
-  counter(
-    'uffd_taken_bytes_total',
-    'Bytes that monitors took away',
-    registers,
-    () => totals().counts.taken ?? 0,
-  );
-  counter(
-    'uffd_retried_reads_total',
-    'Reads of memory files that failed and were tried again',
-    registers,
-    () => {
-      return totals().counts.retried ?? 0;
-    },
-  );
-  labelled('uffd_faults_total', 'Page faults by result', 'result', registers, () => {
+  const gauge = (name: string, help: string, value: () => number) =>
+    new Gauge({
+      ...{ name, help, registers },
+      collect() {
+        this.set(value());
+      },
+    });
+  /** A counter, whose label has one of several values. */
+  const labelled = (name: string, help: string, label: string, values: () => (readonly [string, number])[]) =>
+    new Counter({
+      ...{ name, help, registers, labelNames: [label] },
+      collect() {
+        this.reset();
+        for (const [text, value] of values()) this.inc({ [label]: text }, value);
+      },
+    });
+  const counter = (name: string, help: string, value: () => number) =>
+    new Counter({
+      ...{ name, help, registers },
+      collect() {
+        this.reset();
+        this.inc(value());
+      },
+    });
+  const counted = (name: string, help: string, count: Count) =>
+    counter(name, help, () => totals().counts[count] ?? 0);
+  gauge('uffd_guests', 'Guests that are served now', () => server.sessions.size);
+  gauge('uffd_problems', 'Problems now: /readyz has their reasons; 0: ready', () => server.problems.size);
+  counter('uffd_guests_total', 'Guests that were served', () => server.served);
+  counter('uffd_refused_total', 'Monitors that were turned away', () => ledger.refused);
+  counter('uffd_killed_total', 'Monitors that were killed', () => ledger.killed);
+  counter('uffd_failed_total', 'Guests that could not be served', () => ledger.failures);
+  counted('uffd_left_out_bytes_total', 'Bytes that could not be installed in the background', 'leftOut');
+  counted('uffd_pauses_total', 'Times that installing in the background paused for want of memory', 'paused');
+  counted('uffd_taken_bytes_total', 'Bytes that monitors took away', 'taken');
+  counted('uffd_retried_reads_total', 'Reads of memory files that failed and were tried again', 'retried');
+  labelled('uffd_faults_total', 'Page faults by result', 'result', () => {
     const { counts } = totals();
     return RESULTS.map(([result, count]) => [result, counts[count] ?? 0]);
   });
-  labelled('uffd_installed_bytes_total', 'Bytes that were installed, by why', 'class', registers, () => {
+  labelled('uffd_installed_bytes_total', 'Bytes that were installed, by why', 'class', () => {
     const { counts } = totals();
     return CLASSES.map((count) => [count, counts[count] ?? 0]);
   });
-  new Gauge({
-    ...{ name: 'uffd_resident_bytes', help: "Bytes in guests' memory, as far as it is known", registers },
-    collect() {
-      this.set([...server.sessions].reduce((sum, { resident }) => sum + resident, 0));
-    },
-  });
+  gauge('uffd_resident_bytes', "Bytes in guests' memory, as far as it is known", () =>
+    [...server.sessions].reduce((sum, { resident }) => sum + resident, 0),
+  );
   registry.registerMetric(new LatencyMetric(() => totals().latencies) as never);
   return registry;
 }
 
-function counter(name: string, help: string, registers: Registry[], value: () => number): void {
-  new Counter({
-    ...{ name, help, registers },
-    collect() {
-      this.reset();
-      this.inc(value());
-    },
-  });
-}
-
-function labelled(
-  name: string,
-  help: string,
-  label: string,
-  registers: Registry[],
-  values: () => (readonly [string, number])[],
-): void {
-  new Counter({
-    ...{ name, help, registers, labelNames: [label] },
-    collect() {
-      this.reset();
-      for (const [text, value] of values()) this.inc({ [label]: text }, value);
-    },
-  });
-}
-
-/** A histogram that others count: prom-client's own wants to be told of every single value. */
+/** A histogram whose values are counted by the sessions: prom-client's own class needs every single value. */
 class LatencyMetric {
   readonly name = 'uffd_fault_latency_seconds';
   readonly #latencies: () => Totals['latencies'];

@@ -1,7 +1,7 @@
 // The file of --stats-json.
 //
-// Rule: a file that is served, read or recorded to is never written over, whatever link or second name leads to it. That is
-// checked before a monitor can connect, and again when the file is written: names may have changed by then.
+// Rule: a file that is served, read or recorded to is never overwritten, by whatever link or second name. This is
+// checked before a monitor can connect, and again when the file is written, because names may have changed by then.
 
 import {
   accessSync,
@@ -20,11 +20,11 @@ import { basename, dirname, join } from 'node:path';
 import type { ServeOptions } from '../../serve/index.js';
 import { Refusal } from '../exit.js';
 
-/** What says which files are served, read and recorded to. */
+/** The options that say which files are served, read and recorded to. */
 type Files = Pick<ServeOptions, 'vms' | 'prefetch' | 'record'>;
 
 /**
- * Checks that the file can be written. It is left as it is.
+ * Checks that the file can be written, without changing it.
  *
  * @throws Refusal
  */
@@ -37,7 +37,7 @@ export function checkStats(file: string, files: Files): void {
     else if (stat.isDirectory()) throw new Refusal('it is a directory');
     else {
       refuseKept(stat, files);
-      // Opening a pipe would tell its reader that all is over.
+      // Opening and closing a pipe would signal the end of the output to its reader.
       if (stat.isFile()) closeSync(openSync(file, constants.O_WRONLY));
     }
   });
@@ -70,19 +70,21 @@ function refuseKept({ dev, ino }: BigIntStats, { vms, prefetch = [], record }: F
   }
 }
 
-/** The traces of sessions that are there. */
+/** The traces of sessions that exist. */
 function recordings(record: string): string[] {
   const folder = dirname(record);
   try {
     const paths = readdirSync(folder).map((name) => join(folder, name));
     return paths.filter((path) => isRecording(path, record));
   } catch {
-    // Its folder is missing, or cannot be listed.
+    // The folder is missing, or cannot be listed.
     return [record];
   }
 }
 
-/** Whether a session may be recorded to a file: the first is to the path that was given, the second to PATH.2, and so on. */
+/**
+ * Whether a session may be recorded to a file: the first to the path that was given, the second to PATH.2, and so on.
+ */
 function isRecording(file: string, record: string): boolean {
   const [name, first] = [basename(file), basename(record)];
   const isNamed =

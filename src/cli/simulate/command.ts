@@ -1,13 +1,16 @@
 // `uffd simulate`: its options, its help, and how its result is printed.
 
 import { randomInt } from 'node:crypto';
-import { type Command, Option } from 'commander';
+import type { Command } from 'commander';
 import { summarize, TraceReader, type TraceSummary, TraceWriter } from '../../trace/index.js';
 import { integer } from '../arguments.js';
+import type { Report } from '../demo/report.js';
 import { EXIT, EXIT_HELP } from '../exit.js';
 import { happenedRows } from '../inspect/report.js';
 import { interruptible } from '../signals.js';
-import { byteSize, counted, grouped, lookOf, printable, renderTable } from '../text.js';
+import { renderTable } from '../table.js';
+import { byteSize, counted, grouped, outputStyleOf, printable } from '../text.js';
+import { recordedBy } from '../traces.js';
 import { runWorld, type World } from './world.js';
 
 const SEED_MOST = 2 ** 32 - 1;
@@ -16,15 +19,15 @@ const STEPS = 10_000;
 
 const HELP = `
 What it does:
-  In a simulated kernel three threads read and write 64 pages, a fourth takes
-  pages away with madvise, and a handler brings them from a source. A seeded
-  scheduler decides who runs next, and interrupts the handler before its calls.
-  Nothing of it is real but the library and the handler: it runs anywhere, the
-  same each time for one seed. Each read is checked.
+  In a simulated kernel, three threads read and write 64 pages, a fourth removes
+  pages with madvise, and a handler copies them from a source. A seeded
+  scheduler decides which thread runs next, and interrupts the handler before
+  its calls. Only the library and the handler are real, so it runs anywhere, and
+  one seed gives the same run each time. Each read is checked.
 
 What is counted:
   duration, latency  virtual time: a step takes 1 µs
-  put off            faults whose fill a removal cut short: offered again
+  put off            faults offered again, because a removal cut the fill short
 
 Fields of the JSON object (trace: null without --record):
   seed steps reads writes removals offered putOff wrong stuck equal
@@ -32,9 +35,9 @@ Fields of the JSON object (trace: null without --record):
   summary: the object that uffd inspect --json prints, without file
 ${EXIT_HELP}
 Examples:
-  uffd simulate                              a world of its own
-  uffd simulate --seed 7 --steps 1000 --log  one to repeat, step by step
-  uffd simulate --seed 7 --record sim.trace  one to replay and to look at
+  uffd simulate                              a random run
+  uffd simulate --seed 7 --steps 1000 --log  a repeatable run, step by step
+  uffd simulate --seed 7 --record sim.trace  a run to replay and inspect
 `;
 
 interface Flags {
@@ -50,16 +53,16 @@ export function addSimulate(program: Command): void {
     .command('simulate')
     .summary('serve faults in a simulated kernel whose every interleaving comes from a seed')
     .description('Serves faults in a simulated kernel whose every interleaving comes from a seed.')
-    .addOption(
-      new Option(
-        '-s, --seed <N>',
-        `decides the run, 0 to ${SEED_MOST} (default: random, and printed)`,
-      ).argParser(integer(0, SEED_MOST)),
+    .option(
+      '-s, --seed <N>',
+      `decides the run, 0 to ${SEED_MOST} (default: random, and printed)`,
+      integer(0, SEED_MOST),
     )
-    .addOption(
-      new Option('--steps <N>', `scheduler steps after which threads begin nothing more, 1 to ${STEPS_MOST}`)
-        .default(STEPS)
-        .argParser(integer(1, STEPS_MOST)),
+    .option(
+      '--steps <N>',
+      `scheduler steps after which threads begin nothing more, 1 to ${STEPS_MOST}`,
+      integer(1, STEPS_MOST),
+      STEPS,
     )
     .option('-r, --record <FILE>', 'record the run, for uffd replay and uffd inspect')
     .option('--log', 'print each step: who runs')
@@ -86,7 +89,7 @@ async function simulate({
   const summary = summarize(
     record === undefined ? TraceReader.of(Buffer.concat(kept)) : TraceReader.fromFile(record),
   );
-  const trace = record === undefined ? null : traceOf(record, writer);
+  const trace = record === undefined ? null : { file: record, ...recordedBy(writer) };
   const equal = world.wrong.length === 0 && world.stuck.length === 0;
   const text = json
     ? JSON.stringify({ seed, ...world, equal, trace, summary })
@@ -95,24 +98,16 @@ async function simulate({
   if (!equal || writer.failure) process.exitCode = EXIT.failed;
 }
 
-interface Trace {
-  file: string;
-  records: number;
-  bytes: number;
-  failure: string | null;
-}
-
-function traceOf(file: string, { records, bytesWritten, failure }: TraceWriter): Trace {
-  return { file, records, bytes: bytesWritten, failure: failure?.message ?? null };
-}
-
-function asTable(seed: number, world: World, summary: TraceSummary, trace: Trace | null): string {
-  const { columns, colors } = lookOf(process.stdout);
+function asTable(seed: number, world: World, summary: TraceSummary, trace: Report['trace']): string {
+  const { columns, colors } = outputStyleOf(process.stdout);
   const { wrong, stuck } = world;
   const verdict = [
     ...wrong.map((what) => colors.red(`WRONG: ${what}`)),
     ...stuck.map((who) => colors.red(`ASLEEP FOR GOOD: ${who}`)),
   ];
+  const traced: [string, string][] = trace
+    ? [['trace', `${printable(trace.file)}: ${counted(trace.records, 'record')}, ${byteSize(trace.bytes)}`]]
+    : [];
   const rows: [string, string][] = [
     ['seed', `${seed}`],
     ['steps', grouped(world.steps)],
@@ -120,14 +115,7 @@ function asTable(seed: number, world: World, summary: TraceSummary, trace: Trace
     ['removals', grouped(world.removals)],
     ['offered', `${counted(world.offered, 'fault')}, ${grouped(world.putOff)} put off`],
     ...happenedRows(summary),
-    ...(trace
-      ? [
-          [
-            'trace',
-            `${printable(trace.file)}: ${counted(trace.records, 'record')}, ${byteSize(trace.bytes)}`,
-          ] as [string, string],
-        ]
-      : []),
+    ...traced,
     ['verdict', verdict.length > 0 ? verdict.join(' ') : colors.green('every read found what it had to')],
   ];
   return renderTable(rows, columns);

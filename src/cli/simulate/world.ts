@@ -1,48 +1,42 @@
-// A small world in the simulated kernel: threads that read and write pages, one that takes pages away again, and a
-// handler that brings them from a source. The seed decides all of it, so a run can be repeated.
+// A small world in the simulated kernel: threads that read and write pages, one that removes pages, and a handler
+// that copies them from a source. The seed decides everything, so a run can be repeated.
 //
-// What must hold, and is looked at with each read: a page holds what its source has, what was last written there, or
-// zeros where it was taken away.
+// Each read checks that a page holds the data of its source, or the last write, or zeros after a removal.
 
 import { setImmediate as turn } from 'node:timers/promises';
 import { type FaultHandler, Userfaultfd } from '../../index.js';
 import { advise, type Program, Random, read, SimulatedKernel, write } from '../../sim/index.js';
 import type { TraceWriter } from '../../trace/index.js';
 
-export interface WorldOptions {
-  seed: number;
-  /** Scheduler steps after which threads begin nothing more. */
-  steps: number;
-}
-
-export interface World {
+/** What has happened. */
+export class World {
   /** Steps that were made. */
-  steps: number;
-  reads: number;
-  writes: number;
-  removals: number;
-  /** Faults that the handler was told of, and how many of them it could not answer at once. */
-  offered: number;
-  putOff: number;
-  /** Reads that found what cannot be. */
-  wrong: string[];
-  /** What the threads do that sleep for good. */
-  stuck: string[];
+  steps = 0;
+  reads = 0;
+  writes = 0;
+  removals = 0;
+  /** Faults that the handler got, and how many of them it deferred. */
+  offered = 0;
+  putOff = 0;
+  /** Reads that found wrong contents. */
+  readonly wrong: string[] = [];
+  /** The actions of the threads that sleep for ever. */
+  readonly stuck: string[] = [];
 }
 
 const PAGES = 64;
 const TOUCHING = 3;
-/** Pages that are taken away at once, at most. */
+/** Most pages that are removed at once. */
 const REMOVED_MOST = 8;
 const MADV_DONTNEED = 4;
 /** Steps between two turns of the event loop. */
 const STEPS_A_TURN = 2000;
-/** What threads write: above all that the source has. */
+/** Written values are above all source values. */
 const WRITTEN = 128;
 
-/** Runs the world. `observer` is told each step, one line at a time. */
+/** Runs the world. After `steps`, threads begin nothing more. `observer` gets each step, as a line. */
 export async function runWorld(
-  { seed, steps }: WorldOptions,
+  { seed, steps }: { seed: number; steps: number },
   record: TraceWriter,
   signal: AbortSignal,
   observer?: (line: string) => void,
@@ -52,16 +46,7 @@ export async function runWorld(
   const { pageSize } = uffd;
   const memory = kernel.map(PAGES);
   uffd.register(memory, PAGES * pageSize);
-  const world: World = {
-    steps: 0,
-    reads: 0,
-    writes: 0,
-    removals: 0,
-    offered: 0,
-    putOff: 0,
-    wrong: [],
-    stuck: [],
-  };
+  const world = new World();
   const scene: Scene = { kernel, memory, pageSize, world, random: new Random(seed ^ 0x5eed), steps };
   for (let i = 0; i < TOUCHING; i++) kernel.thread(touching(scene));
   kernel.thread(removing(scene));
@@ -88,12 +73,12 @@ interface Scene {
   memory: bigint;
   pageSize: number;
   world: World;
-  /** Of what threads do; the scheduler draws from the kernel's own. */
+  /** The source of the threads' random choices. The simulated kernel's scheduler uses another one. */
   random: Random;
   steps: number;
 }
 
-/** What the source has on a page: its number, plus one. */
+/** The source value of a page: its number plus one. */
 function sourceOf(page: number): number {
   return page + 1;
 }
@@ -117,7 +102,7 @@ function* touching({ kernel, memory, pageSize, world, random, steps }: Scene): P
 
 function* removing({ kernel, memory, pageSize, world, random, steps }: Scene): Program {
   while (kernel.steps < steps) {
-    // Somewhere else meanwhile, so that pages are there to be removed.
+    // Touch other pages meanwhile, so that there are pages to remove.
     for (let idle = random.below(8); idle > 0; idle--)
       yield read(memory + BigInt(random.below(PAGES) * pageSize));
     const first = random.below(PAGES);
@@ -128,7 +113,7 @@ function* removing({ kernel, memory, pageSize, world, random, steps }: Scene): P
   }
 }
 
-/** Brings a page from the source, or zeros where it was taken away. */
+/** Copies the page from the source, or installs zeros if it was removed. */
 function handler({ memory, pageSize, world }: Scene): FaultHandler {
   const bytes = new Uint8Array(pageSize);
   return {
@@ -142,7 +127,7 @@ function handler({ memory, pageSize, world }: Scene): FaultHandler {
       world.putOff++;
       return false;
     },
-    // That they are told is enough: `pageState` knows of them then.
+    // The event is enough: `pageState` then knows of the removal.
     removed() {},
   };
 }

@@ -194,7 +194,7 @@ static const char *text_of(const struct guest *guest)
 	return text;
 }
 
-/* Reads or writes random pages: it sleeps where nobody serves them, until it is killed. */
+/* Reads or writes random pages. On a page that no handler serves it sleeps until it is killed. */
 static void touch(struct dice *dice, const struct guest *guest, unsigned times)
 {
 	for (unsigned i = 0; i < times; i++) {

@@ -63,7 +63,7 @@ static int marked(int fd)
 	return fd;
 }
 
-/* Nothing here waits for ever for a server that does not read or answer. */
+/* Every wait for a server that does not read or answer has a limit. */
 static int limited(int fd)
 {
 	struct timeval limit = { .tv_sec = 3 };

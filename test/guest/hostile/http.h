@@ -8,7 +8,7 @@ static const char *some_path(struct dice *dice)
 }
 
 /* Sends bytes, reads some of the answer or none, and hangs up, abruptly or not; or does not. */
-static void tell(struct dice *dice, const char *bytes, size_t length)
+static void send_bytes(struct dice *dice, const char *bytes, size_t length)
 {
 	struct linger abrupt = { .l_onoff = 1 };
 	int fd = dial_http();
@@ -28,7 +28,7 @@ static void tell(struct dice *dice, const char *bytes, size_t length)
 
 static void tell_text(struct dice *dice, const char *text)
 {
-	tell(dice, text, strlen(text));
+	send_bytes(dice, text, strlen(text));
 }
 
 static void http_odd_target(struct dice *dice)
@@ -52,7 +52,7 @@ static void http_huge_header(struct dice *dice)
 
 	memset(text + head, roll(dice, 2) ? 'a' : '\t', length);
 	strcpy(text + head + length, "\r\n\r\n");
-	tell(dice, text, head + length + 4);
+	send_bytes(dice, text, head + length + 4);
 	free(text);
 }
 
@@ -65,7 +65,7 @@ static void http_many_headers(struct dice *dice)
 	for (int i = 0; i < count; i++)
 		at += sprintf(text + at, "H%d: %d\r\n", i, i);
 	at += sprintf(text + at, "\r\n");
-	tell(dice, text, at);
+	send_bytes(dice, text, at);
 	free(text);
 }
 
@@ -92,7 +92,7 @@ static void http_pipeline(struct dice *dice)
 
 	for (int i = 0; i < count; i++)
 		at += sprintf(text + at, "%s %s HTTP/1.1\r\nHost: x\r\n\r\n", roll(dice, 5) ? "GET" : "POST", some_path(dice));
-	tell(dice, text, at);
+	send_bytes(dice, text, at);
 	free(text);
 }
 
@@ -158,7 +158,7 @@ static void http_noise(struct dice *dice)
 	/* Now and then the begin of TLS. */
 	if (roll(dice, 4) == 0)
 		memcpy(bytes, "\x16\x03\x01\x02\x00\x01", length < 6 ? length : 6);
-	tell(dice, (char *)bytes, length);
+	send_bytes(dice, (char *)bytes, length);
 }
 
 /* Ends its half of the connection in the middle of a request, or right behind it. */

@@ -327,23 +327,23 @@ static void of_another_process(struct dice *dice)
 /* Regions that are elsewhere: of other memory, of none, or of more than was registered. */
 static void other_memory(struct dice *dice)
 {
-	struct guest guest = plain_guest(), told = guest;
+	struct guest guest = plain_guest(), announced = guest;
 	int connection = dial(dice);
 
 	switch (roll(dice, 4)) {
 	case 0:
-		told.start += roll(dice, 2 * PAGES) * PAGE;
+		announced.start += roll(dice, 2 * PAGES) * PAGE;
 		break;
 	case 1:
 		munmap(guest.start, guest.length);
 		break;
 	case 2:
-		told.start = (char *)(uintptr_t)(roll(dice, 1ull << 35) * PAGE);
+		announced.start = (char *)(uintptr_t)(roll(dice, 1ull << 35) * PAGE);
 		break;
 	default:
 		munmap(guest.start + PAGE, PAGE);
 	}
-	give_text(connection, text_of(&told), guest.fd);
+	give_text(connection, text_of(&announced), guest.fd);
 	if (roll(dice, 2))
 		touch(dice, &guest, 3);
 	wait_a_little(dice, connection);
@@ -449,7 +449,7 @@ static void killed(struct dice *dice)
 	raise(SIGKILL);
 }
 
-/* Whoever started it kills it. */
+/* The process that started it kills it. */
 static void stopped(struct dice *dice)
 {
 	served_guest(dice);
@@ -468,7 +468,7 @@ static void executed(struct dice *dice)
 	execl("/bin/sleep", "sleep", "0.01", NULL);
 }
 
-/* Gone before the server has looked who it is; its copy lives on in another. */
+/* Exits before the server has read its peer credentials; another process keeps a copy of the userfaultfd. */
 static void gone_at_once(struct dice *dice)
 {
 	struct guest guest = plain_guest();

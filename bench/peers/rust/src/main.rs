@@ -1,7 +1,11 @@
-// The handler in Rust, on the crate `userfaultfd`: the same hand-off and the same policy as ../c/handler.c, where the
-// policy is told. One guest after the other, until it is killed.
+// The handler in Rust, on the crate `userfaultfd`. Its hand-off and its policy are those of ../c/handler.c, which
+// describes the policy. It serves one guest after the other, until it is killed.
 //
-//   handler --socket PATH --memory FILE [--window N]
+//   handler --socket PATH --memory FILE [--window N] [--policy unregister]
+//
+// With the policy `unregister` it does what Firecracker's example of a handler does (on_demand_handler.rs): it reads
+// one message at a time, copies one page for each fault, and unregisters memory that was removed, so that the kernel
+// fills it.
 
 use std::error::Error;
 use std::ffi::c_void;
@@ -36,6 +40,7 @@ struct Guest {
     window: usize,
     states: Vec<State>,
     removals: bool,
+    unregisters: bool,
 }
 
 impl Guest {
@@ -51,7 +56,7 @@ impl Guest {
         let _ = self.uffd.wake(self.address(page), self.page_size);
     }
 
-    /// The pages around this one that are in its state, as far as its window goes.
+    /// Returns the pages around this one that have the same state, inside its window.
     fn run(&self, page: usize) -> (usize, usize) {
         let low = page / self.window * self.window;
         let high = (low + self.window).min(self.states.len());
@@ -61,7 +66,7 @@ impl Guest {
         (first, end)
     }
 
-    /// How many bytes were filled, or why none.
+    /// Returns how many bytes were filled, or the error if none were.
     fn transfer(&self, first: usize, length: usize, zero: bool) -> Result<usize, Errno> {
         let target = self.address(first);
         let result = unsafe {
@@ -73,7 +78,7 @@ impl Guest {
             }
         };
         match result {
-            // The kernel's result is signed: an error where nothing was copied.
+            // The kernel's result is signed. It is a negative errno if nothing was copied.
             Err(UffdError::PartiallyCopied(bytes)) if bytes as isize > 0 => Ok(bytes),
             Err(UffdError::PartiallyCopied(_)) => Err(Errno::EAGAIN),
             Err(UffdError::CopyFailed(errno) | UffdError::ZeropageFailed(errno)) => Err(errno),
@@ -82,7 +87,7 @@ impl Guest {
         }
     }
 
-    /// False: a mapping change came first; it has to be read.
+    /// Returns false if the handler must first read the event of a mapping change.
     fn fill(&mut self, page: usize) -> bool {
         loop {
             let state = self.states[page];
@@ -116,6 +121,9 @@ impl Guest {
     fn take(&mut self, event: Event, waiting: &mut Vec<usize>) {
         match event {
             Event::Pagefault { addr, .. } => waiting.push(self.page_of(addr)),
+            Event::Remove { start, end } if self.unregisters => {
+                let _ = self.uffd.unregister(start, end as usize - start as usize);
+            }
             Event::Remove { start, end } => {
                 let (first, end) = (self.page_of(start), self.page_of(end));
                 self.states[first..end].fill(State::Removed);
@@ -126,7 +134,8 @@ impl Guest {
     }
 
     fn serve(&mut self, connection: &UnixStream) -> Outcome<()> {
-        let mut buffer = EventBuffer::new(MESSAGES);
+        let most = if self.unregisters { 1 } else { MESSAGES };
+        let mut buffer = EventBuffer::new(most);
         let mut waiting = Vec::new();
         loop {
             let closed = {
@@ -146,7 +155,7 @@ impl Guest {
                     self.take(event?, &mut waiting);
                     count += 1;
                 }
-                if count < MESSAGES {
+                if count < most {
                     break;
                 }
             }
@@ -155,8 +164,8 @@ impl Guest {
     }
 }
 
-/// What the monitor hands over: its memory's one region, and the userfaultfd.
-fn receive(connection: &UnixStream, source: *const u8, window: usize) -> Outcome<Guest> {
+/// Receives what the monitor hands over: the only region of its memory, and the userfaultfd.
+fn receive(connection: &UnixStream, source: *const u8, window: usize, unregisters: bool) -> Outcome<Guest> {
     let mut text = [0; 4096];
     let mut space = nix::cmsg_space!([RawFd; 1]);
     let (length, fd) = {
@@ -184,6 +193,7 @@ fn receive(connection: &UnixStream, source: *const u8, window: usize) -> Outcome
         window,
         states: vec![State::Missing; member("size")? / page_size],
         removals: false,
+        unregisters,
     })
 }
 
@@ -191,9 +201,10 @@ fn main() -> Outcome<()> {
     let words: Vec<String> = std::env::args().collect();
     let option = |name: &str| words.iter().position(|word| word == name).and_then(|at| words.get(at + 1));
     let (Some(socket), Some(memory)) = (option("--socket"), option("--memory")) else {
-        return Err("usage: handler --socket PATH --memory FILE [--window N]".into());
+        return Err("usage: handler --socket PATH --memory FILE [--window N] [--policy unregister]".into());
     };
     let window = option("--window").map_or(Ok(1), |word| word.parse())?;
+    let unregisters = option("--policy").is_some_and(|policy| policy == "unregister");
     let file = File::open(memory)?;
     let length = NonZeroUsize::new(file.metadata()?.len() as usize).ok_or("the memory file is empty")?;
     let source = unsafe { mmap(None, length, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE, Some(&file), 0)? };
@@ -202,7 +213,7 @@ fn main() -> Outcome<()> {
     std::io::stdout().flush()?;
     for connection in listener.incoming() {
         let connection = connection?;
-        receive(&connection, source.cast(), window)?.serve(&connection)?;
+        receive(&connection, source.cast(), window, unregisters)?.serve(&connection)?;
     }
     Ok(())
 }

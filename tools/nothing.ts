@@ -1,0 +1,3 @@
+// Replaces, in a bundle, a package that is not used.
+
+export {};
