@@ -23,6 +23,13 @@ interface Mutant {
 
 const MUTANTS: Mutant[] = [
   {
+    breaks: 'pinned memory is written again for a flush that came while it was being written',
+    file: 'pager/index.ts',
+    from: ' && slot.flags & Flag.SNAPSHOT) slot.flags |= Flag.REWRITE',
+    to: ' && slot.flags & Flag.SNAPSHOT) slot.flags |= 0',
+    test: 'pager/worlds',
+  },
+  {
     breaks: 'a block that is being written does not change',
     file: 'pager/index.ts',
     from: '      emit(PagerAction.PROTECT, slot.block);\n',

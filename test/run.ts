@@ -6,12 +6,16 @@
 // Three files run at a time, because most of them sometimes wait for a process to start or end. At most one of the
 // three has races that need the processors for themselves. Files that change a setting of the system run alone.
 //
+// In a run of all files, a file that fails runs once more, by itself, when all others have ended: the second result
+// counts, and the end of the output lists such files. A failure that does not repeat has been caused by other processes
+// on the machine, or by a race, and is to be looked into.
+//
 //   node build/test/run.js [WORD…]    only files whose path contains one of the words
 //   --grep TEXT                       only tests whose name (`file: title`) contains the text
 //   --bail                            run no further test or file after a failure
 //   UFFD_CORE=release|debug           one core only
 //   UFFD_REQUIRE_KERNEL=1             a skipped test counts as failed
-//   UFFD_SEED=N                       the seed of random tests
+//   UFFD_SEED=N|random                the seed of random tests; default: 1
 //   UFFD_PLACEMENT=none|follow|awake  placement of the threads that serve guests
 
 import { spawn } from 'node:child_process';
@@ -26,11 +30,19 @@ import type { Report } from './support/harness.js';
 const here = dirname(fileURLToPath(import.meta.url));
 const CORES = { release: [], debug: ['--conditions=uffd-debug'] } as const;
 type CoreName = keyof typeof CORES;
+type Run = { file: string; core: CoreName };
+type Count = Record<'passed' | 'failed' | 'skipped', number>;
 /** Time limit from the end of a test to the next test of the file, or to the end of its process, in milliseconds. */
 const BETWEEN_MS = 60_000;
 
 const begunAll = performance.now();
-const totals = { passed: 0, failed: 0, skipped: 0 };
+const totals: Count = { passed: 0, failed: 0, skipped: 0 };
+/** The files that have failed, and their results. */
+const failed: { run: Run; count: Count }[] = [];
+/** Most files that run again: if more fail, it is no accident. */
+const REPEATED_MOST = 5;
+/** The files that have failed beside others, and passed alone. */
+const unrepeated: string[] = [];
 /** The duration of each test in seconds, and its name. */
 const times: [seconds: number, test: string][] = [];
 /** The number of slowest tests to list at the end. */
@@ -54,7 +66,7 @@ const cores = only ? [only] : (Object.keys(CORES) as CoreName[]);
 
 /** Files with races, timings or placements. (A lock lets only one test at a time use huge pages.) */
 const RACES = /^(dirty|runtimes|scheduling|uffd)\//;
-const runs = cores.flatMap((core) =>
+const runs: Run[] = cores.flatMap((core) =>
   files
     .filter((file) => core === cores[0] || !file.endsWith('.once.test.js'))
     .map((file) => ({ file, core })),
@@ -64,6 +76,8 @@ const races = runs.filter(({ file }) => RACES.test(file));
 const others = runs.filter(({ file }) => !RACES.test(file) && !ALONE.test(file));
 await Promise.all([runAll(others), runAll(others), runAll(races).then(() => runAll(others))]);
 await runAll(alone);
+const repeated = words.length === 0 && options.grep === undefined && !options.bail ? failed.splice(0) : [];
+if (repeated.length <= REPEATED_MOST) for (const run of repeated) await runAgain(run);
 
 const slowest = times.sort(([a], [b]) => b - a).slice(0, SLOWEST);
 if (slowest.length === SLOWEST) {
@@ -72,6 +86,7 @@ if (slowest.length === SLOWEST) {
 }
 const ran = totals.passed + totals.failed;
 if (ran === 0) console.log('no test ran');
+for (const run of unrepeated) console.log(`FAILED beside other files, and passed alone: ${run}`);
 console.log(`in ${secondsSince(begunAll)} s`);
 console.log(`${totals.passed} passed, ${totals.failed} failed, ${totals.skipped} skipped`);
 process.exitCode = ran === 0 || totals.failed > 0 ? 1 : 0;
@@ -80,12 +95,26 @@ process.exitCode = ran === 0 || totals.failed > 0 ? 1 : 0;
 async function runAll(left: typeof runs): Promise<void> {
   for (let run = left.shift(); run; run = left.shift()) {
     if (options.bail && totals.failed > 0) return;
-    await runFile(run.file, run.core);
+    const count = await runFile(run);
+    add(count, 1);
+    if (count.failed > 0) failed.push({ run, count });
   }
 }
 
-/** Runs one file; counts and prints the results of its tests. */
-async function runFile(file: string, core: CoreName): Promise<void> {
+/** Runs a file again that has failed. */
+async function runAgain({ run, count }: (typeof failed)[number]): Promise<void> {
+  const again = await runFile(run);
+  add(count, -1);
+  add(again, 1);
+  unrepeated.push(...(again.failed === 0 ? [`${run.core} ${run.file}`] : []));
+}
+
+function add(count: Count, sign: 1 | -1): void {
+  for (const key of ['passed', 'failed', 'skipped'] as const) totals[key] += sign * count[key];
+}
+
+/** Runs one file; prints the results of its tests. */
+async function runFile({ file, core }: Run): Promise<Count> {
   const begun = performance.now();
   const child = spawn(process.execPath, ['--expose-gc', ...CORES[core], join(here, file)], {
     stdio: ['ignore', 'pipe', 'pipe', 'pipe'],
@@ -96,7 +125,7 @@ async function runFile(file: string, core: CoreName): Promise<void> {
       UFFD_BAIL: options.bail ? '1' : undefined,
     },
   });
-  const count = { passed: 0, failed: 0, skipped: 0 };
+  const count: Count = { passed: 0, failed: 0, skipped: 0 };
   const notes: string[] = [];
   let output = '';
   for (const stream of [child.stdout, child.stderr] as Readable[]) {
@@ -145,7 +174,7 @@ async function runFile(file: string, core: CoreName): Promise<void> {
     notes.push(`the process ended with ${signal ?? `exit code ${code}`}`);
   }
   if (count.passed + count.failed + count.skipped === 0) {
-    if (options.grep !== undefined) return;
+    if (options.grep !== undefined) return count;
     count.failed++;
     notes.push('the file ran no test');
   }
@@ -155,7 +184,7 @@ async function runFile(file: string, core: CoreName): Promise<void> {
   );
   for (const note of notes) console.log(`       ${note}`);
   if (count.failed) console.log(output.replace(/^/gm, '       | '));
-  for (const key of ['passed', 'failed', 'skipped'] as const) totals[key] += count[key];
+  return count;
 }
 
 /** Seconds since a point in time, with one decimal. */

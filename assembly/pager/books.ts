@@ -62,6 +62,8 @@ export namespace Flag {
   export const SNAPSHOT: u32 = 2048;
   /** The program has asked for it: it is not discarded because no thread waits. */
   export const ASKED: u32 = 4096;
+  /** A flush came while its SNAPSHOT was being written: it may have changed since that began, and is written again. */
+  export const REWRITE: u32 = 8192;
 }
 
 @unmanaged

@@ -718,11 +718,14 @@ export function pagerWritten(block: u32, outcome: PagerOutcome): void {
   const waits = (slot.flags & Flag.WRITE_AWAITED) != 0;
   const evicts = (slot.flags & Flag.EVICT) != 0;
   const snapshot = (slot.flags & Flag.SNAPSHOT) != 0;
-  slot.flags &= ~(Flag.AWAITED | Flag.WRITE_AWAITED | Flag.EVICT | Flag.SNAPSHOT);
+  const again = (slot.flags & Flag.REWRITE) != 0;
+  slot.flags &= ~(Flag.AWAITED | Flag.WRITE_AWAITED | Flag.EVICT | Flag.SNAPSHOT | Flag.REWRITE);
   if (outcome == PagerOutcome.OK) {
     out().written++;
-    if (slot.flags & Flag.FLUSH) flushing--;
-    slot.flags &= ~Flag.FLUSH;
+    if (slot.flags & Flag.FLUSH && !again) {
+      flushing--;
+      slot.flags &= ~Flag.FLUSH;
+    }
     if (snapshot) addDirty(index);
     else if (evicts && !waits && slot.pins == 0) free(index);
   } else {
@@ -756,6 +759,7 @@ export function pagerFlush(): void {
 
 function mark(index: u32): void {
   const slot = at(index);
+  if (slot.state == State.WRITING && slot.flags & Flag.SNAPSHOT) slot.flags |= Flag.REWRITE;
   if (slot.flags & Flag.FLUSH) return;
   slot.flags |= Flag.FLUSH;
   flushing++;

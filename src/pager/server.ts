@@ -120,6 +120,9 @@ export class PagerServer implements Effects {
   readonly #jobs: Job[] = [];
   readonly #reads = new Map<number, AbortController>();
   readonly #wanted = new Set<Wanted>();
+  /** Who waits for the flush that is under way; undefined: none is. */
+  #flushing: ((error?: unknown) => void)[] | undefined;
+  /** Who waits for the next one: a flush writes what was changed before it began, so that it ends. */
   #flushes: ((error?: unknown) => void)[] = [];
   /** Blocks to write, collected until the actions of an input are done, and until the target can take them. */
   #writes: number[] = [];
@@ -196,7 +199,7 @@ export class PagerServer implements Effects {
     if (now >= this.#postponedDue) this.#callAgain();
     if (now >= this.#flushDue) {
       this.#flushDue = now + this.#parts.flushMs;
-      this.#engine.flush();
+      if (!this.#flushing) this.#engine.flush();
     }
     if (now >= this.#engine.due) this.#engine.tick();
     const { share } = this.#parts;
@@ -208,11 +211,11 @@ export class PagerServer implements Effects {
   #settle(): void {
     this.#takeShare();
     do {
+      this.#beginFlush();
       while (this.#canWrite()) this.#writeNext();
       // What is asked for may need room, and so more writes.
       for (const wanted of this.#wanted) this.#proceed(wanted);
-    } while (this.#canWrite());
-    if (this.#flushes.length > 0) this.#answerFlushes();
+    } while (this.#canWrite() || this.#endFlush());
     this.#parts.settled?.();
   }
 
@@ -266,9 +269,7 @@ export class PagerServer implements Effects {
 
   /** Writes all changes; then `answer` is called. */
   flush(answer: (error?: unknown) => void): void {
-    this.#targetError = undefined;
     this.#flushes.push(answer);
-    this.#engine.flush();
     this.#settle();
   }
 
@@ -326,15 +327,26 @@ export class PagerServer implements Effects {
     for (let block = first; block < asked; block++) this.#engine.unpin(block);
   }
 
-  #answerFlushes(): void {
-    if (!this.#targetError && this.#engine.flushing > 0) return;
-    const answers = this.#flushes;
+  /** Begins the flush that is waited for, unless one is under way. */
+  #beginFlush(): void {
+    if (this.#flushing || this.#flushes.length === 0) return;
+    this.#flushing = this.#flushes;
     this.#flushes = [];
+    this.#targetError = undefined;
+    this.#engine.flush();
+  }
+
+  /** Answers the flush that is under way if all is written, or a write has failed. True: another one is waited for. */
+  #endFlush(): boolean {
+    const answers = this.#flushing;
+    if (!answers || (!this.#targetError && this.#engine.flushing > 0)) return false;
+    this.#flushing = undefined;
     const answerAll = (error?: unknown): void => {
       if (!this.#ended) for (const answer of answers) answer(error);
     };
     if (this.#targetError) answerAll(this.#targetError);
     else this.#call(() => this.#parts.target?.sync(), answerAll);
+    return this.#flushes.length > 0;
   }
 
   // ---- reading -------------------------------------------------------------------------------------------

@@ -290,6 +290,45 @@ test('a sink that fails for long is reported once', async () => {
   ]);
 });
 
+test('a flush writes pinned memory as it is then, even if older bytes of it are on their way to the sink', async () => {
+  needKernelFaults();
+  const data = dataOf(SIZE);
+  /** Lets a write go on. */
+  const writes: (() => void)[] = [];
+  const source: CustomSource & Sink = {
+    size: SIZE,
+    read: (offset, into) => into.set(data.subarray(offset, offset + into.length)),
+    async write(offset, bytes) {
+      await new Promise<void>((resolve) => writes.push(resolve));
+      data.set(bytes, offset);
+    },
+  };
+  const takes = async (count: number): Promise<void> => {
+    while (writes.length < count) await sleep(1);
+  };
+  await withPager({ source, writable: { to: source, flushMs: 0 }, resident: MIB }, 0, async (pager) => {
+    await pager.withPinned(
+      { length: BLOCK },
+      async (pinned) => {
+        pinned[5] = 1;
+        const first = pager.flush();
+        await takes(1);
+        pinned[5] = 2;
+        const others = Promise.all([pager.flush(), pager.flush()]);
+        pinned[6] = 3;
+        writes[0]?.();
+        await first;
+        assert.equal(data[5], 1, 'what a sink gets does not change any more');
+        await takes(2);
+        writes[1]?.();
+        await others;
+        assert.deepEqual([data[5], data[6], writes.length], [2, 3, 2]);
+      },
+      { write: true },
+    );
+  });
+});
+
 test('blocks larger than what a sink may have under way', async () => {
   needKernelFaults();
   const size = 80 * MIB;

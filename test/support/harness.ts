@@ -91,9 +91,13 @@ function report(line: Report): void {
   if (fd) writeSync(Number(fd), `${JSON.stringify(line)}\n`);
 }
 
-/** A seed for random tests: UFFD_SEED, or a random one. It is printed, so that a failure can be repeated. */
+/**
+ * A seed for random tests: 1, so that a change is not refused for what another one has broken; UFFD_SEED=N another, and
+ * UFFD_SEED=random one that no run had. It is printed, so that a failure can be repeated.
+ */
 export function seed(): number {
-  const chosen = Number(process.env.UFFD_SEED ?? Math.floor(Math.random() * 2 ** 31));
+  const { UFFD_SEED = '1' } = process.env;
+  const chosen = UFFD_SEED === 'random' ? Math.floor(Math.random() * 2 ** 31) : Number(UFFD_SEED);
   console.log(`UFFD_SEED=${chosen}`);
   return chosen;
 }
