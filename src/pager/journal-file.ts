@@ -93,7 +93,7 @@ export class JournaledFile implements Target {
     this.#power = durability === 'power';
     this.recovery = recoverOpen(target);
     if (this.#power) checkFolder(target);
-    this.#header = { blockSize, size: target.size, salt: randomBytes(SALT_BYTES) };
+    this.#header = { blockSize, size: target.size, salt: randomBytes(SALT_BYTES), disk: target.disk };
     this.#journal = makeJournal(target.journalPath);
     try {
       writeFully(this.#journal, [encodeHeader(this.#header)], 0);

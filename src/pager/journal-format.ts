@@ -6,9 +6,10 @@
 //   12  u32 block size                           8  u64 offset in the target
 //   16  u64 size of the target                  16  u64 number of bytes
 //   24  8 random bytes, other ones in each file 24  u64 number of the batch
-//   32  zeros                                   32  the random bytes of the header
-//   60  u32 CRC-32 of the 60 bytes before       40  zeros
-//                                               44  u32 CRC-32 of the 44 bytes before
+//   32  if the target is a block device:        32  the random bytes of the header
+//       16 bytes boot_id, u64 diskseq           40  zeros
+//   56  zeros                                   44  u32 CRC-32 of the 44 bytes before
+//   60  u32 CRC-32 of the 60 bytes before
 //
 // Only the records of one batch count: those that directly follow the header and have the batch number of the first
 // one. A record with another number, or with the random bytes of another file, is a remnant of an older batch.
@@ -21,12 +22,21 @@ export class JournalError extends Error {
   readonly code = 'ERR_UFFD_JOURNAL';
 }
 
+/** What tells the disk in a block device from the ones that were or will be there (diskseq, from Linux 5.15 on). */
+export interface DiskIdentity {
+  /** 16 bytes: since which start of the system disks are counted. */
+  readonly boot: Uint8Array;
+  readonly sequence: bigint;
+}
+
 /** What a journal belongs to. */
 export interface JournalHeader {
   readonly blockSize: number;
   /** Bytes of the target. */
   readonly size: number;
   readonly salt: Uint8Array;
+  /** Undefined: the target is no block device, or the kernel does not tell. */
+  readonly disk: DiskIdentity | undefined;
 }
 
 /** One part of a batch. Its bytes follow the record. */
@@ -44,17 +54,23 @@ const RECORD_MAGIC = 0x54524150;
 export const HEADER_BYTES = 64;
 export const RECORD_BYTES = 48;
 export const SALT_BYTES = 8;
+export const BOOT_BYTES = 16;
+const DISK = 32;
 /** Smallest block: a sector. */
 export const BLOCK_LEAST = 512;
 export const BLOCK_MOST = 2 ** 30;
 
-export function encodeHeader({ blockSize, size, salt }: JournalHeader): Buffer {
+export function encodeHeader({ blockSize, size, salt, disk }: JournalHeader): Buffer {
   const bytes = Buffer.alloc(HEADER_BYTES);
   bytes.write(MAGIC, 0, 'latin1');
   bytes.writeUInt32LE(VERSION, 8);
   bytes.writeUInt32LE(blockSize, 12);
   bytes.writeBigUInt64LE(BigInt(size), 16);
   bytes.set(salt, 24);
+  if (disk) {
+    bytes.set(disk.boot, DISK);
+    bytes.writeBigUInt64LE(disk.sequence, DISK + BOOT_BYTES);
+  }
   return sealed(bytes);
 }
 
@@ -100,7 +116,12 @@ export function decodeHeader(bytes: Buffer, path: string): JournalHeader {
         'it and remove the journal',
     );
   }
-  return { blockSize, size, salt: Uint8Array.from(bytes.subarray(24, 24 + SALT_BYTES)) };
+  const sequence = bytes.readBigUInt64LE(DISK + BOOT_BYTES);
+  return {
+    ...{ blockSize, size, salt: Uint8Array.from(bytes.subarray(24, 24 + SALT_BYTES)) },
+    // Disks are counted from 1 on.
+    disk: sequence === 0n ? undefined : { boot: bytes.subarray(DISK, DISK + BOOT_BYTES), sequence },
+  };
 }
 
 /** Undefined: the bytes are not a complete record of the file with this header. */

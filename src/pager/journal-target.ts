@@ -7,7 +7,7 @@ import { closeSync, constants, fstatSync, openSync, readFileSync, realpathSync, 
 import { resolve } from 'node:path';
 import { closeDescriptor, endOf, openLocked } from '../../shim/descriptors.js';
 import { Errno, errnoName } from '../errors/format.js';
-import { JournalError } from './journal-format.js';
+import { BOOT_BYTES, type DiskIdentity, JournalError } from './journal-format.js';
 import { codeOf } from './journal-io.js';
 
 const { O_RDWR, O_NOFOLLOW, O_NONBLOCK, O_EXCL } = constants;
@@ -21,6 +21,8 @@ export interface OpenTarget {
   /** Bytes. */
   readonly size: number;
   readonly isBlockDevice: boolean;
+  /** Of a block device, if the kernel tells. */
+  readonly disk: DiskIdentity | undefined;
   close(): void;
 }
 
@@ -72,7 +74,8 @@ export function openTarget(path: string, journal = journalPathOf(path)): OpenTar
         closeSync(fd);
         closeDescriptor(lock);
       };
-      return { path: real, journalPath: journal, fd, size, isBlockDevice, close };
+      const disk = isBlockDevice ? diskOf(known.rdev) : undefined;
+      return { path: real, journalPath: journal, fd, size, isBlockDevice, disk, close };
     } catch (error) {
       closeDescriptor(lock);
       throw error;
@@ -83,16 +86,36 @@ export function openTarget(path: string, journal = journalPathOf(path)): OpenTar
   }
 }
 
-/** Whether the system says so of a block device. */
-function isReadOnly(rdev: number): boolean {
+/** What the system says of a block device; undefined: nothing. */
+function attributeOf(rdev: number, name: string): string | undefined {
   // As glibc packs them.
   const [major, minor] = [(rdev >> 8) & 0xfff, (rdev & 0xff) | ((rdev >> 12) & 0xfff00)];
   try {
-    return readFileSync(`/sys/dev/block/${major}:${minor}/ro`, 'latin1').trim() === '1';
+    return readFileSync(`/sys/dev/block/${major}:${minor}/${name}`, 'latin1').trim();
   } catch {
-    // Without /sys, the first write tells.
-    return false;
+    return undefined;
   }
+}
+
+/** Whether the system says so of a block device. Without /sys, the first write tells. */
+function isReadOnly(rdev: number): boolean {
+  return attributeOf(rdev, 'ro') === '1';
+}
+
+function diskOf(rdev: number): DiskIdentity | undefined {
+  // A partition is a folder in that of its disk.
+  const sequence = attributeOf(rdev, 'diskseq') ?? attributeOf(rdev, '../diskseq');
+  let boot: Uint8Array;
+  try {
+    boot = Buffer.from(
+      readFileSync('/proc/sys/kernel/random/boot_id', 'latin1').replace(/[^0-9a-f]/g, ''),
+      'hex',
+    );
+  } catch {
+    return undefined;
+  }
+  if (boot.length !== BOOT_BYTES || sequence === undefined || !/^[1-9]\d*$/.test(sequence)) return undefined;
+  return { boot, sequence: BigInt(sequence) };
 }
 
 /** With O_EXCL, the kernel refuses a block device that is mounted. */

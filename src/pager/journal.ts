@@ -11,6 +11,7 @@
 import { closeSync, lstatSync, unlinkSync } from 'node:fs';
 import { crc32 } from 'node:zlib';
 import {
+  type DiskIdentity,
   decodeHeader,
   decodeRecord,
   HEADER_BYTES,
@@ -88,7 +89,23 @@ function headerOf(fd: number, size: number, target: OpenTarget): JournalHeader |
         'size or the file that it belongs to and recover again, or remove the journal if the file was replaced on purpose',
     );
   }
+  if (isAnotherDisk(header.disk, target.disk)) {
+    throw new JournalError(
+      `${path} is the journal of another disk, which was ${target.path} before; recover when that disk is there, or ` +
+        'remove the journal if its last changes are not needed',
+    );
+  }
   return header;
+}
+
+/** Whether two disks are certainly not the same: after the system has started again, their numbers say nothing. */
+function isAnotherDisk(one: DiskIdentity | undefined, other: DiskIdentity | undefined): boolean {
+  return (
+    one !== undefined &&
+    other !== undefined &&
+    Buffer.compare(one.boot, other.boot) === 0 &&
+    one.sequence !== other.sequence
+  );
 }
 
 interface Found {

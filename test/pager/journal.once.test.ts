@@ -20,7 +20,7 @@ import { recover } from '../../src/pager/journal.js';
 import { JournaledFile } from '../../src/pager/journal-file.js';
 import { encodeHeader, encodeRecord, HEADER_BYTES, RECORD_BYTES } from '../../src/pager/journal-format.js';
 import { inDirectory } from '../cli/support/command.js';
-import { generator, seed, suite } from '../support/harness.js';
+import { generator, leaveOut, seed, suite } from '../support/harness.js';
 import { withLoopDevice } from '../support/loop-device.js';
 import { batchOf, blockOf, freshFile, partsOf, versionOf } from './support/journal-blocks.js';
 
@@ -69,7 +69,7 @@ function journalOf(
   blocks: readonly number[],
   { size = SIZE, blockSize = BLOCK, shift = 0 } = {},
 ): { bytes: Buffer; ends: number[] } {
-  const pieces = [encodeHeader({ blockSize, size, salt: SALT })];
+  const pieces = [encodeHeader({ blockSize, size, salt: SALT, disk: undefined })];
   const ends: number[] = [];
   for (const { offset, bytes } of partsOf(blocks, 1, BLOCK, SIZE)) {
     const record = { offset: offset + shift, length: bytes.length, checksum: crc32(bytes), batch: 1n };
@@ -312,7 +312,7 @@ test('records of an older batch, or of another journal, do not count', async () 
       const head = { offset: block * BLOCK, length: BLOCK, checksum: crc32(bytes), batch };
       return Buffer.concat([encodeRecord(head, salt), bytes]);
     };
-    const header = encodeHeader({ blockSize: BLOCK, size: SIZE, salt: SALT });
+    const header = encodeHeader({ blockSize: BLOCK, size: SIZE, salt: SALT, disk: undefined });
     const remnants = [record(2, 4n, SALT), record(2, 5n, Buffer.from('87654321'))];
     for (const remnant of remnants) {
       writeFileSync(journal, Buffer.concat([header, record(1, 5n, SALT), remnant]));
@@ -434,6 +434,46 @@ test('a block device: its blocks are written, it cannot be used twice, and its j
       const memory = errorOf(() => JournaledFile.open(device, { blockSize: 4096, durability: 'power' }));
       assert.match(memory.message, /is in memory, so the journal of .* choose another path/);
     });
+  });
+});
+
+test('a journal is not written to another disk that is in the same block device now', async () => {
+  await inDirectory(async (folder) => {
+    const journal = join(folder, 'journal');
+    const options = { blockSize: 4096, durability: 'process', journal } as const;
+    const disk = (name: string): string => {
+      const file = join(folder, name);
+      writeFileSync(file, Buffer.alloc(8192));
+      return file;
+    };
+    const [first, second] = [disk('first'), disk('second')];
+    let left = Buffer.alloc(0);
+    await withLoopDevice(first, (device) => {
+      const opened = JournaledFile.open(device, options);
+      const header = readFileSync(journal);
+      opened.close();
+      const bytes = blockOf(1, 5, 4096);
+      const record = { offset: 4096, length: 4096, checksum: crc32(bytes), batch: 1n };
+      left = Buffer.concat([header, encodeRecord(record, header.subarray(24, 32)), bytes]);
+      writeFileSync(journal, left, { mode: 0o600 });
+      assert.is(recover(device, { journal }).recovered, 1);
+    });
+    assert.is(versionOf(readFileSync(first).subarray(4096), 1), 5);
+    writeFileSync(journal, left, { mode: 0o600 });
+    await withLoopDevice(second, (device) => {
+      if (left.readBigUInt64LE(48) === 0n)
+        leaveOut('this kernel does not number its disks (before Linux 5.15)');
+      for (const action of [() => recover(device, { journal }), () => JournaledFile.open(device, options)])
+        assert.match(errorOf(action).message, /is the journal of another disk/);
+      assert.ok(readFileSync(journal).equals(left));
+      // After the system has started again, the numbers say nothing.
+      const older = Buffer.from(left);
+      older[32] = (older[32] as number) ^ 1;
+      older.writeUInt32LE(crc32(older.subarray(0, 60)), 60);
+      writeFileSync(journal, older);
+      assert.is(recover(device, { journal }).recovered, 1);
+    });
+    assert.is(versionOf(readFileSync(second).subarray(4096), 1), 5);
   });
 });
 
