@@ -23,6 +23,13 @@ interface Mutant {
 
 const MUTANTS: Mutant[] = [
   {
+    breaks: 'blocks beyond a limit that was lowered are evicted',
+    file: 'pager/index.ts',
+    from: 'reserved > limit && (evict() || cancelAhead())',
+    to: 'reserved > limit && left > SHED_MOST',
+    test: 'pager/worlds',
+  },
+  {
     breaks: 'pinned memory is written again for a flush that came while it was being written',
     file: 'pager/index.ts',
     from: ' && slot.flags & Flag.SNAPSHOT) slot.flags |= Flag.REWRITE',

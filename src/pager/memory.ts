@@ -201,14 +201,19 @@ export class PagedMemory implements BlockMemory {
   /**
    * Ends it: the program's mapping cannot be read any more, and threads that wait get SIGSEGV. Idempotent.
    * The address space stays, until `PagerMemory` frees it.
+   *
+   * @throws UffdError if the mapping can still be read: then its userfaultfd stays, because threads would read zeros
    */
   close(): void {
     if (this.#closed) return;
+    const { PROT_NONE } = memory;
+    const sealed = memory.mprotect(this.address, this.length, PROT_NONE);
+    if (sealed < 0) throw new UffdError(sealed, 'mprotect', { address: this.address, length: this.length });
     this.#closed = true;
-    memory.mprotect(this.address, this.length, memory.PROT_NONE);
     this.uffd.close();
-    const { MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MAP_FIXED, PROT_NONE } = memory;
+    const { MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MAP_FIXED } = memory;
     const flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
+    // If there is no memory for it, the pages of the mapping stay, which cannot be read.
     memory.mmap(this.address, this.length, PROT_NONE, flags);
     memory.munmap(this.#alias, this.length);
     closeDescriptor(this.#fd);

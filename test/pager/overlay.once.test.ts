@@ -1,7 +1,7 @@
 // Overlays as files: what they hold, whose they are, and that each block is whole after kill -9.
 
 import { strict as assert } from 'node:assert';
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import { existsSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -155,6 +155,23 @@ test('a full disk: nothing is half written, and what failed is written when ther
     assert.equal(seen.place, 'ENOSPC');
     assert.equal(seen.afterPlace, '0 1 2');
     assert.equal(seen.whole, true);
+  });
+});
+
+test('a process that dies in the middle of a block that the overlay holds: the block is whole, from the journal', async () => {
+  await withPath((path) => {
+    const writer = fileURLToPath(new URL('./support/overlay-torn.js', import.meta.url));
+    const { signal, stderr } = spawnSync(process.execPath, [writer, path, `${BLOCK}`, `${SIZE}`], {
+      encoding: 'utf8',
+      timeout: 30_000,
+    });
+    assert.equal(signal, 'SIGKILL', stderr);
+    const torn = readFileSync(path).subarray(2 * BLOCK, 3 * BLOCK);
+    assert.equal(versionOf(torn, 2), undefined, 'the process has died in the middle of the block');
+    const overlay = Overlay.open(path, OF, PROCESS);
+    assert.equal(overlay.recovery.recovered, 1);
+    assert.equal(versionOf(bytesOf(overlay, 2), 2), 2);
+    overlay.close();
   });
 });
 
