@@ -77,7 +77,10 @@ const others = runs.filter(({ file }) => !RACES.test(file) && !ALONE.test(file))
 await Promise.all([runAll(others), runAll(others), runAll(races).then(() => runAll(others))]);
 await runAll(alone);
 const repeated = words.length === 0 && options.grep === undefined && !options.bail ? failed.splice(0) : [];
-if (repeated.length <= REPEATED_MOST) for (const run of repeated) await runAgain(run);
+if (repeated.length > 0 && repeated.length <= REPEATED_MOST) {
+  console.log('what has failed runs again, alone:');
+  for (const run of repeated) await runAgain(run);
+}
 
 const slowest = times.sort(([a], [b]) => b - a).slice(0, SLOWEST);
 if (slowest.length === SLOWEST) {
@@ -106,7 +109,7 @@ async function runAgain({ run, count }: (typeof failed)[number]): Promise<void> 
   const again = await runFile(run);
   add(count, -1);
   add(again, 1);
-  unrepeated.push(...(again.failed === 0 ? [`${run.core} ${run.file}`] : []));
+  if (again.failed === 0) unrepeated.push(`${run.core} ${run.file.replace(/\.js$/, '.ts')}`);
 }
 
 function add(count: Count, sign: 1 | -1): void {
