@@ -1,7 +1,7 @@
 // `npm test`: runs every test file in a process of its own, on the release core and on the debug core, and ends with
 // `N passed, N failed, N skipped`. It fails if any test failed, or if no test ran.
 //
-// A file named *.once.test.ts does not use the core: it runs once, not on each core.
+// A file named *.once.test.ts runs on the release core alone: it does not use the core, or only as other files do.
 //
 // Three files run at a time, because most of them sometimes wait for a process to start or end. At most one of the
 // three has races that need the processors for themselves. Files that change a setting of the system run alone.

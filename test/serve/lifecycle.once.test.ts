@@ -304,7 +304,7 @@ test('a monitor that is gone before its guest is served has exited', async () =>
 });
 
 /** Number of moments at which a monitor is killed. */
-const KILLS = process.env.UFFD_CORE === 'debug' ? 20 : 200;
+const KILLS = 200;
 
 test(`a monitor is killed at ${KILLS} random moments: memory and descriptors are as before, and the next is served`, async () => {
   needKernel();

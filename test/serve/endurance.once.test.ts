@@ -5,7 +5,7 @@ import { suite } from '../support/harness.js';
 import { endure } from './support/endurance.js';
 
 const test = suite('serve/endurance');
-const FAULTS = process.env.UFFD_CORE === 'debug' ? 40_000 : 100_000;
+const FAULTS = 60_000;
 
 test(`${FAULTS} faults of one guest after the other: memory and descriptors stay as they are`, async () => {
   let guests = 0;
