@@ -67,6 +67,9 @@ const KINDS: Record<string, Omit<PagerWorld, 'seed'>> = {
     ...{ to: 'sink', writable: true, readFailure: 0.1, writeFailure: 0.2, commands: true, resident: 6 },
     ...{ actions: 50 },
   },
+  'a slow sink, and pinned memory': {
+    ...{ to: 'sink', writable: true, commands: true, resident: 6, blocks: 8, actions: 80, pins: true },
+  },
   'a sink, and blocks of one page': {
     ...{ to: 'sink', writable: true, writeFailure: 0.1, blockPages: 1, blocks: 20, resident: 5, actions: 50 },
   },

@@ -52,11 +52,15 @@ export interface PagerWorld {
   budget?: boolean;
   /** Whether the program asks, pins, evicts and flushes. */
   commands?: boolean;
+  /** Whether it only pins what was written to last, for long, and flushes. */
+  pins?: boolean;
 }
 
 const PAGE = 4096;
 /** Steps after which a world counts as stuck. */
 const STEPS_MOST = 200_000;
+/** Milliseconds after which a pager that needs memory has its part of a budget: hundreds of looks. */
+const EQUAL_MOST_MS = 500;
 
 /** Runs one world. @throws Error that says what was wrong */
 export async function runWorld(options: PagerWorld): Promise<{ faults: number; steps: number }> {
@@ -76,6 +80,7 @@ export async function runWorld(options: PagerWorld): Promise<{ faults: number; s
     to = 'source',
     inject,
     commands = false,
+    pins = false,
     budget = false,
   } = options;
   const random = new Random(options.seed);
@@ -288,10 +293,10 @@ export async function runWorld(options: PagerWorld): Promise<{ faults: number; s
   let answers = 0;
   let asked = 0;
   const command = (): void => {
-    const offset = random.below(size);
+    const offset = pins ? latest : random.below(size);
     const length = 1 + random.below(Math.min(size - offset, 2 * blockSize - 1));
     asked++;
-    switch (random.below(6)) {
+    switch (pins ? 1 + 2 * random.below(2) : random.below(6)) {
       case 0:
         server.evict({ offset, length });
         answers++;
@@ -323,12 +328,12 @@ export async function runWorld(options: PagerWorld): Promise<{ faults: number; s
       default: {
         // At most one block, so that the threads have room.
         const part = { offset, length: 1 };
-        server.ask(part, true, writable && random.chance(0.5), (error) => {
+        server.ask(part, true, writable && (pins || random.chance(0.5)), (error) => {
           answers++;
           const block = Math.floor(offset / blockSize);
           if (error) return;
           check(memory.isMapped(block * blockPages), `pinned block ${block} is not mapped`);
-          kernel.after(0.001 * 4 ** random.below(7), () => {
+          kernel.after(0.001 * 4 ** (pins ? 6 : random.below(7)), () => {
             check(memory.isMapped(block * blockPages), `block ${block} was evicted while it was pinned`);
             server.unpin(part);
           });
@@ -354,6 +359,12 @@ export async function runWorld(options: PagerWorld): Promise<{ faults: number; s
         `nothing will ever happen any more: ${asked - answers} commands have no answer; ${asleep.join('; ')}`,
       );
     }
+  }
+  if (rival && !failed()) {
+    rival.stayBusy();
+    const until = kernel.now + EQUAL_MOST_MS;
+    while (!rival.hasItsPart && kernel.now < until) await turn();
+    check(rival.hasItsPart, 'a pager that needs memory has not got its part of the budget');
   }
   if (writable && !failed()) {
     let flushed: unknown = 'not yet';
@@ -390,29 +401,49 @@ class Rival {
   readonly #kernel: SimulatedKernel;
   readonly #random: Random;
   readonly #usage = { reserved: 0, pinned: 0, faults: 0, fetched: 0, evicted: 0, waiting: 0 };
+  /** Bytes of each one's equal part, in whole blocks. */
+  readonly #part: number;
   #busy = true;
+  #stays = false;
   #ended = false;
 
-  private constructor(share: BudgetShare, own: BudgetShare, kernel: SimulatedKernel, random: Random) {
+  private constructor(
+    share: BudgetShare,
+    own: BudgetShare,
+    part: number,
+    kernel: SimulatedKernel,
+    random: Random,
+  ) {
     this.share = share;
     this.#own = own;
+    this.#part = part;
     this.#kernel = kernel;
     this.#random = random;
     this.#step();
   }
 
   static async with(resident: number, blockSize: number, kernel: SimulatedKernel, random: Random) {
-    const state = makeBudget((resident + 16) * blockSize);
+    const blocks = resident + 16;
+    const state = makeBudget(blocks * blockSize);
     const timing = { look: 0.5, lookAlone: 1, quiet: 3 };
     const join = (): Promise<BudgetShare> =>
       BudgetShare.join(state, blockSize, () => kernel.now, eventLoopTurn, timing);
-    return new Rival(await join(), await join(), kernel, random);
+    return new Rival(await join(), await join(), Math.floor(blocks / 2) * blockSize, kernel, random);
+  }
+
+  /** It needs memory from now on. */
+  stayBusy(): void {
+    this.#busy = this.#stays = true;
+  }
+
+  get hasItsPart(): boolean {
+    return this.#own.bytes >= this.#part;
   }
 
   #step(): void {
     if (this.#ended) return;
     const usage = this.#usage;
-    if (this.#random.chance(0.05)) this.#busy = !this.#busy;
+    if (this.#random.chance(0.05) && !this.#stays) this.#busy = !this.#busy;
     if (this.#busy) {
       usage.faults++;
       usage.evicted++;
