@@ -72,6 +72,7 @@ function pager(blocks: number, aheadBlocks = 64, requestBlocks = 16): Touch {
       const at = fetches.findIndex((one) => one.id === id);
       if (at >= 0) fetches.splice(at, 1);
     },
+    expire() {},
     map: set(mapped, 1),
     protect() {},
     drop: unmap,
@@ -94,7 +95,7 @@ function pager(blocks: number, aheadBlocks = 64, requestBlocks = 16): Touch {
         aheadBlocks,
         parallel: 1,
       },
-      ...{ deadlineMs: Number.POSITIVE_INFINITY, seed: 1 },
+      ...{ deadlineMs: Number.POSITIVE_INFINITY, poisonsAtOnce: false, mayStall: false, seed: 1 },
     },
     effects,
     () => 0,

@@ -28,6 +28,8 @@ export enum PagerAction {
   POISON,
   /** Let the threads that wait for blocks touch them again. */
   WAKE,
+  /** As CANCEL: the source has not answered in time, so its blocks will be poisoned. */
+  EXPIRE,
 }
 
 /** The action that `pagerNext` has returned, and what the driver asks for most. */
@@ -86,7 +88,8 @@ export function emit(
       return;
     }
   }
-  assert(length < capacity, 'more actions than an input can have');
+  // Also in the release build: what is lost here would be a thread asleep, or memory that is used twice.
+  if (length >= capacity) unreachable();
   const one = entry(length++);
   one.action = action;
   one.block = block;

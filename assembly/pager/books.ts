@@ -4,7 +4,7 @@
 //  - A block is `1 << shift` bytes of the source. A slot holds what is known about one block. A block without a slot was
 //    never used, or is long forgotten: it has no memory and is mapped nowhere.
 //  - Slots are referred to by index; index 0 is no slot. All slots are made at the start, so nothing can run out later
-//    except the slots themselves: then a ghost loses its slot.
+//    except the slots themselves: then a ghost loses its slot, and if there is none, the block has to wait for one.
 //  - A slot is in one list at most. Dirty blocks are also in the list of dirty blocks.
 
 /** What a slot says of its block. */
@@ -89,6 +89,10 @@ export class Slot {
 const SLOT_BYTES: usize = 48;
 
 let slots: usize = 0;
+/** The highest index of a slot. */
+export let slotCount: u32 = 0;
+/** Slots that no block has. */
+let freeCount: u32 = 0;
 let hashes: usize = 0;
 let hashShift: u32 = 0;
 let freeHead: u32 = 0;
@@ -127,7 +131,13 @@ export function booksStart(capacity: u32): bool {
     at(index).next = freeHead;
     freeHead = index;
   }
+  slotCount = freeCount = capacity;
   return true;
+}
+
+/** Slots for more blocks: those that no block has, and those of ghosts. */
+export function slotsLeft(): u32 {
+  return freeCount + count(List.GHOSTS);
 }
 
 export function at(index: u32): Slot {
@@ -157,6 +167,7 @@ export function make(block: u32): u32 {
   const index = freeHead;
   const slot = at(index);
   freeHead = slot.next;
+  freeCount--;
   memory.fill(changetype<usize>(slot), 0, SLOT_BYTES);
   slot.block = block;
   const place = hashOf(block);
@@ -176,6 +187,7 @@ export function forget(index: u32): void {
   slot.state = State.FREE;
   slot.next = freeHead;
   freeHead = index;
+  freeCount++;
 }
 
 // ---- lists -------------------------------------------------------------------------------------------------

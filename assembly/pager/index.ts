@@ -34,7 +34,10 @@ import {
   push,
   remove,
   removeDirty,
+  Slot,
   State,
+  slotCount,
+  slotsLeft,
   tail,
 } from './books';
 import { counts, PagerCounts } from './counts';
@@ -47,6 +50,7 @@ import {
   nextRequest,
   Phase,
   REQUESTS,
+  Request,
   request,
   requestBefore,
   requestsStart,
@@ -61,6 +65,10 @@ export enum PagerOption {
   RETRY_FOREVER = 2,
   /** Changes are written when memory is short, and not before. */
   WRITES_LATE = 4,
+  /** A block is poisoned when it cannot be read for the first time. */
+  POISONS_AT_ONCE = 8,
+  /** The source answers later, or not at all: what it has not answered by the deadline is poisoned. */
+  MAY_STALL = 16,
 }
 
 /** Outcomes of a request or a write. */
@@ -84,6 +92,15 @@ const PROBES_MOST: u32 = 16;
 const WRITES_MOST: u32 = 64;
 /** Blocks that are evicted for one input, most, when the limit has become lower. */
 const SHED_MOST: u32 = 256;
+/** Slots that are kept for blocks that a thread touches: what the program asks for has to wait. */
+const TOUCH_SLOTS: u32 = SPARE_SLOTS / 2;
+/** Blocks that `pagerEvict` evicts in one call, most. */
+const EVICTED_MOST: u32 = 4096;
+/**
+ * A request whose time is up has this many milliseconds more: if the process was stopped, its answer may be there, and
+ * only has to be read.
+ */
+const LATE_MS: f64 = 50;
 /**
  * A fault of a block that is mapped has usually been answered since it was read: several threads wanted the block. Its
  * thread touches the block again. If this many come in a row, the books may be wrong, and the block is mapped again.
@@ -181,9 +198,41 @@ function nextDue(): f64 {
   for (let id: u32 = 1; id <= highestRequest; id++) {
     const one = request(id);
     if (one.phase == Phase.FAILED) due = min(due, one.due);
+    else due = min(due, expiryOf(one));
   }
   if (writeDue > 0 && dirtyCount > 0) due = min(due, writeDue);
   return due;
+}
+
+/** When the time of a request that is under way is up; infinite: never. */
+function expiryOf(one: Request): f64 {
+  if (one.phase != Phase.ACTIVE || one.awaited == 0) return NEVER;
+  if (!(options & PagerOption.MAY_STALL) || options & PagerOption.RETRY_FOREVER) return NEVER;
+  return one.late > 0 ? one.late + LATE_MS : one.since + deadlineMs;
+}
+
+/** The source has not answered in time. */
+function expire(id: u32): void {
+  const one = request(id);
+  if (one.late == 0) {
+    one.late = max(now, 0.001);
+    return;
+  }
+  out().failures++;
+  emit(PagerAction.EXPIRE, one.block + one.done, one.count - one.done, id);
+  for (; one.done < one.count; one.done++) {
+    const index = find(one.block + one.done);
+    if (isAwaited(index)) poison(index);
+    else discard(index);
+  }
+  one.phase = Phase.FREE;
+}
+
+/** A thread or the program waits for a block that is being fetched. */
+function awaitRequest(slot: Slot): void {
+  const one = request(slot.request);
+  if (one.awaited == 0 && one.phase == Phase.ACTIVE) one.since = now;
+  one.awaited = 1;
 }
 
 /** Sets the time, in milliseconds, and does what is due. To call before each other input. */
@@ -191,8 +240,8 @@ export function pagerTime(milliseconds: f64): void {
   now = milliseconds;
   for (let id: u32 = 1; id <= highestRequest; id++) {
     const one = request(id);
-    if (one.phase != Phase.FAILED || one.due > now) continue;
-    one.phase = Phase.QUEUED;
+    if (one.phase == Phase.FAILED && one.due <= now) one.phase = Phase.QUEUED;
+    else if (expiryOf(one) <= now) expire(id);
   }
   if (writeDue > 0 && writeDue <= now) writeDue = 0;
   advance();
@@ -200,15 +249,16 @@ export function pagerTime(milliseconds: f64): void {
 
 // ---- faults ------------------------------------------------------------------------------------------------
 
-/** A thread waits for a block: to read it, or to write to it. */
-export function pagerFault(block: u32, write: bool): void {
-  out().faults++;
+/** A thread waits for a block: to read it, or to write to it. False: no slot is free; give the fault again later. */
+export function pagerFault(block: u32, write: bool): bool {
   const index = find(block);
   if (index == 0) {
-    want(block, Flag.AWAITED | (write ? Flag.WRITE_AWAITED : 0), 0);
+    const wanted = want(block, Flag.AWAITED | (write ? Flag.WRITE_AWAITED : 0), 0);
+    if (wanted) out().faults++;
     advance();
-    return;
+    return wanted;
   }
+  out().faults++;
   const slot = at(index);
   switch (slot.state) {
     case State.RESIDENT:
@@ -223,6 +273,7 @@ export function pagerFault(block: u32, write: bool): void {
     case State.FETCHING:
       slot.flags |= Flag.AWAITED | (write ? Flag.WRITE_AWAITED : 0);
       request(slot.request).urgent = 1;
+      awaitRequest(slot);
       break;
     case State.WANTED:
       slot.flags |= Flag.AWAITED | (write ? Flag.WRITE_AWAITED : 0);
@@ -234,6 +285,7 @@ export function pagerFault(block: u32, write: bool): void {
       want(block, Flag.AWAITED | (write ? Flag.WRITE_AWAITED : 0), index);
   }
   advance();
+  return true;
 }
 
 /** A thread touches a block whose bytes are there. */
@@ -295,11 +347,15 @@ function mapRun(index: u32): void {
 
 // ---- wanting blocks ----------------------------------------------------------------------------------------
 
-/** Wants a block that has no memory. `index`: its slot, if it has one: it was evicted, or has failed. */
-function want(block: u32, flags: u32, index: u32): void {
+/**
+ * Wants a block that has no memory. `index`: its slot, if it has one: it was evicted, or has failed. False: it has none,
+ * and no slot is free.
+ */
+function want(block: u32, flags: u32, index: u32): bool {
   const wasGhost = index != 0 && at(index).state == State.GHOST;
   if (index == 0) index = make(block);
   if (index == 0) index = steal(block);
+  if (index == 0) return false;
   const slot = at(index);
   if (slot.state == State.FAILED) emit(PagerAction.DROP, block);
   // Making room may forget ghosts, but not this one.
@@ -309,17 +365,18 @@ function want(block: u32, flags: u32, index: u32): void {
   if (!makeRoom((flags & Flag.AWAITED) != 0)) {
     out().roomWaits++;
     wait(index);
-    return;
+    return true;
   }
   const window = flags & Flag.AWAITED ? streamMiss(block) : 1;
   fetch(index, window, (flags & Flag.AWAITED) != 0);
+  return true;
 }
 
-/** A slot for a block when no slot is free: that of the block that failed longest ago, and is not pinned. */
+/** A slot for a block when no slot is free: that of the block that failed longest ago, and is not pinned; 0: none. */
 function steal(block: u32): u32 {
   let failed = tail(List.FAILED);
   while (failed != 0 && at(failed).pins > 0) failed = at(failed).prev;
-  assert(failed != 0, 'the books have no slot left');
+  if (failed == 0) return 0;
   poisonForgotten = true;
   forget(failed);
   return make(block);
@@ -338,6 +395,7 @@ function fetch(index: u32, window: u32, urgent: bool): void {
     if (before != 0) {
       join(index, before);
       request(before).count++;
+      awaitRequest(at(index));
       return;
     }
   }
@@ -348,6 +406,7 @@ function fetch(index: u32, window: u32, urgent: bool): void {
   }
   join(index, id);
   const made = request(id);
+  made.awaited = 1;
   const most = min(window, requestMost);
   while (made.count < most && extend(made.block + made.count, id)) made.count++;
   if (window > 1) {
@@ -441,6 +500,8 @@ function advance(): void {
     if (id == 0 || active > parallel) break;
     const one = request(id);
     one.phase = Phase.ACTIVE;
+    one.late = 0;
+    if (one.attempts == 0) one.since = now;
     emit(PagerAction.FETCH, one.block + one.done, one.count - one.done, id, one.urgent != 0);
   }
   if (isWritable()) writeBack();
@@ -450,7 +511,10 @@ function advance(): void {
 
 /** The first `done` blocks of what FETCH has requested are in memory. */
 export function pagerArrived(id: u32, done: u32): void {
-  arrive(id, request(id).done + done);
+  const one = request(id);
+  one.since = now;
+  one.late = 0;
+  arrive(id, one.done + done);
   advance();
 }
 
@@ -488,7 +552,6 @@ export function pagerFetched(id: u32, outcome: PagerOutcome): void {
     return;
   }
   out().failures++;
-  if (one.since == 0) one.since = max(now, 0.001);
   shrink(id);
   if (one.count == 0) {
     one.phase = Phase.FREE;
@@ -496,6 +559,7 @@ export function pagerFetched(id: u32, outcome: PagerOutcome): void {
     divide(id);
   } else if (
     outcome == PagerOutcome.AGAIN &&
+    !(options & PagerOption.POISONS_AT_ONCE) &&
     (options & PagerOption.RETRY_FOREVER || now - one.since < deadlineMs)
   ) {
     delayRequest(one, now);
@@ -532,6 +596,9 @@ function divide(id: u32): void {
     }
     slot.request = one;
     request(one).since = since;
+    request(one).awaited = 1;
+    // Its time goes on.
+    request(one).attempts = 1;
   }
 }
 
@@ -772,25 +839,34 @@ export function pagerFlushing(): u32 {
 
 // ---- what the program asks for -----------------------------------------------------------------------------
 
-/** Asks for `blockCount` blocks ahead of any touch, and pins them if `pin` says so. `pagerIsThere` tells of each. */
-export function pagerAsk(first: u32, blockCount: u32, pin: bool, write: bool): void {
-  for (let block = first; block < first + blockCount; block++) ask(block, pin, write);
+/**
+ * Asks for `blockCount` blocks ahead of any touch, and pins them if `pin` says so. `pagerIsThere` tells of each. Returns
+ * how many it was asked for, from the first one on: no slot is free for more, and they are to be asked for later.
+ */
+export function pagerAsk(first: u32, blockCount: u32, pin: bool, write: bool): u32 {
+  let asked: u32 = 0;
+  while (asked < blockCount && ask(first + asked, pin, write)) asked++;
   advance();
+  return asked;
 }
 
-function ask(block: u32, pin: bool, write: bool): void {
+function ask(block: u32, pin: bool, write: bool): bool {
   let index = find(block);
+  // A failed block loses its slot if need be.
+  if (index == 0 && slotsLeft() + count(List.FAILED) <= TOUCH_SLOTS) return false;
   if (index == 0 || at(index).state == State.GHOST || at(index).state == State.FAILED) {
     want(block, Flag.ASKED, index);
   }
   index = find(block);
   const slot = at(index);
   if (slot.state == State.FETCHING || slot.state == State.WANTED) slot.flags |= Flag.ASKED;
+  if (slot.state == State.FETCHING) awaitRequest(slot);
   if (pin) {
     if (slot.pins++ == 0) pinnedBlocks++;
     if (write) slot.flags |= Flag.WRITE_AWAITED;
     if (slot.state == State.RESIDENT) mapPinned(index);
   }
+  return true;
 }
 
 /** Whether a block that was asked for is there: 1 yes, 0 not yet, −1 it failed or was discarded. */
@@ -823,14 +899,34 @@ export function pagerUnpin(block: u32): void {
   advance();
 }
 
-/** Evicts a block as soon as possible, unless it is pinned. */
-export function pagerEvict(block: u32): void {
-  const index = find(block);
-  if (index == 0) return;
+/**
+ * Evicts the blocks of a range as soon as possible, unless they are pinned. `from`: the slot to begin with; 1 at first.
+ * Returns the slot to go on with in the next call; 0: all is done. It looks at slots, because a range may have millions
+ * of blocks of which a few have memory.
+ */
+export function pagerEvict(first: u32, blockCount: u32, from: u32): u32 {
+  let index = from;
+  if (blockCount <= REQUESTS) {
+    for (let block = first; block < first + blockCount; block++) {
+      const found = find(block);
+      if (found != 0) evictSlot(found);
+    }
+    index = slotCount + 1;
+  }
+  for (let evicted: u32 = 0; index <= slotCount && evicted < EVICTED_MOST; index++) {
+    const slot = at(index);
+    if (slot.state == State.FREE || slot.block < first || slot.block - first >= blockCount) continue;
+    evictSlot(index);
+    evicted++;
+  }
+  advance();
+  return index <= slotCount ? index : 0;
+}
+
+function evictSlot(index: u32): void {
   const slot = at(index);
   if (slot.state == State.WRITING && slot.pins == 0) slot.flags |= Flag.EVICT;
   if (slot.state != State.RESIDENT || slot.pins > 0) return;
   if (slot.flags & Flag.DIRTY) startWrite(index, Flag.EVICT);
   else free(index);
-  advance();
 }

@@ -22,15 +22,18 @@ export class Request {
   attempts: u32;
   /** Its place in the order of requests. */
   order: u32;
-  reserved: u32;
-  /** When it is made again. */
+  /** Whether a thread or the program waits for one of its blocks. */
+  awaited: u32;
+  /** When a failed one is made again. */
   due: f64;
-  /** When it failed first; 0: it has not failed. */
+  /** When it was first made, or last had an answer that was no failure. */
   since: f64;
+  /** When its time was found to be up; 0: it is not. */
+  late: f64;
 }
-const REQUEST_BYTES: usize = 48;
+const REQUEST_BYTES: usize = 56;
 export const REQUESTS: u32 = 64;
-const requests: usize = memory.data(48 * 65, 8);
+const requests: usize = memory.data(56 * 65, 8);
 /** The highest number that a request has had so far. */
 export let highestRequest: u32 = 0;
 let orders: u32 = 0;

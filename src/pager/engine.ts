@@ -19,6 +19,8 @@ export interface Effects {
   fetch(id: number, block: number, count: number, urgent: boolean): void;
   /** Ends a read. Its memory may not be written to after this returns, and nothing more is reported of it. */
   cancel(id: number): void;
+  /** As `cancel`: the source has not answered by the deadline. The blocks are poisoned next. */
+  expire(id: number, block: number, count: number): void;
   /** Maps blocks whose bytes are in memory, and wakes who waits for them. */
   map(block: number, count: number, writeProtect: boolean): void;
   /** Lifts or sets the write protection. Lifting it wakes who waits to write. */
@@ -48,6 +50,10 @@ export interface EngineOptions {
   parallel: number;
   /** Milliseconds until a block that cannot be read is poisoned; infinite: never. */
   deadlineMs: number;
+  /** Whether a block is poisoned when it cannot be read for the first time. */
+  poisonsAtOnce: boolean;
+  /** Whether the source may never answer: then the deadline counts for a read that is under way, too. */
+  mayStall: boolean;
   /** Of the jitter between attempts. */
   seed: number;
 }
@@ -74,7 +80,9 @@ export class Engine {
     const bits =
       (options.writable ? PagerOption.WRITABLE : 0) |
       (forever ? PagerOption.RETRY_FOREVER : 0) |
-      (options.writesLate ? PagerOption.WRITES_LATE : 0);
+      (options.writesLate ? PagerOption.WRITES_LATE : 0) |
+      (options.poisonsAtOnce ? PagerOption.POISONS_AT_ONCE : 0) |
+      (options.mayStall ? PagerOption.MAY_STALL : 0);
     const { blocks, resident, requestBlocks, aheadBlocks, parallel, seed } = options;
     const deadline = forever ? 0 : options.deadlineMs;
     if (
@@ -88,9 +96,9 @@ export class Engine {
 
   // ---- inputs --------------------------------------------------------------------------------------------
 
-  /** A thread waits for a block. */
-  fault(block: number, write: boolean): void {
-    this.#input(() => this.#exports.pagerFault(block, write));
+  /** A thread waits for a block. False: it is to be given again later. */
+  fault(block: number, write: boolean): boolean {
+    return this.#answer(() => this.#exports.pagerFault(block, write) !== 0);
   }
 
   /** `blocks` more blocks of a request are in memory. */
@@ -116,9 +124,12 @@ export class Engine {
     this.#input(() => this.#exports.pagerFlush());
   }
 
-  /** Asks for blocks, and pins them if `pin` says so. */
-  ask(block: number, count: number, pin: boolean, write: boolean): void {
-    this.#input(() => this.#exports.pagerAsk(block, count, pin, write));
+  /**
+   * Asks for blocks, and pins them if `pin` says so. Returns how many were asked for, from the first one on: the others
+   * are to be asked for later.
+   */
+  ask(block: number, count: number, pin: boolean, write: boolean): number {
+    return this.#answer(() => this.#exports.pagerAsk(block, count, pin, write));
   }
 
   /** Sets how many blocks have memory at a time: 16 or more, at most as many as at the start, at most 512 fewer than now. */
@@ -130,8 +141,8 @@ export class Engine {
     this.#input(() => this.#exports.pagerUnpin(block));
   }
 
-  evict(block: number): void {
-    this.#input(() => this.#exports.pagerEvict(block));
+  evict(block: number, count: number): void {
+    for (let slot = 1; slot !== 0; ) slot = this.#answer(() => this.#exports.pagerEvict(block, count, slot));
   }
 
   /** Does what is due. */
@@ -174,6 +185,14 @@ export class Engine {
     }
   }
 
+  /** An input with a result. Actions give none of these. */
+  #answer<T>(give: () => T): T {
+    if (this.#running) throw new Error('the pager was asked while it performed actions');
+    const result: T[] = [];
+    this.#input(() => void result.push(give()));
+    return result[0] as T;
+  }
+
   #perform(): void {
     const effects = this.#effects;
     const exchange = this.#exchange;
@@ -187,6 +206,9 @@ export class Engine {
           break;
         case PagerAction.CANCEL:
           effects.cancel(id);
+          break;
+        case PagerAction.EXPIRE:
+          effects.expire(id, block, count);
           break;
         case PagerAction.MAP:
           effects.map(block, count, false);

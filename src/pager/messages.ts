@@ -61,6 +61,8 @@ export interface PagerPlan {
   readonly budget: PagerBudget | undefined;
   readonly readAhead: number;
   readonly deadlineMs: number;
+  /** Whether a block that cannot be read is poisoned at once. */
+  readonly poisonsAtOnce: boolean;
   /** Whether the program decides about a block that cannot be read. */
   readonly asks: boolean;
   /** How changes are written; undefined: the program only reads. */
@@ -68,6 +70,8 @@ export interface PagerPlan {
   readonly userModeOnly: boolean | 'auto';
   /** File of the recording. */
   readonly record: string | undefined;
+  /** Wakes the thread. The program closes it when the thread has ended. */
+  readonly eventfd: number;
   /** Its word is set when the process ends: the thread must not sleep any more. */
   readonly ending: SharedArrayBuffer;
   /** Where the thread puts the counts. */
@@ -110,7 +114,6 @@ export type PagerReport =
       readonly address: bigint;
       readonly size: number;
       readonly length: number;
-      readonly eventfd: number;
       readonly userModeOnly: boolean;
       /** Whether the swap file is compressed. */
       readonly compression: 'zstd' | 'none';

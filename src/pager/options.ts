@@ -82,7 +82,11 @@ export interface PagerOptions extends CommonOptions {
   /** Bytes that are read ahead for one sequential reader at most; 0: nothing is read ahead. Default 4 MiB. */
   readAhead?: number;
   onError?: OnReadError;
-  /** With `retry`: milliseconds until data that cannot be read is poisoned. Default: never. */
+  /**
+   * Milliseconds after which data that cannot be read is poisoned, or that a source does not answer for: from when the
+   * source is asked first, and again from each part that arrives. With `poison`, for a source that does not answer.
+   * Default: never.
+   */
   deadlineMs?: number;
   /** Whether the program may write, and where the changes go. true: to the source itself. Default: it may not. */
   writable?: boolean | Writable;

@@ -11,10 +11,8 @@ import '../kernel/linux.js';
 import { writeSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parentPort, receiveMessageOnPort } from 'node:worker_threads';
-import { closeDescriptor } from '../../shim/descriptors.js';
-import { drainEventfd, makeEventfd, waitReadable } from '../../shim/watch.js';
+import { drainEventfd, waitReadable } from '../../shim/watch.js';
 import { outOfRange } from '../errors/arguments.js';
-import { UffdError } from '../errors/errors.js';
 import { TraceWriter } from '../trace/writer.js';
 import { BudgetShare } from './budget.js';
 import { PagedMemory } from './memory.js';
@@ -99,10 +97,9 @@ class PagerThread {
     this.#share = share;
     this.#program = program;
     this.#ending = new Int32Array(plan.ending);
-    this.#eventfd = makeEventfd();
+    this.#eventfd = plan.eventfd;
     let recorder: TraceWriter | undefined;
     try {
-      if (this.#eventfd < 0) throw new UffdError(this.#eventfd, 'eventfd');
       if (record !== undefined) recorder = TraceWriter.toFile(record);
       this.#memory = new PagedMemory(source.size, requestBytes(blockSize), {
         writable: writable !== undefined,
@@ -112,7 +109,6 @@ class PagerThread {
       });
     } catch (error) {
       recorder?.close();
-      if (this.#eventfd >= 0) closeDescriptor(this.#eventfd);
       if (target !== opened.target) target?.close();
       throw error;
     }
@@ -149,7 +145,6 @@ class PagerThread {
       address,
       length,
       size: this.#source.size,
-      eventfd: this.#eventfd,
       userModeOnly: uffd.userModeOnly === true,
       compression: this.#source instanceof SwapStore && this.#source.compression !== 'none' ? 'zstd' : 'none',
     });
@@ -244,7 +239,6 @@ class PagerThread {
     this.#program.close();
     this.#source.close();
     if (this.#target !== this.#source.target) this.#target?.close();
-    closeDescriptor(this.#eventfd);
   }
 
   #command(command: PagerCommand): void {

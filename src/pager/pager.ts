@@ -4,8 +4,9 @@
 import { tmpdir } from 'node:os';
 import { isAbsolute, resolve } from 'node:path';
 import type { Worker } from 'node:worker_threads';
+import { closeDescriptor } from '../../shim/descriptors.js';
 import { munmap } from '../../shim/memory.js';
-import { signalEventfd } from '../../shim/watch.js';
+import { makeEventfd, signalEventfd } from '../../shim/watch.js';
 import {
   checkFunction,
   checkInteger,
@@ -14,6 +15,7 @@ import {
   outOfRange,
   wrongType,
 } from '../errors/arguments.js';
+import { UffdError } from '../errors/errors.js';
 import { warn } from '../errors/warning.js';
 import { UnsupportedError } from '../kernel/port.js';
 import { SHARED_BYTES } from '../memory/address-space.js';
@@ -138,6 +140,7 @@ export class Pager extends PagerMemory implements AsyncDisposable {
   /** Bytes that may be in memory; with a budget, of all its pagers together. */
   readonly resident: number;
   readonly #worker: Worker;
+  /** Wakes the thread; closed when that has ended. */
   readonly #eventfd: number;
   readonly #counts: Float64Array;
   readonly #ending: Int32Array;
@@ -156,6 +159,9 @@ export class Pager extends PagerMemory implements AsyncDisposable {
   #pinned = 0;
   #broken: Error | undefined;
   #closing: Promise<void> | undefined;
+  #discards = false;
+  /** Whether the thread has ended. */
+  #gone = false;
 
   private constructor(
     shared: SharedPager,
@@ -165,7 +171,7 @@ export class Pager extends PagerMemory implements AsyncDisposable {
   ) {
     super(shared);
     this.#worker = worker;
-    this.#eventfd = opened.eventfd;
+    this.#eventfd = setup.plan.eventfd;
     this.#userModeOnly = opened.userModeOnly;
     this.#compression = opened.compression;
     this.blockSize = setup.plan.blockSize;
@@ -181,7 +187,12 @@ export class Pager extends PagerMemory implements AsyncDisposable {
     endWithProcess();
     worker.on('message', (report: PagerReport) => this.#receive(report));
     worker.on('error', (error) => this.#breaks(error));
-    worker.on('exit', () => this.#breaks(new Error("the pager's thread has ended")));
+    worker.on('exit', () => {
+      this.#gone = true;
+      this.#breaks(
+        this.closed ? invalidState('the pager was closed') : new Error("the pager's thread has ended"),
+      );
+    });
     // After the listeners, which refer to the thread again.
     worker.unref();
     if (this.#userModeOnly) {
@@ -206,7 +217,9 @@ export class Pager extends PagerMemory implements AsyncDisposable {
     return Pager.#start(options, {
       source: planOf(source),
       readAhead,
-      deadlineMs: onError === 'poison' ? 0 : (deadlineMs ?? Number.POSITIVE_INFINITY),
+      // 0: at the first failure, and a read that is under way has no limit.
+      deadlineMs: deadlineMs || Number.POSITIVE_INFINITY,
+      poisonsAtOnce: onError === 'poison' || deadlineMs === 0,
       asks: typeof onError === 'function',
       writable: wants === false ? undefined : writablePlan(wants),
     });
@@ -224,6 +237,7 @@ export class Pager extends PagerMemory implements AsyncDisposable {
       source: { kind: 'swap', size: length, folder: resolve(swap), compress, encrypt },
       readAhead: READ_AHEAD,
       deadlineMs: Number.POSITIVE_INFINITY,
+      poisonsAtOnce: false,
       asks: false,
       writable: writablePlan({ flushMs: 0 }),
     });
@@ -258,14 +272,14 @@ export class Pager extends PagerMemory implements AsyncDisposable {
 
   static async #start(
     options: PagerOptions | AnonymousPagerOptions,
-    wanted: Pick<PagerPlan, 'source' | 'readAhead' | 'deadlineMs' | 'asks' | 'writable'>,
+    wanted: Pick<PagerPlan, 'source' | 'readAhead' | 'deadlineMs' | 'poisonsAtOnce' | 'asks' | 'writable'>,
   ): Promise<Pager> {
     const { blockSize = BLOCK_SIZE, resident, userModeOnly = 'auto', record, signal } = options;
     signal?.throwIfAborted();
     checkRuntime(wanted.source.kind);
     const size = 'size' in wanted.source ? wanted.source.size : 0;
     if (size / blockSize > BLOCKS_MOST) throw outOfRange('blockSize', `larger, for ${size} bytes`, blockSize);
-    const plan: PagerPlan = {
+    const planned = {
       ...wanted,
       blockSize,
       resident: bytesOf(resident),
@@ -276,7 +290,16 @@ export class Pager extends PagerMemory implements AsyncDisposable {
       counts: new SharedArrayBuffer(8 * COUNTS.length),
     };
     installExitHandling();
-    const worker = startThread('pager', { name: 'pager', stdin: false }, ENTRY);
+    const eventfd = makeEventfd();
+    if (eventfd < 0) throw new UffdError(eventfd, 'eventfd');
+    const plan: PagerPlan = { ...planned, eventfd };
+    let worker: Worker;
+    try {
+      worker = startThread('pager', { name: 'pager', stdin: false }, ENTRY);
+    } catch (error) {
+      closeDescriptor(eventfd);
+      throw error;
+    }
     const onError = 'onError' in options ? (options.onError ?? 'retry') : 'retry';
     const source = 'source' in options && !('kind' in options.source) ? options.source : undefined;
     const sink = 'writable' in options ? sinkOf(options.writable) : undefined;
@@ -288,11 +311,13 @@ export class Pager extends PagerMemory implements AsyncDisposable {
         resolve();
       });
     });
+    // Not by the thread: this side may write to it until then, and its number could be another file's.
+    void ended.then(() => closeDescriptor(eventfd));
     const opened = await handshake(worker, plan, signal);
     if (signal?.aborted || hasEnded) {
       if (!hasEnded) {
         worker.postMessage({ is: 'close', id: 0 } satisfies PagerCommand);
-        signalEventfd(opened.eventfd);
+        signalEventfd(eventfd);
       }
       await ended;
       munmap(opened.address, opened.length);
@@ -405,16 +430,22 @@ export class Pager extends PagerMemory implements AsyncDisposable {
    * @throws the error of `flush`, and the pager stays open; with `discard` changes that were not flushed are lost
    */
   close({ discard = false }: { discard?: boolean } = {}): Promise<void> {
-    this.#closing ??= this.#close(discard).catch((error) => {
-      this.#closing = undefined;
+    // A call with `discard` does not wait for the writes of one without.
+    if (this.#closing && (!discard || this.#discards)) return this.#closing;
+    this.#discards = discard;
+    const closing = this.#close(discard).catch((error) => {
+      if (this.#closing === closing) this.#closing = undefined;
       throw error;
     });
-    return this.#closing;
+    this.#closing = closing;
+    return closing;
   }
 
   async #close(discard: boolean): Promise<void> {
     if (this.closed) return;
     if (!discard) await this.flush();
+    // Another call may have closed it meanwhile.
+    if (this.closed) return;
     // As a user, so that the last view that is collected leaves the address space to this call.
     this.space.enter();
     openPagers.delete(this);
@@ -445,6 +476,7 @@ export class Pager extends PagerMemory implements AsyncDisposable {
   }
 
   #send(command: PagerCommand): void {
+    if (this.#gone) return;
     this.#worker.postMessage(command);
     signalEventfd(this.#eventfd);
   }
@@ -499,8 +531,10 @@ export class Pager extends PagerMemory implements AsyncDisposable {
 
   #decide({ offset, length, message }: ReadFailure): void {
     if (typeof this.#onError !== 'function') return;
-    const poison = this.#onError({ offset, length, message }) === 'poison';
-    if (!this.closed) this.#send({ is: 'decided', offset, length, poison });
+    const decision: unknown = this.#onError({ offset, length, message });
+    if (decision !== 'retry' && decision !== 'poison')
+      throw wrongType('what onError returns', "'retry' or 'poison', and no promise", decision);
+    if (!this.closed) this.#send({ is: 'decided', offset, length, poison: decision === 'poison' });
   }
 
   /** Calls the program's own source or sink, and answers. */
@@ -512,9 +546,7 @@ export class Pager extends PagerMemory implements AsyncDisposable {
       const bytes = await call(signal);
       if (!signal.aborted) this.#send({ is: 'answer', id, ...(bytes instanceof Uint8Array && { bytes }) });
     } catch (error) {
-      const { message = String(error), permanent, code } = (error ?? {}) as Partial<SourceError>;
-      if (!signal.aborted)
-        this.#send({ is: 'answer', id, error: { message, permanent: permanent === true, code } });
+      if (!signal.aborted) this.#send({ is: 'answer', id, error: answerOf(error) });
     } finally {
       this.#calls.delete(id);
     }
@@ -522,6 +554,7 @@ export class Pager extends PagerMemory implements AsyncDisposable {
 
   /** The process ends: the thread must not sleep any more, or the process would wait for it. */
   #leave(): void {
+    if (this.#gone) return;
     Atomics.store(this.#ending, 0, 1);
     signalEventfd(this.#eventfd);
   }
@@ -541,6 +574,24 @@ export class Pager extends PagerMemory implements AsyncDisposable {
     if (!this.closed) this.space.close();
     for (const { reject } of this.#waiting.values()) reject(error);
     this.#waiting.clear();
+  }
+}
+
+/** What a program's source or sink has thrown, which may be anything, in a form that can be posted. */
+function answerOf(error: unknown): NonNullable<(PagerCommand & { is: 'answer' })['error']> {
+  const { message, permanent, code } = (error ?? {}) as Record<string, unknown>;
+  return {
+    message: typeof message === 'string' ? message : describe(error),
+    permanent: permanent === true,
+    code: typeof code === 'string' ? code : undefined,
+  };
+}
+
+function describe(error: unknown): string {
+  try {
+    return String(error);
+  } catch {
+    return 'it has thrown something that has no text';
   }
 }
 

@@ -73,6 +73,8 @@ export interface ServerParts {
   readonly readAhead: number;
   /** Milliseconds until data that cannot be read is poisoned; infinite: never. */
   readonly deadlineMs: number;
+  /** Whether it is poisoned when it cannot be read for the first time. */
+  readonly poisonsAtOnce: boolean;
   /** Milliseconds between two writes of all changes; 0: never. */
   readonly flushMs: number;
   /** Of the jitter between attempts. */
@@ -166,6 +168,8 @@ export class PagerServer implements Effects {
         aheadBlocks: Math.min(256, Math.max(1, parts.readAhead / blockSize)),
         parallel: source.parallel,
         deadlineMs: parts.deadlineMs,
+        poisonsAtOnce: parts.poisonsAtOnce,
+        mayStall: source.immediate !== true,
         seed: parts.seed,
       },
       this,
@@ -177,8 +181,9 @@ export class PagerServer implements Effects {
     this.handler = {
       pagefault: ({ page, access, kind }: Pagefault) => {
         const block = Math.floor(Number(page - memory.address) / blockSize);
-        this.#engine.fault(block, access === 'write' || kind === 'write-protect');
+        const isHeld = this.#engine.fault(block, access === 'write' || kind === 'write-protect');
         this.#settle();
+        return isHeld;
       },
     };
   }
@@ -263,7 +268,7 @@ export class PagerServer implements Effects {
 
   evict(range: ByteRange): void {
     const { first, end } = this.#blocksOf(range);
-    for (let block = first; block < end; block++) this.#engine.evict(block);
+    if (end > first) this.#engine.evict(first, end - first);
     this.#settle();
   }
 
@@ -303,9 +308,10 @@ export class PagerServer implements Effects {
       const more = Math.min(end, wanted.next + ASKED_MOST) - wanted.asked;
       // Not for each block: what is asked for together is read together.
       if (more >= ASKED_MOST / 2 || (more > 0 && wanted.asked + more === end)) {
-        this.#engine.ask(wanted.asked, more, pin, write);
-        wanted.asked += more;
+        wanted.asked += this.#engine.ask(wanted.asked, more, pin, write);
       }
+      // The engine takes more when others have been read.
+      if (wanted.next >= wanted.asked) return;
       const there = this.#engine.isThere(wanted.next);
       // What is pinned must be mapped, and not only be about to be.
       if (there === 0 || (pin && this.#postponed.has(wanted.next))) return;
@@ -450,18 +456,24 @@ export class PagerServer implements Effects {
 
   /** Tells once that the source fails, and again if it fails for long. */
   #tellFailing(message: string, block: number, count: number, permanent: boolean): void {
-    const { now, say, deadlineMs, failing } = this.#parts;
+    const { now, say, deadlineMs, poisonsAtOnce, failing } = this.#parts;
     const { offset, length } = this.#span(block, count);
     if (this.#failing?.message !== message || now() - this.#failing.saidMs > SAY_AGAIN_MS) {
       const forever = deadlineMs === Number.POSITIVE_INFINITY;
       const next =
-        permanent || deadlineMs === 0
+        permanent || poisonsAtOnce
           ? 'threads that touch them get SIGBUS'
           : `it is tried again${forever ? '' : ` for ${deadlineMs} ms`}, and threads that touch them wait`;
       const said = say(`bytes ${offset} to ${offset + length} cannot be read: ${message}; ${next}`);
       this.#failing = { message, saidMs: said ? now() : Number.NEGATIVE_INFINITY };
     }
     if (!permanent) failing?.(offset, length, message);
+  }
+
+  expire(id: number, block: number, count: number): void {
+    this.cancel(id);
+    const { deadlineMs } = this.#parts;
+    this.#tellFailing(`the source has not answered for ${deadlineMs} ms`, block, count, true);
   }
 
   cancel(id: number): void {

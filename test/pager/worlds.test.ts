@@ -25,7 +25,8 @@ const ALL: Inject = {
   split: 0.01,
 };
 
-const KINDS: Record<string, Omit<PagerWorld, 'seed'>> = {
+/** `worlds`: how many are run, as a part of the others. */
+const KINDS: Record<string, Omit<PagerWorld, 'seed'> & { worlds?: number }> = {
   'a remote file, read at random': { readFailure: 0.1 },
   'a remote file, read in order': { sequential: true, blocks: 24, resident: 16, readFailure: 0.05 },
   'a local file': { immediate: true, readFailure: 0.1 },
@@ -73,10 +74,23 @@ const KINDS: Record<string, Omit<PagerWorld, 'seed'>> = {
   'a sink, and blocks of one page': {
     ...{ to: 'sink', writable: true, writeFailure: 0.1, blockPages: 1, blocks: 20, resident: 5, actions: 50 },
   },
+  'a source that does not answer': {
+    ...{ stall: 0.2, deadlineMs: 2, readFailure: 0.1, commands: true, resident: 6 },
+  },
+  'a source that does not answer, in order': {
+    ...{ stall: 0.1, deadlineMs: 2, sequential: true, blocks: 24, resident: 16 },
+  },
+  // Each of these worlds takes as long as fifty others.
+  'more is asked for than the table of blocks holds': {
+    storm: 2000,
+    blocks: 2100,
+    resident: 16,
+    worlds: 0.04,
+  },
   'slow and written to': { writable: true, readFailure: 0.1, writeFailure: 0.1, commands: true, resident: 6 },
 };
 
-for (const [name, options] of Object.entries(KINDS)) {
+for (const [name, { worlds = 1, ...options }] of Object.entries(KINDS)) {
   for (const [how, inject] of [
     ['', undefined],
     [', with all injections', ALL],
@@ -85,7 +99,7 @@ for (const [name, options] of Object.entries(KINDS)) {
       `${name}${how}`,
       async () => {
         const first = seed();
-        for (let number = 0; number < SEEDS; number++) {
+        for (let number = 0; number < SEEDS * worlds; number++) {
           await runWorld({ ...options, seed: first + number, ...(inject && { inject }) });
         }
       },

@@ -43,6 +43,10 @@ export interface PagerWorld {
   deadlineMs?: number;
   /** Probability that a read that fails says that trying again is pointless. */
   permanent?: number;
+  /** Probability that a read is never answered. */
+  stall?: number;
+  /** How many blocks the program asks for at the start, all at once. */
+  storm?: number;
   /** Whether the source answers at once. */
   immediate?: boolean;
   /** Where changes go: to what the source reads, to an overlay of it, or to a sink that answers later. */
@@ -59,6 +63,8 @@ export interface PagerWorld {
 const PAGE = 4096;
 /** Steps after which a world counts as stuck. */
 const STEPS_MOST = 200_000;
+/** Blocks of one ask of a storm. */
+const STORM_BLOCKS = 50;
 /** Milliseconds after which a pager that needs memory has its part of a budget: hundreds of looks. */
 const EQUAL_MOST_MS = 500;
 
@@ -76,6 +82,8 @@ export async function runWorld(options: PagerWorld): Promise<{ faults: number; s
     writeFailure = 0,
     deadlineMs = Number.POSITIVE_INFINITY,
     permanent = 0,
+    stall = 0,
+    storm = 0,
     immediate = false,
     to = 'source',
     inject,
@@ -131,6 +139,10 @@ export async function runWorld(options: PagerWorld): Promise<{ faults: number; s
         return;
       }
       return new Promise((resolve, reject) => {
+        if (random.chance(stall)) {
+          signal.addEventListener('abort', () => reject(signal.reason));
+          return;
+        }
         let done = 0;
         const proceed = (): void => {
           if (signal.aborted) {
@@ -232,6 +244,7 @@ export async function runWorld(options: PagerWorld): Promise<{ faults: number; s
     share: rival?.share,
     readAhead: sequential ? 4 * blockSize : 2 * blockSize,
     deadlineMs,
+    poisonsAtOnce: false,
     flushMs: writable && random.chance(0.5) ? 2 : 0,
     seed: options.seed,
     now: () => kernel.now,
@@ -343,6 +356,11 @@ export async function runWorld(options: PagerWorld): Promise<{ faults: number; s
     if (finished < threads) kernel.after(0.005 * 4 ** random.below(5), command);
   };
   if (commands) kernel.after(0.01, command);
+  for (let block = 0; block < storm; block += STORM_BLOCKS) {
+    asked++;
+    const length = Math.min(STORM_BLOCKS, storm - block) * blockSize;
+    server.ask({ offset: block * blockSize, length }, false, false, () => answers++);
+  }
 
   const turn = async (): Promise<boolean> => {
     const { turns } = kernel;
