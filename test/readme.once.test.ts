@@ -12,7 +12,6 @@ import {
   rmSync,
   statSync,
   symlinkSync,
-  writeFileSync,
 } from 'node:fs';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
@@ -72,8 +71,10 @@ test('the first example, copied into a folder with the installed package, prints
       `npm install ../userfaultfd/${tarball}`,
       'node first.mjs',
     ]);
-    writeFileSync(join(folder, 'first.mjs'), first.code);
-    const out = execFileSync(process.execPath, ['first.mjs'], { cwd: folder, encoding: 'utf8' });
+    const out = execFileSync(process.execPath, [writeModule(folder, first)], {
+      cwd: folder,
+      encoding: 'utf8',
+    });
     // Lines of different threads may come in any order.
     assert.equal(out.trimEnd().split('\n').sort(), [
       'CAD',
@@ -101,8 +102,16 @@ test('the package has the command, and the documents that its help and its error
   });
 });
 
-test('the example of the pager prints a byte of a file, which a server has', async () => {
+test('the example of the pager prints what the README says', async () => {
   needKernel();
+  const printed = await withPackage((folder) => linesOf(folder, paged));
+  assert.is(printed.length, 1);
+  assert.ok(readme.includes(`prints \`${printed[0]}\``), printed[0]);
+});
+
+test('the example of a remote file in docs/guides/pager.md prints a byte of a file, which a server has', async () => {
+  needKernel();
+  const [remote] = blocksOf('docs/guides/pager.md') as [Snippet];
   const file = Buffer.alloc(100_000, 7);
   file[50_000] = 42;
   const server = createServer(({ headers }, response) => {
@@ -115,12 +124,12 @@ test('the example of the pager prints a byte of a file, which a server has', asy
   await once(server.listen(0, '127.0.0.1'), 'listening');
   try {
     const { port } = server.address() as AddressInfo;
-    const code = paged.code
+    const code = remote.code
       .replace('https://data.example/model.bin', `http://127.0.0.1:${port}/model.bin`)
       .replace('1_000_000_000', '50_000');
-    assert.is.not(code, paged.code);
+    assert.is.not(code, remote.code);
     await withPackage(async (folder) => {
-      const child = spawn(process.execPath, [writeModule(folder, { ...paged, code })], { cwd: folder });
+      const child = spawn(process.execPath, [writeModule(folder, { ...remote, code })], { cwd: folder });
       let out = '';
       for (const stream of [child.stdout, child.stderr]) {
         stream.setEncoding('utf8').on('data', (text: string) => {

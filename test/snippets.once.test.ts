@@ -1,11 +1,11 @@
 // The documented code works: every example in a docstring compiles, runs and prints its expected output. Every block of
-// code in a document compiles, and so does test/types.ts.
+// code in a document compiles, and so does test/types.ts. A block with a file name, `NAME.mjs`, is run as it is.
 
 import * as assert from 'uvu/assert';
 import { blocksOf, documents, programsOf, textOf } from './support/documents.js';
 import { suite } from './support/harness.js';
 import { needKernel } from './support/real-kernel.js';
-import { complaints, examples, linesOf, withPackage } from './support/snippets.js';
+import { complaints, examples, isPlain, linesOf, withPackage, writeModule } from './support/snippets.js';
 
 const test = suite('snippets');
 
@@ -81,8 +81,8 @@ test('the declarations that are published take and give what test/types.ts says'
 test('every block of ts in a document compiles', () => {
   const blocks = documents().flatMap((file) => blocksOf(file));
   assert.ok(blocks.length > 15, `only ${blocks.length} were found`);
-  const whole = blocks.map(({ where, code }) => ({
-    where,
+  const whole = blocks.map(({ code, ...rest }) => ({
+    ...rest,
     code: /^import /m.test(code) ? code : IMPORTS + code,
   }));
   assert.equal(complaints(whole, PRELUDE), []);
@@ -90,12 +90,36 @@ test('every block of ts in a document compiles', () => {
 
 const GUIDES = documents().filter((file) => file.startsWith('docs/guides/'));
 
+test('a block with a file name is plain JavaScript that Node 20 can parse', () => {
+  const named = documents().flatMap((file) => blocksOf(file).filter(({ name }) => name !== undefined));
+  assert.ok(named.length > 10, `only ${named.length} were found`);
+  for (const { where, name, code } of named) assert.ok(isPlain(code), `${where}: ${name}`);
+  // Checks that the check finds anything.
+  for (const code of ['await using a = b;', 'const a: number = 1;']) assert.not(isPlain(code), code);
+});
+
+test('a file that a document runs with node is one of its blocks, or is built', () => {
+  for (const document of documents()) {
+    const named = new Set(blocksOf(document).map(({ name }) => name));
+    for (const [, file] of textOf(document).matchAll(/\bnode ([\w-]+\.mjs)\b/g))
+      if (file !== 'uffd.mjs') assert.ok(named.has(file), `${document}: ${file}`);
+  }
+});
+
 // The tutorial of test-a-handler.md has a test of its own: test/testing/tutorial.test.ts.
 for (const guide of GUIDES.filter((file) => !file.endsWith('/test-a-handler.md'))) {
+  test(`each program of ${guide} that shows what it prints has a file name`, () => {
+    for (const { program } of programsOf(guide)) assert.ok(program.name !== undefined, program.where);
+  });
+
   for (const { program, prints } of programsOf(guide)) {
     test(`the program of ${program.where} prints what the guide shows`, async () => {
       needKernel();
-      const printed = await withPackage((folder) => linesOf(folder, program));
+      const printed = await withPackage((folder) => {
+        // It may load another file of the guide.
+        for (const other of blocksOf(guide)) if (other.name !== undefined) writeModule(folder, other);
+        return linesOf(folder, program);
+      });
       // Lines of different threads may come in any order.
       assert.equal(printed.sort(), prints.sort());
     });

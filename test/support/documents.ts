@@ -10,6 +10,8 @@ export interface Snippet {
   /** Its place: a document and line, or a source file and the name that it documents. */
   readonly where: string;
   readonly code: string;
+  /** The file to save it as, if the paragraph before it names one. */
+  readonly name?: string;
 }
 
 export function textOf(file: string): string {
@@ -25,24 +27,31 @@ export function documents(): string[] {
   return ['', 'docs', 'docs/guides', 'docs/decisions'].flatMap(pages);
 }
 
+/** The code blocks of a document, in order. */
+function allBlocks(file: string): { language: string; snippet: Snippet }[] {
+  const text = textOf(file);
+  return [...text.matchAll(/^```(\w*)\n([\s\S]*?)^```$/gm)].map(
+    ({ index, 1: language = '', 2: code = '' }) => {
+      const before = text.slice(0, index);
+      const name = /`([\w-]+\.mjs)`/.exec(before.trimEnd().split('\n\n').at(-1) ?? '')?.[1];
+      const where = `${file}:${before.split('\n').length}`;
+      return { language, snippet: { where, code, ...(name !== undefined && { name }) } };
+    },
+  );
+}
+
 /** The code blocks of a document in one language. */
 export function blocksOf(file: string, language = 'ts'): Snippet[] {
-  const text = textOf(file);
-  return [...text.matchAll(new RegExp(`^\`\`\`${language}\n([\\s\\S]*?)^\`\`\`$`, 'gm'))].map((found) => ({
-    where: `${file}:${text.slice(0, found.index).split('\n').length}`,
-    code: found[1] as string,
-  }));
+  return allBlocks(file).flatMap((block) => (block.language === language ? [block.snippet] : []));
 }
 
 /** The programs of a document and the lines that they print: blocks of ts followed by a block without language. */
 export function programsOf(file: string): { program: Snippet; prints: string[] }[] {
-  const text = textOf(file);
-  const blocks = [...text.matchAll(/^```(\w*)\n([\s\S]*?)^```$/gm)];
-  return blocks.flatMap(({ index, 1: language, 2: code = '' }, place) => {
-    const [, next, prints = ''] = blocks[place + 1] ?? [];
-    if (language !== 'ts' || next !== '') return [];
-    const where = `${file}:${text.slice(0, index).split('\n').length}`;
-    return [{ program: { where, code }, prints: prints.trimEnd().split('\n') }];
+  const blocks = allBlocks(file);
+  return blocks.flatMap(({ language, snippet }, place) => {
+    const next = blocks[place + 1];
+    if (language !== 'ts' || next?.language !== '') return [];
+    return [{ program: snippet, prints: next.snippet.code.trimEnd().split('\n') }];
   });
 }
 

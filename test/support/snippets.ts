@@ -28,6 +28,9 @@ export function examples(): Snippet[] {
     });
 }
 
+/** What TypeScript says of a parameter without a type, which every parameter of plain JavaScript is. */
+const IMPLICIT_ANY = 7006;
+
 /**
  * The compiler's errors. Each snippet is a module of its own beside package.json, so that it imports the package by its
  * name. `prelude` declares names that the snippets may use.
@@ -51,11 +54,12 @@ export function complaints(snippets: readonly Snippet[], prelude = ''): string[]
     return ts.createSourceFile(name, own, language);
   };
   const program = ts.createProgram([...files.keys()], options, host);
-  return ts.getPreEmitDiagnostics(program).map(({ file, start = 0, messageText }) => {
+  return ts.getPreEmitDiagnostics(program).flatMap(({ file, start = 0, code, messageText }) => {
     const index = [...files.keys()].indexOf(file?.fileName ?? '');
+    if (code === IMPLICIT_ANY && snippets[index]?.name !== undefined) return [];
     const where = snippets[index]?.where ?? file?.fileName ?? '';
     const line = file ? file.text.slice(0, start).split('\n').length : 0;
-    return `${where}, line ${line}: ${ts.flattenDiagnosticMessageText(messageText, ' ')}`;
+    return [`${where}, line ${line}: ${ts.flattenDiagnosticMessageText(messageText, ' ')}`];
   });
 }
 
@@ -71,10 +75,28 @@ export async function withPackage<T>(body: (folder: string) => T | Promise<T>): 
   }
 }
 
-/** Writes a snippet into a folder, as JavaScript for Node; returns the file's name. */
-export function writeModule(folder: string, { code }: Snippet, name = 'snippet.mjs'): string {
-  writeFileSync(join(folder, name), transformSync(code, { loader: 'ts', target: 'node20' }).code);
-  return name;
+/**
+ * Writes a snippet into a folder, and returns the file's name. A snippet with a name is written as it is, because a
+ * reader saves it as it is; any other is compiled for Node 20.
+ */
+export function writeModule(folder: string, { code, name }: Snippet): string {
+  const file = name ?? 'snippet.mjs';
+  const text = name === undefined ? transformSync(code, { loader: 'ts', target: 'node20' }).code : code;
+  writeFileSync(join(folder, file), text);
+  return file;
+}
+
+/** Whether code is plain JavaScript that Node 20 can parse. */
+export function isPlain(code: string): boolean {
+  try {
+    const [newest, node20] = ['esnext', 'node20'].map(
+      (target) => transformSync(code, { loader: 'js', target }).code,
+    );
+    // esbuild rewrites what Node 20 cannot parse.
+    return newest === node20;
+  } catch {
+    return false; // types
+  }
 }
 
 /** Runs a snippet and returns the lines that it prints; throws if it fails or does not end. */
