@@ -1,8 +1,10 @@
 // The documented code works: every example in a docstring compiles, runs and prints its expected output. Every block of
 // code in a document compiles, and so does test/types.ts. A block with a file name, `NAME.mjs`, is run as it is.
 
+import { spawnSync } from 'node:child_process';
+import { join } from 'node:path';
 import * as assert from 'uvu/assert';
-import { blocksOf, documents, programsOf, textOf } from './support/documents.js';
+import { blocksOf, documents, programsOf, root, textOf } from './support/documents.js';
 import { suite } from './support/harness.js';
 import { needKernel } from './support/real-kernel.js';
 import { complaints, examples, isPlain, linesOf, withPackage, writeModule } from './support/snippets.js';
@@ -125,6 +127,31 @@ for (const guide of GUIDES.filter((file) => !file.endsWith('/test-a-handler.md')
     });
   }
 }
+
+test('the module of docs/guides/replay.md is a handler that uffd replay compares with the recorded one', async () => {
+  needKernel();
+  await withPackage((folder) => {
+    const [replayed, zeros] = ['replay.mjs', 'zeros.mjs'].map((name) =>
+      blocksOf('docs/guides/replay.md').find((block) => block.name === name),
+    );
+    if (!replayed || !zeros) throw new Error('a program is missing');
+    linesOf(folder, replayed); // writes run.trace
+    const command = [
+      join(root, 'dist/uffd.js'),
+      'replay',
+      'run.trace',
+      '--handler',
+      `./${writeModule(folder, zeros)}`,
+    ];
+    const { status, stdout } = spawnSync(process.execPath, command, {
+      cwd: folder,
+      encoding: 'utf8',
+      timeout: 30_000,
+    });
+    assert.match(stdout, /^expected {2}copy[\s\S]*^came {6}zero/m);
+    assert.is(status, 1);
+  });
+});
 
 test('each guide says what to do if something goes wrong', () => {
   for (const guide of GUIDES) assert.match(textOf(guide), /^## If something goes wrong$/m, guide);

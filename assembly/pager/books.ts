@@ -1,9 +1,9 @@
-// The books of a pager: which blocks have memory, and the lists in which they wait to be evicted.
+// The block table of a pager: which blocks have memory, and the lists in which they wait to be evicted.
 //
 // Rules:
 //  - A block is `1 << shift` bytes of the source. A slot holds what is known about one block. A block without a slot was
 //    never used, or is long forgotten: it has no memory and is mapped nowhere.
-//  - Slots are referred to by index; index 0 is no slot. All slots are made at the start, so nothing can run out later
+//  - Slots are referred to by index; index 0 is no slot. All slots are allocated at the start, so nothing can run out later
 //    except the slots themselves: then a ghost loses its slot, and if there is none, the block has to wait for one.
 //  - A slot is in one list at most. Dirty blocks are also in the list of dirty blocks.
 

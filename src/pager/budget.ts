@@ -4,7 +4,8 @@
 //  - What pagers hold, together, never exceeds the budget: a pager takes memory from what is free before it uses it, and
 //    gives it back after it has freed it.
 //  - A pager takes what is free as long as there is any. When nothing is left, each may have its fair share, which is the
-//    budget divided by the number of pagers: who holds more gives it to who needs memory and holds less.
+//    budget divided by the number of pagers: a pager that holds more gives it to one that needs memory and
+//    holds less.
 //  - Beyond that, a pager without a fault for a second gives memory to who needs some. If it is touched again, it needs
 //    memory itself, and its fair share comes back to it.
 //  - No pager gives up what it needs to go on: 16 blocks besides those that are pinned.

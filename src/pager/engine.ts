@@ -8,7 +8,7 @@ import { COUNTS } from './counts.js';
 
 export { PagerOutcome };
 
-/** Blocks in memory: the books of more would need more than the 4 GiB of a WebAssembly memory. */
+/** Blocks in memory: the block table of more would need more than the 4 GiB of a WebAssembly memory. */
 const RESIDENT_MOST = 2 ** 25;
 
 const module = new WasmModule<Exports>(wasm);
@@ -71,7 +71,7 @@ export class Engine {
 
   /**
    * @param now monotonic milliseconds
-   * @throws RangeError if the books do not fit into memory
+   * @throws RangeError if the block table does not fit into memory
    */
   constructor(options: EngineOptions, effects: Effects, now: () => number) {
     this.#effects = effects;
@@ -89,7 +89,9 @@ export class Engine {
       resident > RESIDENT_MOST ||
       !this.#exports.pagerStart(blocks, resident, bits, requestBlocks, aheadBlocks, parallel, deadline, seed)
     )
-      throw new RangeError(`${resident} blocks are more than the pager's books can hold; use larger blocks`);
+      throw new RangeError(
+        `${resident} blocks are more than the pager's block table can hold; use larger blocks`,
+      );
     // The memory of the module grows at the start only.
     this.counts = new Float64Array(this.#exports.memory.buffer, this.#exports.counts.value, COUNTS.length);
   }

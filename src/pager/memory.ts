@@ -2,7 +2,7 @@
 // watches. The pager fills the memfd through the other one, the alias, and maps what is complete with CONTINUE.
 //
 // Rules:
-//  - A block's memory is made before it is written to (MADV_POPULATE_WRITE), because a write that finds no memory would
+//  - A block's memory is allocated before it is written to (MADV_POPULATE_WRITE), because a write that finds none would
 //    end the process with SIGBUS. What a source returns at once goes through a buffer and pwrite(2) instead, which is
 //    faster: no page is zeroed first, and none is mapped in the alias.
 //  - No transparent huge page: one write would make the whole of it present, and its other blocks would be zeros.

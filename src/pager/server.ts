@@ -156,7 +156,7 @@ export class PagerServer implements Effects {
     this.#source = source;
     this.#blockSize = blockSize;
     const blocks = Math.ceil(source.size / blockSize);
-    // No books for memory that will never be used.
+    // No room in the block table for memory that will never be used.
     this.#limit = Math.min(Math.floor(parts.resident / blockSize), Math.max(blocks, BLOCKS_LEAST));
     this.#engine = new Engine(
       {

@@ -2,11 +2,11 @@
 // when the process ends, however it ends.
 //
 // Rules:
-//  - The books are in memory only: where each block is, and what proves that the disk returns what was written. Without
-//    encryption that is a CRC-32, with encryption the tag of AES-256-GCM. Other bytes are never returned.
-//  - A block that is not in the books is zeros: it was never written, or zeros were written.
+//  - The table of blocks is in memory only: where each block is, and what proves that the disk returns what was written.
+//    Without encryption that is a CRC-32, with encryption the tag of AES-256-GCM. Other bytes are never returned.
+//  - A block that is not in the table is zeros: it was never written, or zeros were written.
 //  - A block that is written again keeps its old extent until the new one is written. So a full disk loses nothing.
-//  - No nonce is used twice with a key, because each write counts up. The books keep it, so that an old extent cannot
+//  - No nonce is used twice with a key, because each write counts up. The table has it, so that an old extent cannot
 //    be passed off as a newer one.
 
 import { createCipheriv, createDecipheriv, randomBytes } from 'node:crypto';
@@ -103,7 +103,7 @@ export class SwapStore implements OpenSource, Target {
   /**
    * Makes a swap file: without a name in a folder, or at a path where no file may be, and whose name is removed at once.
    *
-   * @throws Node's errors; RangeError if the books do not fit into memory; UnsupportedError without zstd, if it is wanted
+   * @throws Node's errors; RangeError if the table does not fit into memory; UnsupportedError without zstd, if it is wanted
    */
   static create(folderOrPath: string, options: SwapOptions): SwapStore {
     checkOptions(options, 'options');

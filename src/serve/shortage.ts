@@ -34,7 +34,7 @@ export class ShortageError extends Error {
   readonly code = 'ENOMEM';
 }
 
-/** Tries after which a page is short of memory: they take a third of a second, with the core's delays. */
+/** Tries after which a page is short of memory: they take 0.1 to 0.2 s, with the core's delays. */
 const TRIES = 8;
 /** Most pages whose tries are counted. */
 const PAGES_MOST = 1024;

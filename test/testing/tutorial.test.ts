@@ -8,6 +8,7 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { careful, hasty } from '../../examples/test-a-handler.js';
+import { simulate } from '../../src/testing/index.js';
 import { suite } from '../support/harness.js';
 import { map, needKernel, P, pageOf, withUffd } from '../support/real-kernel.js';
 
@@ -29,6 +30,17 @@ test('the document shows the example as it is, and what it prints', () => {
   assert.match(ran.stdout, /^hasty: a page that was removed holds data/);
   assert.match(ran.stdout, /\ncareful: nothing is broken in \d+ worlds\n$/);
   assert.ok(text.includes(`\`\`\`\n${ran.stdout}\`\`\``), `the document shows:\n${ran.stdout}`);
+});
+
+test('the call of simulate in the document repeats the failure', async () => {
+  const [, inject = '', choices = ''] =
+    /await simulate\(\{\n.*\n {2}inject: (.*),\n {2}choices: (.*),\n\}\);/.exec(text) ?? [];
+  assert.ok(text.includes(`to repeat this schedule: choices: ${choices}\n`), choices);
+  const options = { inject: JSON.parse(inject.replace(/(\w+):/g, '"$1":')), choices: JSON.parse(choices) };
+  await assert.rejects(
+    simulate({ ...options, handler: (world) => hasty((page) => world.fetch(page)) }),
+    /a page that was removed holds data/,
+  );
 });
 
 for (const handler of [hasty, careful]) {
