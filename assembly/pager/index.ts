@@ -103,7 +103,8 @@ const EVICTED_MOST: u32 = 4096;
 const LATE_MS: f64 = 50;
 /**
  * A fault of a block that is mapped has usually been answered since it was read: several threads wanted the block. Its
- * thread touches the block again. If this many come in a row, the block table may be wrong, and the block is mapped again.
+ * thread touches the block again. If this many come in a row, the block table may be wrong, and the block is mapped
+ * again.
  */
 const STALE_MOST: u32 = 8;
 /** A block is tried again this many milliseconds after a failed write. */
@@ -139,7 +140,8 @@ function out(): PagerCounts {
 /**
  * Prepares the pager of `blockCount` blocks, of which `residentMost` (16 or more) have memory at a time. `requestBlocks`:
  * most blocks of a request; `aheadBlocks`: most blocks of read-ahead; `requestsAtOnce`: requests under way at once;
- * `deadline`: milliseconds until a block that cannot be read is poisoned. False: there is no memory for the block table.
+ * `deadline`: milliseconds until a block that cannot be read is poisoned. False: there is no memory for the block
+ * table.
  */
 export function pagerStart(
   blockCount: u32,

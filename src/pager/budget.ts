@@ -4,11 +4,10 @@
 //  - What pagers hold, together, never exceeds the budget: a pager takes memory from what is free before it uses it, and
 //    gives it back after it has freed it.
 //  - A pager takes what is free as long as there is any. When nothing is left, each may have its fair share, which is the
-//    budget divided by the number of pagers: a pager that holds more gives it to one that needs memory and
-//    holds less.
-//  - Beyond that, a pager without a fault for a second gives memory to who needs some. If it is touched again, it needs
-//    memory itself, and its fair share comes back to it.
-//  - No pager gives up what it needs to go on: 16 blocks besides those that are pinned.
+//    budget divided by the number of pagers: a pager that holds more gives memory to one that needs it and holds less.
+//  - Beyond that, a pager without a fault for a second gives memory to one that needs some. If it is touched again, it
+//    needs memory itself, and its fair share comes back to it.
+//  - No pager gives away what it needs to continue: 16 blocks besides those that are pinned.
 
 import { checkInteger, outOfRange } from '../errors/arguments.js';
 
@@ -150,11 +149,11 @@ export class BudgetShare {
   }
 
   /**
-   * Takes part in a budget, and waits until the others have given up what a pager needs at least.
+   * Takes part in a budget, and waits until the others have freed what a pager needs at least.
    *
    * @param now milliseconds
    * @param wait returns after some milliseconds
-   * @throws RangeError if the budget is too small for one more; Error if the others give up nothing; what `wait` throws
+   * @throws RangeError if the budget is too small for one more; Error if the others free nothing; what `wait` throws
    */
   static async join(
     budget: PagerBudget,
@@ -176,7 +175,7 @@ export class BudgetShare {
       while (!share.#begin()) {
         if (now() - begun > JOIN_MOST_MS)
           throw new Error(
-            `the budget has no memory for one more pager: the others could not give up ${BLOCKS_LEAST} blocks in ` +
+            `the budget has no memory for one more pager: the others could not free ${BLOCKS_LEAST} blocks in ` +
               `${JOIN_MOST_MS / 1000} s, because what they hold is pinned or cannot be written`,
           );
         await wait(timing.look / 2);
@@ -254,7 +253,7 @@ export class BudgetShare {
     this.#evicted = usage.evicted;
     Atomics.store(this.#words, this.#at + Member.NEEDS, needs ? 1 : 0);
     const least = BLOCKS_LEAST + usage.pinned;
-    // Not before what it gave up the last time is free.
+    // Not before what it gave away the last time is free.
     if (usage.reserved <= this.#limit)
       this.#limit -= Math.min(this.#owed(), Math.max(0, this.#limit - least));
     this.#lookDue = now + (this.#members > 1 ? this.#timing.look : this.#timing.lookAlone);

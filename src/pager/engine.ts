@@ -23,7 +23,7 @@ export interface Effects {
   expire(id: number, block: number, count: number): void;
   /** Maps blocks whose bytes are in memory, and wakes who waits for them. */
   map(block: number, count: number, writeProtect: boolean): void;
-  /** Lifts or sets the write protection. Lifting it wakes who waits to write. */
+  /** Lifts or sets the write protection. Lifting it wakes the threads that wait to write. */
   protect(block: number, count: number, on: boolean): void;
   /** Drops page-table entries, and poison. */
   drop(block: number, count: number): void;
@@ -32,7 +32,7 @@ export interface Effects {
   /** Starts to write blocks to the target. Reports `written` of each block later. */
   write(block: number, count: number): void;
   poison(block: number, count: number): void;
-  /** Lets who waits for blocks touch them again. */
+  /** Lets the threads that wait for blocks touch them again. */
   wake(block: number, count: number): void;
 }
 
@@ -154,7 +154,7 @@ export class Engine {
 
   // ---- state ---------------------------------------------------------------------------------------------
 
-  /** Whether a block that was asked for is there: 1 yes, 0 not yet, −1 it failed or was given up. */
+  /** Whether a block that was asked for is there: 1 yes, 0 not yet, −1 it failed or is poisoned. */
   isThere(block: number): number {
     return this.#exports.pagerIsThere(block);
   }

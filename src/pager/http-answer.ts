@@ -90,7 +90,7 @@ export function checkAnswer(
   const [, from, to, total] = /^bytes (\d+)-(\d+)\/(\d+|\*)$/i.exec(range) ?? [];
   const wrong = `the server answered bytes ${first}-${last} with Content-Range: ${quoted(range)}`;
   if (total === undefined) throw new RequestFailure(wrong, 'permanent');
-  if (total === '*') throw new RequestFailure('the server does not tell the size of the file', 'permanent');
+  if (total === '*') throw new RequestFailure('the server does not send the size of the file', 'permanent');
   const size = Number(total);
   const answered = pin(size, headers);
   if (version && !isSame(version, size, headers)) throw new RequestFailure(CHANGED, 'permanent');

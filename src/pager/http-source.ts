@@ -101,7 +101,7 @@ class RemoteFile implements OpenHttpSource {
     return pinned === 'size' ? undefined : `${this.#original.url.pathname}, ${pinned} ${value}`;
   }
 
-  /** Requests the first byte. Some servers refuse HEAD, or do not tell there that they support ranges. */
+  /** Requests the first byte. Some servers refuse HEAD, or do not say there that they support ranges. */
   async open(signal: AbortSignal): Promise<void> {
     const progress = { offset: 0, into: new Uint8Array(1), reached: 0, arrived: () => {} };
     this.#version = await this.#fill(progress, signal);

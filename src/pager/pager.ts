@@ -82,7 +82,7 @@ export interface PagerStats {
   readonly fetchedBytes: number;
   readonly aheadBytes: number;
   readonly aheadUsedBytes: number;
-  /** Bytes given up to make room, or by `evict`. */
+  /** Bytes evicted, to make room or by `evict`. */
   readonly evictedBytes: number;
   /** Bytes written to the file, to the sink or to the swap file. */
   readonly writtenBytes: number;
@@ -122,7 +122,7 @@ function endWithProcess(): void {
 const PINNED_PART = 0.5;
 
 /**
- * Data in memory of which only a part is resident: the rest is read when it is touched, and given up again when memory
+ * Data in memory of which only a part is resident: the rest is read when it is touched, and evicted when memory
  * is short. Touch it from any thread of this process; each touch of missing data waits until it is read.
  *
  * @example
@@ -341,7 +341,7 @@ export class Pager extends PagerMemory implements AsyncDisposable {
     if (length > 0) await this.#ask({ is: 'ask', id: 0, offset, length, pin: false, write: false });
   }
 
-  /** Gives a range up; blocks that were changed are written first. The next touch reads them again. */
+  /** Evicts a range; blocks that were changed are written first. The next touch reads them again. */
   async evict(range: PagerRange = {}): Promise<void> {
     const { offset, length } = this.#checked(range);
     if (length > 0) await this.#ask({ is: 'evict', id: 0, offset, length });

@@ -43,7 +43,7 @@ export interface BlockMemory {
   /** The bytes of a range that is in memory, to write them to the target. */
   bytes(offset: number, length: number): Uint8Array;
   /**
-   * Maps a range whose bytes are in memory, and wakes who waits. False: not all of it, because the mapping is being
+   * Maps a range whose bytes are in memory, and wakes the threads that wait. False: not all of it, because the mapping is being
    * changed.
    *
    * @throws UffdError, as all of these
@@ -81,7 +81,7 @@ export interface ServerParts {
   readonly seed: number;
   /** Monotonic milliseconds. */
   now(): number;
-  /** Tells the user of something, in a sentence. False: it could not be told now, and is to be told again. */
+  /** Prints a sentence for the user. False: it could not be printed now, and is to be printed again. */
   say(text: string): boolean;
   /** A block cannot be read. */
   failing?(offset: number, length: number, message: string): void;
@@ -318,7 +318,7 @@ export class PagerServer implements Effects {
       if (there < 0 && pin) {
         this.#wanted.delete(wanted);
         this.#unpinAsked(wanted);
-        const why = this.#failing?.message ?? 'it was given up';
+        const why = this.#failing?.message ?? 'it is poisoned';
         wanted.answer(new Error(`block ${wanted.next} cannot be read: ${why}`));
         return;
       }

@@ -13,7 +13,7 @@ export interface Sink {
    * 8 MiB, or one block, are under way at once, in several calls and in any order; never two calls for one block.
    *
    * @param bytes a copy, which the sink may keep
-   * @param signal aborted when the pager is closed and the changes are given up
+   * @param signal aborted when the pager is closed and the changes are discarded
    * @throws any error, also as a rejection: the changes stay in memory, and are written again later. A part of them may
    *   have been written
    */

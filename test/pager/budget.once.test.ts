@@ -187,14 +187,14 @@ test('a budget that is too small, and what is no budget', async () => {
   await withPagers([{ resident }, { resident }], async () => {});
 });
 
-test('a pager is refused if nothing of the budget is given up', async () => {
+test('a pager is refused if nothing of the budget is freed', async () => {
   needKernel();
   const resident = Pager.budget(2 * MIB);
   await withPagers([{ resident }], async ([pager]) => {
     await pager?.prefetch({ length: 2 * MIB });
     await pager?.withPinned({ length: MIB }, async () => {
       const source = { size: MIB, read: (offset: number, into: Uint8Array) => void fillBytes(into, offset) };
-      await assert.rejects(Pager.open({ source, resident }), /could not give up 16 blocks in 10 s/);
+      await assert.rejects(Pager.open({ source, resident }), /could not free 16 blocks in 10 s/);
     });
   });
 }, 60_000);

@@ -215,7 +215,7 @@ const WRONG: readonly [headers: Record<string, string | undefined>, message: Reg
   [{ 'content-range': 'bytes 0-49/100' }, /answered bytes 10-59 with Content-Range: "bytes 0-49\/100"/, true],
   [{ 'content-range': 'bytes 10-58/100', 'content-length': undefined }, /answered bytes 10-59 with/, true],
   [{ 'content-range': 'bytes 10-59/200' }, /has changed since it was opened/, true],
-  [{ 'content-range': 'bytes 10-59/*' }, /does not tell the size/, true],
+  [{ 'content-range': 'bytes 10-59/*' }, /does not send the size/, true],
   [{ 'content-length': '49' }, /announced "49" bytes for a range of 50/, false],
   [{ 'content-length': '51' }, /announced "51" bytes for a range of 50/, true],
   [{ 'content-type': 'multipart/byteranges; boundary=x' }, /with several parts/, true],

@@ -160,14 +160,14 @@ test('a function that says poison is obeyed, also for read-ahead of which a thre
   };
   await withPager({ source: moduleSource(SOURCE, control), resident: 8 * MIB, onError }, 0, async (pager) => {
     Atomics.store(control.words, DOES, Does.FAIL);
-    // Nothing waits for ever: each is given up.
+    // Nothing waits for ever: each is poisoned.
     await pager.prefetch({ offset: MIB, length: 3 * MIB });
     assert.equal(pager.stats.poisonedBytes, 3 * MIB);
     assert.ok(asked >= 3);
   });
 });
 
-test('reads that stall are given up when they are not needed any more', async () => {
+test('reads that stall are aborted when they are not needed any more', async () => {
   needKernel();
   const control = controlOf(64 * MIB);
   await withPager({ source: moduleSource(SOURCE, control), resident: 64 * MIB }, 1, async (pager, user) => {
