@@ -87,6 +87,11 @@ export function openLocked(path: string): number {
   return -errno;
 }
 
+/** Writes everything that is not on the disk yet of the file system that a descriptor's file lies on. −errno. */
+export function syncFileSystem(fd: number): number {
+  return orErrno(libc().syncfs(fd));
+}
+
 /** The first offset at or after `offset` that has data; `end` if there is none. −errno. */
 export function nextData(fd: number, offset: number, end: number): number {
   const at = seek(fd, offset, SEEK_DATA);

@@ -94,6 +94,7 @@ function load() {
     readlinkat: declare('readlinkat', 'intptr_t', ['int', 'str', 'void *', 'size_t']),
     poll: declare('poll', 'int', ['uintptr_t', 'ulong', 'int']),
     close: declare('close', 'int', ['int']),
+    syncfs: declare('syncfs', 'int', ['int']),
     // As a bare system call: musl has a wrapper only since 2024.
     preadv2: declare('syscall', 'long', ['long', 'int', 'uintptr_t', 'ulong', 'long', 'long', 'int']),
     kcmp: declare('syscall', 'long', ['long', 'int', 'int', 'int', 'ulong', 'ulong']),

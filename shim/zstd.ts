@@ -1,6 +1,7 @@
 // libzstd, as it is installed on the machine. Node has zstd itself from version 22.15 on.
 //
-// Contexts are reused: making one for each call would take longer than compressing a block.
+// Contexts are reused: making one for each call would take longer than compressing a block. A call in libuv's pool makes
+// its own, because several run at once.
 
 import { koffi } from './koffi.js';
 
@@ -11,6 +12,8 @@ export interface Libzstd {
   bound(length: number): number;
   /** Compresses into `into`: bytes written, or a negative number if it failed. */
   compress(into: Uint8Array, bytes: Uint8Array, level: number): number;
+  /** As `compress`, in a thread of libuv's pool. Neither array may be freed, moved or changed until it has settled. */
+  compressLater(into: Uint8Array, bytes: Uint8Array, level: number): Promise<number>;
   /** Decompresses one frame into `into`: bytes written, or a negative number if the frame is damaged or too large. */
   decompress(into: Uint8Array, bytes: Uint8Array): number;
   /** Frees the contexts. */
@@ -30,6 +33,7 @@ export function openLibzstd(): Libzstd | undefined {
   const bytes = ['void *', 'size_t', 'void *', 'size_t'];
   const compressBound = declare('ZSTD_compressBound', 'size_t', ['size_t']);
   const compress = declare('ZSTD_compressCCtx', 'size_t', ['uintptr_t', ...bytes, 'int']);
+  const compressAlone = library.func('ZSTD_compress', 'size_t', [...bytes, 'int']);
   const decompress = declare('ZSTD_decompressDCtx', 'size_t', ['uintptr_t', ...bytes]);
   const freeCompressor = declare('ZSTD_freeCCtx', 'size_t', ['uintptr_t']);
   const freeDecompressor = declare('ZSTD_freeDCtx', 'size_t', ['uintptr_t']);
@@ -50,6 +54,14 @@ export function openLibzstd(): Libzstd | undefined {
     bound: (length) => Number(compressBound(length)),
     compress: (into, from, level) =>
       orFailed(compress(compressor, into, into.length, from, from.length, level)),
+    compressLater: (into, from, level) =>
+      new Promise((resolve, reject) => {
+        compressAlone.async(
+          ...[into, into.length, from, from.length, level],
+          (error: Error | null, result: number | bigint) =>
+            error ? reject(error) : resolve(orFailed(result)),
+        );
+      }),
     decompress: (into, from) => orFailed(decompress(decompressor, into, into.length, from, from.length)),
     close: () => {
       if (closed) return;

@@ -50,6 +50,22 @@ const LAYERS = [
   ['src/embed.ts'],
   ['src/pager/index.ts', 'src/pager/pager-thread.ts'],
   ['src/pager/memory.ts', 'src/pager/pager.ts', 'src/pager/sources.ts'],
+  ['src/store/index.ts'],
+  [
+    ...['src/store/pack.ts', 'src/store/prune.ts', 'src/store/unpack.ts', 'src/store/verify.ts'],
+    'src/store/working-set-file.ts',
+  ],
+  ['src/pager/chunk-source.ts', 'src/store/memory-image.ts'],
+  ['src/store/chunk-reader.ts', 'src/store/open-store.ts', 'src/store/parallel.ts'],
+  ['src/store/http-store.ts', 'src/store/s3-store.ts'],
+  ['src/store/s3-credentials.ts'],
+  [
+    'src/store/fallback-store.ts',
+    'src/store/folder-store.ts',
+    'src/store/http-client.ts',
+    'src/store/s3-list.ts',
+  ],
+  ['src/store/store.ts'],
   [
     ...['src/pager/http-source.ts', 'src/pager/options.ts', 'src/pager/overlay-file.ts'],
     ...['src/pager/program-calls.ts', 'src/pager/server.ts'],
@@ -61,20 +77,21 @@ const LAYERS = [
   [
     ...[
       'src/pager/budget.ts',
-      'src/pager/compression.ts',
+      'src/pager/chunk-description.ts',
       'src/pager/counts.ts',
       'src/pager/custom-source.ts',
     ],
-    ...['src/pager/file-source.ts', 'src/pager/http-answer.ts', 'src/pager/http-connections.ts'],
+    ...['src/pager/file-source.ts', 'src/pager/http-connections.ts', 'src/pager/http-target.ts'],
+    ...['src/store/chunk-index.ts', 'src/store/compression.ts'],
     ...['src/pager/journal-file.ts', 'src/pager/module-description.ts', 'src/pager/overlaid-source.ts'],
     'src/pager/pager-memory.ts',
   ],
   ['src/pager/journal.ts'],
-  ['src/pager/journal-target.ts'],
+  ['src/pager/journal-target.ts', 'src/store/options.ts'],
   [
     ...['src/pager/file-description.ts', 'src/pager/http-buffers.ts', 'src/pager/http-description.ts'],
     ...['src/pager/http-names.ts', 'src/pager/journal-format.ts', 'src/pager/journal-io.ts'],
-    'src/pager/overlay-format.ts',
+    ...['src/pager/http-answer.ts', 'src/pager/overlay-format.ts'],
     ...['src/pager/source.ts', 'src/pager/swap-extents.ts'],
   ],
   ['src/dirty/index.ts'],
@@ -160,6 +177,7 @@ const ENTRIES = [
   'pager/index',
   'trace/index',
   'serve/index',
+  'store/index',
   'sim/index',
   'testing/index',
 ].map((name) => `src/${name}.ts`);
@@ -173,7 +191,9 @@ const INLINED: Record<string, RegExp> = {
   picocolors: /^src\/cli\//,
   pino: /^src\/cli\//,
   'prom-client': /^src\/cli\//,
-  undici: /^src\/pager\/http-/,
+  aws4: /^src\/store\/s3-store/,
+  undici: /^src\/(pager|store)\/http-/,
+  zstddec: /^src\/store\/compression/,
 };
 
 /** Packages, and the only places that may import them. */

@@ -42,6 +42,7 @@ const OPEN = `
   import 'userfaultfd/pager';
   import 'userfaultfd/serve';
   import 'userfaultfd/sim';
+  import 'userfaultfd/store';
   import 'userfaultfd/testing';
   import 'userfaultfd/trace';
   console.log(Userfaultfd.isSupported());

@@ -111,6 +111,7 @@ export const ENTRIES: Readonly<Record<string, string>> = {
   pager: 'src/pager/index',
   serve: 'src/serve/index',
   sim: 'src/sim/index',
+  store: 'src/store/index',
   testing: 'src/testing/index',
   trace: 'src/trace/index',
 };

@@ -14,14 +14,15 @@ exports.Pool = require('undici/lib/dispatcher/pool.js');
 require('undici/lib/dispatcher/dispatcher.js').prototype.connect = require('undici/lib/api/api-connect.js');
 `;
 
-/** Files that are loaded but not used: HTTP/2 is off, proxies have http: or https: URLs, and requests have no body. */
+/** Files that are loaded but not used: HTTP/2 is off, proxies have http: or https: URLs, and bodies are buffers. */
 const UNUSED =
   /undici\/lib\/(core\/socks5-client|dispatcher\/(client-h2|socks5-proxy-agent)|web\/fetch\/body)\.js$/;
 
 /** The parser of HTTP as WebAssembly with SIMD. Undici also has it without, for machines that have no SIMD. */
 const PARSER = /undici\/lib\/llhttp\/llhttp_simd-wasm\.js$/;
 
-const FROM_UNDICI = /node_modules\/undici\//;
+/** Packages that are CommonJS. */
+const COMMON_JS = /node_modules\/(undici|aws4)\//;
 
 /**
  * Leaves out what is not used, and lets CommonJS files load modules of Node where there is no `require`: in an ES
@@ -36,7 +37,7 @@ export const bundledUndici: Plugin = {
     onLoad({ filter: UNUSED }, () => ({ contents: 'module.exports = {};' }));
     onLoad({ filter: PARSER }, () => ({ contents: `module.exports = require('./llhttp-wasm.js');` }));
     onResolve({ filter: /./ }, ({ path, importer }) =>
-      isBuiltin(path) && FROM_UNDICI.test(importer) ? { path, namespace: 'of Node' } : undefined,
+      isBuiltin(path) && COMMON_JS.test(importer) ? { path, namespace: 'of Node' } : undefined,
     );
     onLoad({ filter: /./, namespace: 'of Node' }, ({ path }) => ({
       contents: `module.exports = process.getBuiltinModule(${JSON.stringify(path)});`,

@@ -6,6 +6,11 @@ import { VERSION } from './manifest.js';
 /** The functions that add the subcommands, in the order of the help. Each is loaded when it is needed. */
 const SUBCOMMANDS: Readonly<Record<string, () => Promise<(program: Command) => void>>> = {
   serve: async () => (await import('./serve/command.js')).addServe,
+  pack: async () => (await import('./store/pack.js')).addPack,
+  unpack: async () => (await import('./store/unpack.js')).addUnpack,
+  info: async () => (await import('./store/info.js')).addInfo,
+  verify: async () => (await import('./store/verify.js')).addVerify,
+  prune: async () => (await import('./store/prune.js')).addPrune,
   demo: async () => (await import('./demo/command.js')).addDemo,
   replay: async () => (await import('./replay/command.js')).addReplay,
   inspect: async () => (await import('./inspect/command.js')).addInspect,

@@ -12,16 +12,28 @@ export class RequestFailure extends Error {
   readonly remedy: 'retry' | 'permanent' | 'renew';
   /** The least time until the next attempt. */
   readonly afterMs: number;
+  /** The status of the answer, if it is why. */
+  readonly status: number | undefined;
 
   constructor(
     message: string,
     remedy: 'retry' | 'permanent' | 'renew',
-    { afterMs = 0, ...options }: ErrorOptions & { afterMs?: number } = {},
+    { afterMs = 0, status, ...options }: ErrorOptions & { afterMs?: number; status?: number } = {},
   ) {
     super(message, options);
     this.remedy = remedy;
     this.afterMs = afterMs;
+    this.status = status;
   }
+}
+
+const FIRST_PAUSE_MS = 100;
+const LONGEST_PAUSE_MS = 10_000;
+
+/** How long to wait before the next attempt after so many, which have failed: random, and longer each time. */
+export function backoffMs(tries: number, { afterMs }: RequestFailure): number {
+  const longest = Math.min(FIRST_PAUSE_MS * 2 ** (tries - 1), LONGEST_PAUSE_MS);
+  return Math.max(Math.random() * longest, afterMs);
 }
 
 export type Headers = Readonly<Record<string, string | string[] | undefined>>;
@@ -76,16 +88,10 @@ export function checkAnswer(
       'permanent',
     );
   }
-  if (status !== 206) throw failed(status, headers, version);
+  if (status !== 206) throw statusFailure(status, headers, version);
   if (/^multipart\//i.test(text(headers['content-type'])))
     throw new RequestFailure('the server answered one range with several parts', 'permanent');
-  const encoding = text(headers['content-encoding']);
-  if (encoding !== '' && encoding.toLowerCase() !== 'identity') {
-    throw new RequestFailure(
-      `the server compressed the answer (Content-Encoding: ${quoted(encoding)}) although it was asked not to`,
-      'permanent',
-    );
-  }
+  checkEncoding(headers);
   const range = text(headers['content-range']);
   const [, from, to, total] = /^bytes (\d+)-(\d+)\/(\d+|\*)$/i.exec(range) ?? [];
   const wrong = `the server answered bytes ${first}-${last} with Content-Range: ${quoted(range)}`;
@@ -108,6 +114,16 @@ export function checkAnswer(
   return version ?? answered;
 }
 
+/** Checks that the body is the file's own bytes. @throws RequestFailure */
+export function checkEncoding(headers: Headers): void {
+  const encoding = text(headers['content-encoding']);
+  if (encoding === '' || encoding.toLowerCase() === 'identity') return;
+  throw new RequestFailure(
+    `the server compressed the answer (Content-Encoding: ${quoted(encoding)}) although it was asked not to`,
+    'permanent',
+  );
+}
+
 function pin(size: number, headers: Headers): Version {
   const { etag } = headers;
   // A weak tag (W/"…") says that two versions mean the same, not that they have the same bytes.
@@ -123,7 +139,7 @@ function isSame({ size, pinned, value }: Version, answered: number, headers: Hea
 }
 
 /** For a status that is neither success nor redirect. */
-function failed(status: number, headers: Headers, version: Version | undefined): RequestFailure {
+export function statusFailure(status: number, headers: Headers, version?: Version): RequestFailure {
   const message = `the server answered ${named(status)}`;
   if (status === 412) return new RequestFailure(version ? CHANGED : message, 'permanent', {});
   if (status === 416) {
@@ -136,7 +152,7 @@ function failed(status: number, headers: Headers, version: Version | undefined):
   if (status === 408 || status === 425 || status === 429 || status >= 500)
     return new RequestFailure(message, 'retry', { afterMs: retryAfter(headers) });
   // These also mean that a signed URL has expired: S3 answers 403, and 400 for an expired token.
-  if ([400, 401, 403, 404, 410].includes(status)) return new RequestFailure(message, 'renew');
+  if ([400, 401, 403, 404, 410].includes(status)) return new RequestFailure(message, 'renew', { status });
   return new RequestFailure(message, 'permanent');
 }
 

@@ -11,8 +11,8 @@ import {
   wrongType,
 } from '../errors/arguments.js';
 
-/** Options of a remote file. All are plain data. */
-export interface HttpSourceOptions {
+/** How servers are reached. All are plain data. */
+export interface TransportOptions {
   /**
    * Headers to send with each request. After a redirect to another origin, headers that look like credentials are not
    * sent: those whose name contains "auth", "cookie", "key", "secret" or "token".
@@ -29,10 +29,14 @@ export interface HttpSourceOptions {
   timeoutMs?: number;
   /** How often a read is attempted in all. Default: 5. */
   attempts?: number;
-  /** Most redirects to follow for one request. Default: 5. */
-  redirects?: number;
   /** Most requests at once. Default: 8. */
   parallel?: number;
+}
+
+/** Options of a remote file. All are plain data. */
+export interface HttpSourceOptions extends TransportOptions {
+  /** Most redirects to follow for one request. Default: 5. */
+  redirects?: number;
 }
 
 /** Describes a remote file to a pager. */
@@ -59,27 +63,35 @@ const LONGEST_MS = 2 ** 31 - 1;
 export function httpSource(url: string | URL, options: HttpSourceOptions = {}): HttpSource {
   const { href } = checkUrl(url);
   checkOptions(options, 'options');
-  const { headers, ca, proxy, timeoutMs, attempts, redirects, parallel } = options;
+  const { redirects } = options;
+  if (redirects !== undefined) checkInteger(redirects, 'redirects', 0, 100);
+  return {
+    kind: 'http',
+    url: href,
+    options: { ...checkTransport(options), ...(redirects !== undefined && { redirects }) },
+  };
+}
+
+/**
+ * Checks the options about servers, and copies them, so that a later change of the program's object has no effect.
+ *
+ * @throws TypeError, RangeError
+ */
+export function checkTransport(options: TransportOptions): TransportOptions {
+  const { headers, ca, proxy, timeoutMs, attempts, parallel } = options;
   if (headers !== undefined) checkHeaders(headers);
   if (ca !== undefined) checkAuthorities(ca);
   if (proxy !== undefined) checkProxy(proxy);
   if (timeoutMs !== undefined) checkInteger(timeoutMs, 'timeoutMs', 1, LONGEST_MS);
   if (attempts !== undefined) checkInteger(attempts, 'attempts', 1, 1000);
-  if (redirects !== undefined) checkInteger(redirects, 'redirects', 0, 100);
   if (parallel !== undefined) checkInteger(parallel, 'parallel', 1, 1000);
-  // Copied, so that a later change of the program's object has no effect.
   return {
-    kind: 'http',
-    url: href,
-    options: {
-      ...(headers && { headers: { ...headers } }),
-      ...(ca !== undefined && { ca: typeof ca === 'string' ? ca : [...ca] }),
-      ...(proxy !== undefined && { proxy }),
-      ...(timeoutMs !== undefined && { timeoutMs }),
-      ...(attempts !== undefined && { attempts }),
-      ...(redirects !== undefined && { redirects }),
-      ...(parallel !== undefined && { parallel }),
-    },
+    ...(headers && { headers: { ...headers } }),
+    ...(ca !== undefined && { ca: typeof ca === 'string' ? ca : [...ca] }),
+    ...(proxy !== undefined && { proxy }),
+    ...(timeoutMs !== undefined && { timeoutMs }),
+    ...(attempts !== undefined && { attempts }),
+    ...(parallel !== undefined && { parallel }),
   };
 }
 

@@ -154,7 +154,8 @@ const WORDS: Readonly<Record<string, string>> = {
 /** Codes of OpenSSL for a certificate that is not trusted, and of Node for one of another host. */
 const CERTIFICATE = /CERT|^UNABLE_TO_|^INVALID_(CA|PURPOSE)$|^PATH_LENGTH_EXCEEDED$|^HOSTNAME_MISMATCH$/;
 
-function connectionFailure(error: Error): RequestFailure {
+/** Why an exchange ended without an answer. */
+export function connectionFailure(error: Error): RequestFailure {
   const { code = '', syscall = '' } = error as NodeJS.ErrnoException;
   const options = { cause: error };
   const proxy = /^Proxy response \((\d+)\)/.exec(error.message)?.[1];

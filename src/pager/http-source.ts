@@ -1,11 +1,12 @@
 // A remote file as a source of a pager: range requests, with retries, redirects, and a check in each answer that the file
 // is still the one that was opened.
 
-import { RequestFailure, type Version } from './http-answer.js';
+import { backoffMs, RequestFailure, type Version } from './http-answer.js';
 import { ReadBuffers } from './http-buffers.js';
 import { type Connections, openConnections } from './http-connections.js';
 import type { HttpSource } from './http-description.js';
 import { type Answered, Exchange, type Progress } from './http-exchange.js';
+import { display, headersFor, redirected, type Target, targetOf } from './http-target.js';
 import { type OpenSource, SourceError } from './source.js';
 
 export { type HttpSource, type HttpSourceOptions, httpSource } from './http-description.js';
@@ -17,18 +18,6 @@ export interface OpenHttpSource extends OpenSource {
    */
   readonly pinned: 'etag' | 'last-modified' | 'size';
 }
-
-/** Where a request goes. */
-interface Target {
-  readonly url: URL;
-  /** Whether all redirects so far stayed on the origin that the program named. */
-  readonly trusted: boolean;
-}
-
-const FIRST_PAUSE_MS = 100;
-const LONGEST_PAUSE_MS = 10_000;
-/** Names of headers that are not sent to another origin. */
-const CREDENTIAL = /auth|cookie|key|secret|token/i;
 
 /**
  * Connects to the server, and finds out the size and version of the file.
@@ -57,9 +46,8 @@ class RemoteFile implements OpenHttpSource {
   readonly #original: Target;
   /** The URL that answered last, after redirects. */
   #target: Target;
-  /** Headers for the origin that the program named, and for others. */
+  /** Headers for the origin that the program named. */
   readonly #headers: Readonly<Record<string, string>>;
-  readonly #foreignHeaders: Readonly<Record<string, string>>;
   #version: Version | undefined;
   /** Rejects the reads that are under way. */
   readonly #stops = new Set<(reason: unknown) => void>();
@@ -67,23 +55,13 @@ class RemoteFile implements OpenHttpSource {
 
   constructor({ url: href, options }: HttpSource) {
     const { timeoutMs = 30_000, attempts = 5, redirects = 5, parallel = 8, headers = {} } = options;
-    const url = new URL(href);
-    const { username, password } = url;
-    url.username = '';
-    url.password = '';
     this.parallel = parallel;
     this.#attempts = attempts;
     this.#redirects = redirects;
-    this.#original = { url, trusted: true };
-    this.#target = this.#original;
-    const all = [
-      // Some servers refuse a request without it.
-      ['user-agent', 'userfaultfd'],
-      ...(username || password ? [['authorization', basic(username, password)]] : []),
-      ...Object.entries(headers).map(([name, value]) => [name.toLowerCase(), value]),
-    ] as [string, string][];
-    this.#headers = Object.fromEntries(all);
-    this.#foreignHeaders = Object.fromEntries(all.filter(([name]) => !CREDENTIAL.test(name)));
+    const { target, headers: sent } = targetOf(href, headers);
+    this.#original = target;
+    this.#target = target;
+    this.#headers = sent;
     this.#connections = openConnections(options, timeoutMs, parallel, this.#buffers);
   }
 
@@ -161,8 +139,7 @@ class RemoteFile implements OpenHttpSource {
         }
         if (error.remedy !== 'retry') throw this.#failed(error, true, tries);
         if (tries === this.#attempts) throw this.#failed(error, false, tries);
-        const longest = Math.min(FIRST_PAUSE_MS * 2 ** (tries - 1), LONGEST_PAUSE_MS);
-        await attempt.pause(Math.max(Math.random() * longest, error.afterMs));
+        await attempt.pause(backoffMs(tries, error));
         tries++;
       }
     }
@@ -193,10 +170,18 @@ class RemoteFile implements OpenHttpSource {
     }
   }
 
-  #request({ url, trusted }: Target, progress: Progress, attempt: Attempt): Promise<Answered> {
-    const headers = trusted ? this.#headers : this.#foreignHeaders;
+  #request(target: Target, progress: Progress, attempt: Attempt): Promise<Answered> {
+    const headers = headersFor(target, this.#headers);
     return attempt.run(
-      () => new Exchange(this.#connections.dispatcher, url, headers, progress, this.#version, this.#buffers),
+      () =>
+        new Exchange(
+          this.#connections.dispatcher,
+          target.url,
+          headers,
+          progress,
+          this.#version,
+          this.#buffers,
+        ),
     );
   }
 }
@@ -236,32 +221,4 @@ class Attempt {
   #check(): void {
     if (this.#stopped) throw this.#stopped.reason;
   }
-}
-
-/** The target of a redirect. Credentials go no further than the origin that the program named. */
-function redirected(from: Target, location: string): Target {
-  let url: URL;
-  try {
-    url = new URL(location, from.url);
-  } catch {
-    throw new RequestFailure('the server redirected to an invalid URL', 'permanent');
-  }
-  if (url.protocol !== 'https:' && url.protocol !== 'http:')
-    throw new RequestFailure(`the server redirected to a URL of ${url.protocol}`, 'permanent');
-  if (from.url.protocol === 'https:' && url.protocol === 'http:')
-    throw new RequestFailure(`the server redirected from https to ${display(url)}`, 'permanent');
-  url.username = '';
-  url.password = '';
-  url.hash = '';
-  return { url, trusted: from.trusted && url.origin === from.url.origin };
-}
-
-function basic(username: string, password: string): string {
-  const text = `${decodeURIComponent(username)}:${decodeURIComponent(password)}`;
-  return `Basic ${Buffer.from(text).toString('base64')}`;
-}
-
-/** A URL for messages: without user name, password and query, which may be secret. */
-function display(url: URL): string {
-  return url.origin + url.pathname;
 }

@@ -1,6 +1,7 @@
 // The entry `userfaultfd/pager`: more data than memory, filled when it is touched.
 
 export type { PagerBudget } from './budget.js';
+export { type ChunkSource, type ChunkSourceOptions, chunkSource } from './chunk-description.js';
 export type { CustomSource } from './custom-source.js';
 export { type FileSource, fileSource } from './file-description.js';
 export { type HttpSource, type HttpSourceOptions, httpSource } from './http-description.js';

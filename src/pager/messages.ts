@@ -1,6 +1,7 @@
 // The messages between a program and the thread of its pager.
 
 import type { PagerBudget } from './budget.js';
+import type { ChunkSource } from './chunk-description.js';
 import type { FileSource } from './file-description.js';
 import type { HttpSource } from './http-description.js';
 import type { ModuleSource } from './module-description.js';
@@ -36,7 +37,7 @@ export interface SwapSource {
   readonly encrypt: boolean;
 }
 
-export type SourcePlan = FileSource | HttpSource | ModuleSource | ProgramSource | SwapSource;
+export type SourcePlan = FileSource | HttpSource | ChunkSource | ModuleSource | ProgramSource | SwapSource;
 
 /** An error to post: posting an Error itself loses its code, and its class. */
 export interface PostedError {

@@ -10,6 +10,7 @@ import {
   wrongType,
 } from '../errors/arguments.js';
 import { BLOCKS_LEAST, type PagerBudget } from './budget.js';
+import type { ChunkSource } from './chunk-description.js';
 import { type CustomSource, checkSource } from './custom-source.js';
 import type { FileSource } from './file-description.js';
 import type { HttpSource } from './http-description.js';
@@ -17,7 +18,7 @@ import type { ModuleSource } from './module-description.js';
 import { checkSink, type Sink } from './sink.js';
 
 /** Where the data comes from. */
-export type PagerSource = FileSource | HttpSource | ModuleSource | CustomSource;
+export type PagerSource = FileSource | HttpSource | ChunkSource | ModuleSource | CustomSource;
 
 /** A part of the data that cannot be read, for now. */
 export interface ReadFailure {
@@ -142,7 +143,7 @@ export function checkPagerOptions(options: PagerOptions): void {
   checkCommon(options);
   const { source, readAhead = READ_AHEAD, onError = 'retry', deadlineMs, writable = false } = options;
   checkOptions(source, 'source');
-  if ('kind' in source) checkOneOf(source.kind, 'source.kind', ['file', 'http', 'module']);
+  if ('kind' in source) checkOneOf(source.kind, 'source.kind', ['file', 'http', 'chunks', 'module']);
   else checkSource(source, 'source');
   checkInteger(readAhead, 'readAhead', 0, 2 ** 30);
   if (typeof onError === 'function') checkFunction(onError, 'onError');
@@ -175,12 +176,14 @@ function checkWritable(writable: Writable, source: PagerSource): void {
       );
   } else {
     checkSink(to, 'writable.to', 'a path, or an object with write');
-    if (kind === 'http')
+    if (kind === 'http' || kind === 'chunks') {
+      const what = kind === 'http' ? 'a remote file' : 'a snapshot';
       throw outOfRange(
         'writable.to',
-        'a path: a remote file is pinned to one version, and no sink can change it',
+        `a path: ${what} is pinned to one version, and no sink can change it`,
         to,
       );
+    }
   }
   if (kind === 'file' && to === undefined) return;
   for (const [name, value] of Object.entries({ durability, journal })) {

@@ -622,7 +622,11 @@ function sinkOf(writable: boolean | Writable | undefined): Sink | undefined {
 /** @throws UnsupportedError where a pager's thread does not work: on Deno, and on Bun with a remote file */
 function checkRuntime(kind: SourcePlan['kind']): void {
   const { bun, deno } = process.versions;
-  const other = deno ? `Deno ${deno}` : bun && kind === 'http' ? `Bun ${bun}` : undefined;
+  const other = deno
+    ? `Deno ${deno}`
+    : bun && (kind === 'http' || kind === 'chunks')
+      ? `Bun ${bun}`
+      : undefined;
   if (other === undefined) return;
   throw new UnsupportedError(
     `a pager${deno ? '' : ' of a remote file'} runs on Node, and this is ${other} (docs/runtimes.md)`,

@@ -24,6 +24,8 @@ export async function openSource(
     case 'http':
       // Loaded when it is needed, and before any memory exists: loading uses libuv's pool.
       return (await import('./http-source.js')).openHttpSource(plan, signal);
+    case 'chunks':
+      return (await import('./chunk-source.js')).openChunkSource(plan, signal);
     case 'swap':
       return SwapStore.create(plan.folder, { ...plan, blockSize });
     case 'module':

@@ -23,7 +23,7 @@ import {
   outOfRange,
 } from '../errors/arguments.js';
 import { UnsupportedError } from '../kernel/port.js';
-import { type Compressor, openCompressor } from './compression.js';
+import { type Compressor, openCompressor } from '../store/compression.js';
 import { codeOf, readFully, writeFully } from './journal-io.js';
 import { type OpenSource, type Part, SourceError, type Target } from './source.js';
 import { Extents } from './swap-extents.js';

@@ -253,12 +253,12 @@ const ZERO_CHECK_PAGES = 512;
 
 /** Where a mapped file has data, and where holes. */
 export class Extents {
-  readonly #file: MappedFile;
+  readonly #file: Pick<MappedFile, 'fd' | 'bytes' | 'sparse' | 'readUnit'>;
   #last: Extent = { from: 0, to: 0, data: true };
   /** Extents that were found by reading pages. */
   readonly #read = new Map<number, Extent>();
 
-  constructor(file: MappedFile) {
+  constructor(file: Pick<MappedFile, 'fd' | 'bytes' | 'sparse' | 'readUnit'>) {
     this.#file = file;
   }
 

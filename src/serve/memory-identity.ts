@@ -26,12 +26,17 @@ export function identify(path: string): MemoryIdentity {
 
 /** As `identify`, for an open file of known size. */
 export function identifyOpen(fd: number, bytes: number): MemoryIdentity {
+  return identifyBy(bytes, (page, at) => readSync(fd, page, 0, page.length, at));
+}
+
+/** As `identify`, for data that `read` reads: into a page, at an offset. It returns the bytes read. */
+export function identifyBy(bytes: number, read: (page: Buffer, at: number) => number): MemoryIdentity {
   const hash = createHash('sha256').update(`${bytes}`);
   const pages = Math.ceil(bytes / SYSTEM_PAGE);
   const page = Buffer.alloc(SYSTEM_PAGE);
   for (let sample = 0; sample < Math.min(SAMPLES, pages); sample++) {
     const at = Math.floor((sample * pages) / Math.min(SAMPLES, pages)) * SYSTEM_PAGE;
-    hash.update(page.subarray(0, readSync(fd, page, 0, SYSTEM_PAGE, at)));
+    hash.update(page.subarray(0, read(page, at)));
   }
   return { bytes, sample: hash.digest('hex') };
 }

@@ -14,15 +14,15 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import * as assert from 'uvu/assert';
+import { SourceError } from '../../src/pager/source.js';
+import { Extents } from '../../src/pager/swap-extents.js';
+import { type SwapOptions, SwapStore } from '../../src/pager/swap-file.js';
 import {
   type Compressor,
   libraryCompressor,
   nodeCompressor,
   openCompressor,
-} from '../../src/pager/compression.js';
-import { SourceError } from '../../src/pager/source.js';
-import { Extents } from '../../src/pager/swap-extents.js';
-import { type SwapOptions, SwapStore } from '../../src/pager/swap-file.js';
+} from '../../src/store/compression.js';
 import { inDirectory } from '../cli/support/command.js';
 import { generator, seed, skip, suite } from '../support/harness.js';
 

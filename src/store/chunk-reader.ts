@@ -1,0 +1,79 @@
+// Reads the chunks of an index from a store. Each is verified before a byte of it is handed over.
+
+import { type ChunkIndex, chunkBytes, chunkId, chunkKey, idOf, zeroIds } from './chunk-index.js';
+import { type Decompressor, openDecompressor } from './compression.js';
+import type { Store } from './store.js';
+
+/** A chunk whose bytes in the store are not those that its id stands for. */
+export class DamagedChunkError extends Error {
+  override readonly name = 'DamagedChunkError';
+  readonly code = 'ERR_UFFD_DAMAGED_CHUNK';
+}
+
+export class ChunkReader {
+  readonly index: ChunkIndex;
+  readonly #store: Store;
+  readonly #decompressor: Decompressor;
+  readonly #zero: ReturnType<typeof zeroIds>;
+
+  static async open(index: ChunkIndex, store: Store): Promise<ChunkReader> {
+    return new ChunkReader(index, store, await openDecompressor());
+  }
+
+  private constructor(index: ChunkIndex, store: Store, decompressor: Decompressor) {
+    this.index = index;
+    this.#store = store;
+    this.#decompressor = decompressor;
+    this.#zero = zeroIds(index);
+  }
+
+  /** Whether a chunk is all zeros. It is then never fetched. */
+  isZero(chunk: number): boolean {
+    const { whole, last } = this.#zero;
+    return chunkId(this.index, chunk) === (chunk === this.index.count - 1 ? last : whole);
+  }
+
+  /**
+   * Fills `into` with a chunk. One that is damaged is fetched once more, and then from the store's fallback.
+   *
+   * @param into as many bytes as the chunk has; after an error its content is undefined
+   * @throws StoreError, DamagedChunkError; the reason of the signal
+   */
+  async read(chunk: number, into: Uint8Array, signal?: AbortSignal): Promise<void> {
+    if (this.isZero(chunk)) into.fill(0);
+    else await this.fetch(chunk, into, signal);
+  }
+
+  /** As `read`, also for chunks of zeros. */
+  async fetch(chunk: number, into: Uint8Array, signal?: AbortSignal): Promise<void> {
+    const id = chunkId(this.index, chunk);
+    const key = chunkKey(id);
+    const { fallback } = this.#store;
+    let why = '';
+    for (const store of [this.#store, this.#store, ...(fallback ? [fallback] : [])]) {
+      const frame = await store.get(key, frameMost(into.length), signal);
+      if (!this.#decompressor.decompress(frame, into)) {
+        why = `it cannot be decompressed to ${into.length} bytes`;
+      } else if (idOf(into, this.index.digest) !== id) {
+        why = 'its bytes have another hash';
+      } else {
+        return;
+      }
+    }
+    throw new DamagedChunkError(`${this.#store.name}/${key} is damaged: ${why}`);
+  }
+
+  /** Memory for a chunk. */
+  bufferFor(chunk: number): Buffer {
+    return Buffer.allocUnsafeSlow(chunkBytes(this.index, chunk));
+  }
+
+  close(): void {
+    this.#decompressor.close();
+  }
+}
+
+/** Most bytes of a zstd frame of a chunk: zstd's own bound, and room for the headers of many blocks. */
+function frameMost(bytes: number): number {
+  return bytes + (bytes >>> 7) + 1024;
+}

@@ -1,0 +1,316 @@
+// Requests to a store's server: retries with backoff and jitter, time-outs, a limit of bytes a second. Bodies are whole
+// objects in memory. Nothing here uses libuv's thread pool.
+
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { Dispatcher } from 'undici';
+import {
+  backoffMs,
+  checkEncoding,
+  type Headers,
+  RequestFailure,
+  redirectOf,
+  statusFailure,
+  type Version,
+} from '../pager/http-answer.js';
+import { ReadBuffers } from '../pager/http-buffers.js';
+import { type Connections, openConnections } from '../pager/http-connections.js';
+import type { TransportOptions } from '../pager/http-description.js';
+import { connectionFailure, Exchange } from '../pager/http-exchange.js';
+import { type ObjectRange, StoreError } from './store.js';
+
+export interface Outgoing {
+  readonly method: 'GET' | 'HEAD' | 'PUT' | 'DELETE';
+  readonly url: URL;
+  readonly headers: Readonly<Record<string, string>>;
+  readonly body?: Uint8Array;
+}
+
+export interface Incoming {
+  readonly status: number;
+  readonly headers: Headers;
+  readonly body: Buffer;
+  /** The target of a redirect. */
+  readonly redirect: string | undefined;
+}
+
+/** One thing to do, over as many requests as it takes. */
+export interface Errand {
+  /** The object, for messages. */
+  readonly place: string;
+  /** Most bytes of the body of a success. */
+  readonly most: number;
+  readonly signal: AbortSignal | undefined;
+  /** Makes the next request. Called again for each attempt, so that a signature is never old. */
+  prepare(): Outgoing | Promise<Outgoing>;
+  /**
+   * Looks at an answer that is no success. True: another request, made now, may succeed. May throw a RequestFailure or
+   * a StoreError that says more than the status.
+   */
+  again?(answer: Incoming): boolean;
+}
+
+const TIMEOUT_MS = 30_000;
+const ATTEMPTS = 5;
+export const PARALLEL = 8;
+/** An attempt ends after so many time-outs, however its bytes trickle. */
+const TIMEOUTS_MOST = 10;
+/** Requests of one attempt, with redirects and renewed signatures. */
+const REQUESTS_MOST = 6;
+/** Most bytes that are kept of the body of an error. */
+const ERROR_BODY_MOST = 16 << 10;
+
+/** How fast bytes may go in all directions together. */
+class Bandwidth {
+  readonly #bytesPerMs: number;
+  #freeAt = 0;
+
+  constructor(bytesPerSecond: number) {
+    this.#bytesPerMs = bytesPerSecond / 1000;
+  }
+
+  use(bytes: number): void {
+    this.#freeAt = Math.max(this.#freeAt, performance.now()) + bytes / this.#bytesPerMs;
+  }
+
+  async wait(signal: AbortSignal): Promise<void> {
+    for (;;) {
+      const ms = this.#freeAt - performance.now();
+      if (ms <= 0) return;
+      await sleep(ms, undefined, { signal });
+    }
+  }
+}
+
+export class HttpClient {
+  readonly #connections: Connections;
+  readonly #buffers = new ReadBuffers();
+  readonly #timeoutMs: number;
+  readonly #attempts: number;
+  readonly #bandwidth: Bandwidth | undefined;
+  readonly #closing = new AbortController();
+
+  constructor(options: TransportOptions & { bytesPerSecond?: number }) {
+    const { timeoutMs = TIMEOUT_MS, attempts = ATTEMPTS, parallel = PARALLEL, bytesPerSecond } = options;
+    this.#timeoutMs = timeoutMs;
+    this.#attempts = attempts;
+    this.#bandwidth = bytesPerSecond === undefined ? undefined : new Bandwidth(bytesPerSecond);
+    this.#connections = openConnections(options, timeoutMs, parallel, this.#buffers);
+  }
+
+  /** Resolves with a success (2xx). @throws StoreError; the reason of the signal */
+  async call(errand: Errand): Promise<Incoming> {
+    return this.#retry(errand, async (signal) => {
+      for (let requests = 1; ; requests++) {
+        const outgoing = await errand.prepare();
+        await this.#bandwidth?.wait(signal);
+        this.#bandwidth?.use(outgoing.body?.length ?? 0);
+        const answer = await this.#exchange(outgoing, errand.most, signal);
+        this.#bandwidth?.use(answer.body.length);
+        if (answer.status < 300) return answer;
+        if (errand.again?.(answer) && requests < REQUESTS_MOST) continue;
+        throw statusFailure(answer.status, answer.headers);
+      }
+    });
+  }
+
+  /** Reads a part of an object. @throws as `call` */
+  async range(
+    errand: Omit<Errand, 'most' | 'again'>,
+    offset: number,
+    length: number,
+    version: unknown,
+  ): Promise<ObjectRange> {
+    const into = new Uint8Array(length);
+    const progress = { offset, into, reached: 0, arrived: () => {} };
+    return this.#retry(errand, async (signal) => {
+      const { url, headers } = await errand.prepare();
+      await this.#bandwidth?.wait(signal);
+      const { dispatcher } = this.#connections;
+      const pinned = version as Version | undefined;
+      const exchange = new Exchange(dispatcher, url, headers, progress, pinned, this.#buffers);
+      const stop = (): void => exchange.stop(signal.reason);
+      signal.addEventListener('abort', stop);
+      try {
+        const answered = await exchange.done;
+        this.#bandwidth?.use(length);
+        if ('version' in answered) return { bytes: into, version: answered.version };
+        throw new RequestFailure('the server redirected a request for a part', 'permanent');
+      } finally {
+        signal.removeEventListener('abort', stop);
+      }
+    });
+  }
+
+  async #retry<T>(
+    { place, signal: given }: Pick<Errand, 'place' | 'signal'>,
+    attempt: (signal: AbortSignal) => Promise<T>,
+  ): Promise<T> {
+    const closing = this.#closing.signal;
+    const signal = given ? AbortSignal.any([given, closing]) : closing;
+    for (let tries = 1; ; tries++) {
+      try {
+        signal.throwIfAborted();
+        return await attempt(signal);
+      } catch (error) {
+        given?.throwIfAborted();
+        if (closing.aborted) throw new StoreError('failed', `${place}: the store was closed`);
+        if (!(error instanceof RequestFailure)) throw error;
+        if (error.remedy !== 'retry' || tries >= this.#attempts)
+          throw storeError(place, error, tries, this.#attempts);
+        // An abort ends the pause; what it throws then is looked at by the next turn.
+        await sleep(backoffMs(tries, error), undefined, { signal }).catch(() => {});
+      }
+    }
+  }
+
+  async #exchange(outgoing: Outgoing, most: number, signal: AbortSignal): Promise<Incoming> {
+    const call = new Call(most, this.#timeoutMs, this.#buffers);
+    const stop = (): void => call.stop(signal.reason);
+    signal.addEventListener('abort', stop);
+    try {
+      const { method, url, headers, body } = outgoing;
+      this.#connections.dispatcher.dispatch(
+        {
+          origin: url.origin,
+          path: url.pathname + url.search,
+          method,
+          headers: { ...headers, 'accept-encoding': 'identity' },
+          ...(body && { body: Buffer.from(body.buffer, body.byteOffset, body.length) }),
+        },
+        call,
+      );
+      return await call.done;
+    } finally {
+      signal.removeEventListener('abort', stop);
+    }
+  }
+
+  close(): void {
+    this.#closing.abort(new Error('closed'));
+    this.#connections.close();
+  }
+}
+
+/** One request and its whole answer. */
+class Call implements Dispatcher.DispatchHandler {
+  readonly done: Promise<Incoming>;
+  #resolve!: (incoming: Incoming) => void;
+  #reject!: (error: unknown) => void;
+  #over = false;
+  #controller: Dispatcher.DispatchController | undefined;
+  #timer: NodeJS.Timeout | undefined;
+  #status = 0;
+  #headers: Headers = {};
+  #parts: Buffer[] = [];
+  #bytes = 0;
+  readonly #most: number;
+  readonly #timeoutMs: number;
+  readonly #buffers: ReadBuffers;
+
+  constructor(most: number, timeoutMs: number, buffers: ReadBuffers) {
+    this.#most = most;
+    this.#timeoutMs = timeoutMs;
+    this.#buffers = buffers;
+    this.done = new Promise((resolve, reject) => {
+      this.#resolve = resolve;
+      this.#reject = reject;
+    });
+  }
+
+  stop(reason: unknown): void {
+    this.#fail(reason);
+    this.#controller?.abort(new Error('stopped'));
+  }
+
+  onRequestStart(controller: Dispatcher.DispatchController): void {
+    this.#controller = controller;
+    if (this.#over) {
+      controller.abort(new Error('stopped'));
+      return;
+    }
+    const limitMs = Math.min(this.#timeoutMs * TIMEOUTS_MOST, 2 ** 31 - 1);
+    this.#timer = setTimeout(() => {
+      this.stop(new RequestFailure(`the request was not done after ${limitMs / 1000} s`, 'retry'));
+    }, limitMs);
+  }
+
+  onResponseStart(_: Dispatcher.DispatchController, status: number, headers: Headers): void {
+    // Informational answers precede the real one.
+    if (this.#over || status < 200) return;
+    this.#status = status;
+    this.#headers = headers;
+    if (status >= 300) return;
+    try {
+      checkEncoding(headers);
+    } catch (error) {
+      this.stop(error);
+      return;
+    }
+    const length = Number(headers['content-length'] ?? 0);
+    if (length > this.#most) this.stop(tooLong(length, this.#most));
+  }
+
+  onResponseData(_: Dispatcher.DispatchController, chunk: Uint8Array): void {
+    if (this.#over) return;
+    const most = this.#status < 300 ? this.#most : ERROR_BODY_MOST;
+    this.#bytes += chunk.length;
+    if (this.#bytes > most) {
+      if (this.#status < 300) {
+        this.stop(tooLong(this.#bytes, most));
+      } else {
+        // What was read of an error's body says enough.
+        this.#succeed();
+        this.#controller?.abort(new Error('not needed'));
+      }
+      return;
+    }
+    this.#parts.push(Buffer.from(chunk));
+    this.#buffers.release(chunk);
+  }
+
+  onResponseEnd(): void {
+    if (!this.#over) this.#succeed();
+  }
+
+  onResponseError(_: Dispatcher.DispatchController, error: Error): void {
+    this.#fail(connectionFailure(error));
+  }
+
+  #succeed(): void {
+    this.#end();
+    const [status, headers] = [this.#status, this.#headers];
+    try {
+      const redirect = redirectOf(status, headers);
+      this.#resolve({ status, headers, body: Buffer.concat(this.#parts), redirect });
+    } catch {
+      // A redirect that says not where to.
+      this.#resolve({ status, headers, body: Buffer.concat(this.#parts), redirect: undefined });
+    }
+  }
+
+  #fail(error: unknown): void {
+    if (this.#over) return;
+    this.#end();
+    this.#reject(error);
+  }
+
+  #end(): void {
+    this.#over = true;
+    clearTimeout(this.#timer);
+  }
+}
+
+function tooLong(length: number, most: number): RequestFailure {
+  return new RequestFailure(`the object has at least ${length} bytes, more than ${most}`, 'permanent');
+}
+
+const MISSING = [404, 410];
+const REFUSED = [401, 403];
+
+function storeError(place: string, error: RequestFailure, tries: number, attempts: number): StoreError {
+  const { status = 0, message, cause } = error;
+  const kind = MISSING.includes(status) ? 'missing' : REFUSED.includes(status) ? 'refused' : 'failed';
+  const times = tries === 1 ? '' : ` (attempt ${tries} of ${attempts})`;
+  const options = cause === undefined ? undefined : { cause };
+  return new StoreError(kind, `${place}: ${message}${times}`, options);
+}

@@ -1,0 +1,95 @@
+// A store on a web server: GET and HEAD; PUT, if the server allows it. It cannot be listed.
+
+import { headersFor, redirected, targetOf } from '../pager/http-target.js';
+import { type Errand, HttpClient, PARALLEL } from './http-client.js';
+import type { StoreOptions } from './options.js';
+import { checkKey, type ListedObject, type ObjectRange, type Store, StoreError } from './store.js';
+
+export class HttpStore implements Store {
+  readonly name: string;
+  readonly can = { range: true, put: true, list: false, delete: false };
+  readonly parallel: number;
+  readonly #client: HttpClient;
+  readonly #base: ReturnType<typeof targetOf>;
+
+  /** `url`: an http: or https: URL; a query is sent with each request. */
+  constructor(url: string, options: StoreOptions) {
+    this.#base = targetOf(url, options.headers ?? {});
+    const { origin, pathname } = this.#base.target.url;
+    this.name = (origin + pathname).replace(/\/$/, '');
+    this.parallel = options.parallel ?? PARALLEL;
+    this.#client = new HttpClient(options);
+  }
+
+  async get(key: string, most: number, signal?: AbortSignal): Promise<Uint8Array> {
+    return (await this.#client.call(this.#errand('GET', key, most, signal))).body;
+  }
+
+  range(
+    key: string,
+    offset: number,
+    length: number,
+    version?: unknown,
+    signal?: AbortSignal,
+  ): Promise<ObjectRange> {
+    return this.#client.range(this.#errand('GET', key, 0, signal), offset, length, version);
+  }
+
+  async has(key: string, signal?: AbortSignal): Promise<boolean> {
+    try {
+      await this.#client.call(this.#errand('HEAD', key, 0, signal));
+      return true;
+    } catch (error) {
+      if (error instanceof StoreError && ['missing', 'refused'].includes(error.kind)) return false;
+      throw error;
+    }
+  }
+
+  async put(key: string, bytes: Uint8Array, signal?: AbortSignal): Promise<void> {
+    await this.#client.call(this.#errand('PUT', key, 1 << 20, signal, bytes));
+  }
+
+  // biome-ignore lint/correctness/useYield: it cannot be listed
+  async *list(): AsyncGenerator<ListedObject> {
+    throw new StoreError('unable', `${this.name}: a web server cannot list a store; use a folder or s3://`);
+  }
+
+  async delete(): Promise<void> {
+    throw new StoreError('unable', `${this.name}: nothing can be removed from a store on a web server`);
+  }
+
+  async sync(): Promise<void> {}
+
+  close(): void {
+    this.#client.close();
+  }
+
+  #errand(
+    method: 'GET' | 'HEAD' | 'PUT',
+    key: string,
+    most: number,
+    signal: AbortSignal | undefined,
+    body?: Uint8Array,
+  ): Errand {
+    checkKey(key);
+    const url = new URL(this.#base.target.url);
+    url.pathname = `${url.pathname.replace(/\/$/, '')}/${key}`;
+    let target = { url, trusted: true };
+    return {
+      place: `${this.name}/${key}`,
+      most: method === 'HEAD' ? Number.POSITIVE_INFINITY : most,
+      signal,
+      prepare: () => ({
+        method,
+        url: target.url,
+        headers: headersFor(target, this.#base.headers),
+        ...(body && { body }),
+      }),
+      again({ redirect }) {
+        if (redirect === undefined || method === 'PUT') return false;
+        target = redirected(target, redirect);
+        return true;
+      },
+    };
+  }
+}
