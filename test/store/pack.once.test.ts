@@ -1,0 +1,271 @@
+// `uffd pack` and the commands around it, as a user runs them: sparse files, diffs, interruptions, a full disk, damage.
+
+import { spawnSync } from 'node:child_process';
+import {
+  closeSync,
+  existsSync,
+  ftruncateSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  utimesSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs';
+import { join } from 'node:path';
+import * as assert from 'uvu/assert';
+import { commandLine, inDirectory, sha256, uffd } from '../cli/support/command.js';
+import { skip, suite } from '../support/harness.js';
+import { CHUNK, PAGE, SPARSE_SIZE, someMemory, writeSparse } from './support/memory.js';
+import { type Misbehave, withStoreServer } from './support/store-server.js';
+
+const test = suite('store/pack');
+
+/** The chunks in a store in a folder. */
+function chunksIn(folder: string): string[] {
+  return readdirSync(folder, { recursive: true, encoding: 'utf8' }).filter((name) => name.endsWith('.cacnk'));
+}
+
+const SMALL = ['--chunk', '64K'];
+
+test('holes and zeros are stored once and never fetched, equal chunks once; unpacking makes holes again', async () => {
+  await inDirectory(async (folder) => {
+    const path = (name: string): string => join(folder, name);
+    writeSparse(path('memory'), SPARSE_SIZE);
+    const packed = await uffd(['pack', 'memory', '--store', 'store', ...SMALL, '--json'], { cwd: folder });
+    assert.is(packed.code, 0, packed.stderr);
+    const { seconds: _, indexSha256, storedBytes, ...report } = JSON.parse(packed.stdout);
+    assert.equal(report, {
+      ...{ index: 'memory.caibx', store: path('store'), size: SPARSE_SIZE, chunkSize: CHUNK },
+      ...{ digest: 'sha512-256', chunks: 8, zeroChunks: 3, distinctChunks: 5, presentChunks: 0 },
+      ...{ storedChunks: 5, workingSet: null },
+    });
+    assert.is(indexSha256, sha256(path('memory.caibx')));
+    assert.ok(storedBytes < 2 * CHUNK, `${storedBytes}`);
+    const again = await uffd(['pack', 'memory', '--store', 'store', ...SMALL, '--json'], { cwd: folder });
+    const { presentChunks, storedChunks } = JSON.parse(again.stdout);
+    assert.equal([presentChunks, storedChunks], [5, 0]);
+    // Without the chunks of zeros: they are not needed.
+    const info = JSON.parse((await uffd(['info', 'memory.caibx', '--json'], { cwd: folder })).stdout);
+    assert.equal([info.chunks, info.zeroChunks, info.distinctChunks, info.sha256], [8, 3, 5, indexSha256]);
+    const unpacked = await uffd(['unpack', 'memory.caibx', 'copy', '--store', 'store', '--json'], {
+      cwd: folder,
+    });
+    assert.is(unpacked.code, 0, unpacked.stderr);
+    assert.is(JSON.parse(unpacked.stdout).writtenBytes, 3 * CHUNK + 2 * PAGE + 904);
+    assert.is(sha256(path('copy')), sha256(path('memory')));
+    assert.ok(statSync(path('copy')).blocks <= statSync(path('memory')).blocks);
+    const refused = await uffd(['unpack', 'memory.caibx', 'copy', '--store', 'store'], { cwd: folder });
+    assert.is(refused.code, 1);
+    assert.match(refused.stderr, /copy is there already; --force replaces it/);
+    writeFileSync(path('copy'), 'other');
+    const forced = await uffd(['unpack', 'memory.caibx', 'copy', '--store', 'store', '--force'], {
+      cwd: folder,
+    });
+    assert.is(forced.code, 0, forced.stderr);
+    assert.is(sha256(path('copy')), sha256(path('memory')));
+  });
+});
+
+test('diffs: a hole is what is below, written zeros are zeros, and the last diff wins', async () => {
+  await inDirectory(async (folder) => {
+    const path = (name: string): string => join(folder, name);
+    writeSparse(path('base'), SPARSE_SIZE);
+    const expected = readFileSync(path('base'));
+    const diff = (name: string, parts: [number, Buffer][]): void => {
+      const fd = openSync(path(name), 'w');
+      ftruncateSync(fd, SPARSE_SIZE);
+      for (const [at, bytes] of parts) {
+        writeSync(fd, bytes, 0, bytes.length, at);
+        bytes.copy(expected, at);
+      }
+      closeSync(fd);
+    };
+    diff('one', [
+      [PAGE, Buffer.alloc(PAGE)],
+      [2 * CHUNK + PAGE, someMemory(2 * PAGE, 7)],
+      [6 * CHUNK, someMemory(CHUNK, 8)],
+    ]);
+    diff('two', [
+      [2 * CHUNK + 2 * PAGE, someMemory(PAGE, 9)],
+      [6 * CHUNK, Buffer.alloc(CHUNK)],
+    ]);
+    const layers = ['--layer', 'one', '--layer', 'two', '-o', 'index'];
+    const packed = await uffd(['pack', 'base', '--store', 'store', ...SMALL, ...layers], { cwd: folder });
+    assert.is(packed.code, 0, packed.stderr);
+    assert.is(packed.stderr, '');
+    const unpacked = await uffd(['unpack', 'index', 'copy', '--store', 'store'], { cwd: folder });
+    assert.is(unpacked.code, 0, unpacked.stderr);
+    assert.ok(readFileSync(path('copy')).equals(expected));
+    writeFileSync(path('short'), 'too short');
+    const wrong = await uffd(['pack', 'base', '--store', 'store', '--layer', 'short'], { cwd: folder });
+    assert.is(wrong.code, 1);
+    assert.match(wrong.stderr, /short has 9 bytes and the memory file 463752; a diff has the size/);
+    assert.not(existsSync(path('base.caibx')));
+  });
+});
+
+for (const at of [1, 3, 5]) {
+  test(`pack is killed while it sends chunk ${at}: there is no index, and what is there is not sent again`, async () => {
+    await inDirectory(async (folder) => {
+      const path = (name: string): string => join(folder, name);
+      writeSparse(path('memory'), SPARSE_SIZE);
+      await withStoreServer(path('store'), async (server) => {
+        const args = ['pack', 'memory', '--store', server.url, ...SMALL, '--parallel', '1'];
+        const env = { http_proxy: undefined, HTTP_PROXY: undefined };
+        const killed = await uffd(args, {
+          cwd: folder,
+          env,
+          started: (pid) => {
+            const kill: Misbehave = (...request) => {
+              // Before this answer, so it cannot know whether the chunk has arrived.
+              process.kill(pid, 'SIGKILL');
+              server.serve(...request);
+            };
+            // A HEAD and a PUT for each chunk.
+            for (let request = 1; request < 2 * at; request++) server.answers.push(undefined);
+            server.answers.push(kill);
+          },
+        });
+        assert.is(killed.code, 'SIGKILL');
+        assert.not(existsSync(path('memory.caibx')));
+        const sent = chunksIn(path('store')).length;
+        assert.is(sent, at);
+        server.requests.length = 0;
+        const resumed = await uffd([...args, '--json'], { cwd: folder, env });
+        assert.is(resumed.code, 0, resumed.stderr);
+        assert.is(server.count('PUT'), 5 - sent);
+        assert.is(JSON.parse(resumed.stdout).presentChunks, sent);
+      });
+      const verified = await uffd(['verify', 'memory.caibx', '--store', 'store'], { cwd: folder });
+      assert.is(verified.stdout, '5 chunks: all are there, and right\n');
+    });
+  });
+}
+
+test('an interruption ends pack with code 130, and leaves no index', async () => {
+  await inDirectory(async (folder) => {
+    writeSparse(join(folder, 'memory'), SPARSE_SIZE);
+    await withStoreServer(join(folder, 'store'), async (server) => {
+      const ended = await uffd(['pack', 'memory', '--store', server.url, ...SMALL, '--proxy', 'none'], {
+        cwd: folder,
+        started: (pid) => {
+          const hang: Misbehave = () => process.kill(pid, 'SIGINT');
+          server.answers.push(undefined, hang);
+        },
+      });
+      assert.equal([ended.code, ended.stderr], [130, 'uffd: interrupted\n']);
+      assert.not(existsSync(join(folder, 'memory.caibx')));
+    });
+  });
+});
+
+test('a full disk: pack and unpack fail with ENOSPC, and leave no index and no partial file', async () => {
+  if (process.getuid?.() !== 0) skip('only root can mount a small disk');
+  await inDirectory(async (folder) => {
+    const path = (name: string): string => join(folder, name);
+    writeFileSync(path('memory'), someMemory(16 * CHUNK, 3));
+    const packed = await uffd(['pack', 'memory', '--store', 'store', ...SMALL], { cwd: folder });
+    assert.is(packed.code, 0, packed.stderr);
+    const onSmallDisk = (...args: string[]): { status: number | null; stderr: string; stdout: string } => {
+      const script =
+        'mkdir -p small && mount -t tmpfs -o size=300k none small && shift 0 && "$@"; code=$?; find small -type f; exit $code';
+      return spawnSync('unshare', ['-m', 'sh', '-c', script, 'sh', ...args], {
+        cwd: folder,
+        encoding: 'utf8',
+      });
+    };
+    if (onSmallDisk('true').status !== 0) skip('a small disk cannot be mounted here');
+    const full = onSmallDisk(
+      ...commandLine(['pack', 'memory', '--store', 'small/store', '-o', 'small/i', ...SMALL]),
+    );
+    assert.is(full.status, 1);
+    assert.match(full.stderr, /^uffd: ENOSPC: no space left on device/);
+    for (const file of full.stdout.trim().split('\n')) assert.match(file, /\.cacnk$/);
+    const unpacked = onSmallDisk(
+      ...commandLine(['unpack', 'memory.caibx', 'small/copy', '--store', 'store']),
+    );
+    assert.is(unpacked.status, 1);
+    assert.match(unpacked.stderr, /^uffd: ENOSPC: no space left on device/);
+    assert.is(unpacked.stdout, '');
+  });
+});
+
+test('verify names missing and damaged chunks with code 3; unpack leaves no file; packing again mends', async () => {
+  await inDirectory(async (folder) => {
+    const path = (name: string): string => join(folder, name);
+    writeSparse(path('memory'), SPARSE_SIZE);
+    await uffd(['pack', 'memory', '--store', 'store', ...SMALL], { cwd: folder });
+    const [one, two] = chunksIn(path('store')).sort((a, b) => sizeIn(b) - sizeIn(a)) as [string, string];
+    function sizeIn(name: string): number {
+      return statSync(join(path('store'), name)).size;
+    }
+    rmSync(join(path('store'), one));
+    const bytes = readFileSync(join(path('store'), two));
+    bytes[bytes.length >> 1] = (bytes[bytes.length >> 1] as number) ^ 1;
+    writeFileSync(join(path('store'), two), bytes);
+    const verified = await uffd(['verify', 'memory.caibx', '--store', 'store', '--json'], { cwd: folder });
+    assert.is(verified.code, 3, verified.stderr);
+    const { bad } = JSON.parse(verified.stdout);
+    const stateOf = (name: string): string =>
+      bad.find(({ id }: { id: string }) => name.includes(id))?.state ?? 'fine';
+    assert.equal([bad.length, stateOf(one), stateOf(two)], [2, 'missing', 'damaged']);
+    const told = await uffd(['verify', 'memory.caibx', '--store', 'store'], { cwd: folder });
+    assert.match(
+      told.stdout,
+      /^(missing|damaged) [0-9a-f]{64} at byte \d+: .*\n.*\n5 chunks: 2 cannot be used\n$/,
+    );
+    const unpacked = await uffd(['unpack', 'memory.caibx', 'copy', '--store', 'store'], { cwd: folder });
+    assert.is(unpacked.code, 1);
+    assert.equal(readdirSync(folder).sort(), ['memory', 'memory.caibx', 'store']);
+    rmSync(join(path('store'), two));
+    await uffd(['pack', 'memory', '--store', 'store', ...SMALL], { cwd: folder });
+    assert.is((await uffd(['verify', 'memory.caibx', '--store', 'store'], { cwd: folder })).code, 0);
+  });
+});
+
+test('prune removes what no index names and is old, and nothing else', async () => {
+  await inDirectory(async (folder) => {
+    const path = (name: string): string => join(folder, name);
+    const store = ['--store', 'store'];
+    for (const [name, seed] of [
+      ['a', 1],
+      ['b', 2],
+      ['c', 3],
+    ] as const) {
+      writeSparse(path(name), SPARSE_SIZE, seed);
+      await uffd(['pack', name, ...store, ...SMALL], { cwd: folder });
+    }
+    writeFileSync(path('store/notes.txt'), 'mine');
+    const count = (): number => chunksIn(path('store')).length;
+    // A chunk of zeros is common to all; four are each memory's own.
+    assert.is(count(), 13);
+    const run = async (...args: string[]): Promise<Record<string, number>> => {
+      const ended = await uffd(['prune', ...args, ...store, '--json'], { cwd: folder });
+      assert.is(ended.code, 0, ended.stderr);
+      return JSON.parse(ended.stdout);
+    };
+    assert.is((await run('a.caibx', 'b.caibx')).youngChunks, 4);
+    const old = new Date(Date.now() - 48 * 3600 * 1000);
+    for (const chunk of chunksIn(path('store'))) utimesSync(join(path('store'), chunk), old, old);
+    assert.is((await run('a.caibx', 'b.caibx', '--dry-run')).removedChunks, 4);
+    assert.is(count(), 13);
+    const { removedChunks, namedChunks, otherObjects } = await run('a.caibx', 'b.caibx');
+    assert.equal([removedChunks, namedChunks, otherObjects], [4, 9, 1]);
+    assert.is(count(), 9);
+    for (const name of ['a', 'b'])
+      assert.is((await uffd(['verify', `${name}.caibx`, ...store], { cwd: folder })).code, 0);
+    writeFileSync(path('b.caibx'), 'damaged');
+    const refused = await uffd(['prune', 'a.caibx', 'b.caibx', ...store], { cwd: folder });
+    assert.is(refused.code, 1);
+    assert.match(refused.stderr, /b\.caibx: this is no index/);
+    assert.is(count(), 9);
+    const web = await uffd(['prune', 'a.caibx', '--store', 'http://127.0.0.1:1/'], { cwd: folder });
+    assert.is(web.code, 1);
+    assert.match(web.stderr, /cannot be pruned: this kind of store cannot list/);
+  });
+}, 120_000);
+
+test.run();
