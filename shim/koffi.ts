@@ -6,6 +6,7 @@ import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { isMainThread } from 'node:worker_threads';
 import { UnsupportedError } from '../src/kernel/port.js';
 
 export type Koffi = typeof import('koffi');
@@ -13,6 +14,7 @@ export type Koffi = typeof import('koffi');
 /** Where koffi's binary is: a file, or its contents. */
 export type KoffiBinary = string | URL | Uint8Array;
 
+const RTLD_LAZY_NOLOAD_NODELETE = 0x1005;
 /** The major version that the declarations are written for. */
 const MAJOR = '3';
 
@@ -98,8 +100,18 @@ function prebuilt(): Koffi | undefined {
 
 function open(file: string | URL): Koffi {
   const module = { exports: {} as Koffi };
-  process.dlopen(module, file instanceof URL || file.startsWith('file:') ? fileURLToPath(file) : file);
+  const path = file instanceof URL || file.startsWith('file:') ? fileURLToPath(file) : file;
+  process.dlopen(module, path);
+  if (!isMainThread) keepLoaded(module.exports, path);
   return module.exports;
+}
+
+/**
+ * Node unloads a library with the last thread that has loaded it, and then libuv calls koffi's functions that close the
+ * thread's handles: the process would end with SIGSEGV.
+ */
+function keepLoaded(koffi: Koffi, path: string): void {
+  koffi.load(null).func('dlopen', 'void *', ['str', 'int'])(path, RTLD_LAZY_NOLOAD_NODELETE);
 }
 
 /**

@@ -39,10 +39,10 @@ class OpenFile implements OpenSource {
     this.size = stat.isFile() ? Number(stat.size) : endOf(fd);
     if (this.size < 0) throw new UffdError(this.size, 'lseek');
     if (this.size === 0) throw new SourceError(`${path} is empty: there is nothing to read`, true);
-    const { dev, ino, rdev, mtimeNs } = stat;
-    // A device has no time of its last change.
+    const { ino, rdev, mtimeNs } = stat;
+    // A device has no time of its last change. The number of a file's disk may be another one at the next mount.
     this.identity = stat.isFile()
-      ? `file ${dev}:${ino} of ${stat.size} bytes, changed at ${mtimeNs} ns`
+      ? `file ${ino} of ${stat.size} bytes, changed at ${mtimeNs} ns`
       : `device ${rdev}`;
     this.#pinned = written || !stat.isFile() ? undefined : this.#version();
   }

@@ -44,6 +44,8 @@ export interface Version {
   readonly pinned: 'etag' | 'last-modified' | 'size';
   /** The value of the header that `pinned` names. */
   readonly value: string | undefined;
+  /** A weak ETag: if it differs, the file has changed; if it does not, that says nothing of its bytes. */
+  readonly weak: string | undefined;
 }
 
 /** The longest time that a server can delay the next attempt. */
@@ -85,7 +87,8 @@ export function checkAnswer(
     throw new RequestFailure(
       'the server ignored the Range header and answered 200 OK; use a server that supports range requests, or ' +
         'download the file first',
-      'permanent',
+      // It did not when the file was opened: a proxy on the way may.
+      version ? 'retry' : 'permanent',
     );
   }
   if (status !== 206) throw statusFailure(status, headers, version);
@@ -126,15 +129,23 @@ export function checkEncoding(headers: Headers): void {
 
 function pin(size: number, headers: Headers): Version {
   const { etag } = headers;
-  // A weak tag (W/"…") says that two versions mean the same, not that they have the same bytes.
-  if (typeof etag === 'string' && /^"[^"]*"$/.test(etag)) return { size, pinned: 'etag', value: etag };
+  if (typeof etag === 'string' && /^"[^"]*"$/.test(etag))
+    return { size, pinned: 'etag', value: etag, weak: undefined };
+  const weak = weakTagOf(headers);
   const modified = headers['last-modified'];
   if (typeof modified === 'string' && modified !== '')
-    return { size, pinned: 'last-modified', value: modified };
-  return { size, pinned: 'size', value: undefined };
+    return { size, pinned: 'last-modified', value: modified, weak };
+  return { size, pinned: 'size', value: undefined, weak };
 }
 
-function isSame({ size, pinned, value }: Version, answered: number, headers: Headers): boolean {
+function weakTagOf({ etag }: Headers): string | undefined {
+  return typeof etag === 'string' && /^W\/"[^"]*"$/.test(etag) ? etag : undefined;
+}
+
+function isSame({ size, pinned, value, weak }: Version, answered: number, headers: Headers): boolean {
+  // Another server of the same name may send none.
+  const tag = weakTagOf(headers);
+  if (weak !== undefined && tag !== undefined && tag !== weak) return false;
   return answered === size && (pinned === 'size' || headers[pinned] === value);
 }
 

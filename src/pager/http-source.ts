@@ -137,6 +137,8 @@ class RemoteFile implements OpenHttpSource {
           renewed = true;
           continue;
         }
+        // It could be read when it was opened: a key may be renewed, and a server restored.
+        if (error.remedy === 'renew') throw this.#failed(error, this.#version === undefined, tries);
         if (error.remedy !== 'retry') throw this.#failed(error, true, tries);
         if (tries === this.#attempts) throw this.#failed(error, false, tries);
         await attempt.pause(backoffMs(tries, error));

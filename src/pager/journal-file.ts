@@ -21,7 +21,17 @@
 // may have dropped the data, so the blocks are written again, and not only flushed again.)
 
 import { randomBytes } from 'node:crypto';
-import { closeSync, constants, fchmodSync, ftruncateSync, openSync, statfsSync, unlinkSync } from 'node:fs';
+import {
+  closeSync,
+  constants,
+  fchmodSync,
+  fstatSync,
+  ftruncateSync,
+  openSync,
+  statfsSync,
+  statSync,
+  unlinkSync,
+} from 'node:fs';
 import { dirname } from 'node:path';
 import { crc32 } from 'node:zlib';
 import { checkInteger, checkOneOf, checkOptions, invalidState, outOfRange } from '../errors/arguments.js';
@@ -147,6 +157,7 @@ export class JournaledFile implements Target {
   sync(): void {
     this.#checkOpen();
     this.#settle();
+    checkInPlace(this.#target);
     if (!this.#power) return;
     try {
       syncData(this.#target.fd);
@@ -265,6 +276,22 @@ export class JournaledFile implements Target {
       // An empty journal does no harm, and the next recovery removes it.
     }
   }
+}
+
+/** What was written must be found again by the file's name. @throws JournalError */
+function checkInPlace({ fd, path, size, isBlockDevice }: OpenTarget): void {
+  const opened = fstatSync(fd);
+  const named = statSync(path, { throwIfNoEntry: false });
+  if (!named || named.dev !== opened.dev || named.ino !== opened.ino)
+    throw new JournalError(
+      `${path} was removed, renamed or replaced while it was open: the changes are in a file that no longer has this ` +
+        'name; put that file back and flush again, or close with discard',
+    );
+  if (!isBlockDevice && opened.size < size)
+    throw new JournalError(
+      `${path} became shorter while it was open, so data is lost; restore the file from a backup, and let nothing else ` +
+        'write to it',
+    );
 }
 
 /** Makes the journal. It must not be there, not even as a symbolic link to nowhere. */

@@ -97,6 +97,13 @@ function isSealed(bytes: Buffer): boolean {
   return bytes.readUInt32LE(end) === crc32(bytes.subarray(0, end));
 }
 
+/** Whether a file holds no more than the beginning of a header, or zeros: a pager was killed while it made the file. */
+export function isUnfinishedHeader(bytes: Buffer): boolean {
+  const start = bytes.toString('latin1', 0, MAGIC.length);
+  if (bytes.every((byte) => byte === 0)) return true;
+  return bytes.length < HEADER_BYTES && start === MAGIC.slice(0, bytes.length);
+}
+
 /** @throws JournalError if the bytes are not a header of this version */
 export function decodeHeader(bytes: Buffer, path: string): JournalHeader {
   if (bytes.toString('latin1', 0, 8) !== MAGIC)

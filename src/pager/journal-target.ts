@@ -46,9 +46,18 @@ export function journalPathOf(path: string): string {
  *
  * @throws JournalError if it is in use, is read-only, or is neither of both; Node's errors
  */
-export function openTarget(path: string, journal = journalPathOf(path)): OpenTarget {
+export function openTarget(path: string, givenJournal?: string): OpenTarget {
   const real = realPath(path);
+  const journal = givenJournal ?? journalPathOf(path);
   const known = statSync(real);
+  const other = statSync(journal, { throwIfNoEntry: false });
+  if (other && other.dev === known.dev && other.ino === known.ino)
+    throw new JournalError(`${journal} is the file itself; choose another path for its journal`);
+  if (known.isFile() && known.nlink > 1 && givenJournal === undefined)
+    throw new JournalError(
+      `${path} has ${known.nlink} names (hard links), and its journal would be found by one of them only; pass the path ` +
+        'of the journal, always the same one (writable.journal)',
+    );
   const isBlockDevice = known.isBlockDevice();
   if (!known.isFile() && !isBlockDevice)
     throw new JournalError(

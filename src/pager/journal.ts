@@ -15,6 +15,7 @@ import {
   decodeHeader,
   decodeRecord,
   HEADER_BYTES,
+  isUnfinishedHeader,
   isWholeBlocks,
   JournalError,
   type JournalHeader,
@@ -78,11 +79,13 @@ export function recoverOpen(target: OpenTarget): Recovery {
 /** The header of a journal; undefined if the process was killed while it made the file. */
 function headerOf(fd: number, size: number, target: OpenTarget): JournalHeader | undefined {
   const bytes = Buffer.alloc(HEADER_BYTES);
-  if (readFully(fd, bytes, 0) < HEADER_BYTES) return undefined;
-  // After a power loss, a new file can have its size and not yet its bytes.
-  if (size === HEADER_BYTES && bytes.every((byte) => byte === 0)) return undefined;
   const path = target.journalPath;
+  const read = readFully(fd, bytes, 0);
+  // After a power loss, a new file can have its size and not yet its bytes.
+  if (size <= HEADER_BYTES && isUnfinishedHeader(bytes.subarray(0, read))) return undefined;
   const header = decodeHeader(bytes, path);
+  // Nothing is in it: the pager was not closed, and the file may be another one by now.
+  if (size === HEADER_BYTES) return header;
   if (header.size !== target.size) {
     throw new JournalError(
       `${path} is the journal of a file of ${header.size} bytes, and ${target.path} has ${target.size}; restore the ` +

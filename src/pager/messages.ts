@@ -52,6 +52,15 @@ export function postedError(error: unknown): PostedError {
   return { name, message, code, stack };
 }
 
+/** Values of the word that a pager shares with its thread. */
+export enum Ending {
+  NONE,
+  /** The process ends: the thread must not sleep any more. */
+  PROCESS,
+  /** The thread has closed the pager. */
+  CLOSED,
+}
+
 /** What the thread needs to begin. */
 export interface PagerPlan {
   readonly source: SourcePlan;
@@ -73,7 +82,7 @@ export interface PagerPlan {
   readonly record: string | undefined;
   /** Wakes the thread. The program closes it when the thread has ended. */
   readonly eventfd: number;
-  /** Its word is set when the process ends: the thread must not sleep any more. */
+  /** One word, an `Ending`. */
   readonly ending: SharedArrayBuffer;
   /** Where the thread puts the counts. */
   readonly counts: SharedArrayBuffer;

@@ -16,7 +16,7 @@ import { outOfRange } from '../errors/arguments.js';
 import { TraceWriter } from '../trace/writer.js';
 import { BudgetShare } from './budget.js';
 import { PagedMemory } from './memory.js';
-import { type PagerCommand, type PagerPlan, type PagerReport, postedError } from './messages.js';
+import { Ending, type PagerCommand, type PagerPlan, type PagerReport, postedError } from './messages.js';
 import { BLOCKS_MOST } from './options.js';
 import { ProgramCalls } from './program-calls.js';
 import { PagerServer, requestBytes } from './server.js';
@@ -173,7 +173,7 @@ class PagerThread {
     const { uffd } = this.#memory;
     const server = this.#server;
     let batches = 0;
-    while (!this.#closed && Atomics.load(this.#ending, 0) === 0) {
+    while (!this.#closed && Atomics.load(this.#ending, 0) === Ending.NONE) {
       const faults = uffd.poll(server.handler);
       if (server.hasJobs) server.slice();
       else if (faults === 0) waitReadable([uffd.fd, this.#eventfd], this.#untilDueMs());
@@ -239,6 +239,8 @@ class PagerThread {
     this.#program.close();
     this.#source.close();
     if (this.#target !== this.#source.target) this.#target?.close();
+    Atomics.store(this.#ending, 0, Ending.CLOSED);
+    Atomics.notify(this.#ending, 0);
   }
 
   #command(command: PagerCommand): void {

@@ -3,7 +3,7 @@
 
 import { tmpdir } from 'node:os';
 import { isAbsolute, resolve } from 'node:path';
-import type { Worker } from 'node:worker_threads';
+import { isMainThread, type Worker } from 'node:worker_threads';
 import { closeDescriptor } from '../../shim/descriptors.js';
 import { munmap } from '../../shim/memory.js';
 import { makeEventfd, signalEventfd } from '../../shim/watch.js';
@@ -26,13 +26,14 @@ import { BudgetPins, makeBudget, type PagerBudget } from './budget.js';
 import { COUNTS } from './counts.js';
 import { type CustomSource, PARALLEL } from './custom-source.js';
 import { type Recovery, recover } from './journal.js';
-import type {
-  PagerCommand,
-  PagerPlan,
-  PagerReport,
-  PostedError,
-  SourcePlan,
-  WritablePlan,
+import {
+  Ending,
+  type PagerCommand,
+  type PagerPlan,
+  type PagerReport,
+  type PostedError,
+  type SourcePlan,
+  type WritablePlan,
 } from './messages.js';
 import {
   type AnonymousPagerOptions,
@@ -106,18 +107,20 @@ export interface PagerStats {
   readonly compression: 'zstd' | 'none';
 }
 
-/** Pagers whose threads must be told when the process ends. */
+/** Pagers whose threads must be told when this thread ends. */
 const openPagers = new Set<Pager>();
 let leaveAll: () => void;
 let endsWithProcess = false;
 
-/** Tells the threads of all pagers when the process ends, and after all that the program does then. */
+/** Tells the threads of all pagers when this thread ends, and after all that the program does then. */
 function endWithProcess(): void {
   if (endsWithProcess) return;
   endsWithProcess = true;
   process.on('exit', () => leaveAll());
 }
 
+/** Milliseconds that a thread waits at its end until its pager is closed. */
+const CLOSED_MOST_MS = 2000;
 /** Part of the limit that may be pinned. */
 const PINNED_PART = 0.5;
 
@@ -153,6 +156,8 @@ export class Pager extends PagerMemory implements AsyncDisposable {
   /** Calls of the program's source and sink that are under way. */
   readonly #calls = new Map<number, AbortController>();
   readonly #writable: boolean;
+  /** Whether changes outlive the pager. */
+  readonly #keeps: boolean;
   /** What may be pinned of a budget. */
   readonly #budgetPins: BudgetPins | undefined;
   #commands = 0;
@@ -182,6 +187,7 @@ export class Pager extends PagerMemory implements AsyncDisposable {
     this.#sink = setup.sink;
     this.#onError = setup.onError;
     this.#writable = setup.plan.writable !== undefined;
+    this.#keeps = setup.plan.source.kind !== 'swap';
     this.#budgetPins = setup.plan.budget && new BudgetPins(setup.plan.budget);
     openPagers.add(this);
     endWithProcess();
@@ -358,8 +364,10 @@ export class Pager extends PagerMemory implements AsyncDisposable {
   async withPinned<T>(
     range: PagerRange,
     use: (bytes: Uint8Array) => T | Promise<T>,
-    { write = false }: PinOptions = {},
+    options: PinOptions = {},
   ): Promise<T> {
+    checkOptions(options, 'options');
+    const { write = false } = options;
     const { offset, length } = this.#checked(range);
     checkFunction(use, 'use');
     if (write && !this.#writable)
@@ -429,7 +437,9 @@ export class Pager extends PagerMemory implements AsyncDisposable {
    *
    * @throws the error of `flush`, and the pager stays open; with `discard` changes that were not flushed are lost
    */
-  close({ discard = false }: { discard?: boolean } = {}): Promise<void> {
+  close(options: { discard?: boolean } = {}): Promise<void> {
+    checkOptions(options, 'options');
+    const { discard = false } = options;
     // A call with `discard` does not wait for the writes of one without.
     if (this.#closing && (!discard || this.#discards)) return this.#closing;
     this.#discards = discard;
@@ -443,7 +453,8 @@ export class Pager extends PagerMemory implements AsyncDisposable {
 
   async #close(discard: boolean): Promise<void> {
     if (this.closed) return;
-    if (!discard) await this.flush();
+    // What is in a swap file is gone with the pager.
+    if (!discard && this.#keeps) await this.flush();
     // Another call may have closed it meanwhile.
     if (this.closed) return;
     // As a user, so that the last view that is collected leaves the address space to this call.
@@ -463,6 +474,9 @@ export class Pager extends PagerMemory implements AsyncDisposable {
 
   #checked(range: PagerRange): { offset: number; length: number } {
     checkOptions(range, 'range');
+    // Everything is meant by no range, and by no other mistake.
+    if (Array.isArray(range) || Object.keys(range).some((name) => name !== 'offset' && name !== 'length'))
+      throw wrongType('range', 'an object with offset and length', range);
     const { offset = 0 } = range;
     checkInteger(offset, 'offset', 0, this.size);
     const { length = this.size - offset } = range;
@@ -552,10 +566,16 @@ export class Pager extends PagerMemory implements AsyncDisposable {
     }
   }
 
-  /** The process ends: the thread must not sleep any more, or the process would wait for it. */
+  /** This thread ends. If the process does, the pager's thread must not sleep any more, or the process would wait. */
   #leave(): void {
     if (this.#gone) return;
-    Atomics.store(this.#ending, 0, 1);
+    if (!isMainThread) {
+      // The process goes on, and other threads may wait for this memory: it is closed, as by `close`.
+      this.#send({ is: 'close', id: 0 });
+      Atomics.wait(this.#ending, 0, 0, CLOSED_MOST_MS);
+      return;
+    }
+    Atomics.store(this.#ending, 0, Ending.PROCESS);
     signalEventfd(this.#eventfd);
   }
 

@@ -458,7 +458,11 @@ export class PagerServer implements Effects {
   #tellFailing(message: string, block: number, count: number, permanent: boolean): void {
     const { now, say, deadlineMs, poisonsAtOnce, failing } = this.#parts;
     const { offset, length } = this.#span(block, count);
-    if (this.#failing?.message !== message || now() - this.#failing.saidMs > SAY_AGAIN_MS) {
+    // Messages may differ in the numbers of bytes alone.
+    if (
+      this.#failing?.message.replace(/\d+/g, '') !== message.replace(/\d+/g, '') ||
+      now() - this.#failing.saidMs > SAY_AGAIN_MS
+    ) {
       const forever = deadlineMs === Number.POSITIVE_INFINITY;
       const next =
         permanent || poisonsAtOnce

@@ -39,10 +39,13 @@ export function startWith(chosen: Entry): void {
  */
 export function startThread(name: string, options: WorkerOptions = {}, own?: OwnFile): Worker {
   const chosen = entry ?? fileOf(name, own);
-  const argv = [MARK + name];
-  return isText(chosen)
-    ? new Worker(chosen.code, { ...options, argv, eval: true })
-    : new Worker(urlOf(chosen), { ...options, argv });
+  const all = { ...options, ...inherited(), argv: [MARK + name] };
+  return isText(chosen) ? new Worker(chosen.code, { ...all, eval: true }) : new Worker(urlOf(chosen), all);
+}
+
+/** A thread inherits Node's options, and none that is about a program without a file (`node --input-type=module -e …`). */
+function inherited(): WorkerOptions {
+  return process.execArgv.some((option) => option.startsWith('--input-type')) ? { execArgv: [] } : {};
 }
 
 /**

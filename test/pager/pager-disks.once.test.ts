@@ -54,9 +54,11 @@ for (const [name, what, mount, on, ...more] of [
       if (tried.status !== 0) leaveOut(`such a disk cannot be mounted here: ${tried.stderr || tried.error}`);
       const { code, stdout, stderr } = await program(what, [folder, join(folder, on), ...more], { under });
       const codes = on ? '(EIO|ENOSPC)' : 'ENOSPC';
+      // What is in a swap file need not be written to close it.
+      const closing = what === 'full-swap' ? '' : `close: ${codes}\n`;
       assert.match(
         stdout,
-        new RegExp(`^flush: ${codes} ${codes}: .*\nclose: ${codes}\nclosed: false\nflushed\n$`),
+        new RegExp(`^flush: ${codes} ${codes}: .*\n${closing}closed: false\nflushed\n$`),
         stderr,
       );
       assert.equal(code, 0, stderr);
