@@ -233,12 +233,23 @@ class PagerThread {
   #end(): void {
     this.#closed = true;
     clearTimeout(this.#timer);
-    this.#server.end();
-    this.#memory.close();
-    this.#share?.leave();
-    this.#program.close();
-    this.#source.close();
-    if (this.#target !== this.#source.target) this.#target?.close();
+    const { target } = this.#source;
+    const ends = [
+      () => this.#server.end(),
+      () => this.#memory.close(),
+      () => this.#share?.leave(),
+      () => this.#program.close(),
+      // These may be code of the program.
+      () => this.#source.close(),
+      () => this.#target !== target && this.#target?.close(),
+    ];
+    for (const end of ends) {
+      try {
+        end();
+      } catch (error) {
+        say(`the pager was closed, but not all of it: ${(error as Error)?.message ?? error}`);
+      }
+    }
     Atomics.store(this.#ending, 0, Ending.CLOSED);
     Atomics.notify(this.#ending, 0);
   }

@@ -54,7 +54,8 @@ for (const [kind, call] of [
         );
         // The memory that the test adds may suffice for some reads only. The next failure is reported again.
         assert.ok(lines.length < 100, stderr);
-        assert.equal(lines.at(-1), 'userfaultfd: the data can be read again');
+        // Read-ahead that failed last is not tried again.
+        assert.ok(lines.includes('userfaultfd: the data can be read again'), stderr);
       });
     });
   });
