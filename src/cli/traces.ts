@@ -28,7 +28,8 @@ export function checkOther(file: string, output: string): void {
   if (output !== '-' && isSame(file, output)) throw new Usage(`${printable(output)} is the trace itself`);
 }
 
-function isSame(one: string, other: string): boolean {
+/** Whether two paths lead to one file that is there. */
+export function isSame(one: string, other: string): boolean {
   try {
     return realpathSync(one) === realpathSync(other);
   } catch {

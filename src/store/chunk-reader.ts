@@ -52,7 +52,9 @@ export class ChunkReader {
     let why = '';
     for (const store of [this.#store, this.#store, ...(fallback ? [fallback] : [])]) {
       const frame = await store.get(key, frameMost(into.length), signal);
-      if (!this.#decompressor.decompress(frame, into)) {
+      if (!isZstd(frame)) {
+        why = 'it is no zstd frame (casync must make it with --compression=zstd)';
+      } else if (!this.#decompressor.decompress(frame, into)) {
         why = `it cannot be decompressed to ${into.length} bytes`;
       } else if (idOf(into, this.index.digest) !== id) {
         why = 'its bytes have another hash';
@@ -76,4 +78,8 @@ export class ChunkReader {
 /** Most bytes of a zstd frame of a chunk: zstd's own bound, and room for the headers of many blocks. */
 function frameMost(bytes: number): number {
   return bytes + (bytes >>> 7) + 1024;
+}
+
+function isZstd(frame: Uint8Array): boolean {
+  return [0x28, 0xb5, 0x2f, 0xfd].every((byte, at) => frame[at] === byte);
 }

@@ -145,20 +145,37 @@ export class HttpClient {
     { place, signal: given }: Pick<Errand, 'place' | 'signal'>,
     attempt: (signal: AbortSignal) => Promise<T>,
   ): Promise<T> {
-    const closing = this.#closing.signal;
-    const signal = given ? AbortSignal.any([given, closing]) : closing;
+    // Of its own, because a store lives long, and so would what AbortSignal.any registers with it.
+    const ending = new AbortController();
+    const end = (): void => ending.abort(given?.reason);
+    const ends = [this.#closing.signal, ...(given ? [given] : [])];
+    for (const signal of ends) signal.addEventListener('abort', end);
+    if (ends.some(({ aborted }) => aborted)) end();
+    try {
+      return await this.#repeat(place, ending.signal, attempt);
+    } catch (error) {
+      given?.throwIfAborted();
+      if (this.#closing.signal.aborted) throw new StoreError('failed', `${place}: the store was closed`);
+      throw error;
+    } finally {
+      for (const signal of ends) signal.removeEventListener('abort', end);
+    }
+  }
+
+  async #repeat<T>(
+    place: string,
+    signal: AbortSignal,
+    attempt: (signal: AbortSignal) => Promise<T>,
+  ): Promise<T> {
     for (let tries = 1; ; tries++) {
       try {
         signal.throwIfAborted();
         return await attempt(signal);
       } catch (error) {
-        given?.throwIfAborted();
-        if (closing.aborted) throw new StoreError('failed', `${place}: the store was closed`);
         if (!(error instanceof RequestFailure)) throw error;
         if (error.remedy !== 'retry' || tries >= this.#attempts)
           throw storeError(place, error, tries, this.#attempts);
-        // An abort ends the pause; what it throws then is looked at by the next turn.
-        await sleep(backoffMs(tries, error), undefined, { signal }).catch(() => {});
+        await sleep(backoffMs(tries, error), undefined, { signal });
       }
     }
   }

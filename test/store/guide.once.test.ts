@@ -90,7 +90,7 @@ test('every command of the guide runs, and the pager reads the snapshot from the
       });
     });
   });
-}, 120_000);
+}, 300_000);
 
 test('a working set of another index, or of another memory, is refused', async () => {
   needKernel();
@@ -119,6 +119,6 @@ test('a working set of another index, or of another memory, is refused', async (
       assert.match(damaged.stderr, /two\.working-set is damaged: it is no JSON/);
     });
   });
-});
+}, 180_000);
 
 test.run();

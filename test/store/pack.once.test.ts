@@ -99,6 +99,13 @@ test('diffs: a hole is what is below, written zeros are zeros, and the last diff
     const unpacked = await uffd(['unpack', 'index', 'copy', '--store', 'store'], { cwd: folder });
     assert.is(unpacked.code, 0, unpacked.stderr);
     assert.ok(readFileSync(path('copy')).equals(expected));
+    for (const output of ['base', 'two', 'none/index']) {
+      const options = ['--store', 'store2', '--layer', 'one', '--layer', 'two', '-o', output];
+      const ended = await uffd(['pack', 'base', ...options], { cwd: folder });
+      assert.is(ended.code, output === 'none/index' ? 1 : 2, output);
+      assert.match(ended.stderr, output === 'none/index' ? /ENOENT/ : /is an input, and would be replaced/);
+    }
+    assert.not(existsSync(path('store2')));
     writeFileSync(path('short'), 'too short');
     const wrong = await uffd(['pack', 'base', '--store', 'store', '--layer', 'short'], { cwd: folder });
     assert.is(wrong.code, 1);
@@ -119,14 +126,11 @@ for (const at of [1, 3, 5]) {
           cwd: folder,
           env,
           started: (pid) => {
-            const kill: Misbehave = (...request) => {
-              // Before this answer, so it cannot know whether the chunk has arrived.
-              process.kill(pid, 'SIGKILL');
-              server.serve(...request);
+            // Before its answer, so the process cannot know whether the chunk has arrived.
+            server.always = ({ method }) => {
+              if (method === 'PUT' && server.count('PUT') === at) process.kill(pid, 'SIGKILL');
+              return false;
             };
-            // A HEAD and a PUT for each chunk.
-            for (let request = 1; request < 2 * at; request++) server.answers.push(undefined);
-            server.answers.push(kill);
           },
         });
         assert.is(killed.code, 'SIGKILL');
@@ -134,6 +138,7 @@ for (const at of [1, 3, 5]) {
         const sent = chunksIn(path('store')).length;
         assert.is(sent, at);
         server.requests.length = 0;
+        server.always = undefined;
         const resumed = await uffd([...args, '--json'], { cwd: folder, env });
         assert.is(resumed.code, 0, resumed.stderr);
         assert.is(server.count('PUT'), 5 - sent);
@@ -266,6 +271,6 @@ test('prune removes what no index names and is old, and nothing else', async () 
     assert.is(web.code, 1);
     assert.match(web.stderr, /cannot be pruned: this kind of store cannot list/);
   });
-}, 120_000);
+}, 300_000);
 
 test.run();

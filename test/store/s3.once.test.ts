@@ -62,7 +62,7 @@ test('pack, verify, unpack and prune in a bucket; a wrong secret and a missing b
       assert.equal(profile.code, 0, profile.stderr);
     });
   });
-}, 120_000);
+}, 300_000);
 
 type Handler = (request: IncomingMessage, response: ServerResponse) => void;
 

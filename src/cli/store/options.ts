@@ -1,6 +1,7 @@
 // Options that the commands about chunk stores share, and the indexes that these commands read.
 
-import { readFileSync } from 'node:fs';
+import { accessSync, constants, readFileSync } from 'node:fs';
+import { dirname, resolve } from 'node:path';
 import { type Command, InvalidArgumentError } from 'commander';
 import {
   type ChunkIndex,
@@ -10,8 +11,9 @@ import {
   type StoreOptions,
 } from '../../store/index.js';
 import { byteCount, integer } from '../arguments.js';
-import { Refusal } from '../exit.js';
+import { Refusal, Usage } from '../exit.js';
 import { printable } from '../text.js';
+import { isSame } from '../traces.js';
 
 /** The flags of `addStoreOptions`. */
 export interface StoreFlags {
@@ -101,6 +103,17 @@ export async function readIndex(
     throw new Refusal(`there is no index ${name}`);
   }
   return { name, bytes, index: parseIndex(bytes, name) };
+}
+
+/**
+ * Checks, before a long work begins, that its output can be written and replaces none of its inputs.
+ *
+ * @throws Usage; Node's errors if the output's folder cannot be written to
+ */
+export function checkOutput(output: string, inputs: readonly string[]): void {
+  const same = inputs.find((input) => isSame(input, output));
+  if (same !== undefined) throw new Usage(`${printable(output)} is an input, and would be replaced`);
+  if (!/^[a-z][a-z0-9+.-]*:\/\//i.test(output)) accessSync(dirname(resolve(output)), constants.W_OK);
 }
 
 /** A parser for commander: a time, like 90s, 30m, 24h or 7d; milliseconds. */

@@ -19,7 +19,14 @@ import { EXIT_HELP, Usage } from '../exit.js';
 import { interruptible } from '../signals.js';
 import { renderTable } from '../table.js';
 import { byteSize, counted, grouped, outputStyleOf, printable } from '../text.js';
-import { addStoreOptions, collected, STORE_HELP, type StoreFlags, storeOptions } from './options.js';
+import {
+  addStoreOptions,
+  checkOutput,
+  collected,
+  STORE_HELP,
+  type StoreFlags,
+  storeOptions,
+} from './options.js';
 import { StoreProgress } from './progress.js';
 
 const HELP = `
@@ -91,6 +98,7 @@ async function run(memory: string, flags: Flags): Promise<void> {
   const { layer = [], trace = [], chunk, digest, force = false, json = false } = flags;
   const output = flags.output ?? `${basename(memory)}.caibx`;
   if (chunk % 4096 !== 0) throw new Usage(`--chunk must be a multiple of 4096; it is ${chunk}`);
+  checkOutput(output, [memory, ...layer, ...trace]);
   const options = storeOptions(flags);
   const begun = performance.now();
   await interruptible(async (signal) => {

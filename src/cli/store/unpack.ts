@@ -5,7 +5,14 @@ import { openStore, unpack } from '../../store/index.js';
 import { EXIT_HELP } from '../exit.js';
 import { interruptible } from '../signals.js';
 import { byteSize, counted, printable } from '../text.js';
-import { addStoreOptions, readIndex, STORE_HELP, type StoreFlags, storeOptions } from './options.js';
+import {
+  addStoreOptions,
+  checkOutput,
+  readIndex,
+  STORE_HELP,
+  type StoreFlags,
+  storeOptions,
+} from './options.js';
 import { StoreProgress } from './progress.js';
 
 const HELP = `
@@ -45,6 +52,7 @@ export function addUnpack(program: Command): void {
 
 async function run(place: string, file: string, flags: Flags): Promise<void> {
   const { force = false, json = false } = flags;
+  checkOutput(file, [place]);
   const options = storeOptions(flags);
   const begun = performance.now();
   await interruptible(async (signal) => {

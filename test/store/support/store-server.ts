@@ -3,6 +3,7 @@
 import { once } from 'node:events';
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
+import { createServer as createSecureServer } from 'node:https';
 import type { AddressInfo } from 'node:net';
 import { dirname, join } from 'node:path';
 
@@ -17,10 +18,13 @@ export class StoreServer {
   readonly requests: string[] = [];
   readonly headers: IncomingMessage['headers'][] = [];
   readonly #folder: string;
-  readonly #server: Server = createServer();
+  readonly #server: Server;
+  readonly #protocol: string;
 
-  constructor(folder: string) {
+  constructor(folder: string, tls?: { key: string; cert: string }) {
     this.#folder = folder;
+    this.#protocol = tls ? 'https' : 'http';
+    this.#server = tls ? createSecureServer(tls) : createServer();
     this.#server.on('request', (request: IncomingMessage, response: ServerResponse) => {
       const parts: Buffer[] = [];
       request.on('data', (part: Buffer) => parts.push(part));
@@ -41,7 +45,7 @@ export class StoreServer {
   }
 
   get url(): string {
-    return `http://127.0.0.1:${(this.#server.address() as AddressInfo).port}`;
+    return `${this.#protocol}://127.0.0.1:${(this.#server.address() as AddressInfo).port}`;
   }
 
   /** The file of a request. */
@@ -78,8 +82,9 @@ export class StoreServer {
 export async function withStoreServer(
   folder: string,
   body: (server: StoreServer) => Promise<void>,
+  tls?: { key: string; cert: string },
 ): Promise<void> {
-  const server = new StoreServer(folder);
+  const server = new StoreServer(folder, tls);
   await server.listen();
   try {
     await body(server);
