@@ -4,6 +4,7 @@
 //  - A step is short, because a fault that comes meanwhile waits for its end.
 //  - A page that cannot be installed in the background is no failure: the guest faults on it when it needs it. If there
 //    is no memory, the work pauses. Pages that are not mapped or cannot be read are left out, and counted.
+//  - Parts that the source does not have yet are left for later, and the work goes on with the others.
 //  - Threads that wait for these pages are woken after the step. If each page woke its thread, the thread would sleep
 //    again at the next missing page, and prefetching would save no wake-ups.
 
@@ -36,8 +37,11 @@ export class BackgroundFiller {
   /** The guest's regions at the time when the part was looked up. */
   #regions: readonly Region[];
   /** Parts of the memory file: first those to prefetch, then whole regions. */
-  readonly #parts: Float64Array;
-  readonly #eager: number;
+  #parts: Float64Array;
+  /** Index of the first part that is not to prefetch. */
+  #eager: number;
+  /** Parts that the source did not have, as offset and length: to prefetch, and others. */
+  #absent: [prefetch: number[], eager: number[]] = [[], []];
   readonly #tally: Tally;
   #pause: string | undefined;
   /** Calls in a row without progress. */
@@ -71,13 +75,14 @@ export class BackgroundFiller {
     return this.#pause;
   }
 
-  /** Does one step. */
-  step(): 'more' | 'done' | 'paused' {
+  /** Does one step. 'waiting': the source does not have what is left; the next step looks for it again. */
+  step(): 'more' | 'done' | 'paused' | 'waiting' {
     this.#pause = undefined;
     try {
       for (let bytes = 0, calls = 0; bytes < STEP_BYTES && calls < STEP_CALLS; calls++) {
         this.#followRegions();
-        if (this.#uffd.closed || (this.#at >= this.#to && !this.#next())) return 'done';
+        if (this.#uffd.closed) return 'done';
+        if (this.#at >= this.#to && !this.#next()) return this.#beginAgain() ? 'waiting' : 'done';
         bytes += this.#fill(this.#region as Region);
         if (this.#pause) return 'paused';
         // End the step after a call without progress, because the call may succeed in the next step.
@@ -87,6 +92,16 @@ export class BackgroundFiller {
       this.#wake();
     }
     return 'more';
+  }
+
+  /** Makes what was absent the parts of the next pass. False: nothing was. */
+  #beginAgain(): boolean {
+    const [prefetch, eager] = this.#absent;
+    this.#absent = [[], []];
+    this.#parts = Float64Array.from([...prefetch, ...eager]);
+    this.#eager = prefetch.length;
+    this.#part = 0;
+    return this.#parts.length > 0;
   }
 
   #wake(): void {
@@ -131,7 +146,15 @@ export class BackgroundFiller {
     const { start, offset, pageSize } = region;
     const most = wholePages(Math.min(AHEAD_BYTES, this.#to - this.#at), pageSize);
     const page = start + BigInt(this.#at - offset);
-    const { seen, leftOut } = this.#install(region, page, most);
+    const { seen, leftOut, absent = 0 } = this.#install(region, page, most);
+    if (absent > 0) {
+      const length = Math.min(absent, this.#to - this.#at);
+      const later = this.#absent[this.#part < this.#eager ? 0 : 1];
+      // After an mremap the same part is looked up again.
+      if (later.at(-2) !== this.#at) later.push(this.#at, length);
+      this.#at += length;
+      return 0;
+    }
     const from = Number(page);
     this.#asleepFrom = Math.min(this.#asleepFrom, from);
     this.#asleepTo = Math.max(this.#asleepTo, from + most);
@@ -149,7 +172,7 @@ export class BackgroundFiller {
     return seen + skipped;
   }
 
-  #install(region: Region, page: bigint, most: number): { seen: number; leftOut: number } {
+  #install(region: Region, page: bigint, most: number): ReturnType<SnapshotHandler['fillAhead']> {
     const count: Count = this.#part < this.#eager ? 'prefetched' : 'eager';
     try {
       return this.#handler.fillAhead(this.#uffd, region, page, most, count);

@@ -24,6 +24,8 @@ const COUNTS = [
   'taken',
   /** Failed reads of the memory file that were retried. */
   'retried',
+  /** Faults that waited for a chunk of the memory to come from the cache or the store. */
+  'waited',
 ] as const;
 /**
  * The counters of a session.

@@ -12,7 +12,14 @@ import { UffdError } from '../errors/errors.js';
 import { Userfaultfd } from '../uffd/userfaultfd.js';
 import { Tally } from './counters.js';
 import type { Region } from './handoff-protocol.js';
-import type { Recorded, SessionCommand, SessionReport, SessionTask } from './worker-messages.js';
+import {
+  NEWS,
+  type Recorded,
+  type SessionCommand,
+  type SessionReport,
+  type SessionTask,
+  SLEEP,
+} from './worker-messages.js';
 
 /** No answer takes longer than 90 s; a histogram needs a maximum. */
 const LATENCY_MOST_NS = 1e11;
@@ -48,7 +55,7 @@ const SHORT_FOR_MS = 5000;
 const GONE = new SessionError('its thread has ended', 'ERR_UFFD_THREAD');
 
 /** Options of a session: its task, without the memory that it shares with its thread. */
-export interface SessionOptions extends Omit<SessionTask, 'pid' | 'tally' | 'latency' | 'stopped'> {
+export interface SessionOptions extends Omit<SessionTask, 'pid' | 'tally' | 'latency' | 'stopped' | 'news'> {
   readonly peer: Peer;
   /** Called with notices for the operator that harm no guest. */
   readonly warned: (reason: string) => void;
@@ -57,6 +64,8 @@ export interface SessionOptions extends Omit<SessionTask, 'pid' | 'tally' | 'lat
    * again.
    */
   readonly short: (reason: string | undefined) => void;
+  /** Called with chunks that threads of the guest wait for. */
+  readonly wanted?: (chunks: readonly number[]) => void;
 }
 
 /** What a session needs of its thread: a Worker that sends `SessionReport`s. */
@@ -92,6 +101,8 @@ export class GuestSession {
   readonly #worker: SessionWorker;
   readonly #warned: (reason: string) => void;
   readonly #short: (reason: string | undefined) => void;
+  readonly #wanted: ((chunks: readonly number[]) => void) | undefined;
+  readonly #news = new Int32Array(new SharedArrayBuffer(8));
   /** Ends the shortage if it is not reported again in time. */
   #shortageTimer: NodeJS.Timeout | undefined;
   #resumption: NodeJS.Timeout | undefined;
@@ -104,8 +115,9 @@ export class GuestSession {
    * @throws UffdError EMFILE; ThreadError
    */
   constructor(threads: Threads, options: SessionOptions) {
-    const { peer, warned, short, ...rest } = options;
+    const { peer, warned, short, wanted, ...rest } = options;
     this.#short = short;
+    this.#wanted = wanted;
     const { id, fd, regions } = rest;
     const copy = duplicate(fd);
     if (copy < 0) throw new UffdError(copy, 'fcntl');
@@ -127,6 +139,7 @@ export class GuestSession {
       tally: this.tally.shared,
       latency: this.latency,
       stopped: this.#stopped.buffer as SharedArrayBuffer,
+      news: this.#news.buffer as SharedArrayBuffer,
     };
     const { worker } = thread;
     this.#worker = worker;
@@ -168,6 +181,15 @@ export class GuestSession {
     this.#worker.postMessage({ is: 'stop', id: this.id } satisfies SessionCommand);
   }
 
+  /**
+   * Says that a chunk has come. Wakes the thread if it sleeps and waits for it: `asked`: the thread has asked for it.
+   */
+  chunkArrived(asked: boolean): void {
+    Atomics.add(this.#news, NEWS.count, 1);
+    const sleep = Atomics.load(this.#news, NEWS.sleep);
+    if (sleep === SLEEP.any || (sleep === SLEEP.asked && asked)) this.#resume();
+  }
+
   /** Resident bytes of the guest, by the counters. */
   get resident(): number {
     // After a removal, a page that two threads asked for at once is counted twice.
@@ -177,15 +199,18 @@ export class GuestSession {
   #handleReport(report: Exclude<SessionReport, { is: 'ended' }>): void {
     if (report.is === 'warned') this.#warned(report.reason);
     else if (report.is === 'settled') this.settledMs = performance.now();
+    else if (report.is === 'wanted') this.#wanted?.(report.chunks);
     else if (report.is === 'short') this.#handleShortage(report.reason);
     else if (report.is === 'paused') this.#resumption = setTimeout(() => this.#resume(), RESUMED_MS);
     else if (report.is === 'serving') {
       this.#stopHandle = report.stopHandle;
       if (Atomics.load(this.#stopped, 0) !== 0) Userfaultfd.stop(report.stopHandle);
+      // Chunks that came before could not wake the thread.
+      else if (Atomics.load(this.#news, NEWS.count) > 0) this.#resume();
     }
   }
 
-  /** Resumes the background work: stops the loop, whose thread then continues this work and starts the loop again. */
+  /** Stops the loop, whose thread then does its other work and starts the loop again. */
   #resume(): void {
     if (this.#stopHandle) Userfaultfd.stop(this.#stopHandle);
     this.#worker.postMessage({ is: 'resume', id: this.id } satisfies SessionCommand);

@@ -12,6 +12,7 @@ export { MemoryFileError } from './memory-file.js';
 export { identify, type MemoryIdentity } from './memory-identity.js';
 export { notifySystemd } from './notify.js';
 export { RecordError } from './record-file.js';
+export type { StorageCounts } from './remote-memory.js';
 export { type ServeOptions, type Server, serve } from './server.js';
 export { type Pool, type Shortage, ShortageError, type ShortageOptions } from './shortage.js';
 export {

@@ -15,21 +15,23 @@ import { discard } from '../../shim/discard.js';
 import { linuxProcessors } from '../../shim/processors.js';
 import { acceptUnix, peerOf, stopListening } from '../../shim/socket.js';
 import { watchReadable } from '../../shim/watch.js';
-import { checkInteger, checkOneOf, wrongType } from '../errors/arguments.js';
+import { checkInteger, checkOneOf, invalidValue, wrongType } from '../errors/arguments.js';
 import { UffdError, UnsupportedError } from '../errors/errors.js';
 import { warn } from '../errors/warning.js';
 import type { Watch } from '../kernel/port.js';
 import { checkPlacement, type Placement, usable } from '../scheduling/affinity.js';
+import type { StoreOptions } from '../store/options.js';
 import { WAITS, type Wait } from '../uffd/event-loop.js';
 import { checkWindow, type Window } from '../uffd/options.js';
 import { Connection } from './connection.js';
 import { type RefusedGuest, ServerEmitter, type Vm } from './events.js';
 import { GuestSession, type SessionEnd, type Threads } from './guest-session.js';
 import { HandOffError, parseRegions, type Region } from './handoff-protocol.js';
-import { type FileMapping, MemoryFile, type SharedRanges, shared } from './memory-file.js';
+import { type FileRange, MemoryFile, MemoryFileError, type SharedRanges, shared } from './memory-file.js';
 import { type KillResult, Monitor } from './monitor.js';
 import { checkRecord, type ProtectedFile, protectedFile, recordPath } from './record-file.js';
 import { NO_RETENTION, NoThreads, scratchHandOff } from './rehearsal.js';
+import type { RemoteMemory, RemoteStorage, StorageCounts } from './remote-memory.js';
 import { RetainedUffds, type Retention } from './retained-uffds.js';
 import { ListeningSocket, SocketError } from './socket-path.js';
 import { postableError, type SessionRecord, type SessionTask } from './worker-messages.js';
@@ -90,7 +92,25 @@ export interface ServeOptions {
    */
   socketMode?: number;
   socketOwner?: { readonly uid: number; readonly gid: number };
+  /** Where the chunks of memory files that are indexes (`.caibx`) are: a folder, or a URL: http:, https: or s3:. */
+  store?: string;
+  /** How the store is reached. */
+  storeOptions?: StoreOptions;
+  /** The folder that keeps chunks on this machine. Servers may share it. Must be given with `store`. */
+  cache?: string;
+  /** Most bytes of the cache; default 20 GiB. */
+  cacheBytes?: number;
+  /**
+   * Milliseconds for which a guest waits for a chunk that the store does not deliver, before it cannot be served.
+   * Default: for ever.
+   */
+  storeDeadlineMs?: number;
 }
+
+/** The default of `cacheBytes`. */
+const CACHE_BYTES = 20 * 2 ** 30;
+/** An index, by its name. */
+const INDEX_NAME = /\.caibx(\?|$)/;
 
 /**
  * The most descriptors of a guest: its connection, its userfaultfd and a memfd, a trace, two pidfds, an eventfd; and
@@ -133,7 +153,9 @@ interface Listener {
   readonly vm: Vm;
   readonly socket: ListeningSocket;
   readonly prefetch: SharedRanges;
-  readonly memory: MemoryFile;
+  /** What is loaded before a guest asks for it. */
+  readonly loaded: readonly FileRange[];
+  readonly memory: MemoryFile | RemoteMemory;
   watch: Watch | undefined;
   /** The timer after which it accepts again; undefined unless monitors wait. */
   starved: NodeJS.Timeout | undefined;
@@ -184,6 +206,8 @@ export class Server extends ServerEmitter implements AsyncDisposable {
   readonly #options: ServeOptions;
   readonly #threads: Threads & Pick<WorkerPool, 'close'>;
   readonly #listeners: Listener[] = [];
+  /** The store and the cache; undefined if all memory is in local files. */
+  #storage: RemoteStorage | undefined;
   readonly #connections = new Map<Connection, Monitor>();
   readonly #guests = new Map<GuestSession, Guest>();
   readonly #retained: Retention;
@@ -211,7 +235,8 @@ export class Server extends ServerEmitter implements AsyncDisposable {
     try {
       const { record } = options;
       if (record !== undefined) checkRecord(record, server.#protectedFiles());
-      for (const vm of options.vms) server.#listeners.push(server.#listen(vm));
+      await server.#openStorage();
+      for (const vm of options.vms) server.#listeners.push(await server.#listen(vm));
       await Server.#rehearse(server.#listeners[0] as Listener);
       await prepared;
       for (const { memory, prefetch } of server.#listeners) memory.mapAhead(threads, prefetch);
@@ -219,6 +244,7 @@ export class Server extends ServerEmitter implements AsyncDisposable {
       server.#stopAccepting();
       // The caller may end the process, and a thread that is ended while it loads koffi would abort it.
       await threads.close();
+      server.#storage?.close();
       throw error;
     }
     // Accept the first monitor only after the caller had a chance to listen for events.
@@ -266,8 +292,16 @@ export class Server extends ServerEmitter implements AsyncDisposable {
     this.done.catch(() => {});
     this.#conclude = (error) => {
       // Settle only after the threads have ended, because the process may end at once.
-      void this.#threads.close().then(() => settle(error));
+      void this.#threads.close().then(() => {
+        this.#storage?.close();
+        settle(error);
+      });
     };
+  }
+
+  /** What was loaded from the cache and the store; undefined if all memory is in local files. */
+  get storage(): StorageCounts | undefined {
+    return this.#storage?.counts;
   }
 
   /** Guests that were served since the start. */
@@ -327,22 +361,47 @@ export class Server extends ServerEmitter implements AsyncDisposable {
 
   // ---- sockets -------------------------------------------------------------------------------------------
 
-  #listen(vm: Vm): Listener {
-    const { prefetch = [], force = false, socketMode, socketOwner } = this.#options;
+  /** Opens the store and the cache, if there is memory in them. */
+  async #openStorage(): Promise<void> {
+    const { vms, store, storeOptions, cache, cacheBytes = CACHE_BYTES } = this.#options;
+    if (store === undefined || cache === undefined) {
+      const [index] = vms.filter(({ memory }) => INDEX_NAME.test(memory));
+      if (index === undefined) return;
+      throw new MemoryFileError(
+        `${index.memory} is an index, and ${store === undefined ? 'store' : 'cache'} says nothing about its chunks: give a store and a cache (--store, --cache)`,
+      );
+    }
+    // The clients of stores are loaded when they are needed.
+    const { RemoteStorage } = await import('./remote-memory.js');
+    this.#storage = await RemoteStorage.open({
+      ...{ store, cache, cacheBytes, ...(storeOptions && { storeOptions }) },
+      report: (trouble, reason) =>
+        reason === undefined ? this.solveProblem(trouble) : this.reportProblem(trouble, reason),
+    });
+  }
+
+  async #listen(vm: Vm): Promise<Listener> {
+    const { prefetch = [], force = false, eager = false, socketMode, socketOwner } = this.#options;
     // Check this before a monitor connects.
-    const memory = new MemoryFile(vm.memory);
+    const memory =
+      this.#storage && INDEX_NAME.test(vm.memory)
+        ? await this.#storage.openMemory(vm.memory)
+        : new MemoryFile(vm.memory);
     let socket: ListeningSocket | undefined;
     try {
+      const beside = 'workingSet' in memory ? memory.workingSet : [];
       const { ranges, truncated } =
         prefetch.length > 0
           ? workingSet(prefetch, memory.identity, force)
-          : { ranges: [], truncated: undefined };
+          : { ranges: beside, truncated: undefined };
       // The caller cannot listen for events yet.
       if (truncated !== undefined) warn(truncated);
       socket = ListeningSocket.listen(vm.socket, { mode: socketMode, owner: socketOwner });
-      memory.readAhead(ranges);
+      const loaded =
+        eager && 'workingSet' in memory ? [...ranges, { offset: 0, length: memory.bytes }] : ranges;
+      memory.readAhead(loaded);
       const prefetched = shared(ranges);
-      return { vm, socket, prefetch: prefetched, memory, watch: undefined, starved: undefined };
+      return { vm, socket, prefetch: prefetched, loaded, memory, watch: undefined, starved: undefined };
     } catch (error) {
       memory.close();
       socket?.close();
@@ -478,7 +537,7 @@ export class Server extends ServerEmitter implements AsyncDisposable {
     const { window = 1, record, wait = 'adaptive', placement = 'none' } = this.#options;
     const { eager = false, onStarved = 'wait' } = this.#options;
     let session: GuestSession;
-    let mapping: FileMapping | undefined;
+    let mapping: ReturnType<Listener['memory']['take']> | undefined;
     try {
       const regions = parseRegions(text, listener.memory.refresh());
       let memory: SessionTask['memory'];
@@ -490,9 +549,12 @@ export class Server extends ServerEmitter implements AsyncDisposable {
         memory = postableError(error);
       }
       this.#checkSize(listener, regions);
+      const image = mapping && 'join' in mapping ? mapping : undefined;
       const id = this.#begun + 1;
       session = new GuestSession(this.#threads, {
         ...{ id, fd, regions, window, wait, placement, eager, prefetch, memory, onStarved },
+        deadlineMs: this.#options.storeDeadlineMs,
+        wanted: (chunks) => image?.want(session, chunks),
         peer: monitor.peer,
         warned: (reason) => this.emit('warned', `vm ${id}: ${reason}`, vm),
         record: record !== undefined && mapping ? this.#recordOf(record, id, mapping, regions) : undefined,
@@ -501,10 +563,13 @@ export class Server extends ServerEmitter implements AsyncDisposable {
             ? this.solveProblem(`vm ${id} memory`)
             : this.reportProblem(`vm ${id} memory`, reason),
       });
+      image?.join(session);
     } catch (error) {
       mapping?.release();
       throw error;
     }
+    // What was given up since the start is loaded again.
+    if ('workingSet' in listener.memory) listener.memory.readAhead(listener.loaded);
     this.#begun++;
     monitor.hold().served = true;
     guests.add(session);
@@ -527,15 +592,19 @@ export class Server extends ServerEmitter implements AsyncDisposable {
     this.emit('warned', reason, vm);
   }
 
-  #recordOf(record: string, id: number, mapping: FileMapping, regions: readonly Region[]): SessionRecord {
+  #recordOf(
+    record: string,
+    id: number,
+    { identity, file }: ReturnType<Listener['memory']['take']>,
+    regions: readonly Region[],
+  ): SessionRecord {
     const { about = {} } = this.#options;
-    const { identity, file } = mapping;
     return {
       file: recordPath(record, id),
       about: { ...about, ...aboutSession(identity, regions) },
       protectedFiles: [
         ...this.#protectedFiles(),
-        protectedFile(`/proc/self/fd/${file.fd}`, 'the memory file') ?? [],
+        ('fd' in file && protectedFile(`/proc/self/fd/${file.fd}`, 'the memory file')) || [],
       ].flat(),
     };
   }
@@ -645,7 +714,7 @@ function noRoom(left: number, needed: number): string {
 
 function checkOptions(options: ServeOptions): void {
   const { vms, window, wait, placement, onError, onRefused, onStarved } = options;
-  const { handOffMs, acceptMs, socketMode, socketOwner } = options;
+  const { handOffMs, acceptMs, socketMode, socketOwner, cacheBytes, storeDeadlineMs } = options;
   if (!Array.isArray(vms) || vms.length === 0) throw wrongType('vms', 'sockets with their memory', vms);
   if (window !== undefined) checkWindow(window, 'window');
   if (wait !== undefined) checkOneOf(wait, 'wait', WAITS);
@@ -661,6 +730,15 @@ function checkOptions(options: ServeOptions): void {
   if (handOffMs !== undefined) checkInteger(handOffMs, 'handOffMs', 1, 2 ** 31 - 1);
   if (acceptMs !== undefined) checkInteger(acceptMs, 'acceptMs', 1, 2 ** 31 - 1);
   if (socketMode !== undefined) checkInteger(socketMode, 'socketMode', 0, 0o777);
+  for (const name of ['store', 'cache'] as const) {
+    const value = options[name];
+    if (value !== undefined && (typeof value !== 'string' || value === ''))
+      throw wrongType(name, 'a text that is not empty', value);
+  }
+  if ((options.store === undefined) !== (options.cache === undefined))
+    throw invalidValue('store and cache must be given together');
+  if (cacheBytes !== undefined) checkInteger(cacheBytes, 'cacheBytes', 1, Number.MAX_SAFE_INTEGER);
+  if (storeDeadlineMs !== undefined) checkInteger(storeDeadlineMs, 'storeDeadlineMs', 1, 2 ** 31 - 1);
   // The kernel takes the highest 32-bit number as "do not change".
   if (socketOwner) checkInteger(socketOwner.uid, 'socketOwner.uid', 0, 2 ** 32 - 2);
   if (socketOwner) checkInteger(socketOwner.gid, 'socketOwner.gid', 0, 2 ** 32 - 2);

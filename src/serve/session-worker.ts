@@ -7,7 +7,7 @@ import { EventEmitter, once } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { parentPort } from 'node:worker_threads';
 import { closeDescriptor } from '../../shim/descriptors.js';
-import { anonymousAreas } from '../../shim/memory.js';
+import { anonymousAreas, view } from '../../shim/memory.js';
 import { Errno, type UffdError } from '../errors/errors.js';
 import { system } from '../kernel/default-kernel.js';
 import { FEATURES, featureNames, type KnownFeature, type Operation } from '../kernel/features.js';
@@ -19,18 +19,21 @@ import { Userfaultfd } from '../uffd/userfaultfd.js';
 import { BackgroundFiller } from './background-filler.js';
 import { Tally } from './counters.js';
 import { type Region, SYSTEM_PAGE } from './handoff-protocol.js';
+import { ImageSource, type MappedImage } from './image-source.js';
 import { Extents, type MappedFile, mapAhead } from './memory-file.js';
 import { openRecord } from './record-file.js';
 import type { Pool } from './shortage.js';
-import { SnapshotHandler } from './snapshot-handler.js';
+import { SnapshotHandler, type Source } from './snapshot-handler.js';
 import { type WarmUp, warmUp } from './warm-up.js';
 import {
+  NEWS,
   postableError,
   type Recorded,
   type SessionCommand,
   type SessionRecord,
   type SessionReport,
   type SessionTask,
+  SLEEP,
   type ThreadData,
 } from './worker-messages.js';
 
@@ -123,6 +126,8 @@ class WorkerSession {
   /** Why the session is not recorded although it should be. */
   #unrecorded: string | undefined;
   #uffd: Userfaultfd | undefined;
+  /** The source, if it is an image of chunks. */
+  #source: ImageSource | undefined;
   #closeReason: UffdError | 'closed' | undefined;
 
   constructor(task: SessionTask, report: Report, answered?: () => void) {
@@ -133,7 +138,7 @@ class WorkerSession {
   }
 
   async run(): Promise<'exited' | 'closed' | 'stopped'> {
-    const { id, pid, memory, record, wait, stopped } = this.#task;
+    const { id, pid, memory, record, wait, stopped, news } = this.#task;
     // A process that is not visible cannot be followed.
     const placement = pid === 0 ? 'none' : this.#task.placement;
     if ('message' in memory) throw Object.assign(new Error(memory.message), memory);
@@ -145,22 +150,38 @@ class WorkerSession {
     const tally = this.#tally;
     const background = new BackgroundFiller(handler, { ...this.#task, tally }, uffd);
     const word = new Int32Array(stopped);
+    const words = new Int32Array(news);
     let settled = false;
-    while (!settled && !uffd.closed && Atomics.load(word, 0) === 0) {
+    /** The count of the news that the last look has taken in. */
+    let looked = 0;
+    // Once everything is installed, only chunks that come are a reason to interrupt the loop and to start it again.
+    while (!(settled && this.#source === undefined) && !uffd.closed && Atomics.load(word, 0) === 0) {
+      const count = Atomics.load(words, NEWS.count);
+      if (count !== looked) this.#source?.arrived();
+      if (count !== looked) handler.arrived(uffd);
+      looked = count;
       // Threads that wait for pages come first.
-      uffd.poll(handler);
-      const step = uffd.closed ? 'more' : background.step();
+      if (!uffd.closed) uffd.poll(handler);
+      const step: ReturnType<BackgroundFiller['step']> = uffd.closed
+        ? 'more'
+        : settled
+          ? 'done'
+          : background.step();
       if (step === 'more') continue;
+      if (step === 'done' && !settled) this.#settled(tally.get('leftOut'));
       settled = step === 'done';
-      if (background.pause === undefined) this.#settled(tally.get('leftOut'));
-      else {
-        this.#paused(background.pause);
+      if (step === 'paused') {
+        this.#paused(background.pause as string);
         tally.add('paused');
       }
-      uffd.start(handler, { wait, placement });
-      // On the event loop `start` returns at once.
-      if (uffd.waiting) await once(ends, `${id}`);
-      if (uffd.waiting && !settled) uffd.stop();
+      Atomics.store(words, NEWS.sleep, step === 'waiting' ? SLEEP.any : SLEEP.asked);
+      if (Atomics.load(words, NEWS.count) === looked) {
+        uffd.start(handler, { wait, placement });
+        // On the event loop `start` returns at once.
+        if (uffd.waiting) await once(ends, `${id}`);
+        if (uffd.waiting) uffd.stop();
+      }
+      Atomics.store(words, NEWS.sleep, SLEEP.awake);
     }
     if (this.#closeReason === undefined) return 'stopped';
     return this.#closeReason !== 'closed' && this.#closeReason.code === 'ESRCH' ? 'exited' : 'closed';
@@ -234,18 +255,31 @@ class WorkerSession {
     return { open, recorded: this.#recorded };
   }
 
-  #handler(file: MappedFile): SnapshotHandler {
-    const { id, pid, regions, window, latency, onStarved } = this.#task;
+  #sourceOf(memory: MappedFile | MappedImage): Source {
+    if ('states' in memory) {
+      this.#source = new ImageSource(
+        memory,
+        (address, into) => into.set(new Uint8Array(view(address, into.length))),
+        (chunks) => this.#report({ is: 'wanted', chunks }),
+      );
+      return this.#source;
+    }
+    const extents = new Extents(memory);
+    return {
+      mapped: true,
+      stretchAt: (offset) => extents.at(offset),
+      bytesAt: (offset) => memory.address + BigInt(offset),
+    };
+  }
+
+  #handler(memory: MappedFile | MappedImage): SnapshotHandler {
+    const { id, pid, regions, window, latency, onStarved, deadlineMs } = this.#task;
     const tally = this.#tally;
     const answered = this.#answered;
-    const extents = new Extents(file);
     return new SnapshotHandler({
       regions,
-      source: {
-        mapped: true,
-        stretchAt: (offset) => extents.at(offset),
-        bytesAt: (offset) => file.address + BigInt(offset),
-      },
+      source: this.#sourceOf(memory),
+      ...(deadlineMs === undefined ? {} : { deadlineMs }),
       tally,
       shortage: { onStarved, pool: poolOf, report: (reason) => this.#report({ is: 'short', reason }) },
       window,

@@ -10,8 +10,10 @@
 //    retried, too (shortage.ts).
 //  - After a fill, a page counts as installed only if its state is `present`: a fill also succeeds if the kernel
 //    returns EEXIST.
+//  - If the source does not have a page yet, its fault is deferred, and no other fault waits for it. The page is
+//    installed when the source has it (`arrived`). It never becomes zeros because its data is absent.
 
-import type { UffdError } from '../errors/errors.js';
+import { UffdError } from '../errors/errors.js';
 import { wholePages } from '../memory/whole-pages.js';
 import type { Pagefault } from '../uffd/handler.js';
 import type { Window } from '../uffd/options.js';
@@ -20,6 +22,17 @@ import type { Count, Tally } from './counters.js';
 import { moveRegions, type Region, regionAt } from './handoff-protocol.js';
 import { Shortage, type ShortageOptions } from './shortage.js';
 
+/** An extent of the memory that is all data, all hole, or all absent. */
+export interface SourceExtent {
+  readonly from: number;
+  readonly to: number;
+  readonly data: boolean;
+  /** Whether the source does not have it yet. Default: no. */
+  readonly absent?: boolean;
+  /** Whether one address holds all of it. Default: yes. If not, only the page itself may be read. */
+  readonly contiguous?: boolean;
+}
+
 /** The bytes of the memory file. */
 export interface Source {
   /**
@@ -27,9 +40,18 @@ export interface Source {
    * without this handler, until a read has failed.
    */
   readonly mapped: boolean;
-  stretchAt(offset: number): { readonly from: number; readonly to: number; readonly data: boolean };
+  /** The extent around an offset, for pages of this size. */
+  stretchAt(offset: number, pageSize: number): SourceExtent;
   /** The bytes at an offset: their address, or the bytes themselves. */
   bytesAt(offset: number, length: number): bigint | Uint8Array;
+  /** A thread waits for bytes that are absent. Called again and again while it waits. */
+  want?(offset: number, length: number): void;
+}
+
+/** A guest was ended because a page did not come from the store in time. */
+export class StoreDeadlineError extends Error {
+  override readonly name = 'StoreDeadlineError';
+  readonly code = 'ERR_UFFD_STORE_DEADLINE';
 }
 
 export interface SnapshotHandlerOptions {
@@ -44,6 +66,8 @@ export interface SnapshotHandlerOptions {
   readonly latency: (ns: number, faults: number) => void;
   /** A clock, in milliseconds. */
   readonly now: () => number;
+  /** Milliseconds for which a thread may wait for a page that the source does not have. Default: for ever. */
+  readonly deadlineMs?: number;
   /** What to do if there is no memory for a page. Default: retry, without a report. */
   readonly shortage?: Pick<ShortageOptions, 'onStarved' | 'pool' | 'report'>;
   /** Called once, when the watch ends. */
@@ -59,6 +83,11 @@ const NO_MEMORY: ReadonlySet<string> = new Set(['ENOMEM', 'ENOSPC']);
 const UNREADABLE: ReadonlySet<string> = new Set(['EFAULT', 'EIO']);
 /** Most pages that wait for a retry of their read; a guest could touch any number. */
 const FAILED_READS_MOST = 1024;
+/**
+ * Most pages that are installed as soon as the source has them. Further ones are installed when their fault is offered
+ * again, which takes 64 ms at most.
+ */
+const AWAITED_MOST = 4096;
 
 /** Most bytes that one background call installs: a larger copy costs hardly less for each page. */
 export const AHEAD_BYTES = 65_536;
@@ -77,6 +106,8 @@ export class SnapshotHandler implements FaultHandler {
   readonly #zeros = new Map<number, Uint8Array>();
   /** Failed reads, by page. */
   readonly #failedReads = new Map<bigint, { tries: number; next: number }>();
+  /** Pages that threads wait for and the source does not have yet, with the time of the first fault. */
+  readonly #awaited = new Map<bigint, number>();
   /** Whether faults may be answered in the core: not after a failed read. */
   #sourcesAllowed = true;
   /** The last region in which a page could not be installed. */
@@ -93,6 +124,43 @@ export class SnapshotHandler implements FaultHandler {
 
   get regions(): readonly Region[] {
     return this.#regions;
+  }
+
+  /** Installs the pages that threads wait for and that the source has by now. */
+  arrived(uffd: Userfaultfd): void {
+    const { tally, latency, now, window } = this.#options;
+    for (const [page, since] of this.#awaited) {
+      if (uffd.closed) return;
+      const region = regionAt(this.#regions, page);
+      if (!region || uffd.pageState(page) !== 'missing') {
+        this.#awaited.delete(page);
+        continue;
+      }
+      const part = this.#uniformPart(region, page, uffd.window(page, window));
+      if (part === 'absent') continue;
+      this.#awaited.delete(page);
+      // Zeros for huge pages are copied one by one.
+      const single = !part.data && region.pageSize > SMALL_PAGE;
+      const done = this.#installArrived(
+        uffd,
+        region,
+        single ? { start: page, length: region.pageSize, data: false } : part,
+      );
+      if (done === 0) continue;
+      tally.add(part.data ? 'copied' : 'hole', done);
+      latency((now() - since) * 1e6, 1);
+    }
+  }
+
+  /** Returns the bytes that were installed. The deferred fault is offered again in any case, and meets any error again. */
+  #installArrived(uffd: Userfaultfd, region: Region, { start, length, data }: Part): number {
+    try {
+      const done = data ? this.#copy(uffd, region, start, length) : this.#zero(uffd, region, start, length);
+      return done - this.#countAbsent(uffd, region, start, done);
+    } catch (error) {
+      if (!(error instanceof UffdError)) throw error;
+      return 0;
+    }
   }
 
   pagefault(fault: Pagefault, uffd: Userfaultfd): boolean {
@@ -140,6 +208,7 @@ export class SnapshotHandler implements FaultHandler {
 
   unmapped(start: bigint, end: bigint): void {
     this.#options.tally.add('taken', Number(end - start));
+    for (const page of this.#awaited.keys()) if (page >= start && page < end) this.#awaited.delete(page);
     this.shortage.unmapped(start, end);
   }
 
@@ -162,7 +231,8 @@ export class SnapshotHandler implements FaultHandler {
    * bytes. Threads that wait for them may be left asleep.
    *
    * @returns in bytes: how many were handled, pages that are not missing included; and how many of these were left out,
-   *   because they are not mapped or the kernel returned EEXIST. 0 bytes handled: a mapping change came first
+   *   because they are not mapped or the kernel returned EEXIST. 0 bytes handled: a mapping change came first. `absent`:
+   *   nothing is handled, because the source does not have that many bytes yet
    */
   fillAhead(
     uffd: Userfaultfd,
@@ -170,7 +240,7 @@ export class SnapshotHandler implements FaultHandler {
     page: bigint,
     most: number,
     count: Count,
-  ): { seen: number; leftOut: number } {
+  ): { seen: number; leftOut: number; absent?: number } {
     const { tally } = this.#options;
     let ahead = uffd.fillAhead(page, most, ASLEEP);
     if (!ahead && this.#addSource(uffd, region, page)) ahead = uffd.fillAhead(page, most, ASLEEP);
@@ -181,11 +251,12 @@ export class SnapshotHandler implements FaultHandler {
     }
     const { pageSize } = region;
     if (uffd.pageState(page) !== 'missing') return { seen: pageSize, leftOut: 0 };
-    const {
-      data,
-      start: from,
-      length: bytes,
-    } = this.#uniformPart(region, page, { start: page, length: pageSize });
+    const part = this.#uniformPart(region, page, { start: page, length: pageSize });
+    if (part === 'absent') {
+      const at = region.offset + Number(page - region.start);
+      return { seen: 0, leftOut: 0, absent: this.#options.source.stretchAt(at, pageSize).to - at };
+    }
+    const { data, start: from, length: bytes } = part;
     const done = data ? this.#copy(uffd, region, from, bytes) : this.#zero(uffd, region, from, bytes);
     const leftOut = this.#countAbsent(uffd, region, from, done);
     tally.add(count, done - leftOut);
@@ -217,6 +288,10 @@ export class SnapshotHandler implements FaultHandler {
         ? { start: page, length: region.pageSize }
         : uffd.window(page, this.#options.window);
     const part = removed ? { ...clip(region, window), data: false } : this.#uniformPart(region, page, window);
+    if (part === 'absent') {
+      this.#await(region, page);
+      return false;
+    }
     // Zeros for huge pages are copied one by one, and a page before this one may not be mapped.
     const single = !part.data && region.pageSize > SMALL_PAGE;
     const { start, length, data } = single ? { start: page, length: region.pageSize, data: false } : part;
@@ -230,6 +305,7 @@ export class SnapshotHandler implements FaultHandler {
     // The guest runs meanwhile: to add a source takes longer than to answer a fault.
     if (!failedRead) this.#addSource(uffd, region, page);
     this.#failedReads.delete(page);
+    if (this.#awaited.size > 0) this.#awaited.delete(page);
     if (start + BigInt(done) <= page) return false;
     if (before === 'present' || uffd.pageState(page) !== 'present') {
       // EEXIST: the page is there; or the kernel has none to install, and the page faults again.
@@ -240,6 +316,24 @@ export class SnapshotHandler implements FaultHandler {
     shortage.over(page);
     tally.add(removed ? 'removed' : data ? 'copied' : 'hole', done);
     return true;
+  }
+
+  /** Asks the source for a page. @throws StoreDeadlineError */
+  #await(region: Region, page: bigint): void {
+    const { source, now, deadlineMs = Number.POSITIVE_INFINITY, tally } = this.#options;
+    const { pageSize } = region;
+    const at = region.offset + Number(page - region.start);
+    const since = this.#awaited.get(page);
+    if (since !== undefined && now() - since >= deadlineMs) {
+      throw new StoreDeadlineError(
+        `the guest has waited ${Math.round((now() - since) / 1000)} s for the page at offset ${at} of its memory, which the store has not delivered`,
+      );
+    }
+    if (since === undefined) {
+      tally.add('waited');
+      if (this.#awaited.size < AWAITED_MOST) this.#awaited.set(page, now());
+    }
+    source.want?.(at, pageSize);
   }
 
   /** Handles a page that could not be installed: retries, unless that is hopeless. */
@@ -254,7 +348,8 @@ export class SnapshotHandler implements FaultHandler {
     const { start, length, offset, pageSize } = region;
     const { source, window, zerosAreFree } = this.#options;
     const at = offset + Number(page - start);
-    const { from, to, data } = source.stretchAt(at);
+    const { from, to, data, absent = false, contiguous = true } = source.stretchAt(at, pageSize);
+    if (absent || !contiguous) return false;
     if (data ? !source.mapped || !this.#sourcesAllowed : pageSize > SMALL_PAGE) return false;
     // A page that is half a hole is data.
     const first = Math.max(data ? floor(from, pageSize) : wholePages(from, pageSize), offset);
@@ -291,16 +386,14 @@ export class SnapshotHandler implements FaultHandler {
     return this.#failedReads.size < FAILED_READS_MOST;
   }
 
-  /** The part of a window, around a page, that is all data or all hole. */
-  #uniformPart(
-    region: Region,
-    page: bigint,
-    window: { start: bigint; length: number },
-  ): { start: bigint; length: number; data: boolean } {
+  /** The part of a window, around a page, that is all data or all hole; or that the source does not have it yet. */
+  #uniformPart(region: Region, page: bigint, window: { start: bigint; length: number }): Part | 'absent' {
     const { start, length } = clip(region, window);
     const { pageSize, offset } = region;
     const offsetOf = (address: bigint): number => offset + Number(address - region.start);
-    const extent = this.#options.source.stretchAt(offsetOf(page));
+    const extent = this.#options.source.stretchAt(offsetOf(page), pageSize);
+    if (extent.absent) return 'absent';
+    if (extent.contiguous === false) return { start: page, length: pageSize, data: true };
     // Take whole pages: a page that is partly a hole is copied.
     const first = extent.data ? floor(extent.from, pageSize) : wholePages(extent.from, pageSize);
     const end = extent.data ? wholePages(extent.to, pageSize) : floor(extent.to, pageSize);
@@ -331,6 +424,13 @@ export class SnapshotHandler implements FaultHandler {
     this.#zeros.set(bytes, known);
     return known;
   }
+}
+
+/** Pages to install in one call. */
+interface Part {
+  readonly start: bigint;
+  readonly length: number;
+  readonly data: boolean;
 }
 
 /** A window inside its region. */

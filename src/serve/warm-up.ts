@@ -109,7 +109,7 @@ async function serveGuest(thread: WarmUp, content: Mapping, prefetches: boolean)
         record: undefined,
         latency: createHistogram(),
       },
-      ...{ tally: tally.shared, stopped },
+      ...{ tally: tally.shared, stopped, deadlineMs: undefined, news: new SharedArrayBuffer(8) },
     };
     const serving = (stopHandle: SharedArrayBuffer): void => {
       handle = stopHandle;

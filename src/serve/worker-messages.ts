@@ -5,6 +5,7 @@ import type { Placement } from '../scheduling/affinity.js';
 import type { Wait } from '../uffd/event-loop.js';
 import type { Window } from '../uffd/options.js';
 import type { Region } from './handoff-protocol.js';
+import type { MappedImage } from './image-source.js';
 import type { MappedFile, SharedRanges } from './memory-file.js';
 import type { ProtectedFile } from './record-file.js';
 
@@ -26,21 +27,43 @@ export interface SessionTask {
   /** The monitor's PID; 0: it is not visible from here. */
   readonly pid: number;
   readonly regions: readonly Region[];
-  /** The memory file, or why it cannot be used. */
-  readonly memory: MappedFile | PostableError;
+  /** The memory file, or the image that its chunks are put into; or why it cannot be used. */
+  readonly memory: MappedFile | MappedImage | PostableError;
   readonly window: Window;
   readonly wait: Wait;
   readonly placement: Placement;
   readonly prefetch: SharedRanges;
   readonly eager: boolean;
   readonly onStarved: 'wait' | 'kill';
+  /** Milliseconds for which a guest waits for a chunk; undefined: for ever. */
+  readonly deadlineMs: number | undefined;
   readonly record: SessionRecord | undefined;
   readonly tally: SharedArrayBuffer;
   /** Latencies in nanoseconds; the server and the thread share the counts. */
   readonly latency: RecordableHistogram;
   /** One word, which is not 0 once the session must stop. */
   readonly stopped: SharedArrayBuffer;
+  /** News about chunks: see `NEWS`. */
+  readonly news: SharedArrayBuffer;
 }
+
+/** The words of a session's news about chunks. */
+export const NEWS = {
+  /** Counts the times that chunks have come. */
+  count: 0,
+  /** Whether the thread sleeps, and for what: one of `SLEEP`. */
+  sleep: 1,
+} as const;
+
+/** What wakes a session's thread, besides faults. */
+export const SLEEP = {
+  /** Nothing: it does not sleep, and looks at the count before it does. */
+  awake: 0,
+  /** The chunks that it has asked for. */
+  asked: 1,
+  /** Any chunk: it installs pages in the background. */
+  any: 2,
+} as const;
 
 /** How a recording ended. */
 export interface Recorded {
@@ -65,7 +88,7 @@ export type SessionCommand =
   | { readonly is: 'task'; readonly task: SessionTask }
   /** Ends a session that waits on the event loop. */
   | { readonly is: 'stop'; readonly id: number }
-  /** Resumes the background work of a session. */
+  /** Resumes a session that waits on the event loop. */
   | { readonly is: 'resume'; readonly id: number };
 
 export type SessionReport =
@@ -84,6 +107,8 @@ export type SessionReport =
   | { readonly is: 'warned'; readonly reason: string }
   /** There is no memory for the background work: resume it later. */
   | { readonly is: 'paused' }
+  /** Threads of the guest wait for these chunks. */
+  | { readonly is: 'wanted'; readonly chunks: readonly number[] }
   /** There is no memory for pages that threads wait for. Without a reason: there is memory again. */
   | { readonly is: 'short'; readonly reason: string | undefined }
   /** The last message. `open`: whether the descriptor is still open, and the `GuestSession` must close it. */

@@ -110,7 +110,7 @@ function withScene(
   );
 }
 
-function steps(background: BackgroundFiller, most = 1000): 'done' | 'paused' {
+function steps(background: BackgroundFiller, most = 1000): ReturnType<BackgroundFiller['step']> {
   for (let count = 0; count < most; count++) {
     const step = background.step();
     if (step !== 'more') return step;

@@ -3,9 +3,10 @@
 import { closeSync, writeSync } from 'node:fs';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { notifySystemd, type ServeOptions, serve, type Vm } from '../../serve/index.js';
-import { integer, PLACEMENT_HELP, placementOption, WAITS, windowOption } from '../arguments.js';
+import { byteCount, integer, PLACEMENT_HELP, placementOption, WAITS, windowOption } from '../arguments.js';
 import { EXIT, Usage } from '../exit.js';
 import { onSignals } from '../signals.js';
+import { addStoreOptions, type StoreFlags, storeOptions } from '../store/options.js';
 import { printable } from '../text.js';
 import { loadDisplay } from './display.js';
 import { checkStats, writeStats } from './stats-file.js';
@@ -53,6 +54,14 @@ A guest that cannot be served:
   file. Any other connection (no userfaultfd, a user who is not allowed, text
   that is no hand-off) is closed, and no process is killed.
 
+A snapshot in a store (--memory NAME.caibx --store STORE --cache DIR):
+  uffd pack makes it. A chunk that a guest touches is fetched once for all
+  guests of this machine, verified, kept in DIR and mapped from there. The
+  working set that lies beside the index, or --prefetch, is fetched and
+  installed first; --eager does the same with the rest. If the store is away,
+  guests wait, and /readyz says why; --store-deadline ends them like a guest
+  that cannot be served. Servers may share DIR.
+
 A guest without memory for its pages (an empty pool of huge pages):
   It waits, and /readyz says what is missing. As soon as there is memory, its
   pages get the file's bytes. --on-starved kill ends it like a guest that cannot
@@ -71,18 +80,24 @@ Examples:
   uffd serve --socket vm.sock --memory snapshot.mem --prefetch first.trace
   uffd serve --vm socket=a.sock,memory=a.mem --vm socket=b.sock,memory=b.mem
   uffd serve --socket vm.sock --memory snapshot.mem --metrics 9100
+  uffd serve --socket vm.sock --memory vm.caibx --store s3://snapshots/chunks \
+    --cache /var/cache/uffd
 
 docs/guides/serve-a-snapshot.md has the API calls in order; docs/firecracker.md
 has the jailer, privileges, failures and metrics.
 `;
 
 /** Most flags are options of `serve`. */
-interface Flags extends Omit<ServeOptions, 'vms' | 'about' | 'allowUids' | 'handOffMs' | 'acceptMs'> {
+interface Flags
+  extends Omit<ServeOptions, 'vms' | 'about' | 'allowUids' | 'handOffMs' | 'acceptMs' | 'storeOptions'>,
+    StoreFlags {
   socket?: string;
   memory?: string;
   vm?: Vm[];
   allowUid?: number[];
   handOffTimeout: number;
+  cacheSize?: number;
+  storeDeadline?: number;
   acceptTimeout?: number;
   readyFd?: number;
   statsJson?: string;
@@ -90,7 +105,7 @@ interface Flags extends Omit<ServeOptions, 'vms' | 'about' | 'allowUids' | 'hand
 }
 
 export function addServe(program: Command): void {
-  program
+  const command = program
     .command('serve')
     .summary("restore microVM snapshots: answer a guest's page faults from a memory file")
     .description("Restores microVM snapshots: answers a guest's page faults from a memory file.")
@@ -151,8 +166,15 @@ export function addServe(program: Command): void {
     .option('--ready-fd <N>', 'write a line to this descriptor when ready', integer(1, MS_MOST))
     .option('--stats-json <FILE>', 'write what was served to this file at the end')
     .option('--metrics <[HOST:]PORT>', 'serve /metrics, /healthz and /readyz over HTTP', addressOf)
-    .addHelpText('after', HELP)
-    .action(run);
+    .option('--store <STORE>', 'where the chunks of an index (.caibx) are: a folder or URL')
+    .option('--cache <DIR>', 'keep chunks in this folder; servers may share it')
+    .option('--cache-size <SIZE>', "the cache's size, like 50G (default: 20G)", byteCount(1))
+    .option(
+      '--store-deadline <S>',
+      'how long a guest waits for a chunk (default: for ever)',
+      integer(1, Math.floor(MS_MOST / 1000)),
+    );
+  addStoreOptions(command, true).addHelpText('after', HELP).action(run);
 }
 
 async function run(flags: Flags): Promise<void> {
@@ -215,8 +237,13 @@ function serveOptions(flags: Flags): ServeOptions & { vms: readonly Vm[] } {
     metrics,
     readyFd,
     statsJson,
+    cacheSize,
+    storeDeadline,
+    store,
+    cache,
     ...rest
   } = flags;
+  if ((store === undefined) !== (cache === undefined)) throw new Usage('--store and --cache belong together');
   if ((socket === undefined) !== (memory === undefined)) {
     throw new Usage('--socket and --memory belong together');
   }
@@ -228,6 +255,10 @@ function serveOptions(flags: Flags): ServeOptions & { vms: readonly Vm[] } {
     handOffMs: handOffTimeout,
     ...(acceptTimeout === undefined ? {} : { acceptMs: acceptTimeout }),
     ...(allowUid === undefined ? {} : { allowUids: allowUid }),
+    ...(store !== undefined && { store, storeOptions: storeOptions(flags) }),
+    ...(cache !== undefined && { cache }),
+    ...(cacheSize !== undefined && { cacheBytes: cacheSize }),
+    ...(storeDeadline !== undefined && { storeDeadlineMs: storeDeadline * 1000 }),
   };
 }
 

@@ -1,0 +1,128 @@
+// The address space of a snapshot in chunks. Each chunk's file is mapped over its place; guests' threads copy from there.
+//
+// Rules:
+//  - What is absent is not accessible: a copy from there fails with EFAULT, and never finds zeros.
+//  - A chunk is mapped before its state says so, and stays mapped for as long as a session may read it. An unlinked file
+//    stays usable until then.
+//  - The kernel limits the mappings of a process (vm.max_map_count), and files never merge. Chunks above the limit are
+//    kept in memory, and so are those that cannot be written to the cache.
+
+import { readFileSync } from 'node:fs';
+import {
+  MADV_DONTNEED,
+  MAP_ANONYMOUS,
+  MAP_FIXED,
+  MAP_NORESERVE,
+  MAP_PRIVATE,
+  madvise,
+  mmap,
+  munmap,
+  PROT_NONE,
+  PROT_READ,
+  PROT_WRITE,
+  view,
+} from '../../shim/memory.js';
+import { UffdError } from '../errors/errors.js';
+import { ChunkState, type MappedImage } from './image-source.js';
+
+/** The part of the mappings that the kernel allows which chunks may take. */
+const SHARE = 0.75;
+/** The kernel's default. */
+const MAPPINGS_MOST = 65_530;
+
+/** Files of chunks that are mapped in this process. */
+let mappings = 0;
+let limit: number | undefined;
+
+function mappingsAllowed(): number {
+  try {
+    limit ??= Math.floor(Number(readFileSync('/proc/sys/vm/max_map_count', 'utf8')) * SHARE);
+  } catch {
+    limit = Math.floor(MAPPINGS_MOST * SHARE);
+  }
+  return limit;
+}
+
+export class ImageMapping {
+  readonly image: MappedImage;
+  /** Bytes of chunks that are in memory instead of in a file. */
+  spilledBytes = 0;
+  #mapped = 0;
+
+  /** @param zero whether a chunk is all zeros @throws UffdError */
+  constructor(
+    path: string,
+    bytes: number,
+    chunkSize: number,
+    count: number,
+    zero: (chunk: number) => boolean,
+  ) {
+    const reserved = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    const address = mmap(0n, bytes, PROT_NONE, reserved);
+    if (address < 0n) throw new UffdError(Number(address), 'mmap', { length: bytes });
+    const spill = mmap(0n, bytes, PROT_READ | PROT_WRITE, reserved);
+    if (spill < 0n) {
+      munmap(address, bytes);
+      throw new UffdError(Number(spill), 'mmap', { length: bytes });
+    }
+    const states = new Uint8Array(new SharedArrayBuffer(count));
+    for (let chunk = 0; chunk < count; chunk++) if (zero(chunk)) states[chunk] = ChunkState.zeros;
+    this.image = { path, bytes, chunkSize, address, spill, states };
+  }
+
+  has(chunk: number): boolean {
+    return Atomics.load(this.image.states, chunk) !== ChunkState.absent;
+  }
+
+  /** Maps the file of a chunk. False: there is no room for one more mapping. */
+  map(chunk: number, fd: number, length: number): boolean {
+    const { address, chunkSize, states } = this.image;
+    if (mappings >= mappingsAllowed()) return false;
+    const at = address + BigInt(chunk * chunkSize);
+    const result = mmap(at, length, PROT_READ, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, fd);
+    if (result < 0n) return false;
+    mappings++;
+    this.#mapped++;
+    Atomics.store(states, chunk, ChunkState.mapped);
+    return true;
+  }
+
+  /** Keeps the bytes of a chunk in memory. */
+  keep(chunk: number, bytes: Uint8Array): void {
+    const { spill, chunkSize, states } = this.image;
+    new Uint8Array(view(spill + BigInt(chunk * chunkSize), bytes.length)).set(bytes);
+    this.spilledBytes += bytes.length;
+    Atomics.store(states, chunk, ChunkState.spilled);
+  }
+
+  /**
+   * Gives up chunks, so that they are absent again: those in memory, and those whose file is not `kept`. No session may
+   * have the image.
+   */
+  trim(kept: (chunk: number) => boolean): void {
+    const { address, spill, chunkSize, states, bytes } = this.image;
+    for (let chunk = 0; chunk < states.length; chunk++) {
+      const state = states[chunk];
+      const at = BigInt(chunk * chunkSize);
+      const length = Math.min(chunkSize, bytes - chunk * chunkSize);
+      if (state === ChunkState.spilled) {
+        madvise(spill + at, length, MADV_DONTNEED);
+        this.spilledBytes -= length;
+      } else if (state === ChunkState.mapped && !kept(chunk)) {
+        const flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
+        if (mmap(address + at, length, PROT_NONE, flags) < 0n) continue;
+        mappings--;
+        this.#mapped--;
+      } else continue;
+      Atomics.store(states, chunk, ChunkState.absent);
+    }
+  }
+
+  close(): void {
+    const { address, spill, bytes } = this.image;
+    munmap(address, bytes);
+    munmap(spill, bytes);
+    mappings -= this.#mapped;
+    this.#mapped = 0;
+  }
+}
