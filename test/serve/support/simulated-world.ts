@@ -3,7 +3,7 @@
 
 import type { FaultHandler, Window } from '../../../src/index.js';
 import { BackgroundFiller } from '../../../src/serve/background-filler.js';
-import { Answers, type Region, Tally } from '../../../src/serve/index.js';
+import { Answers, type Region, type Source, Tally } from '../../../src/serve/index.js';
 import { type Action, advise, type Program, read } from '../../../src/sim/index.js';
 import { type SimulateOptions, simulate, type World } from '../../../src/testing/index.js';
 
@@ -25,6 +25,8 @@ export interface Served {
   mapped?: boolean;
   /** Whether zeros are installed in runs. */
   zeroRuns?: boolean;
+  /** The source in place of the file. `indexOf`: page at a file offset. */
+  source?: (indexOf: (offset: number) => number) => Source;
   closed?: (code: string | undefined) => void;
   tally?: Tally;
 }
@@ -73,7 +75,8 @@ export function answers(world: World, served: Served = {}): Answers {
   const { tally = new Tally() } = served;
   const { pageSize, pages } = world;
   const { regions, indexOf } = layout(world);
-  const file = mapped ? mapFile(world, indexOf) : 0n;
+  const { source } = served;
+  const file = mapped && !source ? mapFile(world, indexOf) : 0n;
   return new Answers({
     ...{ regions, tally, window, latency() {}, now: () => world.kernel.now },
     zerosAreFree: () => zeroRuns,
@@ -83,7 +86,7 @@ export function answers(world: World, served: Served = {}): Answers {
       pool: (size) => (size > world.kernel.pageSize ? world.kernel.hugePool : undefined),
       report() {},
     },
-    source: {
+    source: source?.(indexOf) ?? {
       mapped,
       stretchAt(offset) {
         const isHole = hole(indexOf(offset));
@@ -134,7 +137,8 @@ export function background(served: Answers, ahead: Ahead): (world: World) => boo
     inStep?.(true);
     try {
       const step = work.step();
-      if (step === 'paused') pausedUntil = kernel.now + BACKGROUND_PAUSE_MS;
+      if (step === 'paused' || step === 'waiting') pausedUntil = kernel.now + BACKGROUND_PAUSE_MS;
+      if (step === 'waiting') served.arrived(uffd);
       return step !== 'done';
     } finally {
       inStep?.(false);
