@@ -211,7 +211,7 @@ async function run(flags: Flags): Promise<void> {
     signals.close();
     metrics?.close();
     display.end();
-    if (statsJson !== undefined) writeStats(statsJson, ledger.report(), options);
+    if (statsJson !== undefined) writeStats(statsJson, ledger.report(server.storage), options);
   }
 }
 

@@ -8,12 +8,14 @@ import { byteSize, columnsOf, grouped, printable } from '../text.js';
 const INTERVAL_MS = 100;
 
 export class LiveDisplay {
+  readonly #server: Server;
   readonly #bars: MultiBar;
   readonly #lines = new Map<Session, { bar: SingleBar; faults: number }>();
   readonly #timer: NodeJS.Timeout;
   #ended = false;
 
   constructor(server: Server, stream: NodeJS.WriteStream) {
+    this.#server = server;
     const room = columnsOf(stream);
     this.#bars = new MultiBar({
       stream,
@@ -62,8 +64,12 @@ export class LiveDisplay {
     line?.bar.update(session.resident, told(session, 0));
     line?.bar.stop();
     const why = end.how === 'failed' ? `failed: ${printable(end.error.message)}` : end.how;
+    const { storage } = this.#server;
+    const chunks = storage
+      ? `; all guests: ${grouped(storage.cache.chunks)} chunks from the cache, ${grouped(storage.store.chunks)} from the store`
+      : '';
     this.say(
-      `vm ${session.id} ${why}: ${grouped(session.tally.get('faults'))} faults, ${byteSize(session.resident)} resident`,
+      `vm ${session.id} ${why}: ${grouped(session.tally.get('faults'))} faults, ${byteSize(session.resident)} resident${chunks}`,
     );
   }
 

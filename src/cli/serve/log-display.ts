@@ -41,7 +41,9 @@ export class LogDisplay {
     server.on('killed', ({ id, peer }) => log.error({ vm: id, pid: peer.pid }, 'the monitor was killed'));
     server.on('ended', (session, end) => {
       const { id, tally, latency } = session;
-      const facts = { vm: id, end: end.how, ...tally.toJSON(), p99Us: percentileUs(latency, 99) };
+      const { storage } = server;
+      const chunks = storage && { fromCache: storage.cache.chunks, fromStore: storage.store.chunks };
+      const facts = { vm: id, end: end.how, ...tally.toJSON(), p99Us: percentileUs(latency, 99), ...chunks };
       if (end.how === 'failed')
         log.error({ ...facts, reason: end.error.message }, 'a guest could not be served');
       else log.info(facts, 'a guest has ended');

@@ -1,10 +1,10 @@
 // Metrics for Prometheus, liveness and readiness, over HTTP.
 
 import { Counter, Gauge, type MetricObjectWithValues, type MetricValue, Registry } from 'prom-client';
-import { type Count, LATENCY_BOUNDS, type Server } from '../../serve/index.js';
+import { type Count, LATENCY_BOUNDS, type Server, type StorageCounts } from '../../serve/index.js';
 import { printable } from '../text.js';
 import { type HttpAnswer, serveHttp } from './http.js';
-import type { ServedTotals, Totals } from './totals.js';
+import type { ServedTotals } from './totals.js';
 
 /** The results of faults, and the counter of each. */
 const RESULTS: readonly (readonly [result: string, count: Count])[] = [
@@ -87,31 +87,86 @@ function createRegistry(server: Server, ledger: ServedTotals): Registry {
   gauge('uffd_resident_bytes', "Bytes in guests' memory, as far as it is known", () =>
     [...server.sessions].reduce((sum, { resident }) => sum + resident, 0),
   );
-  registry.registerMetric(new LatencyMetric(() => totals().latencies) as never);
+  registry.registerMetric(
+    new LatencyMetric('uffd_fault_latency_seconds', 'From the news of a fault until it was answered', () => [
+      { labels: {}, ...totals().latencies },
+    ]) as never,
+  );
+  // If all memory is in local files, these would only be zeros.
+  if (server.storage) addStorage();
   return registry;
+
+  function addStorage(): void {
+    const storage = (): StorageCounts => server.storage as StorageCounts;
+    const tiers = () => [['cache', storage().cache] as const, ['store', storage().store] as const];
+    counted('uffd_chunk_waits_total', 'Faults that waited for a chunk', 'waited');
+    labelled('uffd_chunks_total', 'Chunks that came, by where from', 'tier', () =>
+      tiers().map(([tier, { chunks }]) => [tier, chunks]),
+    );
+    labelled('uffd_chunk_bytes_total', 'Bytes of chunks that came, by where from', 'tier', () =>
+      tiers().map(([tier, { bytes }]) => [tier, bytes]),
+    );
+    counter('uffd_chunk_failures_total', 'Tries to load a chunk that failed', () => storage().failed);
+    gauge('uffd_chunks_fetching', 'Chunks that are fetched from the store now', () => storage().fetching);
+    gauge('uffd_chunks_waiting', 'Chunks that are wanted and not there yet', () => storage().waiting);
+    gauge('uffd_cache_bytes', 'Bytes in the cache, by the last look', () => storage().cacheBytes);
+    counter(
+      'uffd_cache_evicted_total',
+      'Chunks removed from the cache to make room',
+      () => storage().evicted,
+    );
+    counter('uffd_cache_damaged_total', 'Damaged chunks removed from the cache', () => storage().damaged);
+    counter(
+      'uffd_chunk_kept_bytes_total',
+      'Bytes kept in memory instead of in the cache',
+      () => storage().keptBytes,
+    );
+    registry.registerMetric(
+      new LatencyMetric('uffd_chunk_latency_seconds', 'From the wish for a chunk until it was there', () =>
+        tiers().map(([tier, { latencies, seconds }]) => ({
+          labels: { tier },
+          counts: latencies,
+          sum: seconds,
+        })),
+      ) as never,
+    );
+  }
 }
 
-/** A histogram whose values are counted by the sessions: prom-client's own class needs every single value. */
-class LatencyMetric {
-  readonly name = 'uffd_fault_latency_seconds';
-  readonly #latencies: () => Totals['latencies'];
+/** The values of a histogram for some labels: `counts` as in `Totals.latencies`. */
+interface Counted {
+  readonly labels: Record<string, string>;
+  readonly counts: readonly number[];
+  readonly sum: number;
+}
 
-  constructor(latencies: () => Totals['latencies']) {
-    this.#latencies = latencies;
+/** A histogram whose values are counted elsewhere: prom-client's own class needs every single value. */
+class LatencyMetric {
+  readonly name: string;
+  readonly #help: string;
+  readonly #counted: () => readonly Counted[];
+
+  constructor(name: string, help: string, counted: () => readonly Counted[]) {
+    this.name = name;
+    this.#help = help;
+    this.#counted = counted;
   }
 
   async get(): Promise<Omit<MetricObjectWithValues<MetricValue<string>>, 'collect'>> {
-    const { counts, sum } = this.#latencies();
+    const values = this.#counted().flatMap((counted) => this.#valuesOf(counted));
+    return { name: this.name, help: this.#help, type: 'histogram' as never, aggregator: 'sum', values };
+  }
+
+  #valuesOf({ labels, counts, sum }: Counted): (MetricValue<string> & { metricName: string })[] {
     let all = 0;
     const values: (MetricValue<string> & { metricName: string })[] = counts.map((count, index) => {
       all += count;
       const le = LATENCY_BOUNDS[index] ?? '+Inf';
-      return { metricName: `${this.name}_bucket`, value: all, labels: { le } };
+      return { metricName: `${this.name}_bucket`, value: all, labels: { ...labels, le } };
     });
-    values.push({ metricName: `${this.name}_sum`, value: sum, labels: {} });
-    values.push({ metricName: `${this.name}_count`, value: all, labels: {} });
-    const help = 'From the news of a fault until it was answered';
-    return { name: this.name, help, type: 'histogram' as never, aggregator: 'sum', values };
+    values.push({ metricName: `${this.name}_sum`, value: sum, labels });
+    values.push({ metricName: `${this.name}_count`, value: all, labels });
+    return values;
   }
 
   reset(): void {}

@@ -1,6 +1,13 @@
 // Totals of all sessions, for --stats-json and for metrics.
 
-import { type Count, LATENCY_BOUNDS, type Server, type Session, type Tally } from '../../serve/index.js';
+import {
+  type Count,
+  LATENCY_BOUNDS,
+  type Server,
+  type Session,
+  type StorageCounts,
+  type Tally,
+} from '../../serve/index.js';
 import { percentileUs } from '../latency.js';
 import { rounded } from '../text.js';
 
@@ -81,10 +88,17 @@ export class ServedTotals {
     return sum;
   }
 
-  /** The totals, and the kept reports, as JSON for --stats-json. */
-  report(): string {
+  /**
+   * The totals, and the kept reports, as JSON for --stats-json.
+   *
+   * @param storage what was loaded from the cache and the store
+   */
+  report(storage: StorageCounts | undefined): string {
     const { refused, killed } = this;
-    const facts = { sessions: this.#sessions, refused, refusals: this.#refusals, killed };
+    const facts = {
+      ...{ sessions: this.#sessions, refused, refusals: this.#refusals, killed },
+      ...(storage && { storage }),
+    };
     return `${JSON.stringify(facts, null, 2)}\n`;
   }
 }
