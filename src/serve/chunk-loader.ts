@@ -101,6 +101,8 @@ export class ChunkLoader {
   readonly #ended = new AbortController();
   #running = 0;
   #fetching = 0;
+  /** Called when the last task has ended after `close`. */
+  #drained = (): void => {};
 
   constructor(options: LoaderOptions) {
     this.#options = options;
@@ -160,7 +162,10 @@ export class ChunkLoader {
       pauseMs = this.#failed(task, error as Error);
     }
     this.#running--;
-    if (this.#ended.signal.aborted) return;
+    if (this.#ended.signal.aborted) {
+      if (this.#running === 0) this.#drained();
+      return;
+    }
     if (pauseMs === undefined) this.#tasks.delete(task.id);
     else {
       this.#resting.add(task);
@@ -297,14 +302,19 @@ export class ChunkLoader {
     this.#options.report('chunks', first && `${this.#bad.size} cannot be had; the first: ${first}`);
   }
 
-  /** Ends all fetches. */
-  close(): void {
+  /** Ends all fetches. Resolves when none runs any more. */
+  async close(): Promise<void> {
     this.#ended.abort(new Error('the server has ended'));
     for (const { rest } of this.#resting) clearTimeout(rest);
     this.#resting.clear();
     this.#demanded.clear();
     this.#ahead.clear();
     this.#tasks.clear();
+    if (this.#running > 0) {
+      await new Promise<void>((resolve) => {
+        this.#drained = resolve;
+      });
+    }
   }
 }
 

@@ -3,6 +3,7 @@
 import '../kernel/linux.js';
 
 export type { Peer } from '../../shim/socket.js';
+export type { TierCounts } from './chunk-loader.js';
 export { type Count, LATENCY_BOUNDS, Tally } from './counters.js';
 export type { RefusedGuest, ServerEvents, Vm } from './events.js';
 export { type GuestSession as Session, type SessionEnd, SessionError } from './guest-session.js';
@@ -19,6 +20,8 @@ export {
   SnapshotHandler as Answers,
   type SnapshotHandlerOptions as AnswersOptions,
   type Source,
+  type SourceExtent,
+  StoreDeadlineError,
 } from './snapshot-handler.js';
 export { SocketError } from './socket-path.js';
 export type { Recorded } from './worker-messages.js';

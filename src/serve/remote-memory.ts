@@ -55,6 +55,7 @@ export class RemoteStorage {
   readonly cache: ChunkCache;
   readonly #store: Store;
   readonly #storeOptions: StoreOptions;
+  readonly #readers: ChunkReader[] = [];
 
   /** @throws StoreError; the errors of mkdir(2), TypeError, RangeError */
   static async open(options: RemoteOptions): Promise<RemoteStorage> {
@@ -91,15 +92,19 @@ export class RemoteStorage {
     const bytes = await readPlace(place, INDEX_BYTES_MOST, this.#storeOptions);
     const index = parseIndex(bytes, name);
     const reader = await ChunkReader.open(index, this.#store);
+    this.#readers.push(reader);
     const beside = workingSetPlace(place);
     const recorded = await readIfThere(beside, this.#storeOptions);
     const ranges = recorded ? parseWorkingSet(recorded, bytes, beside.replace(/\?.*/, '')) : [];
     return new RemoteMemory(name, this, reader, indexHash(bytes), ranges);
   }
 
-  close(): void {
-    this.loader.close();
+  /** No session may have an image any more. Resolves when no chunk is being decompressed. */
+  async close(): Promise<void> {
+    const closed = this.loader.close();
     this.#store.close();
+    await closed;
+    for (const reader of this.#readers) reader.close();
   }
 }
 
@@ -232,7 +237,6 @@ export class RemoteMemory implements LoadedImage {
     if (this.#holders === 0) {
       this.closed = true;
       this.mapping.close();
-      this.reader.close();
     } else if (this.#sessions.size === 0 && this.#holders === 1) {
       // What other servers have removed from the cache takes room on the disk for as long as it is mapped.
       const { cache } = this.#storage;

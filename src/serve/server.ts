@@ -244,7 +244,7 @@ export class Server extends ServerEmitter implements AsyncDisposable {
       server.#stopAccepting();
       // The caller may end the process, and a thread that is ended while it loads koffi would abort it.
       await threads.close();
-      server.#storage?.close();
+      await server.#storage?.close();
       throw error;
     }
     // Accept the first monitor only after the caller had a chance to listen for events.
@@ -292,10 +292,7 @@ export class Server extends ServerEmitter implements AsyncDisposable {
     this.done.catch(() => {});
     this.#conclude = (error) => {
       // Settle only after the threads have ended, because the process may end at once.
-      void this.#threads.close().then(() => {
-        this.#storage?.close();
-        settle(error);
-      });
+      void Promise.all([this.#threads.close(), this.#storage?.close()]).then(() => settle(error));
     };
   }
 

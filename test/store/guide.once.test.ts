@@ -15,8 +15,10 @@ import {
   writeSync,
 } from 'node:fs';
 import { delimiter, join } from 'node:path';
+import { Guest } from '../../src/cli/guest/guest.js';
 import { commandLine, needKernel, uffd } from '../cli/support/command.js';
 import { PAGES, served, touchAll } from '../cli/support/serve-command.js';
+import { Running } from '../serve/support/serve-process.js';
 import { blocksOf, type Snippet, textOf } from '../support/documents.js';
 import { suite } from '../support/harness.js';
 import { withPackage, writeModule } from '../support/snippets.js';
@@ -38,6 +40,24 @@ async function run(folder: string, env: NodeJS.ProcessEnv, line: readonly string
   const [code] = await once(child, 'close');
   assert.equal(code, 0, `${line.join(' ')}\n${out.stderr}`);
   return out.stdout;
+}
+
+/** Runs a command that serves `vm.mem` at `vm.sock`, with a guest that checks all pages. */
+async function serveGuest(folder: string, env: NodeJS.ProcessEnv, command: string): Promise<void> {
+  const server = new Running(['sh', '-c', `cd "$0" && exec ${command}`, folder], { ...process.env, ...env });
+  let guest: Guest | undefined;
+  try {
+    await server.says('ready: vm.sock\n');
+    guest = new Guest({ socket: join(folder, 'vm.sock'), memory: join(folder, 'vm.mem') });
+    await guest.handedOver;
+    const { wrongCount, wrong } = await guest.verify(2);
+    assert.equal(wrongCount, 0, wrong.join('\n'));
+  } finally {
+    guest?.kill();
+    await guest?.ended;
+    server.kill();
+    await server.ended;
+  }
 }
 
 /** Records a guest; calls `body` with its memory file and the trace. */
@@ -72,7 +92,10 @@ test('every command of the guide runs, and the pager reads the snapshot from the
         const variables = { ...env, PATH: `${folder}${delimiter}${process.env.PATH}`, NO_COLOR: '1' };
         const blocks = blocksOf(GUIDE, 'sh');
         assert.ok(blocks.length >= 8);
-        for (const { code } of blocks) await run(folder, variables, ['sh', '-e', '-c', code]);
+        for (const { code } of blocks) {
+          if (code.startsWith('uffd serve ')) await serveGuest(folder, variables, code);
+          else await run(folder, variables, ['sh', '-e', '-c', code]);
+        }
         const info = JSON.parse(
           await run(folder, variables, [join(folder, 'uffd'), 'info', 'vm.caibx', '--json']),
         );

@@ -133,8 +133,8 @@ export class Running {
   /** Called when the process has written more, and when it has ended. */
   #changed = (): void => {};
 
-  constructor([program, ...args]: readonly string[]) {
-    const child = spawn(program as string, args, { stdio: ['ignore', 'pipe', 'pipe'] });
+  constructor([program, ...args]: readonly string[], env: NodeJS.ProcessEnv = process.env) {
+    const child = spawn(program as string, args, { env, stdio: ['ignore', 'pipe', 'pipe'] });
     this.#child = child;
     for (const name of ['stdout', 'stderr'] as const) {
       child[name].setEncoding('utf8').on('data', (text: string) => {
