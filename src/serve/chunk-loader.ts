@@ -7,6 +7,7 @@
 //    Whoever waits decides how long it does. What is wrong is reported as a problem until it is over.
 //  - A chunk is verified before it enters an image. One that cannot be written to the cache is kept in memory.
 
+import { setMaxListeners } from 'node:events';
 import { closeSync } from 'node:fs';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { chunkBytes, chunkId } from '../store/chunk-index.js';
@@ -106,6 +107,8 @@ export class ChunkLoader {
 
   constructor(options: LoaderOptions) {
     this.#options = options;
+    // Each fetch listens, and more than ten run at once.
+    setMaxListeners(0, this.#ended.signal);
   }
 
   /** Chunks that are being fetched now, and those that are still to come. */
