@@ -156,6 +156,14 @@ test('the strongest validator is pinned', async () => {
       server.modified = 'Mon, 30 Nov 2026 10:00:01 GMT';
       await assertFails(readBytes(source, 0, 5), /has changed since it was opened/, true);
     });
+    Object.assign(server, { etag: 'W/"one"', modified: undefined });
+    await withSource(server.url(), {}, async (source) => {
+      assert.equal(source.pinned, 'size');
+      server.etag = undefined;
+      await readBytes(source, 5, 10);
+      server.etag = 'W/"two"';
+      await assertFails(readBytes(source, 0, 5), /has changed since it was opened/, true);
+    });
     Object.assign(server, { etag: undefined, modified: undefined });
     await withSource(server.url(), {}, async (source) => {
       assert.equal(source.pinned, 'size');
@@ -175,6 +183,22 @@ const REFUSALS: readonly [answer: Answer, message: RegExp][] = [
   [status(304), /the server answered 304 Not Modified$/],
   [(_, response) => void response.writeHead(200, { 'content-length': 0 }).end(), /the file is empty/],
 ];
+
+test('what the server refuses after it was opened may be read later', async () => {
+  await withServer(100, async (server) => {
+    await withSource(server.url(), { attempts: 1 }, async (source) => {
+      for (const code of [401, 403, 404, 410]) {
+        server.answers.push(status(code));
+        await assertFails(readBytes(source, 0, 10), new RegExp(`the server answered ${code}`), false);
+      }
+      server.answers.push(
+        (_, response) => void response.writeHead(200, { 'content-length': 100 }).end(server.file),
+      );
+      await assertFails(readBytes(source, 0, 10), /ignored the Range header/, false);
+      assert.ok((await readBytes(source, 0, 10)).equals(server.file.subarray(0, 10)));
+    });
+  });
+});
 
 test('a refusal is permanent, and the message has the URL without secrets', async () => {
   await withServer(100, async (server) => {

@@ -4,9 +4,11 @@ import { execFileSync } from 'node:child_process';
 import {
   chownSync,
   existsSync,
+  linkSync,
   mkdirSync,
   mkdtempSync,
   readFileSync,
+  renameSync,
   rmSync,
   statSync,
   symlinkSync,
@@ -474,6 +476,63 @@ test('a journal is not written to another disk that is in the same block device 
       assert.is(recover(device, { journal }).recovered, 1);
     });
     assert.is(versionOf(readFileSync(second).subarray(4096), 1), 5);
+  });
+});
+
+test('a short file at the path of the journal is not removed, unless a pager has begun it', async () => {
+  await withTarget((file, journal) => {
+    for (const text of ['my notes', 'UFFDJRN', 'x'.repeat(HEADER_BYTES)]) {
+      writeFileSync(journal, text, { mode: 0o600 });
+      if (text === 'UFFDJRN') {
+        assert.is(recover(file).recovered, 0);
+        assert.not(existsSync(journal));
+        continue;
+      }
+      assert.match(errorOf(() => recover(file)).message, /is not a journal/);
+      assert.is(readFileSync(journal, 'latin1'), text);
+    }
+    rmSync(journal);
+    const options = { blockSize: BLOCK, durability: 'process', journal: file } as const;
+    assert.match(errorOf(() => JournaledFile.open(file, options)).message, /is the file itself/);
+    assert.is(statSync(file).size, SIZE);
+  });
+});
+
+test('an empty journal does no harm to a file that has grown', async () => {
+  await withTarget((file, journal) => {
+    writeFileSync(journal, journalOf([]).bytes, { mode: 0o600 });
+    truncateSync(file, SIZE + BLOCK);
+    const opened = JournaledFile.open(file, { blockSize: BLOCK, durability: 'process' });
+    opened.close();
+    assert.not(existsSync(journal));
+  });
+});
+
+test('a file with several names needs a path for its journal', async () => {
+  await withTarget((file, _, folder) => {
+    const other = join(folder, 'other');
+    linkSync(file, other);
+    const options = { blockSize: BLOCK, durability: 'process' } as const;
+    for (const path of [file, other])
+      assert.match(errorOf(() => JournaledFile.open(path, options)).message, /has 2 names \(hard links\)/);
+    JournaledFile.open(other, { ...options, journal: join(folder, 'journal') }).close();
+  });
+});
+
+test('a file that is replaced or removed while it is open: sync says so', async () => {
+  await withTarget((file, _, folder) => {
+    const options = { blockSize: BLOCK, durability: 'process' } as const;
+    const opened = JournaledFile.open(file, options);
+    const away = join(folder, 'away');
+    renameSync(file, away);
+    opened.write(partsOf([1], 1, BLOCK, SIZE));
+    assert.match(errorOf(() => opened.sync()).message, /was removed, renamed or replaced while it was open/);
+    writeFileSync(file, freshFile(BLOCKS, BLOCK, 100));
+    assert.match(errorOf(() => opened.sync()).message, /was removed, renamed or replaced while it was open/);
+    renameSync(away, file);
+    opened.sync();
+    opened.close();
+    assert.equal(versions(file), [0, 1, 0, 0, 0, 0]);
   });
 });
 

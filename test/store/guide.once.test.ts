@@ -105,7 +105,7 @@ test('every command of the guide runs, and the pager reads the snapshot from the
         const [program] = blocksOf(GUIDE) as [Snippet];
         const printed = await run(folder, variables, [
           process.execPath,
-          writeModule(folder, program, 'read.mjs'),
+          join(folder, writeModule(folder, program)),
         ]);
         const first = readFileSync(join(folder, 'vm.mem'))[0];
         assert.equal(printed, `byte 0 of ${PAGES * PAGE} is ${first}\n`);

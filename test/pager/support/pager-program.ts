@@ -3,11 +3,19 @@
 //
 //   node pager-program.js CASE ARGUMENT…
 
+import { once } from 'node:events';
 import { closeSync, openSync, statfsSync, truncateSync, unlinkSync, writeFileSync, writeSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parentPort, Worker } from 'node:worker_threads';
-import { fileSource, httpSource, moduleSource, Pager, type PagerOptions } from '../../../src/pager/index.js';
+import {
+  fileSource,
+  httpSource,
+  moduleSource,
+  Pager,
+  PagerMemory,
+  type PagerOptions,
+} from '../../../src/pager/index.js';
 import { generator } from '../../support/harness.js';
 import { holdings } from '../../support/real-kernel.js';
 import { FileServer } from './http-server.js';
@@ -376,7 +384,38 @@ const CASES: Record<string, () => unknown> = {
     await user.end();
     await pager.close();
   },
+  /** The thread that has opened a pager ends, and another one touches its memory. First: a file, or ''; then how. */
+  async 'opener-ends'() {
+    const { thread, memory } = await opener(first || undefined, second as 'exits' | 'returns');
+    const user = await userOf(memory);
+    say(`read ${wrongByte(await user.bytes(0, 100), 0)}`);
+    thread.postMessage('end');
+    await once(thread, 'exit');
+    say('ended');
+    await user.bytes(MIB, 100);
+    say('the memory can still be read');
+  },
+
+  /** The only thread that has loaded koffi is terminated. */
+  async 'opener-is-terminated'() {
+    const thread = new Worker(new URL('./pager-opener.js', import.meta.url), {
+      workerData: { path: undefined, how: 'stays' },
+    });
+    await once(thread, 'message');
+    await thread.terminate();
+    say('terminated');
+  },
 };
+
+/** A thread that opens a pager, and the pager's memory. */
+async function opener(
+  path: string | undefined,
+  how: 'exits' | 'returns' | 'stays',
+): Promise<{ thread: Worker; memory: PagerMemory }> {
+  const thread = new Worker(new URL('./pager-opener.js', import.meta.url), { workerData: { path, how } });
+  const [shared] = await once(thread, 'message');
+  return { thread, memory: PagerMemory.attach(shared) };
+}
 
 /** `keeps`: whether changes outlive the pager, so that it cannot be closed before they are written. */
 async function full(pager: Pager, keeps: boolean): Promise<void> {
