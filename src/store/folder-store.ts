@@ -17,12 +17,14 @@ import {
 import { dirname, join, resolve } from 'node:path';
 import { syncFileSystem } from '../../shim/descriptors.js';
 import { errnoName } from '../errors/format.js';
-import { checkKey, type ListedObject, type ObjectRange, type Store, StoreError } from './store.js';
-
-/** The end of the names of files that are being written: another program's, or a process's that was killed. */
-const PARTIAL = '.uffd-partial';
-/** Older files of this kind are remains of a process that has ended. */
-const PARTIAL_LASTS_MS = 24 * 3600 * 1000;
+import {
+  checkKey,
+  type ListedObject,
+  type ObjectRange,
+  PARTIAL_SUFFIX,
+  type Store,
+  StoreError,
+} from './store.js';
 
 let written = 0;
 
@@ -80,7 +82,7 @@ export class FolderStore implements Store {
     signal?.throwIfAborted();
     checkKey(key);
     const path = this.#path(key);
-    const partial = `${path}.${process.pid}-${written++}${PARTIAL}`;
+    const partial = `${path}.${process.pid}-${written++}${PARTIAL_SUFFIX}`;
     this.#tried(key, () => {
       this.#makeFolder(dirname(path));
       try {
@@ -117,14 +119,9 @@ export class FolderStore implements Store {
         if (!entry.isFile()) continue;
         const stat = this.#tried(key, () => statSync(this.#path(key), { throwIfNoEntry: false }));
         if (!stat) continue;
-        if (entry.name.endsWith(PARTIAL)) this.#removeRemains(key, stat.mtimeMs);
-        else yield { key, bytes: stat.size, modifiedMs: stat.mtimeMs };
+        yield { key, bytes: stat.size, modifiedMs: stat.mtimeMs };
       }
     }
-  }
-
-  #removeRemains(key: string, modifiedMs: number): void {
-    if (Date.now() - modifiedMs > PARTIAL_LASTS_MS) rmSync(this.#path(key), { force: true });
   }
 
   async delete(key: string, signal?: AbortSignal): Promise<void> {

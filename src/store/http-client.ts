@@ -1,6 +1,7 @@
 // Requests to a store's server: retries with backoff and jitter, time-outs, a limit of bytes a second. Bodies are whole
 // objects in memory. Nothing here uses libuv's thread pool.
 
+import { setMaxListeners } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Dispatcher } from 'undici';
 import {
@@ -90,6 +91,8 @@ export class HttpClient {
   readonly #closing = new AbortController();
 
   constructor(options: TransportOptions & { bytesPerSecond?: number }) {
+    // Each call listens.
+    setMaxListeners(0, this.#closing.signal);
     const { timeoutMs = TIMEOUT_MS, attempts = ATTEMPTS, parallel = PARALLEL, bytesPerSecond } = options;
     this.#timeoutMs = timeoutMs;
     this.#attempts = attempts;

@@ -15,7 +15,7 @@ import { fileURLToPath } from 'node:url';
 import { FallbackStore } from './fallback-store.js';
 import { FolderStore } from './folder-store.js';
 import { checkStoreOptions, type StoreOptions } from './options.js';
-import { type Store, StoreError } from './store.js';
+import { PARTIAL_SUFFIX, type Store, StoreError } from './store.js';
 
 /**
  * Opens a store: the path of a folder, or a URL that begins with file:, http:, https: or s3:. Nothing is connected until
@@ -108,7 +108,7 @@ async function withPlace<T>(
 }
 
 function writeDurably(path: string, bytes: Uint8Array): void {
-  const partial = `${path}.uffd-partial`;
+  const partial = `${path}${PARTIAL_SUFFIX}`;
   try {
     const fd = openSync(partial, 'w');
     try {

@@ -72,6 +72,7 @@ export async function pack(
   try {
     const packing = new Packing(image, store, compressor, chunkSize, digest, options.progress);
     await withTasks(tasksFor(store.parallel, chunkSize), signal, (pool) => packing.run(pool));
+    options.progress?.(packing.counts);
     image.checkUnchanged();
     await store.sync();
     return { index: encodeIndex(packing.index), counts: packing.counts };

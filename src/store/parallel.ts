@@ -1,5 +1,7 @@
 // Runs tasks, several at once. The first failure ends all of them.
 
+import { setMaxListeners } from 'node:events';
+
 export class TaskPool {
   readonly #most: number;
   readonly #running = new Set<Promise<void>>();
@@ -13,6 +15,8 @@ export class TaskPool {
     this.#most = most;
     this.#outer = signal;
     this.#stop = () => this.#fail(signal?.reason);
+    // Each call of a task listens.
+    setMaxListeners(0, this.#aborted.signal);
     signal?.addEventListener('abort', this.#stop);
     if (signal?.aborted) this.#stop();
   }

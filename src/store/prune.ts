@@ -2,7 +2,7 @@
 
 import { type ChunkIndex, chunkId, idOfKey } from './chunk-index.js';
 import { withTasks } from './parallel.js';
-import { type Store, StoreError } from './store.js';
+import { PARTIAL_SUFFIX, type Store, StoreError } from './store.js';
 
 export interface PruneOptions {
   /** Younger chunks stay: they may belong to a pack that is not done. Milliseconds; default: a day. */
@@ -18,12 +18,15 @@ export interface PruneCounts {
   /** Chunks that an index names, and those that are too young. */
   readonly namedChunks: number;
   readonly youngChunks: number;
-  /** Chunks that were removed, or would be. */
+  /** Chunks that were removed, or would be, and parts of chunks that a killed process has left in a folder. */
   readonly removedChunks: number;
   readonly removedBytes: number;
   /** Objects that are no chunks: they stay. */
   readonly otherObjects: number;
 }
+
+/** What a process that was killed leaves of a chunk that it was writing to a folder. */
+const REMAINS = new RegExp(`\\.\\d+-\\d+\\${PARTIAL_SUFFIX}$`);
 
 export const GRACE_MS = 24 * 3600 * 1000;
 
@@ -51,9 +54,9 @@ export async function prune(
   const before = Date.now() - graceMs;
   await withTasks(store.parallel, signal, async (pool) => {
     for await (const { key, bytes, modifiedMs } of store.list(signal)) {
-      const id = idOfKey(key);
+      const id = idOfKey(key.replace(REMAINS, ''));
       if (id === undefined) counts.otherObjects++;
-      else if (named.has(id)) counts.namedChunks++;
+      else if (named.has(id) && !REMAINS.test(key)) counts.namedChunks++;
       else if (modifiedMs > before) counts.youngChunks++;
       else {
         await pool.start(async (aborted) => {

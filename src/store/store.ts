@@ -82,3 +82,6 @@ export function checkKey(key: string): void {
   if (!/^[\w.-]+(\/[\w.-]+)*$/.test(key) || key.split('/').some((part) => /^\.+$/.test(part)))
     throw new StoreError('unable', `${JSON.stringify(key.slice(0, 100))} cannot be the name of an object`);
 }
+
+/** The end of the names of files that are being written: by a process, or by one that was killed. */
+export const PARTIAL_SUFFIX = '.uffd-partial';

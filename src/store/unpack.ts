@@ -15,7 +15,7 @@ import { setImmediate as turn } from 'node:timers/promises';
 import { type ChunkIndex, chunkBytes } from './chunk-index.js';
 import { ChunkReader } from './chunk-reader.js';
 import { tasksFor, withTasks } from './parallel.js';
-import { type Store, StoreError } from './store.js';
+import { PARTIAL_SUFFIX, type Store, StoreError } from './store.js';
 
 export interface UnpackOptions {
   /** Whether to replace a file that is there. Default false. */
@@ -50,7 +50,7 @@ export async function unpack(
   { force = false, signal, progress }: UnpackOptions = {},
 ): Promise<UnpackCounts> {
   checkOutput(output, force);
-  const partial = `${output}.uffd-partial`;
+  const partial = `${output}${PARTIAL_SUFFIX}`;
   const reader = await ChunkReader.open(index, store);
   const fd = openSync(partial, 'w');
   let open = true;
@@ -78,6 +78,7 @@ export async function unpack(
         await turn();
       }
     });
+    progress?.({ ...counts });
     fdatasyncSync(fd);
     closeSync(fd);
     open = false;

@@ -16,7 +16,7 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import * as assert from 'uvu/assert';
-import { commandLine, inDirectory, sha256, uffd } from '../cli/support/command.js';
+import { commandLine, inDirectory, sha256, uffd, uffdOnTerminal } from '../cli/support/command.js';
 import { skip, suite } from '../support/harness.js';
 import { CHUNK, PAGE, SPARSE_SIZE, someMemory, writeSparse } from './support/memory.js';
 import { type Misbehave, withStoreServer } from './support/store-server.js';
@@ -29,6 +29,8 @@ function chunksIn(folder: string): string[] {
 }
 
 const SMALL = ['--chunk', '64K'];
+/** What moves the cursor of a terminal. */
+const ESCAPES = new RegExp(`${String.fromCharCode(27)}\\[[0-9;?]*[A-Za-z]`, 'g');
 
 test('holes and zeros are stored once and never fetched, equal chunks once; unpacking makes holes again', async () => {
   await inDirectory(async (folder) => {
@@ -66,6 +68,23 @@ test('holes and zeros are stored once and never fetched, equal chunks once; unpa
     });
     assert.is(forced.code, 0, forced.stderr);
     assert.is(sha256(path('copy')), sha256(path('memory')));
+  });
+});
+
+test('on a terminal, pack, verify and unpack show how far they are', async () => {
+  await inDirectory(async (folder) => {
+    writeSparse(join(folder, 'memory'), SPARSE_SIZE);
+    for (const [args, title] of [
+      [['pack', 'memory', '--store', 'store', ...SMALL], 'packing'],
+      [['verify', 'memory.caibx', '--store', 'store'], 'verifying'],
+      [['unpack', 'memory.caibx', 'copy', '--store', 'store'], 'unpacking'],
+    ] as const) {
+      const { code, stdout } = await uffdOnTerminal(args, 80, { cwd: folder });
+      assert.is(code, 0, stdout);
+      assert.match(stdout, new RegExp(`${title} [█░]+ 100%`));
+      for (const line of stdout.replaceAll(ESCAPES, '\r').split(/[\r\n]+/))
+        assert.ok(line.length <= 80, line);
+    }
   });
 });
 
@@ -244,6 +263,10 @@ test('prune removes what no index names and is old, and nothing else', async () 
       await uffd(['pack', name, ...store, ...SMALL], { cwd: folder });
     }
     writeFileSync(path('store/notes.txt'), 'mine');
+    // What a killed process leaves.
+    const [chunk] = chunksIn(path('store')) as [string];
+    const remains = join(path('store'), `${chunk}.123-0.uffd-partial`);
+    writeFileSync(remains, 'part');
     const count = (): number => chunksIn(path('store')).length;
     // A chunk of zeros is common to all; four are each memory's own.
     assert.is(count(), 13);
@@ -252,14 +275,15 @@ test('prune removes what no index names and is old, and nothing else', async () 
       assert.is(ended.code, 0, ended.stderr);
       return JSON.parse(ended.stdout);
     };
-    assert.is((await run('a.caibx', 'b.caibx')).youngChunks, 4);
+    assert.is((await run('a.caibx', 'b.caibx')).youngChunks, 5);
     const old = new Date(Date.now() - 48 * 3600 * 1000);
-    for (const chunk of chunksIn(path('store'))) utimesSync(join(path('store'), chunk), old, old);
-    assert.is((await run('a.caibx', 'b.caibx', '--dry-run')).removedChunks, 4);
-    assert.is(count(), 13);
+    for (const name of chunksIn(path('store'))) utimesSync(join(path('store'), name), old, old);
+    utimesSync(remains, old, old);
+    assert.is((await run('a.caibx', 'b.caibx', '--dry-run')).removedChunks, 5);
+    assert.equal([count(), existsSync(remains)], [13, true]);
     const { removedChunks, namedChunks, otherObjects } = await run('a.caibx', 'b.caibx');
-    assert.equal([removedChunks, namedChunks, otherObjects], [4, 9, 1]);
-    assert.is(count(), 9);
+    assert.equal([removedChunks, namedChunks, otherObjects], [5, 9, 1]);
+    assert.equal([count(), existsSync(remains)], [9, false]);
     for (const name of ['a', 'b'])
       assert.is((await uffd(['verify', `${name}.caibx`, ...store], { cwd: folder })).code, 0);
     writeFileSync(path('b.caibx'), 'damaged');

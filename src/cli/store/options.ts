@@ -12,7 +12,7 @@ import {
 } from '../../store/index.js';
 import { byteCount, integer } from '../arguments.js';
 import { Refusal, Usage } from '../exit.js';
-import { printable } from '../text.js';
+import { outputStyleOf, printable, wrap } from '../text.js';
 import { isSame } from '../traces.js';
 
 /** The flags of `addStoreOptions`. */
@@ -114,6 +114,11 @@ export function checkOutput(output: string, inputs: readonly string[]): void {
   const same = inputs.find((input) => isSame(input, output));
   if (same !== undefined) throw new Usage(`${printable(output)} is an input, and would be replaced`);
   if (!/^[a-z][a-z0-9+.-]*:\/\//i.test(output)) accessSync(dirname(resolve(output)), constants.W_OK);
+}
+
+/** Prints a sentence, wrapped to the width of a terminal. */
+export function printLine(text: string): void {
+  process.stdout.write(`${wrap(text, outputStyleOf(process.stdout).columns, '  ')}\n`);
 }
 
 /** A parser for commander: a time, like 90s, 30m, 24h or 7d; milliseconds. */

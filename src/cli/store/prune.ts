@@ -8,6 +8,7 @@ import { byteSize, counted, grouped } from '../text.js';
 import {
   addStoreOptions,
   duration,
+  printLine,
   readIndex,
   STORE_HELP,
   type StoreFlags,
@@ -65,7 +66,7 @@ async function run(places: string[], flags: Flags): Promise<void> {
         dryRun,
         signal,
         removing: (key) => {
-          if (dryRun && !json) process.stdout.write(`would remove ${key}\n`);
+          if (dryRun && !json) printLine(`would remove ${key}`);
         },
       });
       if (json) {
@@ -73,9 +74,9 @@ async function run(places: string[], flags: Flags): Promise<void> {
         return;
       }
       const { removedChunks, removedBytes, namedChunks, youngChunks } = counts;
-      process.stdout.write(
+      printLine(
         `${counted(removedChunks, 'chunk')}, ${byteSize(removedBytes)}, ${dryRun ? 'would be ' : ''}removed; ` +
-          `${grouped(namedChunks)} are named, ${grouped(youngChunks)} are too young\n`,
+          `${grouped(namedChunks)} are named, ${grouped(youngChunks)} are too young`,
       );
     } finally {
       store.close();

@@ -8,6 +8,7 @@ import { byteSize, counted, printable } from '../text.js';
 import {
   addStoreOptions,
   checkOutput,
+  printLine,
   readIndex,
   STORE_HELP,
   type StoreFlags,
@@ -68,11 +69,13 @@ async function run(place: string, file: string, flags: Flags): Promise<void> {
       });
       progress?.end();
       const seconds = Math.round(performance.now() - begun) / 1000;
-      process.stdout.write(
-        json
-          ? `${JSON.stringify({ file, size, fetchedChunks, writtenBytes, seconds })}\n`
-          : `${printable(file)}: ${byteSize(size)}, of which ${byteSize(writtenBytes)} are no zeros; ` +
-              `${counted(fetchedChunks, 'chunk')} fetched, each with the right hash\n`,
+      if (json) {
+        process.stdout.write(`${JSON.stringify({ file, size, fetchedChunks, writtenBytes, seconds })}\n`);
+        return;
+      }
+      printLine(
+        `${printable(file)}: ${byteSize(size)}, of which ${byteSize(writtenBytes)} are no zeros; ` +
+          `${counted(fetchedChunks, 'chunk')} fetched, each with the right hash`,
       );
     } finally {
       progress?.end();

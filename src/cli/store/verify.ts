@@ -4,7 +4,14 @@ import type { Command } from 'commander';
 import { openStore, verify } from '../../store/index.js';
 import { interruptible } from '../signals.js';
 import { counted, grouped, printable } from '../text.js';
-import { addStoreOptions, readIndex, STORE_HELP, type StoreFlags, storeOptions } from './options.js';
+import {
+  addStoreOptions,
+  printLine,
+  readIndex,
+  STORE_HELP,
+  type StoreFlags,
+  storeOptions,
+} from './options.js';
 import { StoreProgress } from './progress.js';
 
 /** Some chunks are not what the index says. */
@@ -71,13 +78,10 @@ async function run(place: string, flags: Flags): Promise<void> {
         return;
       }
       for (const { id, offset, state, reason } of bad)
-        process.stdout.write(`${state} ${id} at byte ${offset}: ${printable(reason)}\n`);
+        printLine(`${state} ${id} at byte ${offset}: ${printable(reason)}`);
       const chunks = counted(distinctChunks, 'chunk');
-      process.stdout.write(
-        bad.length === 0
-          ? `${chunks}: all are there, and right\n`
-          : `${chunks}: ${grouped(bad.length)} cannot be used\n`,
-      );
+      if (bad.length === 0) printLine(`${chunks}: all are there, and right`);
+      else printLine(`${chunks}: ${grouped(bad.length)} cannot be used`);
     } finally {
       progress?.end();
       store.close();
