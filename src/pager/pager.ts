@@ -347,7 +347,10 @@ export class Pager extends PagerMemory implements AsyncDisposable {
     if (length > 0) await this.#ask({ is: 'ask', id: 0, offset, length, pin: false, write: false });
   }
 
-  /** Evicts a range; blocks that were changed are written first. The next touch reads them again. */
+  /**
+   * Evicts a range: the next touch reads it again. Blocks that were changed are evicted when they have been written, which
+   * may be after this has resolved.
+   */
   async evict(range: PagerRange = {}): Promise<void> {
     const { offset, length } = this.#checked(range);
     if (length > 0) await this.#ask({ is: 'evict', id: 0, offset, length });
