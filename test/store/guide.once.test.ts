@@ -131,6 +131,12 @@ test('a working set of another index, or of another memory, is refused', async (
       const other = await uffd([...pack, 'two'], { cwd: folder });
       assert.equal(other.code, 1);
       assert.match(other.stderr, /was recorded with another memory file; --force takes it all the same/);
+      // With a diff that holds the old page, the layers together are the memory of the trace.
+      writeFileSync(join(folder, 'diff'), readFileSync(memory).subarray(0, PAGE));
+      truncateSync(join(folder, 'diff'), PAGES * PAGE);
+      const layered = await uffd([...pack, 'three', '--layer', 'diff'], { cwd: folder });
+      assert.equal(layered.code, 0, layered.stderr);
+      assert.ok(readFileSync(join(folder, 'three')).equals(readFileSync(join(folder, 'one'))));
       const forced = await uffd([...pack, 'two', '--force'], { cwd: folder });
       assert.equal(forced.code, 0, forced.stderr);
       cpSync(join(folder, 'one.working-set'), join(folder, 'two.working-set'));
