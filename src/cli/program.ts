@@ -11,6 +11,7 @@ const SUBCOMMANDS: Readonly<Record<string, () => Promise<(program: Command) => v
   info: async () => (await import('./store/info.js')).addInfo,
   verify: async () => (await import('./store/verify.js')).addVerify,
   prune: async () => (await import('./store/prune.js')).addPrune,
+  cache: async () => (await import('./cache/command.js')).addCache,
   demo: async () => (await import('./demo/command.js')).addDemo,
   replay: async () => (await import('./replay/command.js')).addReplay,
   inspect: async () => (await import('./inspect/command.js')).addInspect,

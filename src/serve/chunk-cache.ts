@@ -198,7 +198,7 @@ export class ChunkCache {
 
   /** Removes files until there is room for `more` bytes, if there are too many. */
   #bound(more = 0): void {
-    const entries = this.#list();
+    const entries = chunkFiles(this.folder);
     this.#written = 0;
     this.counts.bytes = entries.reduce((sum, { bytes }) => sum + bytes, 0);
     if (this.counts.bytes + more > this.most)
@@ -207,7 +207,7 @@ export class ChunkCache {
 
   /** Removes files of some bytes. False: there are none. */
   #free(bytes: number): boolean {
-    const entries = this.#list();
+    const entries = chunkFiles(this.folder);
     this.counts.bytes = entries.reduce((sum, entry) => sum + entry.bytes, 0);
     const before = this.counts.bytes;
     this.#evict(entries, Math.max(0, before - bytes));
@@ -223,37 +223,39 @@ export class ChunkCache {
       this.counts.evicted++;
     }
   }
+}
 
-  /** All chunks. Removes what killed processes have left. */
-  #list(): Entry[] {
-    const entries: Entry[] = [];
-    for (const folder of namesIn(this.folder)) {
-      if (!/^[0-9a-f]{2}$/.test(folder)) continue;
-      for (const name of namesIn(join(this.folder, folder))) {
-        if (!NAME.test(name)) continue;
-        const path = join(this.folder, folder, name);
-        const stat = statSync(path, { throwIfNoEntry: false });
-        if (!stat) continue;
-        if (!name.endsWith(PARTIAL)) entries.push({ path, bytes: stat.size, usedMs: stat.mtimeMs });
-        else if (Date.now() - stat.mtimeMs > PARTIAL_LASTS_MS) unlinkIfThere(path);
-      }
+/** What is in a cache. @throws the errors of readdir(2) */
+export function cacheContents(folder: string): { chunks: number; bytes: number } {
+  return summary(chunkFiles(folder));
+}
+
+/** Removes all chunks. Servers go on with what they have mapped. Returns what was removed. */
+export function clearCache(folder: string): { chunks: number; bytes: number } {
+  const entries = chunkFiles(folder);
+  for (const { path } of entries) unlinkIfThere(path);
+  return summary(entries);
+}
+
+function summary(entries: readonly Entry[]): { chunks: number; bytes: number } {
+  return { chunks: entries.length, bytes: entries.reduce((sum, { bytes }) => sum + bytes, 0) };
+}
+
+/** All chunks. Removes what killed processes have left. */
+function chunkFiles(cache: string): Entry[] {
+  const entries: Entry[] = [];
+  for (const folder of namesIn(cache)) {
+    if (!/^[0-9a-f]{2}$/.test(folder)) continue;
+    for (const name of namesIn(join(cache, folder))) {
+      if (!NAME.test(name)) continue;
+      const path = join(cache, folder, name);
+      const stat = statSync(path, { throwIfNoEntry: false });
+      if (!stat) continue;
+      if (!name.endsWith(PARTIAL)) entries.push({ path, bytes: stat.size, usedMs: stat.mtimeMs });
+      else if (Date.now() - stat.mtimeMs > PARTIAL_LASTS_MS) unlinkIfThere(path);
     }
-    return entries;
   }
-
-  /** What is in the cache: files and their bytes. */
-  contents(): { chunks: number; bytes: number } {
-    const entries = this.#list();
-    return { chunks: entries.length, bytes: entries.reduce((sum, { bytes }) => sum + bytes, 0) };
-  }
-
-  /** Removes all chunks. Returns what was removed. */
-  clear(): { chunks: number; bytes: number } {
-    const entries = this.#list();
-    for (const { path } of entries) unlinkIfThere(path);
-    this.counts.bytes = 0;
-    return { chunks: entries.length, bytes: entries.reduce((sum, { bytes }) => sum + bytes, 0) };
-  }
+  return entries;
 }
 
 function namesIn(folder: string): string[] {

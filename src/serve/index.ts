@@ -3,6 +3,7 @@
 import '../kernel/linux.js';
 
 export type { Peer } from '../../shim/socket.js';
+export { cacheContents, clearCache } from './chunk-cache.js';
 export type { TierCounts } from './chunk-loader.js';
 export { type Count, LATENCY_BOUNDS, Tally } from './counters.js';
 export type { RefusedGuest, ServerEvents, Vm } from './events.js';
@@ -14,7 +15,7 @@ export { identify, type MemoryIdentity } from './memory-identity.js';
 export { notifySystemd } from './notify.js';
 export { RecordError } from './record-file.js';
 export type { StorageCounts } from './remote-memory.js';
-export { type ServeOptions, type Server, serve } from './server.js';
+export { CACHE_BYTES, type ServeOptions, type Server, serve } from './server.js';
 export { type Pool, type Shortage, ShortageError, type ShortageOptions } from './shortage.js';
 export {
   SnapshotHandler as Answers,
@@ -24,5 +25,6 @@ export {
   StoreDeadlineError,
 } from './snapshot-handler.js';
 export { SocketError } from './socket-path.js';
+export { type WarmCacheCounts, type WarmCacheOptions, warmCache } from './warm-cache.js';
 export type { Recorded } from './worker-messages.js';
 export { WorkingSetError } from './working-set.js';

@@ -108,7 +108,7 @@ export interface ServeOptions {
 }
 
 /** The default of `cacheBytes`. */
-const CACHE_BYTES = 20 * 2 ** 30;
+export const CACHE_BYTES = 20 * 2 ** 30;
 /** An index, by its name. */
 const INDEX_NAME = /\.caibx(\?|$)/;
 

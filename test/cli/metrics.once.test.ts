@@ -167,6 +167,35 @@ test('a metric that cannot be made is an error of its request alone', async () =
   });
 });
 
+test('chunks that came from the cache and from the store, with an index only', async () => {
+  const tier = (chunks: number) => ({ chunks, bytes: 4096 * chunks, seconds: 2, latencies: [chunks, 1] });
+  const storage = {
+    ...{ cache: tier(3), store: tier(5), failed: 7, keptBytes: 8, fetching: 9, waiting: 10 },
+    ...{ evicted: 11, damaged: 12, cacheBytes: 13 },
+  };
+  await metricsOf({ storage }, async (port) => {
+    const text = await ask(port, request('/metrics'));
+    for (const line of [
+      'uffd_chunks_total{tier="cache"} 3',
+      'uffd_chunks_total{tier="store"} 5',
+      'uffd_chunk_bytes_total{tier="store"} 20480',
+      'uffd_chunk_latency_seconds_count{tier="store"} 6',
+      'uffd_chunk_latency_seconds_sum{tier="cache"} 2',
+      'uffd_chunk_failures_total 7',
+      'uffd_chunk_kept_bytes_total 8',
+      'uffd_chunks_fetching 9',
+      'uffd_chunks_waiting 10',
+      'uffd_cache_evicted_total 11',
+      'uffd_cache_damaged_total 12',
+      'uffd_cache_bytes 13',
+    ])
+      assert.ok(text.includes(`\n${line}\n`), line);
+  });
+  await metricsOf({}, async (port) => {
+    assert.ok(!(await ask(port, request('/metrics'))).includes('uffd_chunk'));
+  });
+});
+
 test('not ready while there are problems, with their reasons; alive all the while', async () => {
   const problems = new Map([['vm 3', 'no 2 MiB page is free']]);
   await metricsOf({ problems }, async (port) => {

@@ -2,9 +2,13 @@
 
 import { strict as assert } from 'node:assert';
 import { readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { Guest } from '../../src/cli/guest/guest.js';
 import { indexHash } from '../../src/store/index.js';
+import { commandLine, uffd } from '../cli/support/command.js';
 import { suite } from '../support/harness.js';
 import { until } from '../support/real-kernel.js';
+import { Running } from './support/serve-process.js';
 import {
   assertRight,
   CHUNK,
@@ -180,6 +184,57 @@ test('a cache that is smaller than the memory is kept small, while guests get ev
     // What was removed from the cache is not kept in mappings either, and is fetched again.
     await assertRight(await served.guest());
     assert.ok((served.server.storage?.store.chunks ?? 0) > CHUNKS);
+  }));
+
+test('uffd serve: --once, --stats-json and uffd cache with a store', () =>
+  withSnapshot(async ({ directory, memory, index, cache, store }) => {
+    const [socket, stats] = [join(directory, 'once'), join(directory, 'stats')];
+    const places = ['--store', store.url, '--cache', cache, '--cache-size', '1G'];
+    const options = ['--socket', socket, '--memory', index, '--stats-json', stats, '--once', ...places];
+    const server = new Running(commandLine(['serve', ...options]));
+    try {
+      await server.says(`ready: ${socket}\n`);
+      const guest = new Guest({ socket, memory });
+      try {
+        await guest.handedOver;
+        await assertRight(guest);
+      } finally {
+        await guest.end();
+      }
+      assert.equal((await server.ended).code, 0);
+    } finally {
+      server.kill();
+    }
+    const { storage } = JSON.parse(readFileSync(stats, 'utf8'));
+    assert.deepEqual([storage.store.chunks, storage.cache.chunks, storage.waiting], [CHUNKS, 0, 0]);
+    const command = async (...args: string[]): Promise<string> => {
+      const { code, stdout, stderr } = await uffd(['cache', ...args]);
+      assert.equal(code, 0, stderr);
+      return stdout;
+    };
+    assert.deepEqual(JSON.parse(await command('info', cache, '--json')), {
+      ...{ cache, chunks: CHUNKS, bytes: storage.cacheBytes },
+    });
+    assert.match(await command('clear', cache), /14 chunks, .* were removed/);
+    assert.match(await command('info', cache), /0 chunks, 0 bytes/);
+    const before = store.requests.length;
+    const warm = ['warm', index, ...places, '--all', '--json'];
+    const first = JSON.parse(await command(...warm));
+    assert.deepEqual([first.fetchedChunks, first.cachedChunks], [CHUNKS, 0]);
+    const second = JSON.parse(await command(...warm));
+    assert.deepEqual([second.fetchedChunks, second.cachedChunks], [0, CHUNKS]);
+    assert.equal(store.requests.length, before + CHUNKS);
+  }));
+
+test('uffd cache does not touch what is no cache', () =>
+  withSnapshot(async ({ directory, memory }) => {
+    const missing = await uffd(['cache', 'info', join(directory, 'none')]);
+    assert.equal(missing.code, 1);
+    assert.match(missing.stderr, /there is no folder/);
+    const { code, stdout } = await uffd(['cache', 'clear', directory]);
+    assert.equal(code, 0);
+    assert.match(stdout, /0 chunks/);
+    assert.ok(statSync(memory).size > 0);
   }));
 
 test('an index without a store is refused', () =>
