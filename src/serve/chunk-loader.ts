@@ -85,8 +85,6 @@ interface Task {
   locked: number;
   /** The timer until it is tried again. */
   rest: NodeJS.Timeout | undefined;
-  /** Whether the last try has failed because of the store. */
-  storeFailed: boolean;
 }
 
 export class ChunkLoader {
@@ -97,6 +95,8 @@ export class ChunkLoader {
   readonly #demanded = new Set<Task>();
   readonly #ahead = new Set<Task>();
   readonly #resting = new Set<Task>();
+  /** Tasks that the store has failed, or is slow to answer. */
+  readonly #troubled = new Set<Task>();
   /** Why chunks cannot be had although the store answers, by id. */
   readonly #bad = new Map<string, string>();
   readonly #ended = new AbortController();
@@ -123,7 +123,7 @@ export class ChunkLoader {
     const known = this.#tasks.get(id);
     const task: Task = known ?? {
       ...{ id, image, chunk, places: [], demanded: false, sinceMs: performance.now() },
-      ...{ tries: 0, locked: 0, rest: undefined, storeFailed: false },
+      ...{ tries: 0, locked: 0, rest: undefined },
     };
     this.#tasks.set(id, task);
     if (!task.places.some((place) => place.image === image && place.chunk === chunk))
@@ -169,8 +169,12 @@ export class ChunkLoader {
       if (this.#running === 0) this.#drained();
       return;
     }
-    if (pauseMs === undefined) this.#tasks.delete(task.id);
-    else {
+    if (pauseMs === undefined) {
+      this.#tasks.delete(task.id);
+      // Another process may have fetched it.
+      this.#reportBad(task.id, undefined);
+      this.#untroubled(task);
+    } else {
       this.#resting.add(task);
       task.rest = setTimeout(() => this.#again(task), pauseMs);
     }
@@ -205,13 +209,14 @@ export class ChunkLoader {
       throw error;
     }
     this.#place(task, lock && this.#put(lock, bytes), bytes, this.counts.store);
-    this.#recovered(task);
+    this.#recovered();
     return undefined;
   }
 
-  async #fetch({ image, chunk }: Task, bytes: Uint8Array): Promise<void> {
+  async #fetch(task: Task, bytes: Uint8Array): Promise<void> {
+    const { image, chunk } = task;
     const slow = setTimeout(() => {
-      this.#options.report('store', `no answer for ${SLOW_MS / 1000} s; guests wait`);
+      this.#storeTroubles(task, `no answer for ${SLOW_MS / 1000} s; guests wait`);
     }, SLOW_MS);
     this.#fetching++;
     try {
@@ -272,7 +277,10 @@ export class ChunkLoader {
   }
 
   #map(image: LoadedImage, chunk: number, fd: number, length: number): boolean {
-    if (image.mapping.map(chunk, fd, length)) return true;
+    if (image.mapping.map(chunk, fd, length)) {
+      this.#options.report('mappings', undefined);
+      return true;
+    }
     this.#options.report(
       'mappings',
       'the kernel allows no more mappings, so further chunks are kept in memory; raise vm.max_map_count, or use larger chunks',
@@ -284,18 +292,31 @@ export class ChunkLoader {
   #failed(task: Task, error: Error): number {
     if (this.#ended.signal.aborted) return 0;
     this.counts.failed++;
-    task.storeFailed = !isAboutChunk(error);
-    if (task.storeFailed) this.#options.report('store', error.message);
-    else this.#reportBad(task.id, error.message);
+    if (isAboutChunk(error)) {
+      this.#reportBad(task.id, error.message);
+      this.#untroubled(task);
+    } else this.#storeTroubles(task, error.message);
     const pauseMs = Math.min(RETRY_MS * 2 ** task.tries++, RETRY_MOST_MS);
     return pauseMs * (0.5 + Math.random() / 2);
   }
 
+  #storeTroubles(task: Task, reason: string): void {
+    this.#troubled.add(task);
+    this.#options.report('store', reason);
+  }
+
+  /** The store does not trouble a task any more. */
+  #untroubled(task: Task): void {
+    if (this.#troubled.delete(task) && this.#troubled.size === 0) this.#options.report('store', undefined);
+  }
+
   /** The store has answered: what has failed because of it is tried again at once. */
-  #recovered(task: Task): void {
+  #recovered(): void {
+    if (this.#troubled.size === 0) return;
+    const troubled = [...this.#troubled];
+    this.#troubled.clear();
     this.#options.report('store', undefined);
-    this.#reportBad(task.id, undefined);
-    for (const other of [...this.#resting]) if (other.storeFailed) this.#again(other);
+    for (const task of troubled) this.#again(task);
   }
 
   #reportBad(id: string, message: string | undefined): void {

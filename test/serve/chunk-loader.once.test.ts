@@ -1,6 +1,7 @@
 // Chunks that are loaded for images: how often, in which order, and what happens if mappings run out.
 
 import { strict as assert } from 'node:assert';
+import { writeFileSync } from 'node:fs';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { view } from '../../shim/memory.js';
 import { ChunkCache } from '../../src/serve/chunk-cache.js';
@@ -159,6 +160,19 @@ test('without room for mappings chunks are kept in memory, which is reported, an
       [1, 2, 3, 4].map((chunk) => image.mapping.has(chunk)),
       [true, true, false, false],
     );
+    image.close();
+  }));
+
+test('a problem of the store is over when another process has put what was wanted into the cache', () =>
+  withLoader(async ({ store, cache, loader, troubles }) => {
+    const image = imageOf(store);
+    loader.want(image, 1, true);
+    writeFileSync(cache.pathOf(idOf(bytesOf(1), DIGEST)), bytesOf(1));
+    store.waiting.splice(0)[0]?.end(new StoreError('failed', 'no answer'));
+    await until(() => troubles.get('store') === 'no answer');
+    await until(() => image.mapping.has(1) && loader.inFlight.waiting === 0);
+    assert.equal(troubles.get('store'), undefined);
+    assertHas(image, 1);
     image.close();
   }));
 

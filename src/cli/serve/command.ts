@@ -80,8 +80,7 @@ Examples:
   uffd serve --socket vm.sock --memory snapshot.mem --prefetch first.trace
   uffd serve --vm socket=a.sock,memory=a.mem --vm socket=b.sock,memory=b.mem
   uffd serve --socket vm.sock --memory snapshot.mem --metrics 9100
-  uffd serve --socket vm.sock --memory vm.caibx --store s3://snapshots/chunks \
-    --cache /var/cache/uffd
+  uffd serve --socket vm.sock --memory vm.caibx --store chunks --cache cache
 
 docs/guides/serve-a-snapshot.md has the API calls in order; docs/firecracker.md
 has the jailer, privileges, failures and metrics.
