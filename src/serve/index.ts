@@ -10,7 +10,7 @@ export type { RefusedGuest, ServerEvents, Vm } from './events.js';
 export { type GuestSession as Session, type SessionEnd, SessionError } from './guest-session.js';
 export { type HandedOver, handOver } from './handoff-client.js';
 export { HandOffError, parseRegions, type Region } from './handoff-protocol.js';
-export { MemoryFileError } from './memory-file.js';
+export { type FileRange, MemoryFileError } from './memory-file.js';
 export { identify, type MemoryIdentity } from './memory-identity.js';
 export { notifySystemd } from './notify.js';
 export { RecordError } from './record-file.js';
