@@ -58,6 +58,11 @@ export interface LoaderOptions {
   readonly parallel: number;
   /** Reports a problem, or, without a reason, that it is over. */
   readonly report: (trouble: Trouble, reason: string | undefined) => void;
+  /**
+   * Milliseconds after which a chunk that another process fetches is fetched all the same: that process may be stopped.
+   * Default 10,000.
+   */
+  readonly lockedMostMs?: number;
 }
 
 /** Milliseconds until a failed chunk is tried again: they double, up to the second number. */
@@ -81,8 +86,9 @@ interface Task {
   demanded: boolean;
   readonly sinceMs: number;
   tries: number;
-  /** How often it was found locked. */
+  /** How often it was found locked, and since when. */
   locked: number;
+  lockedSinceMs: number;
   /** The timer until it is tried again. */
   rest: NodeJS.Timeout | undefined;
 }
@@ -123,7 +129,7 @@ export class ChunkLoader {
     const known = this.#tasks.get(id);
     const task: Task = known ?? {
       ...{ id, image, chunk, places: [], demanded: false, sinceMs: performance.now() },
-      ...{ tries: 0, locked: 0, rest: undefined },
+      ...{ tries: 0, locked: 0, lockedSinceMs: 0, rest: undefined },
     };
     this.#tasks.set(id, task);
     if (!task.places.some((place) => place.image === image && place.chunk === chunk))
@@ -131,6 +137,7 @@ export class ChunkLoader {
     if (!known || (demanded && !task.demanded)) {
       task.demanded ||= demanded;
       if (!known || this.#ahead.delete(task)) this.#queue(task);
+      else this.#again(task);
     }
     this.#next();
   }
@@ -199,9 +206,11 @@ export class ChunkLoader {
       this.#place(task, found, bytes, this.counts.cache);
       return undefined;
     }
-    const lock = this.#lock(id);
-    if (lock === 'locked') return Math.min(LOCKED_MS * 2 ** task.locked++, LOCKED_MOST_MS);
-    if (lock === 'came') return 0;
+    const locked = this.#lock(id);
+    if (locked === 'came') return 0;
+    if (locked === 'locked' && !this.#isOverdue(task))
+      return Math.min(LOCKED_MS * 2 ** task.locked++, LOCKED_MOST_MS);
+    const lock = locked === 'locked' ? undefined : locked;
     try {
       await this.#fetch(task, bytes);
     } catch (error) {
@@ -225,6 +234,14 @@ export class ChunkLoader {
       clearTimeout(slow);
       this.#fetching--;
     }
+  }
+
+  /** Whether another process has the lock of a chunk for too long. The chunk is then not put into the cache. */
+  #isOverdue(task: Task): boolean {
+    const { lockedMostMs = 10_000 } = this.#options;
+    const now = performance.now();
+    if (task.locked === 0) task.lockedSinceMs = now;
+    return now - task.lockedSinceMs >= lockedMostMs;
   }
 
   /** Undefined: the cache cannot be written to. */

@@ -89,7 +89,7 @@ async function withLoader(
     const [store, cache] = [new ManualStore(), new ChunkCache(directory, 2 ** 30)];
     const troubles = new Map<string, string | undefined>();
     const loader = new ChunkLoader({
-      ...{ cache, parallel: 4 },
+      ...{ cache, parallel: 4, lockedMostMs: 200 },
       report: (trouble, reason) => void troubles.set(trouble, reason),
     });
     try {
@@ -160,6 +160,20 @@ test('without room for mappings chunks are kept in memory, which is reported, an
       [1, 2, 3, 4].map((chunk) => image.mapping.has(chunk)),
       [true, true, false, false],
     );
+    image.close();
+  }));
+
+test('a chunk whose lock another process does not give back is fetched all the same', () =>
+  withLoader(async ({ store, cache, loader }) => {
+    const image = imageOf(store);
+    const lock = cache.lock(idOf(bytesOf(1), DIGEST));
+    assert.ok(typeof lock === 'object');
+    loader.want(image, 1, true);
+    await until(() => store.waiting.length === 1);
+    store.waiting.splice(0)[0]?.end();
+    await until(() => image.mapping.has(1));
+    assertHas(image, 1);
+    cache.unlock(lock);
     image.close();
   }));
 
