@@ -6,14 +6,14 @@ import { readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import * as assert from 'uvu/assert';
 import { inDirectory, sha256, uffd } from '../cli/support/command.js';
-import { skip, suite } from '../support/harness.js';
+import { leaveOut, suite } from '../support/harness.js';
 import { CHUNK, SPARSE_SIZE, writeSparse } from './support/memory.js';
 
 const test = suite('store/casync');
 
 function casync(folder: string, ...args: string[]): void {
   const { status, error, stderr } = spawnSync('casync', args, { cwd: folder, encoding: 'utf8' });
-  if ((error as NodeJS.ErrnoException | undefined)?.code === 'ENOENT') skip('casync is not installed');
+  if ((error as NodeJS.ErrnoException | undefined)?.code === 'ENOENT') leaveOut('casync is not installed');
   assert.is(status, 0, stderr);
 }
 

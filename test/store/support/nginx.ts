@@ -7,7 +7,7 @@ import { connect } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { freePort } from '../../support/free-port.js';
-import { skip } from '../../support/harness.js';
+import { leaveOut } from '../../support/harness.js';
 
 /**
  * Calls `body` with the URL of an nginx.
@@ -47,7 +47,7 @@ export async function withNginx(
     once(child, 'error').then(() => true),
     once(child, 'spawn').then(() => false),
   ]).catch(() => true);
-  if (failure) skip('nginx is not installed');
+  if (failure) leaveOut('nginx is not installed');
   const kill = (): void => void child.kill('SIGKILL');
   process.once('exit', kill);
   try {

@@ -4,7 +4,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { skip } from '../../support/harness.js';
+import { leaveOut } from '../../support/harness.js';
 
 /** Where .ci/run installs it: a virtual environment of Python. */
 const MOTO = process.env.UFFD_MOTO ?? join(tmpdir(), 'uffd-moto');
@@ -24,7 +24,7 @@ const AUTHORIZATION =
 /** Calls `body` with a server that has an empty bucket. Skips the test if moto is not installed. */
 export async function withS3(body: (server: S3Server) => Promise<void>): Promise<void> {
   const program = join(MOTO, 'bin/moto_server');
-  if (!existsSync(program)) skip(`there is no moto in ${MOTO}: see .ci/run`);
+  if (!existsSync(program)) leaveOut(`there is no moto in ${MOTO}: see .ci/run`);
   const child = spawn(program, ['-H', '127.0.0.1', '-p', '0'], {
     env: { ...process.env, INITIAL_NO_AUTH_ACTION_COUNT: SETUP_ACTIONS, PYTHONUNBUFFERED: '1' },
     stdio: ['ignore', 'pipe', 'pipe'],
