@@ -281,9 +281,9 @@ export class BudgetShare {
   }
 
   /** Whether it may take what is free. Others that need it and hold less than their fair share come first. */
-  #mayGrow({ faults, fetched }: Usage): boolean {
+  #mayGrow({ faults, fetched, waiting }: Usage): boolean {
     if (Atomics.load(this.#words, Word.FREE) < this.#block) return false;
-    if (faults + fetched === this.#used && this.#isQuiet()) return false;
+    if (waiting === 0 && faults + fetched === this.#used && this.#isQuiet()) return false;
     return this.#held + this.#block <= this.#fair || !this.#others().entitled;
   }
 

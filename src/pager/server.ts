@@ -221,6 +221,8 @@ export class PagerServer implements Effects {
       // What is asked for may need room, and so more writes.
       for (const wanted of this.#wanted) this.#proceed(wanted);
     } while (this.#canWrite() || this.#endFlush());
+    // While memory of a shared limit is free, what waits for room takes that, and not the room of other blocks.
+    while (this.#parts.share && this.#usage.waiting > 0 && this.#takeShare()) {}
     this.#parts.settled?.();
   }
 
@@ -235,17 +237,19 @@ export class PagerServer implements Effects {
     return { reserved, pinned, faults, fetched, evicted, waiting } as Usage;
   }
 
-  /** Takes more of a shared limit before memory runs short, and returns what is free. */
-  #takeShare(): void {
+  /** Takes more of a shared limit before memory runs short, and returns what is free. True: it has more now. */
+  #takeShare(): boolean {
     const { share } = this.#parts;
-    if (share) this.#limitTo(share.attend(this.#usage));
+    return share !== undefined && this.#limitTo(share.attend(this.#usage));
   }
 
-  #limitTo(blocks: number): void {
+  #limitTo(blocks: number): boolean {
+    const before = this.#limit;
     const limit = Math.min(blocks, this.#most);
-    if (limit === this.#limit) return;
+    if (limit === before) return false;
     this.#limit = limit;
     this.#engine.limit(limit);
+    return limit > before;
   }
 
   // ---- what the program asks for -------------------------------------------------------------------------
