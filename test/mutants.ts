@@ -88,8 +88,8 @@ const MUTANTS: Mutant[] = [
   {
     breaks: 'a failed request is made again',
     file: 'pager/index.ts',
-    from: '    one.phase = Phase.QUEUED;\n',
-    to: '',
+    from: 'one.due <= now) one.phase = Phase.QUEUED;',
+    to: 'one.due <= now) one.due = now + 1000;',
     test: 'pager/worlds',
   },
   {

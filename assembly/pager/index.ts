@@ -188,7 +188,7 @@ export function pagerNext(): PagerAction {
 function report(): void {
   const all = out();
   all.reserved = reserved;
-  all.dirty = dirtyCount;
+  all.dirty = dirtyCount + writing;
   all.pinned = pinnedBlocks;
   all.limit = limit;
   all.waiting = count(List.WANTED);

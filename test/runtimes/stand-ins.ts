@@ -81,7 +81,7 @@ export const strict = {
   },
 };
 
-// ---- node:fs, node:net, node:url, node:timers/promises -----------------------------------------------------
+// ---- node:fs, node:net, node:url, node:timers/promises, node:worker_threads --------------------------------
 
 export const fileURLToPath = String;
 
@@ -98,6 +98,7 @@ export const [execFileSync, spawn, once] = Array(3).fill(needs('other processes'
 export const createRequire = needs('native code');
 export const createServer = needs('sockets');
 export const constants = {};
+export const isMainThread = true;
 
 // ---- binaryen ----------------------------------------------------------------------------------------------
 
