@@ -161,6 +161,7 @@ const STAND_INS = [
   'path',
   'url',
   'timers/promises',
+  'worker_threads',
 ];
 
 /** The files for the bare names that a page imports, and for the modules that stand-ins replace. */
