@@ -1,5 +1,5 @@
 // Bundles the tool with esbuild, rollup and webpack, as an ES module and as CommonJS: dist/<bundler>-<format>/tool.mjs or
-// tool.cjs, and koffi's binary beside it. Whoever publishes a tool does one of these.
+// tool.cjs, and koffi's binary beside it. The author of a tool does one of these.
 
 import { copyFileSync, mkdirSync } from 'node:fs';
 import { builtinModules } from 'node:module';

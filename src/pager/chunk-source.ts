@@ -147,7 +147,7 @@ class Chunks implements OpenSource {
   }
 }
 
-/** That a chunk is missing or damaged may pass: somebody may pack it again. */
+/** A missing or damaged chunk is not a permanent failure, because another pack may write it again. */
 function sourceError(error: unknown): unknown {
   if (error instanceof StoreError || error instanceof DamagedChunkError)
     return new SourceError(error.message, false, { cause: error });

@@ -4,7 +4,7 @@
 //  - Chunks that threads of guests wait for come first, then those of the working set, in its order.
 //  - A chunk is loaded once, however many guests and images want it; among processes the cache's lock sees to that.
 //  - Nothing that a chunk needs fails for good: it is tried again, with growing pauses, for as long as the server runs.
-//    Whoever waits decides how long it does. What is wrong is reported as a problem until it is over.
+//    A guest's handler has its own deadline. A failure is reported as a problem until it is over.
 //  - A chunk is verified before it enters an image. One that cannot be written to the cache is kept in memory.
 
 import { setMaxListeners } from 'node:events';
@@ -59,8 +59,8 @@ export interface LoaderOptions {
   /** Reports a problem, or, without a reason, that it is over. */
   readonly report: (trouble: Trouble, reason: string | undefined) => void;
   /**
-   * Milliseconds after which a chunk that another process fetches is fetched all the same: that process may be stopped.
-   * Default 10,000.
+   * Milliseconds for which another process may hold the lock of a chunk. After that, this one fetches the chunk, too,
+   * because the other may have been stopped. Default 10,000.
    */
   readonly lockedMostMs?: number;
 }

@@ -116,6 +116,17 @@ export class HttpClient {
     });
   }
 
+  /** Whether a HEAD request finds an object. Without the right to list a bucket, S3 answers 403 for what is not there. */
+  async has(errand: Errand): Promise<boolean> {
+    try {
+      await this.call(errand);
+      return true;
+    } catch (error) {
+      if (error instanceof StoreError && ['missing', 'refused'].includes(error.kind)) return false;
+      throw error;
+    }
+  }
+
   /** Reads a part of an object. @throws as `call` */
   async range(
     errand: Omit<Errand, 'most' | 'again'>,

@@ -35,14 +35,8 @@ export class HttpStore implements Store {
     return this.#client.range(this.#errand('GET', key, 0, signal), offset, length, version);
   }
 
-  async has(key: string, signal?: AbortSignal): Promise<boolean> {
-    try {
-      await this.#client.call(this.#errand('HEAD', key, 0, signal));
-      return true;
-    } catch (error) {
-      if (error instanceof StoreError && ['missing', 'refused'].includes(error.kind)) return false;
-      throw error;
-    }
+  has(key: string, signal?: AbortSignal): Promise<boolean> {
+    return this.#client.has(this.#errand('HEAD', key, 0, signal));
   }
 
   async put(key: string, bytes: Uint8Array, signal?: AbortSignal): Promise<void> {

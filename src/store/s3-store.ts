@@ -66,15 +66,8 @@ export class S3Store implements Store {
     return this.#client.range(this.#errand('GET', key, 0, signal), offset, length, version);
   }
 
-  async has(key: string, signal?: AbortSignal): Promise<boolean> {
-    try {
-      await this.#client.call(this.#errand('HEAD', key, Number.POSITIVE_INFINITY, signal));
-      return true;
-    } catch (error) {
-      // Without the right to list the bucket, S3 answers 403 for what is not there.
-      if (error instanceof StoreError && ['missing', 'refused'].includes(error.kind)) return false;
-      throw error;
-    }
+  has(key: string, signal?: AbortSignal): Promise<boolean> {
+    return this.#client.has(this.#errand('HEAD', key, Number.POSITIVE_INFINITY, signal));
   }
 
   async put(key: string, bytes: Uint8Array, signal?: AbortSignal): Promise<void> {

@@ -126,7 +126,7 @@ test('a file that is no overlay, or that of another source, is refused, and not 
   });
 });
 
-test('identities that are too long for the header are told apart', async () => {
+test('two identities that are too long for the header are not confused', async () => {
   await withPath((path) => {
     const long = 'é'.repeat(3000);
     Overlay.open(path, { ...OF, identity: long }, PROCESS).close();

@@ -74,7 +74,7 @@ test('a function decides each time, until it says poison', async () => {
   assert.equal(code, 'SIGBUS');
 });
 
-test('a failure that passes is told once for each reason, and the bytes are right', async () => {
+test('a temporary failure is reported once for each reason, and the bytes are right', async () => {
   needKernel();
   const { code, stdout, stderr } = await program('passes');
   assert.equal(stdout, 'failures true\nread -1\nclosed\n', stderr);

@@ -13,7 +13,7 @@ import { dataOf, MIB, program, withPager } from './support/pager-tools.js';
 const test = suite('pager/lifetime');
 const SIZE = 4 * MIB;
 
-/** A source that takes changes, and answers only when it is told. */
+/** A source and sink whose `sync` resolves only when the test calls `release`. */
 function held(): CustomSource & Sink & { release(): void; calls: number } {
   const waiting: (() => void)[] = [];
   const wait = (): Promise<void> => new Promise((resolve) => waiting.push(resolve));

@@ -1,4 +1,4 @@
-// A control group refuses memory to a pager: its threads wait, the user is told, and no byte is wrong.
+// A pager reaches the memory limit of its control group: threads wait, stderr says why, and no byte is wrong.
 
 import { strict as assert } from 'node:assert';
 import { readFileSync, truncateSync, writeFileSync } from 'node:fs';
