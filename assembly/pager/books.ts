@@ -83,10 +83,12 @@ export class Slot {
   pins: u32;
   /** Number of the request that reads it, while it is FETCHING. */
   request: u32;
-  /** Faults in a row that came although it was mapped. */
+  /** When it was mapped last, in milliseconds, modulo 2^32. */
+  mappedAt: u32;
+  /** Faults in a row that came shortly after it was mapped. */
   stale: u32;
 }
-const SLOT_BYTES: usize = 48;
+const SLOT_BYTES: usize = 52;
 
 let slots: usize = 0;
 /** The highest index of a slot. */

@@ -102,10 +102,12 @@ const EVICTED_MOST: u32 = 4096;
  */
 const LATE_MS: f64 = 50;
 /**
- * A fault of a block that is mapped has usually been answered since it was read: several threads wanted the block. Its
- * thread touches the block again. If this many come in a row, the block table may be wrong, and the block is mapped
- * again.
+ * A fault of a block that was mapped up to this many milliseconds ago has usually been answered since it was read: several
+ * threads wanted the block. Its thread touches the block again. Later, the kernel has taken the mapping away, as it
+ * does to swap memory out, and the block is mapped again.
  */
+const STALE_MS: u32 = 2;
+/** If this many such faults come in a row, the block is mapped again too. */
 const STALE_MOST: u32 = 8;
 /** A block is tried again this many milliseconds after a failed write. */
 const WRITE_DELAY_MS: f64 = 100;
@@ -208,20 +210,24 @@ function nextDue(): f64 {
 
 /** When the time of a request that is under way is up; infinite: never. */
 function expiryOf(one: Request): f64 {
-  if (one.phase != Phase.ACTIVE || one.awaited == 0) return NEVER;
+  if (one.phase != Phase.ACTIVE) return NEVER;
   if (!(options & PagerOption.MAY_STALL) || options & PagerOption.RETRY_FOREVER) return NEVER;
   return one.late > 0 ? one.late + LATE_MS : one.since + deadlineMs;
 }
 
-/** The source has not answered in time. */
+/**
+ * The source has not answered in time. Blocks that were read ahead are not wanted any more: their request would keep
+ * others waiting.
+ */
 function expire(id: u32): void {
   const one = request(id);
   if (one.late == 0) {
     one.late = max(now, 0.001);
     return;
   }
-  out().failures++;
-  emit(PagerAction.EXPIRE, one.block + one.done, one.count - one.done, id);
+  if (one.awaited != 0) out().failures++;
+  const action = one.awaited != 0 ? PagerAction.EXPIRE : PagerAction.CANCEL;
+  emit(action, one.block + one.done, one.count - one.done, id);
   for (; one.done < one.count; one.done++) {
     const index = find(one.block + one.done);
     if (isAwaited(index)) poison(index);
@@ -308,7 +314,11 @@ function touch(index: u32, write: bool): void {
     addDirty(index);
     if (slot.flags & Flag.MAPPED) emit(PagerAction.UNPROTECT, slot.block);
     else mapOne(index);
-  } else if (slot.flags & Flag.MAPPED && ++slot.stale % STALE_MOST != 0) {
+  } else if (
+    slot.flags & Flag.MAPPED &&
+    milliseconds() - slot.mappedAt <= STALE_MS &&
+    ++slot.stale % STALE_MOST != 0
+  ) {
     emit(PagerAction.WAKE, slot.block);
   } else if (slot.flags & Flag.DIRTY) {
     mapOne(index);
@@ -316,6 +326,10 @@ function touch(index: u32, write: bool): void {
     mapRun(index);
   }
   if (marked) readAhead(slot.block);
+}
+
+function milliseconds(): u32 {
+  return <u32>(<u64>now);
 }
 
 function isWritable(): bool {
@@ -326,6 +340,7 @@ function isWritable(): bool {
 function mapOne(index: u32): void {
   const slot = at(index);
   slot.flags |= Flag.MAPPED;
+  slot.mappedAt = milliseconds();
   slot.stale = 0;
   const open = !isWritable() || (slot.flags & Flag.DIRTY && slot.state != State.WRITING);
   emit(open ? PagerAction.MAP : PagerAction.MAP_PROTECTED, slot.block);

@@ -20,6 +20,7 @@ export interface CustomSource {
    * @throws any error: the read is tried again, unless the error has a property `permanent` that is true
    */
   read(offset: number, into: Uint8Array, signal: AbortSignal): Promise<void> | void;
+  /** Called when the pager has ended, if the source runs in the pager's thread. A source of the program is the program's. */
   close?(): void;
 }
 

@@ -100,7 +100,8 @@ class PagerThread {
     this.#eventfd = plan.eventfd;
     let recorder: TraceWriter | undefined;
     try {
-      if (record !== undefined) recorder = TraceWriter.toFile(record);
+      // A warning of Node's would be printed when this thread has nothing to do: for a file, at its end.
+      if (record !== undefined) recorder = TraceWriter.toFile(record, { warn: (text) => void say(text) });
       this.#memory = new PagedMemory(source.size, requestBytes(blockSize), {
         writable: writable !== undefined,
         userModeOnly: plan.userModeOnly,

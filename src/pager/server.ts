@@ -122,6 +122,8 @@ export class PagerServer implements Effects {
   readonly #jobs: Job[] = [];
   readonly #reads = new Map<number, AbortController>();
   readonly #wanted = new Set<Wanted>();
+  /** Whether a read was given up, or a block poisoned: the program may wait for it. Any input may find a deadline over. */
+  #hasGivenUp = false;
   /** Who waits for the flush that is under way; undefined: none is. */
   #flushing: ((error?: unknown) => void)[] | undefined;
   /** Who waits for the next one: a flush writes what was changed before it began, so that it ends. */
@@ -214,15 +216,18 @@ export class PagerServer implements Effects {
 
   /** To call after each input of the engine: writes what it wants written, and answers the program. */
   #settle(): void {
-    this.#takeShare();
     do {
-      this.#beginFlush();
-      while (this.#canWrite()) this.#writeNext();
-      // What is asked for may need room, and so more writes.
-      for (const wanted of this.#wanted) this.#proceed(wanted);
-    } while (this.#canWrite() || this.#endFlush());
-    // While memory of a shared limit is free, what waits for room takes that, and not the room of other blocks.
-    while (this.#parts.share && this.#usage.waiting > 0 && this.#takeShare()) {}
+      this.#hasGivenUp = false;
+      this.#takeShare();
+      do {
+        this.#beginFlush();
+        while (this.#canWrite()) this.#writeNext();
+        // What is asked for may need room, and so more writes.
+        for (const wanted of this.#wanted) this.#proceed(wanted);
+      } while (this.#canWrite() || this.#endFlush());
+      // While memory of a shared limit is free, what waits for room takes that, and not the room of other blocks.
+      while (this.#parts.share && this.#usage.waiting > 0 && this.#takeShare()) {}
+    } while (this.#hasGivenUp);
     this.#parts.settled?.();
   }
 
@@ -485,6 +490,7 @@ export class PagerServer implements Effects {
   }
 
   cancel(id: number): void {
+    this.#hasGivenUp = true;
     this.#reads.get(id)?.abort(new Error('not needed any more'));
     this.#reads.delete(id);
     const job = this.#jobs.findIndex((one) => one.id === id);
@@ -543,6 +549,7 @@ export class PagerServer implements Effects {
   }
 
   poison(block: number, count: number): void {
+    this.#hasGivenUp = true;
     this.#attempt(block, count, (offset, length) => this.#memory.poison(offset, length));
   }
 

@@ -88,6 +88,31 @@ test('a temporary failure is reported once for each reason, and the bytes are ri
   assert.equal(lines.at(-1), 'userfaultfd: the data can be read again');
 });
 
+test('a failure whose message differs in a number alone is printed once', async () => {
+  needKernel();
+  const { code, stdout, stderr } = await program('fails-by-numbers');
+  assert.equal(stdout, 'byte 1, reads true\n', stderr);
+  assert.equal(code, 0, stderr);
+  assert.match(
+    stderr,
+    /^userfaultfd: bytes 0 to \d+ cannot be read: attempt 1 came to nothing; it is tried again[^\n]*\nuserfaultfd: the data can be read again\n$/,
+  );
+});
+
+for (const kind of ['file', 'module'] as const) {
+  test(`a recording of a ${kind} that cannot be written is told once, and the pager goes on`, async () => {
+    needKernel();
+    await inDirectory(async (directory) => {
+      const path = join(directory, 'data');
+      writeFileSync(path, dataOf(4 * MIB));
+      const { code, stdout, stderr } = await program('record-into-full-disk', [kind === 'file' ? path : '']);
+      assert.equal(stdout, 'wrong -1\n', stderr);
+      assert.equal(code, 0, stderr);
+      assert.match(stderr, /^userfaultfd: the recording of a trace has ended: ENOSPC[^\n]*\n$/);
+    });
+  });
+}
+
 test('memory that was closed: no view, and SIGSEGV for a view of before', async () => {
   needKernel();
   const { code, stdout } = await program('touch-after-close');

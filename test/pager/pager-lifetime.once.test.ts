@@ -2,12 +2,15 @@
 // mistakes in its calls.
 
 import { strict as assert } from 'node:assert';
+import { spawnSync } from 'node:child_process';
 import { closeSync, fstatSync, openSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { type CustomSource, Pager, type Sink } from '../../src/pager/index.js';
+import * as memory from '../../shim/memory.js';
+import { type CustomSource, moduleSource, Pager, type Sink } from '../../src/pager/index.js';
 import { inDirectory, needKernel } from '../cli/support/command.js';
 import { suite } from '../support/harness.js';
 import { needKernelFaults } from '../support/real-kernel.js';
+import { CLOSE_THROWS, CLOSED, controlOf, SOURCE } from './support/pager-source.js';
 import { dataOf, MIB, program, withPager } from './support/pager-tools.js';
 
 const test = suite('pager/lifetime');
@@ -133,6 +136,120 @@ test('a source that does not answer: what is asked of it is poisoned after the d
   await withPager({ source, resident: MIB, deadlineMs: 50 }, 0, async (pager) => {
     await assert.rejects(() => pager.withPinned({ length: 1 }, () => {}), /has not answered for 50 ms/);
     assert.equal(pager.stats.poisonedBytes, pager.blockSize);
+  });
+});
+
+test('a source whose close throws: the pager is closed all the same', async () => {
+  needKernelFaults();
+  const control = controlOf(SIZE);
+  control.words[CLOSE_THROWS] = 1;
+  const pager = await Pager.open({ source: moduleSource(SOURCE, control), resident: MIB });
+  await pager.prefetch({ length: 1 });
+  await pager.close();
+  assert.equal(Atomics.load(control.words, CLOSED), 1);
+  assert.throws(() => pager.bytes, { code: 'ERR_INVALID_STATE' });
+});
+
+test('an onError that returns a promise is a mistake that is told, and does not count as retry', async () => {
+  needKernelFaults();
+  const source: CustomSource = {
+    size: SIZE,
+    read() {
+      throw new Error('the test has said so');
+    },
+  };
+  const told: unknown[] = [];
+  const listen = (error: unknown): void => void told.push(error);
+  process.once('uncaughtException', listen);
+  try {
+    const onError = (async () => 'retry') as never;
+    await withPager({ source, resident: MIB, onError }, 0, async (pager) => {
+      pager.prefetch({ length: 1 }).catch(() => {});
+      await until(() => told.length > 0);
+      assert.match(String(told[0]), /onError returns.*no promise/);
+    });
+  } finally {
+    process.off('uncaughtException', listen);
+  }
+});
+
+for (const [name, thrown] of [
+  ['a function', () => {}],
+  [
+    'an error that holds one',
+    Object.assign(new Error('it holds a function'), { cause: () => {}, permanent: true }),
+  ],
+  ['a symbol', Symbol('wrong')],
+] as const) {
+  test(`a source that throws ${name}, which cannot be sent to another thread: the read fails, the pager goes on`, async () => {
+    needKernelFaults();
+    let isBroken = true;
+    const source: CustomSource = {
+      size: SIZE,
+      read(_, into) {
+        if (isBroken) throw thrown;
+        into.fill(1);
+      },
+    };
+    await withPager({ source, resident: MIB, onError: 'poison' }, 0, async (pager) => {
+      await assert.rejects(() => pager.withPinned({ length: 1 }, () => {}), /cannot be read/);
+      isBroken = false;
+      await pager.withPinned({ length: 1 }, () => assert.equal(pager.bytes[0], 1));
+    });
+  });
+}
+
+test('what is read ahead and not answered does not keep others waiting beyond the deadline', async () => {
+  needKernelFaults();
+  const block = 65536;
+  const far = 40 * block;
+  let stalled = 0;
+  const source: CustomSource = {
+    size: 64 * block,
+    parallel: 1,
+    read(offset, into, signal) {
+      if (offset < 3 * block || offset >= far) return void into.fill(1);
+      stalled++;
+      return new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)));
+    },
+  };
+  await withPager({ source, resident: SIZE, deadlineMs: 100 }, 1, async (pager, user) => {
+    for (let offset = 0; stalled === 0; offset += block) await user?.hash(offset, block);
+    await pager.prefetch({ offset: far, length: 1 });
+    await pager.withPinned({ offset: far, length: 1 }, () => assert.equal(pager.bytes[far], 1));
+  });
+});
+
+test('a program from the command line (node --input-type=module) opens a pager', () => {
+  needKernel();
+  const code = `import { Pager } from ${JSON.stringify(new URL('../../src/pager/index.js', import.meta.url).href)};
+    const pager = await Pager.open({ source: { size: 4096, read: (_, into) => void into.fill(3) }, resident: 1 << 20 });
+    await pager.withPinned({ length: 1 }, () => console.log(pager.bytes[4095]));
+    await pager.close();`;
+  const conditions = process.execArgv.filter((argument) => argument.startsWith('--'));
+  const line = [...conditions, '--input-type=module', '-e', code];
+  const ran = spawnSync(process.execPath, line, { encoding: 'utf8', timeout: 30_000 });
+  assert.equal(ran.stdout, '3\n', ran.stderr);
+  assert.equal(ran.status, 0, ran.stderr);
+});
+
+test('blocks whose mapping the kernel took away are mapped again at their first fault', async () => {
+  needKernelFaults();
+  const source: CustomSource = { size: MIB, read: (_, into) => void into.fill(1) };
+  await withPager({ source, resident: 2 * MIB, blockSize: 4096 }, 1, async (pager, user) => {
+    await pager.prefetch();
+    for (let round = 0; round < 3; round++) {
+      await user?.hash(0, MIB);
+      // What was mapped just now may have threads that were about to be woken.
+      const mapped = performance.now();
+      await until(() => performance.now() - mapped > 5);
+      const { faults } = pager.stats;
+      // As the kernel does when it swaps shared memory out, or collapses it into huge pages.
+      memory.madvise(pager.address, MIB, memory.MADV_DONTNEED);
+      await user?.hash(0, MIB);
+      const more = pager.stats.faults - faults;
+      assert.ok(more >= MIB / 4096 && more < 1.5 * (MIB / 4096), `${more} faults`);
+    }
   });
 });
 

@@ -78,7 +78,7 @@ const KINDS: Record<string, Omit<PagerWorld, 'seed'> & { worlds?: number }> = {
     ...{ stall: 0.2, deadlineMs: 2, readFailure: 0.1, commands: true, resident: 6 },
   },
   'a source that does not answer, in order': {
-    ...{ stall: 0.1, deadlineMs: 2, sequential: true, blocks: 24, resident: 16 },
+    ...{ stall: 0.1, deadlineMs: 2, sequential: true, blocks: 24, resident: 16, commands: true },
   },
   // Each of these worlds takes as long as fifty others.
   'more is asked for than the table of blocks holds': {

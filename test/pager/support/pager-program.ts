@@ -138,6 +138,30 @@ const CASES: Record<string, () => unknown> = {
     say('closed');
   },
 
+  /** Messages that differ in a number alone. */
+  async 'fails-by-numbers'() {
+    let reads = 0;
+    const source = {
+      size: 4 * MIB,
+      read(_: number, into: Uint8Array): void {
+        if (++reads <= 5) throw new Error(`attempt ${reads} came to nothing`);
+        into.fill(1);
+      },
+    };
+    const pager = await Pager.open({ source, resident: MIB });
+    await pager.withPinned({ length: 1 }, () => say(`byte ${pager.bytes[0]}, reads ${reads >= 6}`));
+    await pager.close();
+  },
+
+  /** The disk of the recording is full; `first`: the file to page, or nothing for a module. */
+  async 'record-into-full-disk'() {
+    const control = controlOf(4 * MIB);
+    const source = first ? fileSource(first) : moduleSource(SOURCE, control);
+    const pager = await Pager.open({ source, resident: MIB, record: '/dev/full' });
+    say(`wrong ${wrongByte(pager.view(0, 4 * MIB), 0)}`);
+    await pager.close();
+  },
+
   async 'touch-after-close'() {
     const { pager } = await controlled();
     const view = pager.view(0, 100);

@@ -35,6 +35,8 @@ const UNDER_WAY = 2;
 export const MOST_UNDER_WAY = 3;
 export const ABORTED = 4;
 export const CLOSED = 5;
+/** Not 0: its `close` throws. */
+export const CLOSE_THROWS = 6;
 
 export function controlOf(size: number, parallel?: number): Control {
   const words = new Int32Array(new SharedArrayBuffer(64));
@@ -75,7 +77,10 @@ export default function make({ size, parallel, words }: Control): CustomSource {
         Atomics.sub(words, UNDER_WAY, 1);
       }
     },
-    close: () => Atomics.store(words, CLOSED, 1),
+    close() {
+      Atomics.store(words, CLOSED, 1);
+      if (Atomics.load(words, CLOSE_THROWS)) throw new Error('the test closes badly');
+    },
   };
 }
 
