@@ -35,6 +35,10 @@ export class FallbackStore implements Store {
     return this.#first.has(key, signal);
   }
 
+  writtenMs(key: string, signal?: AbortSignal): Promise<number | undefined> {
+    return this.#first.writtenMs(key, signal);
+  }
+
   put(key: string, bytes: Uint8Array, signal?: AbortSignal): Promise<void> {
     return this.#first.put(key, bytes, signal);
   }

@@ -71,11 +71,15 @@ export class FolderStore implements Store {
   }
 
   async has(key: string, signal?: AbortSignal): Promise<boolean> {
+    return (await this.writtenMs(key, signal)) !== undefined;
+  }
+
+  async writtenMs(key: string, signal?: AbortSignal): Promise<number | undefined> {
     signal?.throwIfAborted();
     checkKey(key);
     const stat = this.#tried(key, () => statSync(this.#path(key), { throwIfNoEntry: false }));
     // An empty file is what a loss of power can leave of one that was just written.
-    return stat?.isFile() === true && stat.size > 0;
+    return stat?.isFile() === true && stat.size > 0 ? stat.mtimeMs : undefined;
   }
 
   async put(key: string, bytes: Uint8Array, signal?: AbortSignal): Promise<void> {

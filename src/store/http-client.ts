@@ -118,11 +118,17 @@ export class HttpClient {
 
   /** Whether a HEAD request finds an object. Without the right to list a bucket, S3 answers 403 for what is not there. */
   async has(errand: Errand): Promise<boolean> {
+    return (await this.writtenMs(errand)) !== undefined;
+  }
+
+  /** As `Store.writtenMs`, by a HEAD request. */
+  async writtenMs(errand: Errand): Promise<number | undefined> {
     try {
-      await this.call(errand);
-      return true;
+      const { headers } = await this.call(errand);
+      const written = Date.parse(`${headers['last-modified'] ?? ''}`);
+      return Number.isNaN(written) ? Number.POSITIVE_INFINITY : written;
     } catch (error) {
-      if (error instanceof StoreError && ['missing', 'refused'].includes(error.kind)) return false;
+      if (error instanceof StoreError && ['missing', 'refused'].includes(error.kind)) return undefined;
       throw error;
     }
   }

@@ -39,6 +39,10 @@ export class HttpStore implements Store {
     return this.#client.has(this.#errand('HEAD', key, 0, signal));
   }
 
+  writtenMs(key: string, signal?: AbortSignal): Promise<number | undefined> {
+    return this.#client.writtenMs(this.#errand('HEAD', key, 0, signal));
+  }
+
   async put(key: string, bytes: Uint8Array, signal?: AbortSignal): Promise<void> {
     await this.#client.call(this.#errand('PUT', key, 1 << 20, signal, bytes));
   }

@@ -26,8 +26,15 @@ export { MemoryImage, MemoryImageError } from './memory-image.js';
 export { openStore, readPlace, writePlace } from './open-store.js';
 export { checkStoreOptions, type StoreOptions } from './options.js';
 export { type PackCounts, type PackOptions, pack } from './pack.js';
-export { GRACE_MS, type PruneCounts, type PruneOptions, prune } from './prune.js';
-export { type Abilities, type ListedObject, type ObjectRange, type Store, StoreError } from './store.js';
+export { type PruneCounts, type PruneOptions, prune } from './prune.js';
+export {
+  type Abilities,
+  GRACE_MS,
+  type ListedObject,
+  type ObjectRange,
+  type Store,
+  StoreError,
+} from './store.js';
 export { type UnpackCounts, type UnpackOptions, unpack } from './unpack.js';
 export { type BadChunk, type VerifyCounts, type VerifyOptions, verify } from './verify.js';
 export {

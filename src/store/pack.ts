@@ -1,5 +1,9 @@
 // Splits memory into chunks, and writes those that a store lacks. The index is made last, so it never names a chunk that
 // is not there.
+//
+// Rule: `prune` may run at the same time. It does not know the index that is being made, and leaves only young chunks
+// alone. So a chunk that the store has is written again if it is not young, and before the index is made, each chunk
+// that the store had is looked for once more.
 
 import { setImmediate as turn } from 'node:timers/promises';
 import { UnsupportedError } from '../kernel/port.js';
@@ -17,7 +21,7 @@ import {
 import { type Compressor, openCompressor } from './compression.js';
 import type { MemoryImage } from './memory-image.js';
 import { type TaskPool, tasksFor, withTasks } from './parallel.js';
-import type { Store } from './store.js';
+import { GRACE_MS, type Store, StoreError } from './store.js';
 
 export interface PackOptions {
   /** Bytes of a chunk: a multiple of 4096. Default 512 KiB. */
@@ -39,7 +43,10 @@ export interface PackCounts {
   readonly zeroChunks: number;
   /** Different chunks, that of zeros included. */
   readonly distinctChunks: number;
-  /** Of these, what the store already had, and what was written to it. */
+  /**
+   * Of these, what the store already had, and what was written to it. A chunk that it had for half of the default grace
+   * period of `prune` is written again.
+   */
   readonly presentChunks: number;
   readonly storedChunks: number;
   /** Compressed bytes that were written to the store. */
@@ -48,6 +55,8 @@ export interface PackCounts {
 
 /** zstd's default, and casync's. */
 const LEVEL = 3;
+/** A chunk of this age, in milliseconds, is written again, so that `prune` leaves it for as long once more. */
+const REWRITTEN_MS = GRACE_MS / 2;
 
 /**
  * Packs memory into a store. Chunks that the store has are not sent again, so an interrupted call is resumed by calling
@@ -75,6 +84,7 @@ export async function pack(
     options.progress?.(packing.counts);
     image.checkUnchanged();
     await store.sync();
+    await withTasks(store.parallel, signal, (pool) => packing.check(pool));
     return { index: encodeIndex(packing.index), counts: packing.counts };
   } finally {
     compressor.close();
@@ -90,11 +100,12 @@ class Packing {
   readonly #zero: ReturnType<typeof zeroIds>;
   readonly #zeros: Buffer;
   readonly #seen = new Set<string>();
+  /** Chunks that the store had, and that were not written again. */
+  readonly #present: string[] = [];
   /** Memory of chunks that are done. */
   readonly #free: Buffer[] = [];
   #doneBytes = 0;
   #zeroChunks = 0;
-  #presentChunks = 0;
   #storedChunks = 0;
   #storedBytes = 0;
 
@@ -124,7 +135,7 @@ class Packing {
       chunks: this.index.count,
       zeroChunks: this.#zeroChunks,
       distinctChunks: this.#seen.size,
-      presentChunks: this.#presentChunks,
+      presentChunks: this.#present.length,
       storedChunks: this.#storedChunks,
       storedBytes: this.#storedBytes,
     };
@@ -163,10 +174,24 @@ class Packing {
     });
   }
 
+  /** @throws StoreError if a chunk that the store had is gone */
+  async check(pool: TaskPool): Promise<void> {
+    for (const key of this.#present) {
+      await pool.start(async (signal) => {
+        if (await this.#store.has(key, signal)) return;
+        throw new StoreError(
+          'missing',
+          `${this.#store.name}/${key} was there, and was removed while memory was packed: pack it again, and let a prune keep what is younger than a day`,
+        );
+      });
+    }
+  }
+
   async #keep(id: string, bytes: Uint8Array, signal: AbortSignal): Promise<void> {
     const key = chunkKey(id);
-    if (await this.#store.has(key, signal)) {
-      this.#presentChunks++;
+    const written = await this.#store.writtenMs(key, signal);
+    if (written !== undefined && written > Date.now() - REWRITTEN_MS) {
+      this.#present.push(key);
       return;
     }
     const frame = await this.#compressor.compressLater(bytes, LEVEL);

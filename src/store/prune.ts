@@ -1,8 +1,11 @@
 // Removes chunks that no index names.
+//
+// Rule: a chunk that a running `pack` uses again is written again, and so is young. So the time of each chunk is looked
+// up once more just before it is removed.
 
 import { type ChunkIndex, chunkId, idOfKey } from './chunk-index.js';
 import { withTasks } from './parallel.js';
-import { PARTIAL_SUFFIX, type Store, StoreError } from './store.js';
+import { GRACE_MS, PARTIAL_SUFFIX, type Store, StoreError } from './store.js';
 
 export interface PruneOptions {
   /** Younger chunks stay: they may belong to a pack that is not done. Milliseconds; default: a day. */
@@ -27,8 +30,6 @@ export interface PruneCounts {
 
 /** What a process that was killed leaves of a chunk that it was writing to a folder. */
 const REMAINS = new RegExp(`\\.\\d+-\\d+\\${PARTIAL_SUFFIX}$`);
-
-export const GRACE_MS = 24 * 3600 * 1000;
 
 /**
  * Removes the chunks that none of the indexes names.
@@ -60,6 +61,11 @@ export async function prune(
       else if (modifiedMs > before) counts.youngChunks++;
       else {
         await pool.start(async (aborted) => {
+          const written = dryRun ? modifiedMs : await store.writtenMs(key, aborted);
+          if (written !== undefined && written > before) {
+            counts.youngChunks++;
+            return;
+          }
           if (!dryRun) await store.delete(key, aborted);
           counts.removedChunks++;
           counts.removedBytes += bytes;

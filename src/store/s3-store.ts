@@ -70,6 +70,10 @@ export class S3Store implements Store {
     return this.#client.has(this.#errand('HEAD', key, Number.POSITIVE_INFINITY, signal));
   }
 
+  writtenMs(key: string, signal?: AbortSignal): Promise<number | undefined> {
+    return this.#client.writtenMs(this.#errand('HEAD', key, Number.POSITIVE_INFINITY, signal));
+  }
+
   async put(key: string, bytes: Uint8Array, signal?: AbortSignal): Promise<void> {
     await this.#client.call(this.#errand('PUT', key, 1 << 20, signal, bytes));
   }

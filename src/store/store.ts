@@ -65,6 +65,11 @@ export interface Store {
   ): Promise<ObjectRange>;
   /** Whether there is such an object. False also if the server refuses to tell. */
   has(key: string, signal?: AbortSignal): Promise<boolean>;
+  /**
+   * When an object was written, in milliseconds since 1970; Infinity if the store does not say. Undefined if there is no
+   * such object, or if the server refuses to tell.
+   */
+  writtenMs(key: string, signal?: AbortSignal): Promise<number | undefined>;
   /** Writes an object: readers see all of it, or what was there before. */
   put(key: string, bytes: Uint8Array, signal?: AbortSignal): Promise<void>;
   /** All objects. */
@@ -82,6 +87,9 @@ export function checkKey(key: string): void {
   if (!/^[\w.-]+(\/[\w.-]+)*$/.test(key) || key.split('/').some((part) => /^\.+$/.test(part)))
     throw new StoreError('unable', `${JSON.stringify(key.slice(0, 100))} cannot be the name of an object`);
 }
+
+/** Milliseconds for which `prune` leaves chunks that no index names, unless it is told otherwise: a day. */
+export const GRACE_MS = 24 * 3600 * 1000;
 
 /** The end of the names of files that are being written: by a process, or by one that was killed. */
 export const PARTIAL_SUFFIX = '.uffd-partial';

@@ -16,6 +16,8 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import * as assert from 'uvu/assert';
+import { FolderStore } from '../../src/store/folder-store.js';
+import { prune } from '../../src/store/index.js';
 import { commandLine, inDirectory, sha256, uffd, uffdOnTerminal } from '../cli/support/command.js';
 import { skip, suite } from '../support/harness.js';
 import { CHUNK, PAGE, SPARSE_SIZE, someMemory, writeSparse } from './support/memory.js';
@@ -296,5 +298,87 @@ test('prune removes what no index names and is old, and nothing else', async () 
     assert.match(web.stderr, /cannot be pruned: this kind of store cannot list/);
   });
 }, 300_000);
+
+/** Makes all chunks of a store this many hours old. */
+function age(store: string, hours: number): void {
+  const then = new Date(Date.now() - hours * 3600 * 1000);
+  for (const name of chunksIn(store)) utimesSync(join(store, name), then, then);
+}
+
+test('what pack finds and is old is written again, so that prune leaves it; young chunks are not sent again', async () => {
+  await inDirectory(async (folder) => {
+    const store = join(folder, 'store');
+    for (const [name, seed] of [
+      ['old', 1],
+      ['other', 2],
+    ] as const) {
+      writeSparse(join(folder, name), SPARSE_SIZE, seed);
+      await uffd(['pack', name, '--store', 'store', ...SMALL], { cwd: folder });
+    }
+    for (const [hours, present, stored] of [
+      [1, 5, 0],
+      [13, 0, 5],
+      [48, 0, 5],
+    ] as const) {
+      age(store, hours);
+      const packed = await uffd(['pack', 'old', '--store', 'store', ...SMALL, '--json'], { cwd: folder });
+      const { presentChunks, storedChunks } = JSON.parse(packed.stdout);
+      assert.equal([presentChunks, storedChunks], [present, stored], `${hours} hours`);
+    }
+    // The index of the pack is not known to this prune. Four old chunks are the other memory's.
+    rmSync(join(folder, 'other.caibx'));
+    writeSparse(join(folder, 'third'), SPARSE_SIZE, 3);
+    await uffd(['pack', 'third', '--store', 'store', ...SMALL], { cwd: folder });
+    const pruned = await uffd(['prune', 'third.caibx', '--store', 'store', '--json'], { cwd: folder });
+    const { removedChunks, youngChunks } = JSON.parse(pruned.stdout);
+    assert.equal([removedChunks, youngChunks], [4, 4]);
+    assert.is((await uffd(['verify', 'old.caibx', '--store', 'store'], { cwd: folder })).code, 0);
+  });
+});
+
+test('prune leaves a chunk that became young after it was listed', async () => {
+  await inDirectory(async (folder) => {
+    writeSparse(join(folder, 'memory'), SPARSE_SIZE);
+    await uffd(['pack', 'memory', '--store', 'store', ...SMALL], { cwd: folder });
+    const path = join(folder, 'store');
+    age(path, 48);
+    const [first] = chunksIn(path) as [string];
+    class Refreshed extends FolderStore {
+      override async *list(): ReturnType<FolderStore['list']> {
+        const objects = [];
+        for await (const object of super.list()) objects.push(object);
+        utimesSync(join(path, first), new Date(), new Date());
+        yield* objects;
+      }
+    }
+    const { removedChunks, youngChunks } = await prune([], new Refreshed(path));
+    assert.equal([removedChunks, youngChunks], [4, 1]);
+    assert.equal(chunksIn(path), [first]);
+  });
+});
+
+test('a chunk that is removed while memory is packed: no index, and the reason', async () => {
+  await inDirectory(async (folder) => {
+    writeSparse(join(folder, 'memory'), SPARSE_SIZE);
+    await withStoreServer(folder, async (server) => {
+      const store = ['--store', `${server.url}/store`, ...SMALL];
+      assert.is((await uffd(['pack', 'memory', ...store], { cwd: folder })).code, 0);
+      rmSync(join(folder, 'memory.caibx'));
+      const [chunk] = chunksIn(join(folder, 'store')) as [string];
+      // It is removed when its presence was told.
+      server.always = (request) => {
+        if (request.method === 'HEAD' && request.url?.endsWith(chunk))
+          setImmediate(() => rmSync(join(folder, 'store', chunk), { force: true }));
+        return false;
+      };
+      const { code, stderr } = await uffd(['pack', 'memory', ...store], { cwd: folder });
+      assert.is(code, 1);
+      assert.match(stderr, /was there, and was removed while memory was packed: pack it again/);
+      assert.is(existsSync(join(folder, 'memory.caibx')), false);
+      assert.is((await uffd(['pack', 'memory', ...store], { cwd: folder })).code, 0);
+      assert.is((await uffd(['verify', 'memory.caibx', ...store.slice(0, 2)], { cwd: folder })).code, 0);
+    });
+  });
+});
 
 test.run();
