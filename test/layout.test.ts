@@ -58,7 +58,7 @@ const LAYERS = [
     ...['src/store/pack.ts', 'src/store/prune.ts', 'src/store/unpack.ts', 'src/store/verify.ts'],
     'src/store/working-set-file.ts',
   ],
-  ['src/pager/chunk-source.ts', 'src/store/memory-image.ts'],
+  ['src/pager/chunk-source.ts'],
   [
     ...['src/serve/chunk-cache.ts', 'src/store/chunk-reader.ts', 'src/store/open-store.ts'],
     'src/store/parallel.ts',
@@ -114,7 +114,9 @@ const LAYERS = [
   ['src/serve/background-filler.ts', 'src/serve/worker-messages.ts', 'src/serve/working-set.ts'],
   ['src/serve/image-mapping.ts'],
   ['src/serve/image-source.ts', 'src/serve/memory-file.ts'],
-  ['src/serve/snapshot-handler.ts'],
+  ['src/serve/layered-mapping.ts'],
+  ['src/serve/memory-image.ts'],
+  ['src/serve/extents.ts', 'src/serve/mapping-limit.ts', 'src/serve/snapshot-handler.ts'],
   [
     ...['src/serve/connection.ts', 'src/serve/handoff-client.ts', 'src/serve/memory-identity.ts'],
     ...['src/serve/retained-uffds.ts', 'src/serve/shortage.ts', 'src/serve/socket-path.ts'],

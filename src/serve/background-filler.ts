@@ -12,8 +12,8 @@ import { UffdError } from '../errors/errors.js';
 import { wholePages } from '../memory/whole-pages.js';
 import type { Userfaultfd } from '../uffd/userfaultfd.js';
 import type { Count, Tally } from './counters.js';
+import type { SharedRanges } from './extents.js';
 import { type Region, SYSTEM_PAGE } from './handoff-protocol.js';
-import type { SharedRanges } from './memory-file.js';
 import { AHEAD_BYTES, type SnapshotHandler } from './snapshot-handler.js';
 
 /** A step makes at most this many calls (each separate page takes one), and installs at most this many bytes. */

@@ -18,6 +18,11 @@ export interface Vm {
   readonly socket: string;
   /** Path of the snapshot's memory file. */
   readonly memory: string;
+  /**
+   * Paths of Firecracker's diff snapshots on top of it, the oldest first: files of the same size, whose holes mean "as
+   * below". Default: none. Not for an index.
+   */
+  readonly layers?: readonly string[];
 }
 
 /** What happened to a guest whose hand-off was refused. */

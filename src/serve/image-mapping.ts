@@ -7,7 +7,6 @@
 //  - The kernel limits the mappings of a process (vm.max_map_count), and files never merge. Chunks above the limit are
 //    kept in memory, and so are those that cannot be written to the cache.
 
-import { readFileSync } from 'node:fs';
 import {
   MADV_DONTNEED,
   MADV_POPULATE_READ,
@@ -25,30 +24,13 @@ import {
 } from '../../shim/memory.js';
 import { UffdError } from '../errors/errors.js';
 import { ChunkState, type MappedImage } from './image-source.js';
-
-/** The part of the mappings that the kernel allows which chunks may take. */
-const SHARE = 0.75;
-/** The kernel's default. */
-const MAPPINGS_MOST = 65_530;
-
-/** Files of chunks that are mapped in this process. */
-let mappings = 0;
-let limit: number | undefined;
-
-function mappingsAllowed(): number {
-  try {
-    limit ??= Math.floor(Number(readFileSync('/proc/sys/vm/max_map_count', 'utf8')) * SHARE);
-  } catch {
-    limit = Math.floor(MAPPINGS_MOST * SHARE);
-  }
-  return limit;
-}
+import { countMappings, mappingsLeft } from './mapping-limit.js';
 
 export class ImageMapping {
   readonly image: MappedImage;
   /** Bytes of chunks that are in memory instead of in a file. */
   spilledBytes = 0;
-  readonly #mappingsMost: number;
+  readonly #mappingsMost: number | undefined;
   #mapped = 0;
 
   /**
@@ -62,7 +44,7 @@ export class ImageMapping {
     chunkSize: number,
     count: number,
     zero: (chunk: number) => boolean,
-    mappingsMost = mappingsAllowed(),
+    mappingsMost?: number,
   ) {
     this.#mappingsMost = mappingsMost;
     const reserved = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
@@ -85,14 +67,14 @@ export class ImageMapping {
   /** Maps the file of a chunk. False: there is no room for one more mapping. */
   map(chunk: number, fd: number, length: number): boolean {
     const { address, chunkSize, states } = this.image;
-    if (mappings >= this.#mappingsMost) return false;
+    if (mappingsLeft(this.#mappingsMost) === 0) return false;
     const at = address + BigInt(chunk * chunkSize);
     const result = mmap(at, length, PROT_READ, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, fd);
     if (result < 0n) return false;
     // The file was read or written just now, so this waits for no disk. A copy from pages that are not mapped takes
     // several times as long.
     madvise(at, length, MADV_POPULATE_READ);
-    mappings++;
+    countMappings(1);
     this.#mapped++;
     Atomics.store(states, chunk, ChunkState.mapped);
     return true;
@@ -122,7 +104,7 @@ export class ImageMapping {
       } else if (state === ChunkState.mapped && !kept(chunk)) {
         const flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
         if (mmap(address + at, length, PROT_NONE, flags) < 0n) continue;
-        mappings--;
+        countMappings(-1);
         this.#mapped--;
       } else continue;
       Atomics.store(states, chunk, ChunkState.absent);
@@ -133,7 +115,7 @@ export class ImageMapping {
     const { address, spill, bytes } = this.image;
     munmap(address, bytes);
     munmap(spill, bytes);
-    mappings -= this.#mapped;
+    countMappings(-this.#mapped);
     this.#mapped = 0;
   }
 }

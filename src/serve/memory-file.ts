@@ -1,5 +1,5 @@
-// The memory file of a snapshot, mapped whole. Only the kernel reads its bytes, while it copies, so a file that
-// shrinks or a disk that fails makes the copy return EFAULT and never raises SIGBUS.
+// The memory file of a snapshot, mapped whole, with the diff snapshots on top of it. Only the kernel reads its bytes,
+// while it copies, so a file that shrinks or a disk that fails makes the copy return EFAULT and never raises SIGBUS.
 //
 // All sessions of a file share one mapping, so the kernel looks up the file's pages once, not again for each guest.
 //
@@ -9,7 +9,7 @@
 //    there is none.
 
 import { type BigIntStats, closeSync, constants, fstatSync, openSync, statSync } from 'node:fs';
-import { endOf, nextData, nextHole, readAt } from '../../shim/descriptors.js';
+import { endOf } from '../../shim/descriptors.js';
 import {
   hugeFilePageSize,
   MADV_POPULATE_READ,
@@ -23,33 +23,10 @@ import {
 } from '../../shim/memory.js';
 import { UffdError } from '../errors/errors.js';
 import { wholePages } from '../memory/whole-pages.js';
+import { type Extent, Extents, type FileRange, ListedExtents, type SharedRanges } from './extents.js';
 import { SYSTEM_PAGE } from './handoff-protocol.js';
+import { LayeredMapping } from './layered-mapping.js';
 import { identifyOpen, type MemoryIdentity, sizeOf } from './memory-identity.js';
-
-/** An extent of the file that is all data or all hole. */
-export interface Extent {
-  readonly from: number;
-  readonly to: number;
-  readonly data: boolean;
-}
-
-/** A range of the file to install as a whole. */
-export interface FileRange {
-  readonly offset: number;
-  readonly length: number;
-}
-
-/**
- * Ranges as offset, length, offset, length. They lie in shared memory, because copying thousands of them takes longer
- * than a guest should wait for its first page.
- */
-export type SharedRanges = Float64Array;
-
-export function shared(ranges: readonly FileRange[]): SharedRanges {
-  const numbers = new Float64Array(new SharedArrayBuffer(ranges.length * 2 * Float64Array.BYTES_PER_ELEMENT));
-  numbers.set(ranges.flatMap(({ offset, length }) => [offset, length]));
-  return numbers;
-}
 
 /**
  * Ranges that are read ahead in one turn of the event loop. The kernel only queues these reads, but that takes time.
@@ -76,22 +53,37 @@ export interface MappedFile {
   readonly sparse: boolean;
   /** Bytes of its pages if holes can only be found by reading; 0 if the file system reports them. */
   readonly readUnit: number;
+  /** Where there is data, if diff snapshots lie on top of the file. */
+  readonly data?: SharedRanges;
+}
+
+/** Where a mapped file has data, and where holes. */
+export function extentsOf(file: MappedFile): { at(offset: number): Extent } {
+  return file.data ? new ListedExtents(file.data, file.bytes) : new Extents(file);
 }
 
 /** The file at a path, mapped again only if it has changed. */
 export class MemoryFile {
   readonly #path: string;
+  readonly #layers: readonly string[];
   #current: FileMapping;
   /** Why the file cannot be mapped as it is now. */
   #error: unknown;
 
   /**
-   * @throws MemoryFileError if it is empty, or neither a regular file nor a block device; the errors of open(2) and
-   * mmap(2)
+   * @param layers diff snapshots on top of it, the oldest first
+   * @throws MemoryFileError if it is empty, or neither a regular file nor a block device; MemoryImageError about layers;
+   * the errors of open(2) and mmap(2)
    */
-  constructor(path: string) {
+  constructor(path: string, layers: readonly string[] = []) {
     this.#path = path;
-    this.#current = new FileMapping(path);
+    this.#layers = layers;
+    this.#current = new FileMapping(path, layers);
+  }
+
+  /** What the operator should know about its layers. */
+  get notes(): readonly string[] {
+    return this.#current.notes;
   }
 
   /** Bytes of the file at the last check. */
@@ -109,8 +101,8 @@ export class MemoryFile {
     const before = this.bytes;
     this.#error = undefined;
     try {
-      if (!this.#current.isAt(this.#path)) {
-        const next = new FileMapping(this.#path);
+      if (!this.#current.isUnchanged()) {
+        const next = new FileMapping(this.#path, this.#layers);
         this.#current.release();
         this.#current = next;
       }
@@ -164,13 +156,26 @@ export class MemoryFile {
 /** A mapping, until its last holder has released it. */
 export class FileMapping {
   readonly file: MappedFile;
-  /** The state of the path before it was opened, so that later changes are noticed. */
-  readonly #stat: BigIntStats;
+  readonly notes: readonly string[] = [];
+  readonly #paths: readonly string[];
+  /** The state of each path before it was opened, so that later changes are noticed. */
+  readonly #stats: readonly BigIntStats[];
+  /** The file with its layers, if it has any. */
+  readonly #layered: LayeredMapping | undefined;
   #identity: MemoryIdentity | undefined;
   #holders = 1;
 
-  constructor(path: string) {
-    this.#stat = statSync(path, { bigint: true });
+  constructor(path: string, layers: readonly string[] = []) {
+    this.#paths = [path, ...layers];
+    this.#stats = this.#paths.map((one) => statSync(one, { bigint: true }));
+    if (layers.length > 0) {
+      const layered = new LayeredMapping(path, layers);
+      const { bytes, address, fd, data } = layered;
+      this.#layered = layered;
+      this.notes = layered.notes;
+      this.file = { ...{ path, bytes, address, fd, data }, sparse: true, readUnit: 0 };
+      return;
+    }
     // Opening a FIFO would block.
     const fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
     try {
@@ -188,19 +193,21 @@ export class FileMapping {
 
   /** Its identity, read once, on first use. @throws the errors of read(2) */
   get identity(): MemoryIdentity {
-    this.#identity ??= identifyOpen(this.file.fd, this.file.bytes);
+    this.#identity ??= this.#layered?.identity ?? identifyOpen(this.file.fd, this.file.bytes);
     return this.#identity;
   }
 
-  /** Whether the file at a path is the mapped one, unchanged. */
-  isAt(path: string): boolean {
-    const now = statSync(path, { bigint: true });
-    const known = this.#stat;
-    const same = (['dev', 'ino', 'rdev', 'size', 'blocks', 'mtimeNs', 'ctimeNs'] as const).every(
-      (field) => now[field] === known[field],
-    );
-    // The size of a block device is not in its inode.
-    return same && (now.isFile() || endOf(this.file.fd) === this.file.bytes);
+  /** Whether the files at its paths are the mapped ones, unchanged. */
+  isUnchanged(): boolean {
+    return this.#paths.every((path, index) => {
+      const now = statSync(path, { bigint: true });
+      const known = this.#stats[index] as BigIntStats;
+      const same = (['dev', 'ino', 'rdev', 'size', 'blocks', 'mtimeNs', 'ctimeNs'] as const).every(
+        (field) => now[field] === known[field],
+      );
+      // The size of a block device is not in its inode, and only the lowest layer may be one.
+      return same && (now.isFile() || endOf(this.file.fd) === this.file.bytes);
+    });
   }
 
   hold(): this {
@@ -219,6 +226,10 @@ export class FileMapping {
   /** Releases the mapping once. After the last release, no copy may read from it any more. */
   release(): void {
     if (--this.#holders > 0) return;
+    if (this.#layered) {
+      this.#layered.close();
+      return;
+    }
     munmap(this.file.address, this.file.bytes);
     closeSync(this.file.fd);
   }
@@ -231,7 +242,7 @@ export class FileMapping {
 export function mapAhead(file: MappedFile, ranges: SharedRanges, wanted: () => boolean): void {
   // On hugetlbfs every page of the file is in memory.
   if (file.readUnit > 0) return;
-  const extents = new Extents(file);
+  const extents = extentsOf(file);
   for (let index = 0; index < ranges.length; index += 2) {
     const offset = ranges[index] as number;
     const end = Math.min(offset + (ranges[index + 1] as number), file.bytes);
@@ -243,69 +254,6 @@ export function mapAhead(file: MappedFile, ranges: SharedRanges, wanted: () => b
       if (data) madvise(file.address + BigInt(at), next - at, MADV_POPULATE_READ);
       at = next;
     }
-  }
-}
-
-/** Bytes that are checked for zeros at a time. */
-const ZERO_CHECK_BYTES = 65_536;
-/** At most this many pages with data are checked ahead. A few bytes of such a page usually show that it has data. */
-const ZERO_CHECK_PAGES = 512;
-
-/** Where a mapped file has data, and where holes. */
-export class Extents {
-  readonly #file: Pick<MappedFile, 'fd' | 'bytes' | 'sparse' | 'readUnit'>;
-  #last: Extent = { from: 0, to: 0, data: true };
-  /** Extents that were found by reading pages. */
-  readonly #read = new Map<number, Extent>();
-
-  constructor(file: Pick<MappedFile, 'fd' | 'bytes' | 'sparse' | 'readUnit'>) {
-    this.#file = file;
-  }
-
-  /** The extent at an offset. */
-  at(offset: number): Extent {
-    const { bytes, sparse, readUnit } = this.#file;
-    if (!sparse) return { from: 0, to: bytes, data: true };
-    if (offset < this.#last.from || offset >= this.#last.to) {
-      this.#last = readUnit > 0 ? this.#readFrom(offset - (offset % readUnit), readUnit) : this.#seek(offset);
-    }
-    return this.#last;
-  }
-
-  #seek(offset: number): Extent {
-    const { fd, bytes } = this.#file;
-    const data = nextData(fd, offset, bytes);
-    // A file system that cannot report holes has none.
-    if (data >= 0 && data !== offset) return { from: offset, to: data, data: false };
-    const hole = data < 0 ? bytes : nextHole(fd, offset);
-    return { from: offset, to: hole < 0 ? bytes : hole, data: true };
-  }
-
-  #readFrom(from: number, unit: number): Extent {
-    const known = this.#read.get(from);
-    if (known) return known;
-    const data = !this.#isZero(from, unit);
-    let to = from + unit;
-    const most = Math.min(this.#file.bytes, from + ZERO_CHECK_PAGES * unit);
-    while (data && to < most && !this.#isZero(to, unit, SYSTEM_PAGE)) to += unit;
-    const extent = { from, to, data };
-    for (let at = from; at < to; at += unit) this.#read.set(at, extent);
-    return extent;
-  }
-
-  /** Whether a page is a hole, or all zeros. `most`: how many bytes of it are checked. */
-  #isZero(from: number, unit: number, most = unit): boolean {
-    const some = Buffer.alloc(Math.min(ZERO_CHECK_BYTES, most));
-    const zeros = Buffer.alloc(some.length);
-    for (let at = 0; at < most; ) {
-      // Check a few bytes first: most pages with data begin with some.
-      const length = at === 0 ? SYSTEM_PAGE : Math.min(ZERO_CHECK_BYTES, most - at);
-      const read = readAt(this.#file.fd, some.subarray(0, length), from + at);
-      // An unreadable page counts as data; the copy then reports the error.
-      if (read <= 0 || some.compare(zeros, 0, length, 0, length) !== 0) return false;
-      at += length;
-    }
-    return true;
   }
 }
 

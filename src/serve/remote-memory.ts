@@ -15,10 +15,11 @@ import { type Store, StoreError } from '../store/store.js';
 import { parseWorkingSet, WORKING_SET_BYTES_MOST, workingSetPlace } from '../store/working-set-file.js';
 import { ChunkCache } from './chunk-cache.js';
 import { ChunkLoader, type LoadedImage, type LoaderCounts, type Trouble } from './chunk-loader.js';
+import type { FileRange } from './extents.js';
 import { SYSTEM_PAGE } from './handoff-protocol.js';
 import { ImageMapping } from './image-mapping.js';
 import type { MappedImage } from './image-source.js';
-import { type FileRange, MemoryFileError } from './memory-file.js';
+import { MemoryFileError } from './memory-file.js';
 import type { MemoryIdentity } from './memory-identity.js';
 
 /** A session, as far as its chunks are concerned. */

@@ -25,9 +25,10 @@ import { WAITS, type Wait } from '../uffd/event-loop.js';
 import { checkWindow, type Window } from '../uffd/options.js';
 import { Connection } from './connection.js';
 import { type RefusedGuest, ServerEmitter, type Vm } from './events.js';
+import { type FileRange, type SharedRanges, shared } from './extents.js';
 import { GuestSession, type SessionEnd, type Threads } from './guest-session.js';
 import { HandOffError, parseRegions, type Region } from './handoff-protocol.js';
-import { type FileRange, MemoryFile, MemoryFileError, type SharedRanges, shared } from './memory-file.js';
+import { MemoryFile, MemoryFileError } from './memory-file.js';
 import { type KillResult, Monitor } from './monitor.js';
 import { checkRecord, type ProtectedFile, protectedFile, recordPath } from './record-file.js';
 import { NO_RETENTION, NoThreads, scratchHandOff } from './rehearsal.js';
@@ -383,7 +384,9 @@ export class Server extends ServerEmitter implements AsyncDisposable {
     const memory =
       this.#storage && INDEX_NAME.test(vm.memory)
         ? await this.#storage.openMemory(vm.memory)
-        : new MemoryFile(vm.memory);
+        : new MemoryFile(vm.memory, vm.layers);
+    // The caller cannot listen for events yet.
+    if ('notes' in memory) for (const note of memory.notes) warn(note);
     let socket: ListeningSocket | undefined;
     try {
       const beside = 'workingSet' in memory ? memory.workingSet : [];
@@ -391,7 +394,6 @@ export class Server extends ServerEmitter implements AsyncDisposable {
         prefetch.length > 0
           ? workingSet(prefetch, memory.identity, force)
           : { ranges: beside, truncated: undefined };
-      // The caller cannot listen for events yet.
       if (truncated !== undefined) warn(truncated);
       socket = ListeningSocket.listen(vm.socket, { mode: socketMode, owner: socketOwner });
       const loaded =
@@ -611,6 +613,7 @@ export class Server extends ServerEmitter implements AsyncDisposable {
     const { vms, prefetch = [] } = this.#options;
     const files = [
       ...vms.map(({ memory }) => [memory, 'the memory file'] as const),
+      ...vms.flatMap(({ layers = [] }) => layers.map((layer) => [layer, 'the diff snapshot'] as const)),
       ...prefetch.map((trace) => [trace, 'the trace'] as const),
     ];
     return files.flatMap(([path, what]) => protectedFile(path, what) ?? []);
@@ -713,6 +716,7 @@ function checkOptions(options: ServeOptions): void {
   const { vms, window, wait, placement, onError, onRefused, onStarved } = options;
   const { handOffMs, acceptMs, socketMode, socketOwner, cacheBytes, storeDeadlineMs } = options;
   if (!Array.isArray(vms) || vms.length === 0) throw wrongType('vms', 'sockets with their memory', vms);
+  for (const vm of vms) checkLayers(vm);
   if (window !== undefined) checkWindow(window, 'window');
   if (wait !== undefined) checkOneOf(wait, 'wait', WAITS);
   if (placement !== undefined) checkPlacement(placement);
@@ -739,6 +743,13 @@ function checkOptions(options: ServeOptions): void {
   // The kernel takes the highest 32-bit number as "do not change".
   if (socketOwner) checkInteger(socketOwner.uid, 'socketOwner.uid', 0, 2 ** 32 - 2);
   if (socketOwner) checkInteger(socketOwner.gid, 'socketOwner.gid', 0, 2 ** 32 - 2);
+}
+
+function checkLayers({ memory, layers = [] }: Vm): void {
+  const texts = Array.isArray(layers) && layers.every((layer) => typeof layer === 'string' && layer !== '');
+  if (!texts) throw wrongType('layers', 'paths of diff snapshots', layers);
+  if (layers.length > 0 && INDEX_NAME.test(memory))
+    throw invalidValue(`${memory} is an index, on which no diff can lie; pack the diffs with it (--layer)`);
 }
 
 /** Checks the notes for the traces: notes that cannot be written would end each recording. */

@@ -20,7 +20,7 @@ import { BackgroundFiller } from './background-filler.js';
 import { Tally } from './counters.js';
 import { type Region, SYSTEM_PAGE } from './handoff-protocol.js';
 import { ImageSource, type MappedImage } from './image-source.js';
-import { Extents, type MappedFile, mapAhead } from './memory-file.js';
+import { extentsOf, type MappedFile, mapAhead } from './memory-file.js';
 import { openRecord } from './record-file.js';
 import type { Pool } from './shortage.js';
 import { SnapshotHandler, type Source } from './snapshot-handler.js';
@@ -264,7 +264,7 @@ class WorkerSession {
       );
       return this.#source;
     }
-    const extents = new Extents(memory);
+    const extents = extentsOf(memory);
     return {
       mapped: true,
       stretchAt: (offset) => extents.at(offset),

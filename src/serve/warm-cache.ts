@@ -7,7 +7,7 @@ import { ChunkReader } from '../store/chunk-reader.js';
 import { tasksFor, withTasks } from '../store/parallel.js';
 import type { Store } from '../store/store.js';
 import { ChunkCache } from './chunk-cache.js';
-import type { FileRange } from './memory-file.js';
+import type { FileRange } from './extents.js';
 
 export interface WarmCacheOptions {
   /** The folder of the cache, and its most bytes. */

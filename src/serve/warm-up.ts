@@ -15,8 +15,8 @@ import { warn } from '../errors/warning.js';
 import { Mapping } from '../memory/mapping.js';
 import { Userfaultfd } from '../uffd/userfaultfd.js';
 import { Tally } from './counters.js';
+import { shared } from './extents.js';
 import { SYSTEM_PAGE } from './handoff-protocol.js';
-import { shared } from './memory-file.js';
 import { SnapshotHandler } from './snapshot-handler.js';
 import type { SessionTask } from './worker-messages.js';
 

@@ -4,9 +4,10 @@ import type { RecordableHistogram } from 'node:perf_hooks';
 import type { Placement } from '../scheduling/affinity.js';
 import type { Wait } from '../uffd/event-loop.js';
 import type { Window } from '../uffd/options.js';
+import type { SharedRanges } from './extents.js';
 import type { Region } from './handoff-protocol.js';
 import type { MappedImage } from './image-source.js';
-import type { MappedFile, SharedRanges } from './memory-file.js';
+import type { MappedFile } from './memory-file.js';
 import type { ProtectedFile } from './record-file.js';
 
 /** An error in a form that keeps its code when it is posted, which an Error does not. */

@@ -15,7 +15,8 @@ import { descriptorsLeft } from '../../shim/descriptors.js';
 import { mayRaisePriority, threadIds } from '../../shim/process.js';
 import { Userfaultfd } from '../uffd/userfaultfd.js';
 import { takeThread } from '../workers/launcher.js';
-import type { FileMapping, SharedRanges } from './memory-file.js';
+import type { SharedRanges } from './extents.js';
+import type { FileMapping } from './memory-file.js';
 import { SESSION_THREAD } from './session-thread.js';
 import type { SessionCommand, SessionReport, ThreadData } from './worker-messages.js';
 

@@ -16,8 +16,8 @@ import {
 import { wholePages } from '../memory/whole-pages.js';
 import { type Codec, Kind } from '../trace/codec.js';
 import { TraceReader } from '../trace/reader.js';
+import type { FileRange } from './extents.js';
 import { type Region, SYSTEM_PAGE } from './handoff-protocol.js';
-import type { FileRange } from './memory-file.js';
 import type { MemoryIdentity } from './memory-identity.js';
 
 /** Notes about a session, in the `about` of its trace's description. */

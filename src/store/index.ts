@@ -2,6 +2,7 @@
 
 import '../kernel/linux.js';
 
+export { MemoryImage, MemoryImageError } from '../serve/memory-image.js';
 export {
   CHUNK_DEFAULT,
   CHUNK_LEAST,
@@ -22,7 +23,6 @@ export {
   zeroIds,
 } from './chunk-index.js';
 export { ChunkReader, DamagedChunkError } from './chunk-reader.js';
-export { MemoryImage, MemoryImageError } from './memory-image.js';
 export { openStore, readPlace, writePlace } from './open-store.js';
 export { checkStoreOptions, type StoreOptions } from './options.js';
 export { type PackCounts, type PackOptions, pack } from './pack.js';

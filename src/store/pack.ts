@@ -7,6 +7,7 @@
 
 import { setImmediate as turn } from 'node:timers/promises';
 import { UnsupportedError } from '../kernel/port.js';
+import type { MemoryImage } from '../serve/memory-image.js';
 import {
   CHUNK_DEFAULT,
   type ChunkIndex,
@@ -19,7 +20,6 @@ import {
   zeroIds,
 } from './chunk-index.js';
 import { type Compressor, openCompressor } from './compression.js';
-import type { MemoryImage } from './memory-image.js';
 import { type TaskPool, tasksFor, withTasks } from './parallel.js';
 import { GRACE_MS, type Store, StoreError } from './store.js';
 

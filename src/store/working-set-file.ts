@@ -3,9 +3,9 @@
 //
 //   { "kind": "uffd working set", "version": 1, "index": SHA-256 of the index, "ranges": [[offset, bytes], …] }
 
+import type { MemoryImage } from '../serve/memory-image.js';
 import { workingSet } from '../serve/working-set.js';
 import { type ChunkIndex, IndexError, indexHash, parseIndex } from './chunk-index.js';
-import type { MemoryImage } from './memory-image.js';
 
 /** A part of the memory that was touched. Bytes, in whole pages. */
 export interface TouchedRange {

@@ -395,6 +395,51 @@ check(
   { ...EVERY_KIND, has: ['private-shmem'] },
 );
 
+/** A private mapping of a memfd, watched as `uffd serve` wants it of monitors whose guests share pages. */
+const shared = (world: World): Setting =>
+  setting(world, watching({ kind: 'private-shmem', mode: MISSING | MINOR }));
+
+const PRIVATE_SHMEM = { ...EVERY_KIND, has: ['private-shmem' as const] };
+
+check(
+  'minor.private-shmem.both',
+  'in both modes, a touch of a private mapping of shmem is missing or minor by what the page cache has; a write copies',
+  (world) => {
+    const { uffd, area, base, thread } = shared(world);
+    assert.equal(thread.read(base), 'fault');
+    assert.deepEqual(uffd.take(), [fault(base, 0)]);
+    assert.equal(world.thread().write(area.alias, 5), 0);
+    assert.deepEqual(uffd.continue(base, P), DONE);
+    assert.equal(thread.outcome(), 5);
+    assert.equal(thread.write(base, 6), 0);
+    assert.deepEqual(uffd.take(), []);
+    assert.equal(world.thread().read(area.alias), 5);
+    assert.equal(thread.read(base), 6);
+  },
+  PRIVATE_SHMEM,
+);
+
+check(
+  'minor.private-shmem.removed',
+  'after MADV_DONTNEED on a private mapping of shmem, the page of the page cache is a minor fault; ZEROPAGE makes it zeros',
+  (world) => {
+    const { uffd, area, base, thread } = shared(world);
+    assert.equal(world.thread().write(area.alias, 5), 0);
+    assert.deepEqual(uffd.continue(base, P), DONE);
+    assert.equal(thread.write(base, 6), 0);
+    assert.equal(thread.madvise(base, P, MADV_DONTNEED), 0);
+    assert.equal(thread.read(base), 'fault');
+    assert.deepEqual(uffd.take(), [fault(base, 4)]);
+    assert.deepEqual(uffd.zero(base, P), DONE);
+    assert.equal(thread.outcome(), 0);
+    assert.equal(world.thread().read(area.alias), 5);
+    assert.equal(thread.write(base, 7), 0);
+    assert.equal(thread.read(base), 7);
+    assert.equal(world.thread().read(area.alias), 5);
+  },
+  PRIVATE_SHMEM,
+);
+
 check(
   'continue.efault.not-cached',
   'a page that is not in the page cache: EFAULT',

@@ -30,8 +30,9 @@ import {
   PROT_WRITE,
   view,
 } from '../../shim/memory.js';
+import { Extents } from '../../src/serve/extents.js';
 import { identify, type ServeOptions } from '../../src/serve/index.js';
-import { Extents, MemoryFile } from '../../src/serve/memory-file.js';
+import { MemoryFile } from '../../src/serve/memory-file.js';
 import { TraceReader } from '../../src/trace/index.js';
 import { inDirectory } from '../cli/support/command.js';
 import { leaveOut, suite } from '../support/harness.js';

@@ -5,8 +5,8 @@ import * as assert from 'uvu/assert';
 import type { FaultHandler } from '../../src/index.js';
 import { Userfaultfd } from '../../src/index.js';
 import { BackgroundFiller } from '../../src/serve/background-filler.js';
+import { shared } from '../../src/serve/extents.js';
 import { Answers, type Region, Tally } from '../../src/serve/index.js';
-import { shared } from '../../src/serve/memory-file.js';
 import type { ShortageOptions } from '../../src/serve/shortage.js';
 import { suite } from '../support/harness.js';
 import {

@@ -54,6 +54,12 @@ A guest that cannot be served:
   file. Any other connection (no userfaultfd, a user who is not allowed, text
   that is no hand-off) is closed, and no process is killed.
 
+Diff snapshots (--layer DIFF, after --memory; in --vm: ,layer=DIFF):
+  Firecracker's diff snapshots lie on top of FILE, the oldest first. They are
+  sparse files of the same size: a hole means "as below". Nothing is copied.
+  Copy a diff with its holes, and with no others (not cp --sparse=always).
+  FILE may be a block device, like /dev/vg0/vm1.
+
 A snapshot in a store (--memory NAME.caibx --store STORE --cache DIR):
   uffd pack makes it. A chunk that a guest touches is fetched once for all
   guests of this machine, verified, kept in DIR and mapped from there. The
@@ -80,6 +86,7 @@ Examples:
   uffd serve --socket vm.sock --memory snapshot.mem --prefetch first.trace
   uffd serve --vm socket=a.sock,memory=a.mem --vm socket=b.sock,memory=b.mem
   uffd serve --socket vm.sock --memory snapshot.mem --metrics 9100
+  uffd serve --socket vm.sock --memory base.mem --layer monday.diff
   uffd serve --socket vm.sock --memory vm.caibx --store chunks --cache cache
 
 docs/guides/serve-a-snapshot.md has the API calls in order; docs/firecracker.md
@@ -92,6 +99,7 @@ interface Flags
     StoreFlags {
   socket?: string;
   memory?: string;
+  layer?: string[];
   vm?: Vm[];
   allowUid?: number[];
   handOffTimeout: number;
@@ -110,7 +118,16 @@ export function addServe(program: Command): void {
     .description("Restores microVM snapshots: answers a guest's page faults from a memory file.")
     .option('--socket <PATH>', 'the unix socket to listen at; @NAME is an abstract one')
     .option('--memory <FILE>', "the snapshot's memory file")
-    .option('--vm <socket=PATH,memory=FILE>', 'another socket and its memory; may repeat', collected(vmOf))
+    .option(
+      '--layer <DIFF>',
+      'a diff snapshot on top of --memory; may repeat',
+      collected((text) => text),
+    )
+    .option(
+      '--vm <socket=PATH,memory=FILE>',
+      'another socket and its memory (…,layer=DIFF…); may repeat',
+      collected(vmOf),
+    )
     .addOption(windowOption())
     .option('--eager', 'install all other pages in the background')
     .option(
@@ -229,6 +246,7 @@ function serveOptions(flags: Flags): ServeOptions & { vms: readonly Vm[] } {
   const {
     socket,
     memory,
+    layer,
     vm = [],
     acceptTimeout,
     allowUid,
@@ -246,7 +264,10 @@ function serveOptions(flags: Flags): ServeOptions & { vms: readonly Vm[] } {
   if ((socket === undefined) !== (memory === undefined)) {
     throw new Usage('--socket and --memory belong together');
   }
-  const vms = [...(socket !== undefined && memory !== undefined ? [{ socket, memory }] : []), ...vm];
+  if (layer !== undefined && memory === undefined) throw new Usage('--layer belongs to --memory');
+  const one =
+    socket !== undefined && memory !== undefined ? [{ socket, memory, ...(layer && { layers: layer }) }] : [];
+  const vms = [...one, ...vm];
   if (vms.length === 0) throw new Usage('nothing to serve: give --socket PATH and --memory FILE, or --vm');
   return {
     ...rest,
@@ -267,9 +288,13 @@ function collected<T>(parse: (text: string) => T): (text: string, before: T[] | 
 }
 
 function vmOf(text: string): Vm {
-  const found = /^socket=([^,]+),memory=(.+)$/.exec(text);
-  if (found) return { socket: found[1] as string, memory: found[2] as string };
-  throw new InvalidArgumentError('It must be socket=PATH,memory=FILE.');
+  const [first = '', ...layers] = text.split(',layer=');
+  const found = /^socket=([^,]+),memory=(.+)$/.exec(first);
+  if (found && layers.every((layer) => layer !== '')) {
+    const [socket, memory] = found.slice(1) as [string, string];
+    return { socket, memory, ...(layers.length > 0 && { layers }) };
+  }
+  throw new InvalidArgumentError('It must be socket=PATH,memory=FILE, and any number of ,layer=DIFF.');
 }
 
 function modeOf(text: string): number {

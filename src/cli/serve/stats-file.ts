@@ -61,6 +61,7 @@ export function writeStats(file: string, text: string, files: Files): void {
 function refuseKept({ dev, ino }: BigIntStats, { vms, prefetch = [], record }: Files): void {
   const kept = [
     ...vms.map(({ memory }) => [memory, 'the memory file'] as const),
+    ...vms.flatMap(({ layers = [] }) => layers.map((layer) => [layer, 'the diff snapshot'] as const)),
     ...prefetch.map((trace) => [trace, 'the trace'] as const),
     ...(record === undefined ? [] : recordings(record)).map((trace) => [trace, 'the recording'] as const),
   ];

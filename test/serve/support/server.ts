@@ -51,15 +51,18 @@ export async function serving(
     pages?: number;
     pageSize?: number;
     memory?: (directory: string) => string;
+    /** Makes diff snapshots on top of the memory file. */
+    layers?: (directory: string) => readonly string[];
   },
   body: (scene: Scene) => Promise<void>,
 ): Promise<void> {
   needKernel();
-  const { pages = 256, pageSize = P, memory: make, ...rest } = options;
+  const { pages = 256, pageSize = P, memory: make, layers: makeLayers, ...rest } = options;
   await inDirectory(async (directory) => {
     const memory = make?.(directory) ?? memoryFile(directory, pages, pageSize);
     const socket = join(directory, 'socket');
-    const server = await serve({ vms: [{ socket, memory }], ...FORCED, ...rest });
+    const layers = makeLayers?.(directory);
+    const server = await serve({ vms: [{ socket, memory, ...(layers && { layers }) }], ...FORCED, ...rest });
     const scene: Scene = {
       ...{ server, socket, memory, directory, ends: [], refusals: [] },
       async guest(guestOptions = {}) {

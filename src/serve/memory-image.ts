@@ -1,14 +1,18 @@
 // The memory of a guest as a snapshot has it: a memory file, and diff snapshots on top of it. A hole of the file is
 // zeros; a hole of a diff means: as below. Holes are not read.
+//
+// Rule: a file system that keeps holes only in blocks larger than a page shows zeros that the monitor never wrote, and
+// these would hide what is below. A diff is used only if its holes show that this is not so.
 
-import { closeSync, fstatSync, openSync } from 'node:fs';
+import { closeSync, constants, fstatSync, openSync } from 'node:fs';
 import { readAt } from '../../shim/descriptors.js';
 import { hugeFilePageSize } from '../../shim/memory.js';
 import { UffdError } from '../errors/errors.js';
-import { Extents } from '../serve/memory-file.js';
-import { identifyBy, type MemoryIdentity, sizeOf } from '../serve/memory-identity.js';
+import { Extents } from './extents.js';
+import { SYSTEM_PAGE } from './handoff-protocol.js';
+import { identifyBy, type MemoryIdentity, sizeOf } from './memory-identity.js';
 
-/** A memory file that cannot be packed. */
+/** A memory file, or a diff on top of it, that cannot be used. */
 export class MemoryImageError extends Error {
   override readonly name = 'MemoryImageError';
   readonly code = 'ERR_UFFD_MEMORY_IMAGE';
@@ -20,6 +24,15 @@ interface Layer {
   readonly extents: Extents;
   /** Size and times when it was opened. */
   readonly version: string;
+}
+
+/** A part of the memory whose bytes are in one layer, or zeros. */
+interface LayerExtent {
+  readonly from: number;
+  readonly to: number;
+  readonly data: boolean;
+  /** The layer that has the bytes: 0 is the memory file. */
+  readonly layer: number;
 }
 
 export class MemoryImage {
@@ -43,7 +56,8 @@ export class MemoryImage {
   }
 
   #open(path: string, expected: number | undefined): number {
-    const fd = openSync(path, 'r');
+    // Opening a FIFO would block.
+    const fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
     try {
       const stat = fstatSync(fd);
       if (!stat.isFile() && (expected !== undefined || !stat.isBlockDevice()))
@@ -62,6 +76,7 @@ export class MemoryImage {
       const sparse = expected !== undefined || (stat.isFile() && stat.blocks * 512 < bytes);
       const readUnit = (sparse && hugeFilePageSize(fd)) || 0;
       const extents = new Extents({ fd, bytes, sparse, readUnit });
+      if (expected !== undefined) checkBlocks(path, extents, bytes, stat.blksize);
       this.#layers.push({ path, fd, extents, version: versionOf(fd) });
       return bytes;
     } catch (error) {
@@ -71,23 +86,47 @@ export class MemoryImage {
   }
 
   /**
+   * The part around an offset whose bytes are in the same layer.
+   *
+   * @internal
+   */
+  at(offset: number): LayerExtent {
+    let [from, to] = [0, this.size];
+    for (let layer = this.#layers.length - 1; layer >= 0; layer--) {
+      const extent = (this.#layers[layer] as Layer).extents.at(offset);
+      from = Math.max(from, extent.from);
+      to = Math.min(to, extent.to);
+      if (extent.data) return { from, to, data: true, layer };
+    }
+    return { from, to, data: false, layer: 0 };
+  }
+
+  /**
+   * The open file of a layer.
+   *
+   * @internal
+   */
+  descriptorOf(layer: number): number {
+    return (this.#layers[layer] as Layer).fd;
+  }
+
+  /**
    * Reads a part. Returns false, and leaves `into` as it is, if all of it is holes.
    *
    * @throws MemoryImageError, UffdError
    */
   read(offset: number, into: Uint8Array): boolean {
     let any = false;
-    for (const { path, fd, extents } of this.#layers) {
-      for (let at = 0; at < into.length; ) {
-        const { to, data } = extents.at(offset + at);
-        const end = Math.min(into.length, to - offset);
-        if (data) {
-          if (!any && end - at < into.length) into.fill(0);
-          any = true;
-          readWhole(path, fd, offset + at, into.subarray(at, end));
-        }
-        at = end;
+    for (let at = 0; at < into.length; ) {
+      const { to, data, layer } = this.at(offset + at);
+      const end = Math.min(into.length, to - offset);
+      if (data) {
+        if (!any && end - at < into.length) into.fill(0);
+        any = true;
+        const { path, fd } = this.#layers[layer] as Layer;
+        readWhole(path, fd, offset + at, into.subarray(at, end));
       }
+      at = end;
     }
     return any;
   }
@@ -123,6 +162,26 @@ export class MemoryImage {
   close(): void {
     for (const { fd } of this.#layers.splice(0)) closeSync(fd);
   }
+}
+
+/**
+ * The extents of a diff must not all begin and end at the file system's blocks, if these are larger than a page.
+ *
+ * @throws MemoryImageError
+ */
+function checkBlocks(path: string, extents: Extents, bytes: number, block: number): void {
+  if (block <= SYSTEM_PAGE) return;
+  let any = false;
+  for (let at = 0; at < bytes; ) {
+    const { to, data } = extents.at(at);
+    if (data && (at % block !== 0 || (to < bytes && to % block !== 0))) return;
+    any ||= data;
+    at = to;
+  }
+  if (!any) return;
+  throw new MemoryImageError(
+    `${path} lies on a file system with blocks of ${block} bytes, so zeros around what the monitor wrote may hide the memory below; let the monitor write diffs to a file system with blocks of ${SYSTEM_PAGE} bytes`,
+  );
 }
 
 function versionOf(fd: number): string {
