@@ -140,7 +140,16 @@ function isBase(...counts: readonly number[]): (cell: Cell) => boolean {
 }
 
 /** The aims for which this run has figures. */
-export function verdicts({ placements, core, traces, steady, growth, serve, pager }: Results): Verdict[] {
+export function verdicts({
+  placements,
+  core,
+  traces,
+  steady,
+  growth,
+  serve,
+  pager,
+  store,
+}: Results): Verdict[] {
   const all: Verdict[] = [];
   const add: Add = (aim, where, value, limit, atMost) => {
     if (value === undefined) return;
@@ -153,7 +162,7 @@ export function verdicts({ placements, core, traces, steady, growth, serve, page
   const { workingSet } = serve ?? {};
   const prefetched = 'time until the working set is touched: with prefetch at most a fifth of without';
   add(prefetched, 'one thread, random', workingSet?.ratio, 0.2, true);
-  for (const { figure, where, value, aim, atMost } of pager?.rows ?? []) {
+  for (const { figure, where, value, aim, atMost } of [...(pager?.rows ?? []), ...(store?.rows ?? [])]) {
     if (aim === undefined) continue;
     const limit = `${figure}: at ${atMost ? 'most' : 'least'} ${aim}`;
     all.push({ aim: limit, where, value, met: atMost ? value.median <= aim : value.median >= aim });

@@ -18,20 +18,22 @@ import { type Scaling, scaling } from './plots/scaling.js';
 import {
   aimTable,
   cellTable,
+  comparedLine,
   figureTable,
   growthTable,
   markdownReport,
   operatorLine,
   operatorTable,
-  pagerLine,
   pagerTable,
   placementTable,
   ratioTable,
+  storeTable,
   workingSetText,
 } from './report.js';
 import type { PlacementResult, Results } from './results.js';
 import { ServeBench, type ServeResults } from './serve.js';
 import { benchSteady } from './steady.js';
+import { StoreBench } from './store.js';
 import { benchRecording, benchTraces } from './traces.js';
 
 type Say = (text: string) => void;
@@ -124,9 +126,17 @@ async function benchOperator(library: string, options: Options, results: Results
 async function benchPager(library: string, options: Options, results: Results, say: Say): Promise<void> {
   const { rounds, quick = false, pager } = options;
   const bench = new PagerBench(library, rounds, quick);
-  results.pager = await bench.run(Array.isArray(pager) ? pager : undefined, (row) => say(pagerLine(row)));
+  results.pager = await bench.run(Array.isArray(pager) ? pager : undefined, (row) => say(comparedLine(row)));
   results.leftOut.push(...results.pager.leftOut);
   say(pagerTable(results.pager));
+}
+
+async function benchStore(library: string, options: Options, results: Results, say: Say): Promise<void> {
+  const { rounds, quick = false, store } = options;
+  const bench = new StoreBench(library, rounds, quick);
+  results.store = await bench.run(Array.isArray(store) ? store : undefined, (row) => say(comparedLine(row)));
+  results.leftOut.push(...results.store.leftOut);
+  say(storeTable(results.store));
 }
 
 async function measure(options: Options, results: Results, say: Say): Promise<void> {
@@ -140,6 +150,11 @@ async function measure(options: Options, results: Results, say: Say): Promise<vo
   if (options.pager) {
     if ('reason' in prepared) throw new Error(`no figures of pagers: ${prepared.reason}`);
     await benchPager(prepared.library, options, results, say);
+    return;
+  }
+  if (options.store) {
+    if ('reason' in prepared) throw new Error(`no figures of stores: ${prepared.reason}`);
+    await benchStore(prepared.library, options, results, say);
     return;
   }
   if (options.scale) {

@@ -14,9 +14,10 @@ import {
 import { HANDLERS, PLACEMENTS } from './faults.js';
 import { PAGER_PARTS } from './pager.js';
 import { SERVERS } from './peers.js';
+import { STORE_PARTS } from './store.js';
 
-/** Rounds of a run with `--pager`. */
-const PAGER_ROUNDS = 5;
+/** Rounds of a run with `--pager` or `--store`. */
+const COMPARED_ROUNDS = 5;
 /** The sizes of a run with `--quick`. */
 const QUICK = { rounds: 3, pages: 4096 };
 const SIZES: Record<string, number> = { '4K': SMALL_PAGE, '2M': HUGE_PAGE };
@@ -39,6 +40,7 @@ export interface Options extends Chosen {
   operator?: boolean;
   scale?: boolean;
   pager?: true | readonly string[];
+  store?: true | readonly string[];
   plots?: string;
   json?: string | true;
   markdown?: boolean;
@@ -104,6 +106,11 @@ export function parse(): Options {
     .addOption(
       new Option('--pager [parts...]', 'only pagers: all of it, or these parts').choices(PAGER_PARTS),
     )
+    .addOption(
+      new Option('--store [parts...]', 'only snapshots in a store: all of it, or these parts').choices(
+        STORE_PARTS,
+      ),
+    )
     .option('--quick', `${QUICK.rounds} rounds of ${QUICK.pages.toLocaleString('en')} pages, and few cells`)
     .option('--plots <folder>', 'draw how figures grow: as SVG, into a folder')
     .option('--json [file]', 'every round as JSON, into a file or instead of the tables')
@@ -111,7 +118,8 @@ export function parse(): Options {
     .showHelpAfterError();
   const options = program.parse().opts<Options>();
   const told = (name: keyof typeof QUICK): boolean => program.getOptionValueSource(name) !== 'default';
-  if (!options.quick && options.pager && !told('rounds')) return { ...options, rounds: PAGER_ROUNDS };
+  if (!options.quick && (options.pager || options.store) && !told('rounds'))
+    return { ...options, rounds: COMPARED_ROUNDS };
   if (!options.quick) return options;
   return {
     ...options,

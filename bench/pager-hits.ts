@@ -1,6 +1,7 @@
 // Hits of the pager's replacement, without a kernel: its state machine with effects that do nothing, and a plain LRU.
 
 import { type Effects, Engine, PagerOutcome } from '../src/pager/engine.js';
+import { randomFrom } from './statistics.js';
 
 const BLOCKS = 100_000;
 const RESIDENT = BLOCKS / 10;
@@ -10,17 +11,6 @@ const WARM = TOUCHES / 2;
 const SKEW = 0.99;
 /** One of so many touches belongs to a scan of the other half of the data, if there is a scan. */
 const SCAN = 4;
-
-/** Numbers from 0 to 1, the same for all (mulberry32). */
-function randomFrom(seed: number): () => number {
-  let state = seed;
-  return () => {
-    state = (state + 0x6d2b79f5) | 0;
-    let t = Math.imul(state ^ (state >>> 15), 1 | state);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
-  };
-}
 
 /** Blocks, the k-th most frequent 1/k^0.99 times as often as the first, scattered over the data. */
 function zipf(random: () => number): () => number {

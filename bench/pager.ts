@@ -2,8 +2,6 @@
 // a swap engine in C, in the same run.
 //
 // Rules:
-//  - Two entrants alternate, and every other round has the reverse order. A ratio compares the two of one round. One
-//    round of each does not count.
 //  - Both have the same processors: one that all their threads share, or those that the scheduler chooses.
 //  - Every touch checks the bytes that it finds. Wrong bytes end the benchmark.
 //  - A pager serves all rounds of a row; before each round all of it is evicted.
@@ -17,13 +15,13 @@ import { fileURLToPath } from 'node:url';
 import * as memory from '../shim/memory.js';
 import { Mapping } from '../src/index.js';
 import { fileSource, httpSource, Pager, type PagerOptions } from '../src/pager/index.js';
+import { type ComparedRow, Comparison, type Round } from './comparison.js';
 import { WrongAnswer } from './faults.js';
 import { type Arena, ourHandler } from './handlers.js';
 import { checked, load, type Native } from './native.js';
 import { benchHits } from './pager-hits.js';
 import type { PagerFootprint } from './pager-memory.js';
 import { compilePager, loadPager, type PagerNative, SwapProgram } from './pager-native.js';
-import { type Spread, spread } from './statistics.js';
 
 const PAGE = 4096;
 const KIB = 1024;
@@ -32,24 +30,8 @@ const MIB = 2 ** 20;
 const LEAD = 256;
 const LIMIT_NS = 2e10;
 
-/** One row of the table. */
-export interface PagerRow {
-  readonly figure: string;
-  readonly where: string;
-  readonly unit: string;
-  readonly ours: Spread;
-  readonly theirs: Spread | undefined;
-  /** What the pager is compared with. */
-  readonly to: string;
-  /** Ours divided by theirs, or ours alone. */
-  readonly value: Spread;
-  /** Undefined: the figure is only reported. */
-  readonly aim: number | undefined;
-  readonly atMost: boolean;
-}
-
 export interface PagerResults {
-  readonly rows: PagerRow[];
+  readonly rows: ComparedRow[];
   readonly rounds: number;
   readonly fileBytes: number;
   readonly leftOut: string[];
@@ -61,30 +43,17 @@ interface Where {
   readonly cpu: number;
 }
 
-/** Returns one round's figure. */
-type Round = () => Promise<number>;
-
-interface About {
-  readonly figure: string;
-  readonly where: string;
-  readonly unit: string;
-  readonly to: string;
-  readonly aim?: number;
-  readonly atMost?: true;
-}
-
 export class PagerBench {
   readonly #native: Native;
   readonly #pager: PagerNative;
   readonly #library: { native: string; pager: string; swap: string };
   readonly #folder = mkdtempSync(join(tmpdir(), 'uffd-pager-'));
-  readonly #rounds: number;
+  readonly #comparison: Comparison;
   readonly #fileBytes: number;
   readonly #file: string;
   readonly #fd: number;
   readonly #one: Where;
   readonly #any: Where = { title: 'left to the scheduler', cpu: -1 };
-  readonly #rows: PagerRow[] = [];
   readonly #leftOut: string[] = [];
   readonly #quick: boolean;
 
@@ -94,7 +63,7 @@ export class PagerBench {
     this.#library = { native: library, pager: compiled.library, swap: compiled.swap };
     this.#native = load(library);
     this.#pager = loadPager(compiled.library);
-    this.#rounds = rounds;
+    this.#comparison = new Comparison(rounds);
     this.#quick = quick;
     this.#fileBytes = (quick ? 64 : 256) * MIB;
     this.#one = { title: 'on one processor', cpu: this.#native.processor(0) };
@@ -105,7 +74,8 @@ export class PagerBench {
   }
 
   /** Measures all rows in parts; calls `say` with the rows of each part when the part is done. */
-  async run(only: readonly string[] | undefined, say: (row: PagerRow) => void): Promise<PagerResults> {
+  async run(only: readonly string[] | undefined, say: (row: ComparedRow) => void): Promise<PagerResults> {
+    const { rows, rounds } = this.#comparison;
     const parts: Record<PagerPart, () => Promise<void>> = {
       touch: () => this.#touch(),
       refault: () => this.#refault(),
@@ -119,12 +89,12 @@ export class PagerBench {
     };
     for (const name of PAGER_PARTS) {
       if (only && !only.includes(name)) continue;
-      const before = this.#rows.length;
+      const before = rows.length;
       await parts[name]();
-      for (const row of this.#rows.slice(before)) say(row);
+      for (const row of rows.slice(before)) say(row);
     }
     closeSync(this.#fd);
-    return { rows: this.#rows, rounds: this.#rounds, fileBytes: this.#fileBytes, leftOut: this.#leftOut };
+    return { rows, rounds, fileBytes: this.#fileBytes, leftOut: this.#leftOut };
   }
 
   // ---- rows ----------------------------------------------------------------------------------------------
@@ -142,7 +112,7 @@ export class PagerBench {
       return async () => (await this.#pager.readMemory(address, PAGE, pages, count, 7, cpu)) / count;
     };
     const about = { figure: 'touch of a resident page, at random', where: title, unit: 'ns' };
-    await this.#compare(
+    await this.#comparison.compare(
       { ...about, to: 'plain memory', aim: 1, atMost: true },
       touches(pager.address),
       touches(plain.address),
@@ -203,12 +173,12 @@ export class PagerBench {
         const cpuOurs: number[] = [];
         const cpuTheirs: number[] = [];
         const about = { where: title, unit: 'µs', to: 'a copied page, `block`' };
-        await this.#compare(
+        await this.#comparison.compare(
           { ...about, figure: `minor refault of a block of ${name}`, aim: 1, atMost: true },
           timed(refaulted, cpuOurs, count + LEAD),
           timed(copied, cpuTheirs, count + LEAD),
         );
-        this.#add(
+        this.#comparison.add(
           { ...about, figure: `processor time of it, both threads, ${name}` },
           cpuOurs.slice(1),
           cpuTheirs.slice(1),
@@ -243,7 +213,7 @@ export class PagerBench {
           );
         };
         const figure = `file, sequential, ${cold ? 'from the disk' : 'in the page cache'}`;
-        await this.#compare(
+        await this.#comparison.compare(
           { figure, where: title, unit: 'MiB/s', to: 'read(2), 1 MiB', aim: 0.7 },
           ours,
           theirs,
@@ -279,7 +249,7 @@ export class PagerBench {
             return count / ((await this.#pager.readFile(this.#fd, PAGE, pages, count, seed++, cpu)) / 1e9);
           };
           const figure = `file, random 4 KiB, blocks of ${name}, ${cold ? 'from the disk' : 'in the page cache'}`;
-          await this.#compare(
+          await this.#comparison.compare(
             { figure, where: title, unit: 'touches/s', to: 'pread, 4 KiB', aim: 0.8 },
             ours,
             theirs,
@@ -331,7 +301,7 @@ export class PagerBench {
       if (bytes !== this.#fileBytes) throw new WrongAnswer(`fetch has read ${bytes} bytes`);
       return perSecond(ms);
     };
-    await this.#compare(
+    await this.#comparison.compare(
       { figure: 'HTTP on loopback, sequential', where: title, unit: 'MiB/s', to: '`fetch`', aim: 0.8 },
       ours,
       theirs,
@@ -375,7 +345,7 @@ export class PagerBench {
         await this.#pager.writeMemory(pager.address, block, bytes / block, bytes / block, 0, cpu);
         await program.write(8 * (bytes / block), 99);
         const figure = `swap, random writes, blocks of ${name}`;
-        await this.#compare(
+        await this.#comparison.compare(
           { figure, where: title, unit: 'writes/s', to: 'C: UFFDIO_COPY, pwrite' },
           ours,
           theirs,
@@ -389,7 +359,7 @@ export class PagerBench {
   async #memory(): Promise<void> {
     const above: number[] = [];
     const own: number[] = [];
-    for (let round = 0; round < this.#rounds; round++) {
+    for (let round = 0; round < this.#comparison.rounds; round++) {
       const output = execFileSync(
         process.execPath,
         [
@@ -404,18 +374,22 @@ export class PagerBench {
       own.push(privateBytes / MIB);
     }
     const about = { where: 'a file, a tenth resident', unit: 'MiB', to: '', atMost: true } as const;
-    this.#add({ ...about, figure: 'memory of the memfd above the limit, most', aim: 16 }, above);
-    this.#add({ ...about, figure: "private memory of the pager's thread", aim: 40 }, own);
+    this.#comparison.add({ ...about, figure: 'memory of the memfd above the limit, most', aim: 16 }, above);
+    this.#comparison.add({ ...about, figure: "private memory of the pager's thread", aim: 40 }, own);
   }
 
   async #hits(): Promise<void> {
-    const all = Array.from({ length: this.#rounds }, (_, i) => benchHits(i + 1));
+    const all = Array.from({ length: this.#comparison.rounds }, (_, i) => benchHits(i + 1));
     const percent = (of: keyof (typeof all)[number]): number[] => all.map((one) => 100 * one[of]);
     const about = { where: 'Zipf 0.99, a tenth resident', unit: '% hits', to: 'LRU without the scan' };
-    this.#add({ ...about, figure: 'hits while a scan goes on', aim: 0.95 }, percent('pager'), percent('lru'));
-    this.#add({ ...about, figure: 'hits without a scan' }, percent('quiet'), percent('lru'));
+    this.#comparison.add(
+      { ...about, figure: 'hits while a scan goes on', aim: 0.95 },
+      percent('pager'),
+      percent('lru'),
+    );
+    this.#comparison.add({ ...about, figure: 'hits without a scan' }, percent('quiet'), percent('lru'));
     const scanned = { ...about, figure: 'hits while a scan goes on', to: 'LRU with the scan' };
-    this.#add(scanned, percent('pager'), percent('lruScanned'));
+    this.#comparison.add(scanned, percent('pager'), percent('lruScanned'));
   }
 
   async #flush(): Promise<void> {
@@ -443,7 +417,7 @@ export class PagerBench {
           1e6;
         const blocks = `${count} block${count === 1 ? '' : 's'} of 64 KiB`;
         const to = durability === 'power' ? 'pwrite, fdatasync' : 'pwrite';
-        await this.#compare(
+        await this.#comparison.compare(
           { figure: `flush of ${blocks}, ${durability}`, where: this.#any.title, unit: 'ms', to },
           ours,
           theirs,
@@ -492,31 +466,6 @@ export class PagerBench {
       writeSync(fd, piece);
     }
     return fd;
-  }
-
-  async #compare(about: About, ours: Round, theirs: Round): Promise<void> {
-    const our: number[] = [];
-    const their: number[] = [];
-    for (let round = -1; round < this.#rounds; round++) {
-      const turns = [async () => our.push(await ours()), async () => their.push(await theirs())];
-      if (round % 2 === 0) turns.reverse();
-      for (const turn of turns) await turn();
-    }
-    this.#add(about, our.slice(1), their.slice(1));
-  }
-
-  #add({ aim, atMost, ...about }: About, ours: number[], theirs?: number[]): void {
-    const value = theirs ? ours.map((one, i) => one / (theirs[i] ?? Number.NaN)) : ours;
-    this.#rows.push({
-      ...about,
-      ...{
-        aim,
-        atMost: atMost === true,
-        ours: spread(ours),
-        theirs: theirs && spread(theirs),
-        value: spread(value),
-      },
-    });
   }
 }
 

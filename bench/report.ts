@@ -2,13 +2,15 @@
 
 import { type Verdict, verdicts } from './aims.js';
 import { whereOf } from './cells.js';
+import type { ComparedRow } from './comparison.js';
 import type { CoreFigure } from './core.js';
 import type { OperatorResults, OperatorRow } from './operator.js';
-import type { PagerResults, PagerRow } from './pager.js';
+import type { PagerResults } from './pager.js';
 import type { Scaling } from './plots/scaling.js';
 import { type PlacementResult, type Results, rowsOf } from './results.js';
 import { figure, ratio, type ServeCell, type ServedRound, type ServeResults } from './serve.js';
 import type { Spread } from './statistics.js';
+import type { StoreResults } from './store.js';
 import { type Cells, markdown, terminal, text } from './tables.js';
 
 const PLACEMENT_HEAD = ['handler', 'faults/s', 'p50 µs', 'p99 µs', 'p99.9 µs', 'faults/s ÷ C', 'p99 ÷ C'];
@@ -142,8 +144,11 @@ export function operatorTable(results: OperatorResults): string {
 const PAGER_HEAD = [
   ...['figure', 'where', 'pager', 'other', 'unit', 'compared with', 'ratio or value', 'aim', ''],
 ];
+const STORE_HEAD = [
+  ...['figure', 'where', 'uffd', 'other', 'unit', 'compared with', 'ratio or value', 'aim', ''],
+];
 
-function pagerCells(rows: readonly PagerRow[]): Cells {
+function comparedCells(rows: readonly ComparedRow[]): Cells {
   return rows.map(({ figure, where, ours, theirs, unit, to, value, aim, atMost }) => [
     figure,
     where,
@@ -168,15 +173,57 @@ function pagerNote({ rounds, fileBytes }: PagerResults): string {
   );
 }
 
-/** One of the figures of pagers as a line, printed as soon as it is measured. */
-export function pagerLine({ figure, where, value, aim, atMost }: PagerRow): string {
+/** One of the figures as a line, printed as soon as it is measured. */
+export function comparedLine({ figure, where, value, aim, atMost }: ComparedRow): string {
   const wanted = aim === undefined ? '' : `, aim ${atMost ? '≤' : '≥'} ${aim}`;
   return `${figure}, ${where}: ${text(value, digitsOf(value))}${wanted}`;
 }
 
+function storeNote({ rounds, image, workingSet, compressed, delayMs }: StoreResults): string {
+  const mib = (bytes: number): string => `${bytes / 2 ** 20} MiB`;
+  return (
+    `${rounds} rounds in alternating order; a memory of ${mib(image)}, which zstd compresses to ${(compressed * 100).toFixed(0)} %; a ` +
+    `working set of ${mib(workingSet)}; each answer of the store is delayed by ${delayMs} ms. Medians, with the least and the ` +
+    'most in brackets; a ratio is ours divided by the other in the same round.'
+  );
+}
+
+function generationCells({ generations }: StoreResults): { head: string[]; rows: Cells } {
+  const sizes = [...new Set(generations.map(({ chunk }) => chunk))];
+  const runs = [...new Set(generations.map(({ run }) => run))];
+  const kib = (bytes: number): string => (bytes < 2 ** 20 ? `${bytes / 1024} KiB` : `${bytes / 2 ** 20} MiB`);
+  const cell = (run: number, chunk: number): string => {
+    const one = generations.find((it) => it.run === run && it.chunk === chunk);
+    if (!one) return '';
+    return `${(one.newBytes / one.changed).toFixed(1)} (${(one.sent / 2 ** 20).toFixed(1)} MiB)`;
+  };
+  return {
+    head: ['where', ...sizes.map((chunk) => `chunks of ${kib(chunk)}`)],
+    rows: runs.map((run) => [`runs of ${kib(run)}`, ...sizes.map((chunk) => cell(run, chunk))]),
+  };
+}
+
+const GENERATIONS =
+  'Second generation: new bytes for each changed byte, and in brackets what is sent, compressed; one in a hundred ' +
+  'pages of 512 MiB has changed, in runs at random places.';
+
+/** The figures of chunk stores, for a terminal. */
+export function storeTable(results: StoreResults): string {
+  const { head, rows } = generationCells(results);
+  const parts = [storeNote(results), terminal(STORE_HEAD, comparedCells(results.rows))];
+  if (rows.length > 0) parts.push(GENERATIONS, terminal(head, rows));
+  return `\n${parts.join('\n')}`;
+}
+
+function storeMarkdown(results: StoreResults): string[] {
+  const { head, rows } = generationCells(results);
+  const parts = [storeNote(results), markdown(STORE_HEAD, comparedCells(results.rows))];
+  return rows.length > 0 ? [...parts, GENERATIONS, markdown(head, rows)] : parts;
+}
+
 /** The figures of pagers, for a terminal. */
 export function pagerTable(results: PagerResults): string {
-  return `\n${pagerNote(results)}\n${terminal(PAGER_HEAD, pagerCells(results.rows))}`;
+  return `\n${pagerNote(results)}\n${terminal(PAGER_HEAD, comparedCells(results.rows))}`;
 }
 
 /** One placement's table, for a terminal. */
@@ -224,8 +271,9 @@ export function markdownReport(results: Results): string {
   ]) {
     parts.push(note);
   }
-  const { pager } = results;
-  if (pager) parts.push(pagerNote(pager), markdown(PAGER_HEAD, pagerCells(pager.rows)));
+  const { pager, store } = results;
+  if (pager) parts.push(pagerNote(pager), markdown(PAGER_HEAD, comparedCells(pager.rows)));
+  if (store) parts.push(...storeMarkdown(store));
   if (operator) parts.push(operatorNote(operator), markdown(OPERATOR_HEAD, operatorCells(operator.rows)));
   for (const result of placements) {
     parts.push(`### ${capital(result.title)}`, markdown(PLACEMENT_HEAD, placementCells(result)));

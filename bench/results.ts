@@ -7,6 +7,7 @@ import type { PagerResults } from './pager.js';
 import type { Scaling } from './plots/scaling.js';
 import type { ServeResults } from './serve.js';
 import { type Spread, spread } from './statistics.js';
+import type { StoreResults } from './store.js';
 
 export interface PlacementResult {
   name: string;
@@ -34,6 +35,8 @@ export interface Results {
   operator?: OperatorResults;
   /** The figures of pagers. */
   pager?: PagerResults;
+  /** The figures of chunk stores. */
+  store?: StoreResults;
 }
 
 /** A row of a placement's table. */

@@ -78,8 +78,7 @@ export class ServedBy {
 
   /** The handler's private memory in MiB. */
   anonymousMiB(): number {
-    const status = readFileSync(`/proc/${this.pid}/status`, 'utf8');
-    return Number(/^RssAnon:\s+(\d+) kB/m.exec(status)?.[1]) / 1024;
+    return anonymousMiB(this.pid);
   }
 
   async stop(): Promise<void> {
@@ -92,4 +91,10 @@ export class ServedBy {
 async function failure(child: ChildProcess): Promise<never> {
   const [code] = await once(child, 'exit');
   throw new Error(`a handler ended with ${code} before it was ready`);
+}
+
+/** The private memory of a process in MiB. */
+export function anonymousMiB(pid: number): number {
+  const status = readFileSync(`/proc/${pid}/status`, 'utf8');
+  return Number(/^RssAnon:\s+(\d+) kB/m.exec(status)?.[1]) / 1024;
 }

@@ -1,4 +1,4 @@
-// Medians and percentiles of small and large samples.
+// Medians and percentiles of small and large samples; random numbers.
 
 /** The median, the minimum and the maximum. */
 export interface Spread {
@@ -18,4 +18,15 @@ export function spread(values: readonly number[]): Spread {
 /** The smallest value that at least `percent` percent of a sorted sample do not exceed. */
 export function percentile(sorted: Uint32Array, percent: number): number {
   return sorted[Math.max(Math.ceil((sorted.length * percent) / 100) - 1, 0)] ?? Number.NaN;
+}
+
+/** Numbers from 0 to 1, the same for all (mulberry32). */
+export function randomFrom(seed: number): () => number {
+  let state = seed;
+  return () => {
+    state = (state + 0x6d2b79f5) | 0;
+    let t = Math.imul(state ^ (state >>> 15), 1 | state);
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
+    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
+  };
 }
