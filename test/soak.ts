@@ -1,9 +1,10 @@
 // `npm run soak`: a million steps of random worlds with injected failures; then ten million faults of guests of
 // `uffd serve`; then a guest on huge pages, whose pool runs dry and refills every second; then eight threads that read
 // and write the memory of pagers, of which a hundredth is in memory; then a program that writes through a pager, killed
-// again and again. No invariant may break, no memory may grow, and no byte may be lost. The tests run a short form of all.
+// again and again; then servers of a snapshot in a store, their store and their monitors, killed again and again. No invariant may break, no memory may grow, and no byte may be lost. The tests run a short form of all.
 //
-// UFFD_STEPS=N, UFFD_FAULTS=N, UFFD_HUGE_ROUNDS=N, UFFD_PAGER_SECONDS=N, UFFD_KILLS=N: how many of each; 0: none.
+// UFFD_STEPS=N, UFFD_FAULTS=N, UFFD_HUGE_ROUNDS=N, UFFD_PAGER_SECONDS=N, UFFD_KILLS=N, UFFD_STORE_KILLS=N: how many of
+// each; 0: none.
 // UFFD_SEED=N: the first seed.
 
 import { strict as assert } from 'node:assert';
@@ -11,6 +12,7 @@ import { simulate } from '../src/testing/index.js';
 import { hammerFile, hammerSwap } from './pager/support/hammer.js';
 import { killsAndRecovers } from './pager/support/kills.js';
 import { type Churned, churn, churnInDryPool } from './serve/support/churn.js';
+import { killsWhileStored } from './serve/support/stored-kills.js';
 import { seed as firstSeed } from './support/harness.js';
 import { randomWorld } from './testing/support/worlds.js';
 
@@ -19,6 +21,7 @@ const FAULTS = Number(process.env.UFFD_FAULTS ?? 10_000_000);
 const HUGE_ROUNDS = Number(process.env.UFFD_HUGE_ROUNDS ?? 20_000);
 const PAGER_SECONDS = Number(process.env.UFFD_PAGER_SECONDS ?? 180);
 const KILLS = Number(process.env.UFFD_KILLS ?? 200);
+const STORE_KILLS = Number(process.env.UFFD_STORE_KILLS ?? 200);
 /** Rounds of each thread of a guest: a pair of guests causes some million faults. */
 const GUEST_ROUNDS = 500_000;
 /** Bytes by which a server's memory may grow in the second half of ten million faults. */
@@ -33,6 +36,7 @@ if (FAULTS > 0) await guests();
 if (HUGE_ROUNDS > 0) await hugeGuest();
 if (PAGER_SECONDS > 0) await pagers();
 if (KILLS > 0) await kills();
+if (STORE_KILLS > 0) await storeKills();
 
 async function worlds(): Promise<void> {
   const begun = performance.now();
@@ -91,6 +95,11 @@ async function pagers(): Promise<void> {
 async function kills(): Promise<void> {
   const { flushes, versions } = await killsAndRecovers(KILLS, first);
   console.log(`${KILLS} kills, ${flushes} after a flush, ${versions} versions written; each block was whole`);
+}
+
+async function storeKills(): Promise<void> {
+  const { server, store, monitor } = await killsWhileStored(STORE_KILLS, first);
+  console.log(`killed: ${server} servers, ${store} times the store, ${monitor} monitors; no page was wrong`);
 }
 
 /** Prints a line after every `every` faults. */

@@ -1,13 +1,13 @@
 // Snapshots in a chunk store: what guests read, how often the store is asked, and what the cache keeps.
 
 import { strict as assert } from 'node:assert';
-import { readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import { readdirSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Guest } from '../../src/cli/guest/guest.js';
 import { indexHash } from '../../src/store/index.js';
 import { commandLine, uffd } from '../cli/support/command.js';
 import { suite } from '../support/harness.js';
-import { until } from '../support/real-kernel.js';
+import { compileProgram, until } from '../support/real-kernel.js';
 import { Running } from './support/serve-process.js';
 import {
   assertRight,
@@ -56,6 +56,29 @@ test('guests that come at once, of two servers that share a cache: each chunk is
     assert.deepEqual(store.repeated, []);
     const fromCache = [one, other].map(({ server }) => server.storage?.cache.chunks ?? 0);
     assert.equal((fromCache[0] as number) + (fromCache[1] as number), CHUNKS);
+  }));
+
+test('32 guests of one snapshot that come at once, to an empty cache: each chunk is asked for once, every page is right', () =>
+  withSnapshot(async ({ serve, store, directory, memory }) => {
+    const { ends } = await serve();
+    const [socket] = readdirSync(directory).filter((name) => /^socket/.test(name));
+    const program = compileProgram('guest/monitor.c');
+    const guests = Array.from({ length: 32 }, (_, seed) => {
+      const words = ['-t', '1', '-r', '1', '-s', `${seed}`, '-l', '60'];
+      return new Running([program, ...words, join(directory, socket as string), memory]);
+    });
+    try {
+      for (const { ended } of guests) {
+        const { code, stdout, stderr } = await ended;
+        assert.equal(code, 0, `${stdout}${stderr}`);
+        assert.match(stdout, /"wrong":\s*0\b/);
+      }
+    } finally {
+      for (const guest of guests) guest.kill();
+    }
+    assert.equal(store.requests.length, CHUNKS);
+    assert.deepEqual(store.repeated, []);
+    await until(() => ends.length === guests.length);
   }));
 
 test('pages that were removed are zeros, before and after their chunk has come', () =>

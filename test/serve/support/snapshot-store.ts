@@ -83,6 +83,8 @@ export interface StoreScene {
   readonly directory: string;
   readonly memory: string;
   readonly index: string;
+  /** The folder of the store. */
+  readonly chunks: string;
   readonly cache: string;
   readonly store: SnapshotStore;
   /** Starts a server. It, and its guests, have ended when `body` of the scene has returned. */
@@ -109,7 +111,7 @@ export async function withSnapshot(body: (scene: StoreScene) => Promise<void>): 
     process.once('exit', kill);
     try {
       await body({
-        ...{ directory, memory, index, cache, store },
+        ...{ directory, memory, index, chunks, cache, store },
         async serve(options = {}) {
           const socket = join(directory, `socket${++servers}`);
           const server = await serve({
