@@ -14,6 +14,11 @@ export interface MemoryIdentity {
 
 const SAMPLES = 256;
 
+/** The identity of memory that is served from an index of so many bytes, whose SHA-256 is `hash`, in hexadecimal. */
+export function identityOfIndex(bytes: number, hash: string): MemoryIdentity {
+  return { bytes, sample: `index ${hash}` };
+}
+
 /** Reads a sample of a memory file to recognise it. @throws the errors of open(2) and read(2) */
 export function identify(path: string): MemoryIdentity {
   const fd = openSync(path, 'r');

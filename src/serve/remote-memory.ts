@@ -20,7 +20,7 @@ import { SYSTEM_PAGE } from './handoff-protocol.js';
 import { ImageMapping } from './image-mapping.js';
 import type { MappedImage } from './image-source.js';
 import { MemoryFileError } from './memory-file.js';
-import type { MemoryIdentity } from './memory-identity.js';
+import { identityOfIndex, type MemoryIdentity } from './memory-identity.js';
 
 /** A session, as far as its chunks are concerned. */
 export interface ChunkWaiter {
@@ -162,7 +162,7 @@ export class RemoteMemory implements LoadedImage {
     this.bytes = size;
     this.reader = reader;
     this.workingSet = workingSet;
-    this.identity = { bytes: size, sample: `index ${hash}` };
+    this.identity = identityOfIndex(size, hash);
     this.#storage = storage;
     this.mapping = new ImageMapping(path, size, chunkSize, count, (chunk) => reader.isZero(chunk));
   }

@@ -73,21 +73,23 @@ export interface WorkingSet {
  * The working set of some recorded runs of one memory file: the pages that were installed for faults in at least half
  * of the runs, in the order of the first run, in ranges of at most 2 MiB.
  *
+ * @param memory the identity of the memory file, or all identities that the memory has
  * @param force accept traces of other memory files, too
  * @param most the most pages that are taken from a trace
  * @throws TraceError for a file that is no trace; WorkingSetError for a trace of something else
  */
 export function workingSet(
   traces: readonly string[],
-  memory: MemoryIdentity,
+  memory: MemoryIdentity | readonly MemoryIdentity[],
   force = false,
   most = PAGES_MOST,
 ): WorkingSet {
+  const identities = Array.isArray(memory) ? memory : [memory];
   /** Pages, as offset and length, with the number of runs that have touched them, in the order of the first touch. */
   const touched = new Map<number, { length: number; runs: number }>();
   let truncated: string | undefined;
   for (const path of traces) {
-    const { pages, whole } = touchedIn(path, memory, force, most);
+    const { pages, whole } = touchedIn(path, identities, force, most);
     if (!whole)
       truncated = `${path} is longer than what is prefetched: it was read up to ${pages.size} pages`;
     for (const [offset, length] of pages) {
@@ -106,7 +108,7 @@ export function workingSet(
  */
 function touchedIn(
   path: string,
-  memory: MemoryIdentity,
+  identities: readonly MemoryIdentity[],
   force: boolean,
   most: number,
 ): { pages: Map<number, number>; whole: boolean } {
@@ -116,12 +118,13 @@ function touchedIn(
   try {
     const about = checkedAbout(path, reader.meta.about);
     const { bytes, sample } = about.memory;
-    if (!force && (bytes !== memory.bytes || sample !== memory.sample)) {
+    const known = identities.some((memory) => bytes === memory.bytes && sample === memory.sample);
+    if (!force && !known) {
       throw new WorkingSetError(
         `${path} was recorded with another memory file; --force takes it all the same`,
       );
     }
-    const pages = new FilePages(regionsOf(path, about), memory.bytes, most);
+    const pages = new FilePages(regionsOf(path, about), identities[0]?.bytes ?? 0, most);
     const pending = new PendingFaults();
     while (reader.records < RECORDS_MOST && reader.next()) {
       const { codec } = reader;

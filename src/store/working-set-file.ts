@@ -3,6 +3,7 @@
 //
 //   { "kind": "uffd working set", "version": 1, "index": SHA-256 of the index, "ranges": [[offset, bytes], …] }
 
+import { identityOfIndex } from '../serve/memory-identity.js';
 import type { MemoryImage } from '../serve/memory-image.js';
 import { workingSet } from '../serve/working-set.js';
 import { type ChunkIndex, IndexError, indexHash, parseIndex } from './chunk-index.js';
@@ -28,6 +29,7 @@ export function workingSetPlace(index: string): string {
 /**
  * The working set of recorded runs, as a file for an index.
  *
+ * @param traces of the memory file, or of a guest that was served from this index
  * @param force accept traces of other memory
  * @returns its bytes, and a note if a trace was too long
  * @throws TraceError, WorkingSetError
@@ -38,9 +40,12 @@ export function makeWorkingSet(
   index: Uint8Array,
   force: boolean,
 ): { bytes: Buffer; ranges: readonly TouchedRange[]; truncated: string | undefined } {
-  const { ranges, truncated } = workingSet(traces, image.identity, force);
+  const hash = indexHash(index);
+  // A run may have been recorded from the memory file, or from the store.
+  const identities = [image.identity, identityOfIndex(image.size, hash)];
+  const { ranges, truncated } = workingSet(traces, identities, force);
   const pairs = ranges.map(({ offset, length }) => [offset, length]);
-  const content = { kind: KIND, version: VERSION, index: indexHash(index), ranges: pairs };
+  const content = { kind: KIND, version: VERSION, index: hash, ranges: pairs };
   return { bytes: Buffer.from(`${JSON.stringify(content)}\n`), ranges, truncated };
 }
 

@@ -5,7 +5,7 @@ import { readdirSync, readFileSync, statSync, truncateSync, writeFileSync } from
 import { join } from 'node:path';
 import { Guest } from '../../src/cli/guest/guest.js';
 import { indexHash } from '../../src/store/index.js';
-import { commandLine, uffd } from '../cli/support/command.js';
+import { commandLine, type Ended, uffd } from '../cli/support/command.js';
 import { suite } from '../support/harness.js';
 import { compileProgram, until } from '../support/real-kernel.js';
 import { Running } from './support/serve-process.js';
@@ -156,7 +156,7 @@ test('while a chunk does not come, faults on other chunks are answered; then it 
   }));
 
 test('a recording of a guest in a store is a working set for the next', () =>
-  withSnapshot(async ({ serve, directory }) => {
+  withSnapshot(async ({ serve, directory, memory, index, chunks }) => {
     const record = `${directory}/trace`;
     const first = await serve({ record });
     const guest = await first.guest();
@@ -170,6 +170,16 @@ test('a recording of a guest in a store is a working set for the next', () =>
     await next.touch({ threads: 1, order: 'random', seed: 0, from: 0, to: CHUNK_PAGES });
     assert.equal(session?.tally.get('faults'), 0);
     await assertRight(next);
+    // It also goes beside the index, if the same memory is packed again.
+    const pack = async (chunk: number): Promise<Ended> =>
+      uffd(['pack', memory, ...['--store', chunks, '-o', index, '--trace', record, '--chunk', `${chunk}`]]);
+    const packed = await pack(CHUNK);
+    assert.equal(packed.code, 0, packed.stderr);
+    const beside = JSON.parse(readFileSync(`${index}.working-set`, 'utf8'));
+    assert.equal(beside.index, indexHash(readFileSync(index)));
+    const installed = beside.ranges.reduce((sum: number, [, length]: [number, number]) => sum + length, 0);
+    assert.equal(installed, CHUNK);
+    assert.match((await pack(2 * CHUNK)).stderr, /was recorded with another memory file/);
   }));
 
 // ---- the cache -----------------------------------------------------------------------------------------------
