@@ -39,6 +39,10 @@ export class FallbackStore implements Store {
     return this.#first.writtenMs(key, signal);
   }
 
+  refresh(key: string, signal?: AbortSignal): Promise<boolean> {
+    return this.#first.refresh(key, signal);
+  }
+
   put(key: string, bytes: Uint8Array, signal?: AbortSignal): Promise<void> {
     return this.#first.put(key, bytes, signal);
   }

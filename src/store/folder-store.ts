@@ -12,6 +12,7 @@ import {
   rmSync,
   statSync,
   unlinkSync,
+  utimesSync,
   writeSync,
 } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
@@ -80,6 +81,22 @@ export class FolderStore implements Store {
     const stat = this.#tried(key, () => statSync(this.#path(key), { throwIfNoEntry: false }));
     // An empty file is what a loss of power can leave of one that was just written.
     return stat?.isFile() === true && stat.size > 0 ? stat.mtimeMs : undefined;
+  }
+
+  async refresh(key: string, signal?: AbortSignal): Promise<boolean> {
+    signal?.throwIfAborted();
+    checkKey(key);
+    return this.#tried(key, () => {
+      const now = new Date();
+      try {
+        utimesSync(this.#path(key), now, now);
+        return true;
+      } catch (error) {
+        // A file of another user, of which this one may only read: it is written again.
+        if (['ENOENT', 'EPERM', 'EACCES'].includes((error as NodeJS.ErrnoException).code ?? '')) return false;
+        throw error;
+      }
+    });
   }
 
   async put(key: string, bytes: Uint8Array, signal?: AbortSignal): Promise<void> {

@@ -43,6 +43,10 @@ export class HttpStore implements Store {
     return this.#client.writtenMs(this.#errand('HEAD', key, 0, signal));
   }
 
+  async refresh(): Promise<boolean> {
+    return false;
+  }
+
   async put(key: string, bytes: Uint8Array, signal?: AbortSignal): Promise<void> {
     await this.#client.call(this.#errand('PUT', key, 1 << 20, signal, bytes));
   }

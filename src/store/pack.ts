@@ -2,8 +2,8 @@
 // is not there.
 //
 // Rule: `prune` may run at the same time. It does not know the index that is being made, and leaves only young chunks
-// alone. So a chunk that the store has is written again if it is not young, and before the index is made, each chunk
-// that the store had is looked for once more.
+// alone. So a chunk that the store has is made young again, without sending it if the store can do that, and before the
+// index is made, each chunk that the store had is looked for once more.
 
 import { setImmediate as turn } from 'node:timers/promises';
 import { UnsupportedError } from '../kernel/port.js';
@@ -44,8 +44,8 @@ export interface PackCounts {
   /** Different chunks, that of zeros included. */
   readonly distinctChunks: number;
   /**
-   * Of these, what the store already had, and what was written to it. A chunk that it had for half of the default grace
-   * period of `prune` is written again.
+   * Of these, what the store already had, and what was written to it. A plain web server gets a chunk again that it has
+   * had for half of the default grace period of `prune`.
    */
   readonly presentChunks: number;
   readonly storedChunks: number;
@@ -55,8 +55,8 @@ export interface PackCounts {
 
 /** zstd's default, and casync's. */
 const LEVEL = 3;
-/** A chunk of this age, in milliseconds, is written again, so that `prune` leaves it for as long once more. */
-const REWRITTEN_MS = GRACE_MS / 2;
+/** A chunk of this age, in milliseconds, is made young, so that `prune` leaves it for as long once more. */
+const REFRESHED_MS = GRACE_MS / 2;
 
 /**
  * Packs memory into a store. Chunks that the store has are not sent again, so an interrupted call is resumed by calling
@@ -190,7 +190,8 @@ class Packing {
   async #keep(id: string, bytes: Uint8Array, signal: AbortSignal): Promise<void> {
     const key = chunkKey(id);
     const written = await this.#store.writtenMs(key, signal);
-    if (written !== undefined && written > Date.now() - REWRITTEN_MS) {
+    const isYoung = written !== undefined && written > Date.now() - REFRESHED_MS;
+    if (isYoung || (written !== undefined && (await this.#store.refresh(key, signal)))) {
       this.#present.push(key);
       return;
     }

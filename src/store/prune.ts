@@ -1,6 +1,6 @@
 // Removes chunks that no index names.
 //
-// Rule: a chunk that a running `pack` uses again is written again, and so is young. So the time of each chunk is looked
+// Rule: a chunk that a running `pack` uses again is made young by it. So the time of each chunk is looked
 // up once more just before it is removed.
 
 import { type ChunkIndex, chunkId, idOfKey } from './chunk-index.js';

@@ -74,6 +74,22 @@ export class S3Store implements Store {
     return this.#client.writtenMs(this.#errand('HEAD', key, Number.POSITIVE_INFINITY, signal));
   }
 
+  /** By a copy onto itself, which needs a change of its metadata. */
+  async refresh(key: string, signal?: AbortSignal): Promise<boolean> {
+    const errand = this.#errand('PUT', key, 1 << 20, signal, undefined, {
+      'x-amz-copy-source': `/${this.#bucket}/${encodedPath(this.#prefix + key)}`,
+      'x-amz-metadata-directive': 'REPLACE',
+    });
+    try {
+      const { body } = await this.#client.call(errand);
+      // S3 may find out that it cannot copy after it has answered 200.
+      return /<CopyObjectResult[\s>]/.test(body.toString('utf8'));
+    } catch (error) {
+      if (error instanceof StoreError && ['missing', 'refused'].includes(error.kind)) return false;
+      throw error;
+    }
+  }
+
   async put(key: string, bytes: Uint8Array, signal?: AbortSignal): Promise<void> {
     await this.#client.call(this.#errand('PUT', key, 1 << 20, signal, bytes));
   }
@@ -124,13 +140,14 @@ export class S3Store implements Store {
     most: number,
     signal: AbortSignal | undefined,
     body?: Uint8Array,
+    more?: Record<string, string>,
   ): Errand {
     checkKey(key);
     return {
       place: `${this.name}/${key}`,
       most,
       signal,
-      prepare: () => this.#signed(method, this.#prefix + key, '', body),
+      prepare: () => this.#signed(method, this.#prefix + key, '', body, more),
       again: (answer) => this.#again(answer),
     };
   }
@@ -151,13 +168,10 @@ export class S3Store implements Store {
     key: string,
     query: string,
     body?: Uint8Array,
+    more?: Record<string, string>,
   ): Promise<Outgoing> {
     const base = this.#base();
-    const encoded = key.split('/').map(encodeURIComponent).join('/');
-    const path = `${base.pathname.replace(/\/$/, '')}/${encoded}`.replace(
-      /[!'()*]/g,
-      (character) => `%${character.charCodeAt(0).toString(16).toUpperCase()}`,
-    );
+    const path = `${base.pathname.replace(/\/$/, '')}/${encodedPath(key)}`;
     // Without a slash after it, a bucket in the path is listed, too.
     const trimmed = key === '' && this.#pathStyle ? path.replace(/\/$/, '') : path;
     const url = new URL(trimmed + query, base.origin);
@@ -165,6 +179,7 @@ export class S3Store implements Store {
       host: url.host,
       'x-amz-content-sha256': body ? createHash('sha256').update(body).digest('hex') : EMPTY,
       ...(body && { 'content-type': 'application/octet-stream' }),
+      ...more,
     };
     const credentials = await this.#credentials?.current();
     const signed = credentials
@@ -207,4 +222,13 @@ export class S3Store implements Store {
     this.#redirected = new URL(origin);
     return true;
   }
+}
+
+/** As S3 signs it: all is escaped but letters, digits, and - . _ ~ / */
+function encodedPath(key: string): string {
+  return key
+    .split('/')
+    .map(encodeURIComponent)
+    .join('/')
+    .replace(/[!'()*]/g, (character) => `%${character.charCodeAt(0).toString(16).toUpperCase()}`);
 }

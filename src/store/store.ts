@@ -70,6 +70,11 @@ export interface Store {
    * such object, or if the server refuses to tell.
    */
   writtenMs(key: string, signal?: AbortSignal): Promise<number | undefined>;
+  /**
+   * Makes an object as young as if it had just been written, without sending its bytes. False: the store cannot do that,
+   * or there is no such object.
+   */
+  refresh(key: string, signal?: AbortSignal): Promise<boolean>;
   /** Writes an object: readers see all of it, or what was there before. */
   put(key: string, bytes: Uint8Array, signal?: AbortSignal): Promise<void>;
   /** All objects. */

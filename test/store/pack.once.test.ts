@@ -305,7 +305,7 @@ function age(store: string, hours: number): void {
   for (const name of chunksIn(store)) utimesSync(join(store, name), then, then);
 }
 
-test('what pack finds and is old is written again, so that prune leaves it; young chunks are not sent again', async () => {
+test('what pack finds and is old becomes young, so that prune leaves it, and nothing is sent again', async () => {
   await inDirectory(async (folder) => {
     const store = join(folder, 'store');
     for (const [name, seed] of [
@@ -315,16 +315,10 @@ test('what pack finds and is old is written again, so that prune leaves it; youn
       writeSparse(join(folder, name), SPARSE_SIZE, seed);
       await uffd(['pack', name, '--store', 'store', ...SMALL], { cwd: folder });
     }
-    for (const [hours, present, stored] of [
-      [1, 5, 0],
-      [13, 0, 5],
-      [48, 0, 5],
-    ] as const) {
-      age(store, hours);
-      const packed = await uffd(['pack', 'old', '--store', 'store', ...SMALL, '--json'], { cwd: folder });
-      const { presentChunks, storedChunks } = JSON.parse(packed.stdout);
-      assert.equal([presentChunks, storedChunks], [present, stored], `${hours} hours`);
-    }
+    age(store, 48);
+    const packed = await uffd(['pack', 'old', '--store', 'store', ...SMALL, '--json'], { cwd: folder });
+    const { presentChunks, storedChunks } = JSON.parse(packed.stdout);
+    assert.equal([presentChunks, storedChunks], [5, 0]);
     // The index of the pack is not known to this prune. Four old chunks are the other memory's.
     rmSync(join(folder, 'other.caibx'));
     writeSparse(join(folder, 'third'), SPARSE_SIZE, 3);

@@ -64,6 +64,26 @@ test('pack, verify, unpack and prune in a bucket; a wrong secret and a missing b
   });
 }, 300_000);
 
+test('an object of a bucket becomes young without being sent', async () => {
+  await withS3(async ({ env }) => {
+    const before = { ...process.env };
+    Object.assign(process.env, env);
+    const store = await openStore(`s3://${BUCKET}/some chunks/(1)`, { proxy: 'none' });
+    try {
+      await store.put('a-key', Buffer.from('bytes'));
+      const first = (await store.writtenMs('a-key')) as number;
+      // S3 tells whole seconds.
+      while ((await store.writtenMs('a-key')) === first) assert.equal(await store.refresh('a-key'), true);
+      assert.equal(Buffer.from(await store.get('a-key', 100)).toString(), 'bytes');
+      assert.equal(await store.refresh('none'), false);
+    } finally {
+      store.close();
+      for (const name of Object.keys(env)) delete process.env[name];
+      Object.assign(process.env, before);
+    }
+  });
+}, 60_000);
+
 type Handler = (request: IncomingMessage, response: ServerResponse) => void;
 
 /** Calls `body` with the URL of a server, and the variables of AWS as given. */
@@ -193,6 +213,15 @@ test('errors of S3: what passes is tried again, 403 may mean missing, the text i
     answers.push([403, '']);
     assert.equal(await store.has('key'), false);
     assert.equal(await store.has('key'), true);
+    // S3 can answer 200 to a copy, and find out later that it cannot copy.
+    answers.push(
+      [200, error('InternalError')],
+      [403, error('AccessDenied')],
+      [200, '<CopyObjectResult xmlns="x">'],
+    );
+    assert.equal(await store.refresh('key'), false);
+    assert.equal(await store.refresh('key'), false);
+    assert.equal(await store.refresh('key'), true);
     store.close();
   });
 });

@@ -39,8 +39,8 @@ What it does:
   If it is interrupted, run it again: chunks that are in the store already are
   not sent again. The index is written last, so one that is there is complete.
   'uffd prune' may run at the same time, if its --grace is a day or more: chunks
-  that are there for 12 hours are sent again, and at the end the command looks
-  whether what it found is still there.
+  that are there for 12 hours get the present time (a plain web server gets them
+  again), and at the end the command looks whether what it found is still there.
 
 Diff snapshots:
   --layer adds one of Firecracker's diff snapshots: its holes mean "as in the

@@ -22,8 +22,8 @@ What it does:
   Run it with --dry-run first. If one index cannot be read, nothing is removed.
 
   Chunks that are younger than --grace stay, because they may belong to a pack
-  that is not done. A pack writes chunks again that it found and that are older
-  than 12 hours. So with the default of 24 hours packs may run meanwhile, if none
+  that is not done. A pack gives the present time to chunks that it found and
+  that are older than 12 hours. So with the default of 24 hours packs may run meanwhile, if none
   takes longer than 12 hours. With a shorter --grace let no pack run. Files that
   are no chunks are never removed.
 ${STORE_HELP}
