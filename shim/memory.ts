@@ -25,7 +25,11 @@ export const MADV_NOHUGEPAGE = 15;
 export const MADV_POPULATE_READ = 22;
 export const MADV_POPULATE_WRITE = 23;
 const MFD_CLOEXEC = 1;
+const MFD_ALLOW_SEALING = 2;
 const MFD_HUGETLB = 4;
+const F_ADD_SEALS = 1033;
+/** F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW and F_SEAL_FUTURE_WRITE (Linux 5.1). */
+const SEALS = 0x1 | 0x2 | 0x4 | 0x10;
 /** Position of log2 of the huge page size in the flags of mmap and memfd_create. */
 const HUGE_SHIFT = 26;
 const FALLOC_FL_KEEP_SIZE_PUNCH_HOLE = 3;
@@ -130,9 +134,25 @@ export function hugeFlags(size: number): number {
  * huge pages from the pool.
  */
 export function memfdCreate(name: string, length: number, size = pageSize()): number {
-  const c = libc();
   const huge = size === pageSize() ? 0 : MFD_HUGETLB | (Math.log2(size) << HUGE_SHIFT);
-  const fd = c.memfd_create(name, MFD_CLOEXEC | huge);
+  return memfdWith(name, length, huge);
+}
+
+/** As `memfdCreate`, in pages of the system's size, for a file that can be sealed. */
+export function sealableMemfd(name: string, length: number): number {
+  return memfdWith(name, length, MFD_ALLOW_SEALING);
+}
+
+/**
+ * Seals an in-memory file: from now on it has this size, and bytes of it are only written through mappings that exist.
+ */
+export function sealMemfd(fd: number): number {
+  return orErrno(libc().fcntl(fd, F_ADD_SEALS, SEALS));
+}
+
+function memfdWith(name: string, length: number, flags: number): number {
+  const c = libc();
+  const fd = c.memfd_create(name, MFD_CLOEXEC | flags);
   if (fd < 0) return -c.errno();
   if (c.ftruncate(fd, length) < 0) {
     const errno = c.errno();

@@ -116,7 +116,8 @@ const LAYERS = [
   ['src/serve/image-source.ts', 'src/serve/memory-file.ts'],
   ['src/serve/layered-mapping.ts'],
   ['src/serve/memory-image.ts'],
-  ['src/serve/extents.ts', 'src/serve/mapping-limit.ts', 'src/serve/snapshot-handler.ts'],
+  ['src/serve/extents.ts', 'src/serve/mapping-limit.ts', 'src/serve/shared-pages.ts'],
+  ['src/serve/snapshot-handler.ts'],
   [
     ...['src/serve/connection.ts', 'src/serve/handoff-client.ts', 'src/serve/memory-identity.ts'],
     ...['src/serve/retained-uffds.ts', 'src/serve/shortage.ts', 'src/serve/socket-path.ts'],
@@ -124,6 +125,7 @@ const LAYERS = [
   [
     ...['src/serve/counters.ts', 'src/serve/directory.ts', 'src/serve/handoff-protocol.ts'],
     ...['src/serve/monitor.ts', 'src/serve/notify.ts', 'src/serve/record-file.ts'],
+    'src/serve/uffd-features.ts',
   ],
   ['src/trace/replay.ts'],
   ['src/uffd/userfaultfd.ts'],

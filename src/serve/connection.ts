@@ -8,10 +8,10 @@
 //  - No callback throws: any failure ends this connection and reports the error.
 
 import { discard } from '../../shim/discard.js';
-import { receive } from '../../shim/socket.js';
+import { receive, send } from '../../shim/socket.js';
 import { watchReadable } from '../../shim/watch.js';
 import type { Watch } from '../kernel/port.js';
-import { type HandOff, HandOffError, HandOffReader } from './handoff-protocol.js';
+import { type HandOff, HandOffError, HandOffReader, isMemoryRequest } from './handoff-protocol.js';
 
 const EAGAIN = -11;
 /** Buffer for received bytes. It holds Firecracker's text for about five hundred regions. */
@@ -25,6 +25,10 @@ const MESSAGES_A_TURN = 4;
 export interface ConnectionEvents {
   /** Called with a whole hand-off. `fd`, its userfaultfd, then belongs to this function, even if it throws. */
   handedOver(text: string, fd: number): void;
+  /** The monitor asks for the memory that guests share. Returns the answer, and a descriptor that goes with it. */
+  memoryRequested(): { readonly text: Uint8Array; readonly fd?: number };
+  /** Called once, when the connection is closed, by either side. */
+  closed(): void;
   /** Called once, last: the connection is closed, because it has ended or has sent something wrong. */
   ended(error?: Error): void;
 }
@@ -61,6 +65,7 @@ export class Connection {
     this.#watch.close();
     for (const fd of this.#reader.giveBack()) discard(fd);
     discard(this.#fd);
+    this.#events.closed();
   }
 
   #end(error?: Error): void {
@@ -126,6 +131,10 @@ export class Connection {
     clearTimeout(this.#limit);
     this.#limit = undefined;
     const [fd, ...others] = handOff.fds;
+    if (fd === undefined && isMemoryRequest(handOff.text)) {
+      this.#answerRequest();
+      return;
+    }
     if (fd === undefined) {
       this.#await(handOff, 0);
       return;
@@ -133,6 +142,14 @@ export class Connection {
     // The second descriptor is a memfd of the guest's memory, which is not needed here.
     for (const other of others) discard(other);
     this.#events.handedOver(handOff.text, fd);
+  }
+
+  /** After the answer, the hand-off must come in time. */
+  #answerRequest(): void {
+    const { text, fd } = this.#events.memoryRequested();
+    const sent = send(this.#fd, text, fd === undefined ? [] : [fd]);
+    if (sent < text.length) throw new HandOffError('the answer to the monitor could not be sent');
+    this.#expect();
   }
 
   /** Waits for the descriptor of a hand-off, which may follow in a separate message. */

@@ -19,17 +19,49 @@ export interface Region {
   readonly offset: number;
   /** 4096 or 2 MiB. */
   readonly pageSize: number;
+  /** Whether it maps the memory that the server has sent (`requestSharedMemory`). Default: no. */
+  readonly shared?: boolean;
+}
+
+/**
+ * The text by which a monitor asks for the memory that guests share, before its hand-off. It is no hand-off, and comes
+ * without a descriptor.
+ */
+export const MEMORY_REQUEST = '[{"request":"memory"}]';
+
+/** The answer: the bytes of the memfd that comes with it, or why there is none. */
+export type MemoryAnswer = { readonly size: number } | { readonly error: string };
+
+export function memoryAnswerText(answer: MemoryAnswer): Uint8Array {
+  return Buffer.from(JSON.stringify([{ answer: 'memory', ...answer }]));
+}
+
+/** @throws HandOffError */
+export function parseMemoryAnswer(text: string): MemoryAnswer {
+  const [first] = parsedArray(text) as [Record<string, unknown> | undefined];
+  if (first?.answer === 'memory') {
+    const { size, error } = first;
+    if (typeof error === 'string') return { error };
+    if (typeof size === 'number' && Number.isSafeInteger(size) && size > 0) return { size };
+  }
+  throw new HandOffError(`the server has answered ${quoted(text)}`);
+}
+
+/** Whether a text that came without a descriptor asks for the memory that guests share. */
+export function isMemoryRequest(text: string): boolean {
+  return text.replace(/\s/g, '') === MEMORY_REQUEST;
 }
 
 /** The text of a hand-off, as Firecracker writes it. */
 export function handOffText(regions: readonly Region[]): Uint8Array {
-  const message = regions.map(({ start, length, offset, pageSize }) => ({
+  const message = regions.map(({ start, length, offset, pageSize, shared }) => ({
     base_host_virt_addr: Number(start),
     size: length,
     offset,
     page_size: pageSize,
     // The older name of the page size; Firecracker, too, sends bytes in it.
     page_size_kib: pageSize,
+    ...(shared && { shared }),
   }));
   return Buffer.from(JSON.stringify(message));
 }
@@ -257,13 +289,7 @@ function outside(region: Region, start: bigint, length: bigint): Region[] {
  * @throws HandOffError
  */
 export function parseRegions(text: string, memoryBytes: number): Region[] {
-  let parsed: unknown;
-  try {
-    parsed = JSON.parse(text);
-  } catch (error) {
-    throw new HandOffError(`the hand-off is not JSON: ${(error as Error).message.slice(0, 100)}`);
-  }
-  if (!Array.isArray(parsed)) throw new HandOffError('the hand-off is not an array of regions');
+  const parsed = parsedArray(text);
   if (parsed.length === 0) throw new HandOffError('the hand-off has no region');
   const regions = parsed.map((one, index) => parseRegion(one, index, memoryBytes));
   regions.sort((a, b) => (a.start < b.start ? -1 : 1));
@@ -274,6 +300,17 @@ export function parseRegions(text: string, memoryBytes: number): Region[] {
     }
   }
   return regions;
+}
+
+function parsedArray(text: string): unknown[] {
+  let parsed: unknown;
+  try {
+    parsed = JSON.parse(text);
+  } catch (error) {
+    throw new HandOffError(`the hand-off is not JSON: ${(error as Error).message.slice(0, 100)}`);
+  }
+  if (!Array.isArray(parsed)) throw new HandOffError('the hand-off is not an array of regions');
+  return parsed;
 }
 
 function parseRegion(parsed: unknown, index: number, memoryBytes: number): Region {
@@ -308,5 +345,10 @@ function parseRegion(parsed: unknown, index: number, memoryBytes: number): Regio
       `region ${index} needs bytes ${offset} to ${offset + length} of the memory file, which has ${memoryBytes}`,
     );
   }
-  return { start: BigInt(start), length, offset, pageSize };
+  const { shared = false } = members;
+  if (typeof shared !== 'boolean')
+    throw unservable(`region ${index}: shared must be true or false; it is ${quoted(shared)}`);
+  if (shared && pageSize !== SYSTEM_PAGE)
+    throw unservable(`region ${index}: only pages of ${SYSTEM_PAGE} bytes can be shared`);
+  return { start: BigInt(start), length, offset, pageSize, ...(shared && { shared }) };
 }

@@ -9,7 +9,7 @@ export { type Count, LATENCY_BOUNDS, Tally } from './counters.js';
 export type { RefusedGuest, ServerEvents, Vm } from './events.js';
 export type { FileRange } from './extents.js';
 export { type GuestSession as Session, type SessionEnd, SessionError } from './guest-session.js';
-export { type HandedOver, handOver } from './handoff-client.js';
+export { type HandedOver, handOver, type RequestedMemory, requestSharedMemory } from './handoff-client.js';
 export { HandOffError, parseRegions, type Region } from './handoff-protocol.js';
 export { MemoryFileError } from './memory-file.js';
 export { identify, type MemoryIdentity } from './memory-identity.js';

@@ -15,7 +15,7 @@ import { discard } from '../../shim/discard.js';
 import { linuxProcessors } from '../../shim/processors.js';
 import { acceptUnix, peerOf, stopListening } from '../../shim/socket.js';
 import { watchReadable } from '../../shim/watch.js';
-import { checkInteger, checkOneOf, invalidValue, wrongType } from '../errors/arguments.js';
+import { checkBoolean, checkInteger, checkOneOf, invalidValue, wrongType } from '../errors/arguments.js';
 import { UffdError, UnsupportedError } from '../errors/errors.js';
 import { warn } from '../errors/warning.js';
 import type { Watch } from '../kernel/port.js';
@@ -27,14 +27,16 @@ import { Connection } from './connection.js';
 import { type RefusedGuest, ServerEmitter, type Vm } from './events.js';
 import { type FileRange, type SharedRanges, shared } from './extents.js';
 import { GuestSession, type SessionEnd, type Threads } from './guest-session.js';
-import { HandOffError, parseRegions, type Region } from './handoff-protocol.js';
+import { HandOffError, memoryAnswerText, parseRegions, type Region } from './handoff-protocol.js';
 import { MemoryFile, MemoryFileError } from './memory-file.js';
 import { type KillResult, Monitor } from './monitor.js';
 import { checkRecord, type ProtectedFile, protectedFile, recordPath } from './record-file.js';
 import { NO_RETENTION, NoThreads, scratchHandOff } from './rehearsal.js';
 import type { RemoteMemory, RemoteStorage, StorageCounts } from './remote-memory.js';
 import { RetainedUffds, type Retention } from './retained-uffds.js';
+import { SharedImages, type SharedPages } from './shared-pages.js';
 import { ListeningSocket, SocketError } from './socket-path.js';
+import { featuresOf } from './uffd-features.js';
 import { postableError, type SessionRecord, type SessionTask } from './worker-messages.js';
 import { WorkerPool } from './worker-pool.js';
 import { aboutSession, workingSet } from './working-set.js';
@@ -58,6 +60,11 @@ export interface ServeOptions {
   record?: string;
   /** Notes, as JSON, for the descriptions of the traces that `record` writes. */
   about?: Record<string, unknown>;
+  /**
+   * Whether monitors may ask for memory that guests share (`requestSharedMemory`): one copy of a page for all guests of
+   * a memory file. Nothing changes for monitors that do not ask. Default false.
+   */
+  sharePages?: boolean;
   /** How a session's thread waits for faults; default 'adaptive'. */
   wait?: Wait;
   /** Where a session's thread runs; default 'none'. 'awake' and 'auto' change how the whole machine sleeps. */
@@ -137,6 +144,8 @@ const KILLED_MOST_MS = 10_000;
 const REHEARSED_MS = 200;
 const EAGAIN = -11;
 const USERFAULTFD = 'anon_inode:[userfaultfd]';
+/** The features of a userfaultfd whose guest shares pages. */
+const SHARING_FEATURES = ['event-remove', 'minor-shmem'] as const;
 /** The most bytes of a trace's description. */
 const ABOUT_MOST = 2 ** 20;
 
@@ -160,6 +169,14 @@ interface Listener {
   watch: Watch | undefined;
   /** The timer after which it accepts again; undefined unless monitors wait. */
   starved: NodeJS.Timeout | undefined;
+}
+
+type TakenMemory = ReturnType<Listener['memory']['take']>;
+
+/** What a connection was given that has asked for the memory that guests share. */
+interface Lent {
+  readonly mapping: TakenMemory;
+  readonly pages: SharedPages;
 }
 
 /** What the server keeps for each session. */
@@ -209,6 +226,7 @@ export class Server extends ServerEmitter implements AsyncDisposable {
   readonly #listeners: Listener[] = [];
   /** The store and the cache; undefined if all memory is in local files. */
   #storage: RemoteStorage | undefined;
+  readonly #sharedImages = new SharedImages();
   readonly #connections = new Map<Connection, Monitor>();
   readonly #guests = new Map<GuestSession, Guest>();
   readonly #retained: Retention;
@@ -497,15 +515,27 @@ export class Server extends ServerEmitter implements AsyncDisposable {
     const monitor = new Monitor(fd, peer);
     this.emit('connected', peer, vm);
     const guests = new Set<GuestSession>();
+    let lent: Lent | undefined;
     let refused: RefusedGuest | undefined;
     const connection: Connection = new Connection(fd, handOffMs, {
       handedOver: (text, uffd) => {
         try {
-          this.#begin(listener, monitor, text, uffd, guests);
+          this.#begin(listener, monitor, text, uffd, guests, lent);
         } catch (error) {
           refused = this.#refuse(monitor, uffd, error as Error);
           throw error;
         }
+      },
+      memoryRequested: () => {
+        try {
+          lent ??= this.#lend(listener);
+        } catch (error) {
+          return { text: memoryAnswerText({ error: (error as Error).message }) };
+        }
+        return { text: memoryAnswerText({ size: lent.pages.bytes }), fd: lent.pages.fd };
+      },
+      closed: () => {
+        if (lent) this.#takeBack(lent);
       },
       ended: (error) => {
         this.#connections.delete(connection);
@@ -517,14 +547,41 @@ export class Server extends ServerEmitter implements AsyncDisposable {
     this.#connections.set(connection, monitor);
   }
 
+  /** The memory that guests share, for a connection. @throws Error: why there is none */
+  #lend(listener: Listener): Lent {
+    if (!this.#options.sharePages)
+      throw new HandOffError('it was started without --share-pages (sharePages)');
+    listener.memory.refresh();
+    const mapping = listener.memory.take(0);
+    try {
+      return { mapping, pages: this.#sharedImages.hold(mapping.file, mapping.file.bytes) };
+    } catch (error) {
+      mapping.release();
+      throw error;
+    }
+  }
+
+  #takeBack({ mapping }: Lent): void {
+    this.#sharedImages.release(mapping.file);
+    mapping.release();
+  }
+
   // ---- sessions ------------------------------------------------------------------------------------------
 
   /**
    * Serves a userfaultfd that was handed over. Takes the descriptor, unless it throws.
    *
    * @param guests the guests of the same connection
+   * @param lent what was lent to the connection
    */
-  #begin(listener: Listener, monitor: Monitor, text: string, fd: number, guests: Set<GuestSession>): void {
+  #begin(
+    listener: Listener,
+    monitor: Monitor,
+    text: string,
+    fd: number,
+    guests: Set<GuestSession>,
+    lent: Lent | undefined,
+  ): void {
     const kind = kindOf(fd);
     if (kind !== undefined && kind !== USERFAULTFD) {
       throw new HandOffError(`what was handed over is no userfaultfd: ${kind.slice(0, 60)}`);
@@ -536,13 +593,22 @@ export class Server extends ServerEmitter implements AsyncDisposable {
     const { window = 1, record, wait = 'adaptive', placement = 'none' } = this.#options;
     const { eager = false, onStarved = 'wait' } = this.#options;
     let session: GuestSession;
-    let mapping: ReturnType<Listener['memory']['take']> | undefined;
+    let mapping: TakenMemory | undefined;
+    let pages: SharedPages | undefined;
+    const release = (): void => {
+      if (pages && mapping) this.#sharedImages.release(mapping.file);
+      mapping?.release();
+    };
     try {
-      const regions = parseRegions(text, listener.memory.refresh());
+      const regions = parseRegions(text, lent?.mapping.file.bytes ?? listener.memory.refresh());
+      const sharing = checkSharing(regions, fd, lent);
       let memory: SessionTask['memory'];
       try {
-        mapping = listener.memory.take(endOf(regions));
+        // Memory that was lent is that of the file at the time of the request.
+        const held = sharing?.mapping;
+        mapping = held && 'hold' in held ? held.hold() : listener.memory.take(endOf(regions));
         memory = mapping.file;
+        if (sharing) pages = this.#sharedImages.hold(mapping.file, mapping.file.bytes);
       } catch (error) {
         // The userfaultfd was handed over already, so the guest gets a session, which fails.
         memory = postableError(error);
@@ -552,6 +618,7 @@ export class Server extends ServerEmitter implements AsyncDisposable {
       const id = this.#begun + 1;
       session = new GuestSession(this.#threads, {
         ...{ id, fd, regions, window, wait, placement, eager, prefetch, memory, onStarved },
+        shared: pages?.memory,
         deadlineMs: this.#options.storeDeadlineMs,
         wanted: (chunks) => image?.want(session, chunks),
         peer: monitor.peer,
@@ -564,7 +631,7 @@ export class Server extends ServerEmitter implements AsyncDisposable {
       });
       image?.join(session);
     } catch (error) {
-      mapping?.release();
+      release();
       throw error;
     }
     // What was given up since the start is loaded again.
@@ -576,7 +643,7 @@ export class Server extends ServerEmitter implements AsyncDisposable {
     this.#guests.set(session, { vm, monitor, fd, killResult: undefined });
     this.emit('begun', session, vm);
     void session.ended.then((end) => {
-      mapping?.release();
+      release();
       guests.delete(session);
       this.#sessionEnded(session, end);
     });
@@ -708,6 +775,28 @@ function endOf(regions: readonly Region[]): number {
   return Math.max(...regions.map(({ offset, length }) => offset + length));
 }
 
+/**
+ * What was lent to the connection, if the regions map it.
+ *
+ * @throws HandOffError if the guest cannot be served with shared pages
+ */
+function checkSharing(regions: readonly Region[], fd: number, lent: Lent | undefined): Lent | undefined {
+  const shared = regions.filter((region) => region.shared).length;
+  if (shared === 0) return undefined;
+  const refuse = (why: string): never => {
+    throw new HandOffError(why, { ofGuest: true });
+  };
+  if (shared < regions.length)
+    refuse(`${shared} of ${regions.length} regions are shared; all must be, or none`);
+  if (!lent) refuse('regions are shared, and no memory was asked for on this connection');
+  // Without reports of removals, a page that the kernel has reclaimed would look like a removed one.
+  const features = featuresOf(fd) ?? [];
+  for (const feature of SHARING_FEATURES) {
+    if (!features.includes(feature)) refuse(`guests share pages only if '${feature}' is on`);
+  }
+  return lent;
+}
+
 function noRoom(left: number, needed: number): string {
   return `${left} descriptors are left, and ${needed} may be needed; close some, or raise the limit (ulimit -n)`;
 }
@@ -725,6 +814,7 @@ function checkOptions(options: ServeOptions): void {
   if (options.sizeMismatch !== undefined)
     checkOneOf(options.sizeMismatch, 'sizeMismatch', ['warn', 'refuse']);
   checkAbout(options.about);
+  if (options.sharePages !== undefined) checkBoolean(options.sharePages, 'sharePages');
   if (onError !== undefined) checkOneOf(onError, 'onError', ['kill', 'leave']);
   if (onRefused !== undefined) checkOneOf(onRefused, 'onRefused', ['kill', 'leave']);
   if (onStarved !== undefined) checkOneOf(onStarved, 'onStarved', ['wait', 'kill']);

@@ -10,7 +10,7 @@ import { closeDescriptor } from '../../shim/descriptors.js';
 import { anonymousAreas, view } from '../../shim/memory.js';
 import { Errno, type UffdError } from '../errors/errors.js';
 import { system } from '../kernel/default-kernel.js';
-import { FEATURES, featureNames, type KnownFeature, type Operation } from '../kernel/features.js';
+import type { KnownFeature, Mode, Operation } from '../kernel/features.js';
 import type { Kernel } from '../kernel/port.js';
 import { TraceWriter } from '../trace/writer.js';
 import { prepareCore } from '../uffd/core.js';
@@ -22,8 +22,10 @@ import { type Region, SYSTEM_PAGE } from './handoff-protocol.js';
 import { ImageSource, type MappedImage } from './image-source.js';
 import { extentsOf, type MappedFile, mapAhead } from './memory-file.js';
 import { openRecord } from './record-file.js';
+import { putPages } from './shared-pages.js';
 import type { Pool } from './shortage.js';
 import { SnapshotHandler, type Source } from './snapshot-handler.js';
+import { featuresOf } from './uffd-features.js';
 import { type WarmUp, warmUp } from './warm-up.js';
 import {
   NEWS,
@@ -217,10 +219,10 @@ class WorkerSession {
   }
 
   #watch(): Userfaultfd {
-    const { fd, pid, regions } = this.#task;
+    const { fd, pid, regions, shared } = this.#task;
     return Userfaultfd.wrap(fd, {
       features: this.#features(fd),
-      ranges: regions.map(rangeOf),
+      ranges: regions.map((region) => rangeOf(region, shared !== undefined)),
       // The process is watched even if its PID is not visible here. This process's PID then stands in for it, and nothing
       // is looked up by it.
       pid: pid > 0 ? pid : process.pid,
@@ -273,12 +275,14 @@ class WorkerSession {
   }
 
   #handler(memory: MappedFile | MappedImage): SnapshotHandler {
-    const { id, pid, regions, window, latency, onStarved, deadlineMs } = this.#task;
+    const { id, pid, regions, window, latency, onStarved, deadlineMs, shared } = this.#task;
+    const source = this.#sourceOf(memory);
     const tally = this.#tally;
     const answered = this.#answered;
     return new SnapshotHandler({
       regions,
-      source: this.#sourceOf(memory),
+      source,
+      ...(shared && { share: (offset, length) => putPages(shared, source, offset, length) }),
       ...(deadlineMs === undefined ? {} : { deadlineMs }),
       tally,
       shortage: { onStarved, pool: poolOf, report: (reason) => this.#report({ is: 'short', reason }) },
@@ -309,19 +313,6 @@ function kernelWithoutPidfds(): Kernel {
     ...kernel,
     attach: (memory) => Object.assign(kernel.attach(memory), { pidfd: () => -(Errno.ENOSYS as number) }),
   };
-}
-
-/** The enabled features, from the kernel's fdinfo; undefined if it cannot be read. */
-function featuresOf(fd: number): readonly KnownFeature[] | undefined {
-  try {
-    const info = readFileSync(`/proc/self/fdinfo/${fd}`, 'latin1');
-    const bits = /^API:\s*[0-9a-f]+:([0-9a-f]+):/m.exec(info)?.[1];
-    if (bits === undefined) return undefined;
-    const names = featureNames(BigInt(`0x${bits}`));
-    return FEATURES.filter((name) => names.has(name));
-  } catch {
-    return undefined;
-  }
 }
 
 /** The machine's huge pages of this size. */
@@ -362,8 +353,13 @@ function lastIndexAtMost(areas: readonly { start: bigint }[], address: bigint): 
   return low - 1;
 }
 
-function rangeOf({ start, length, pageSize }: Region): RegisteredRange {
+function rangeOf({ start, length, pageSize }: Region, shared: boolean): RegisteredRange {
   // The operations that the kernel offers for such memory; huge pages have no zero page.
   const operations: Operation[] = pageSize === 4096 ? ['copy', 'zero', 'wake'] : ['copy', 'wake'];
-  return { start, length, pageSize, modes: new Set(['missing']), operations: new Set(operations) };
+  const modes: Mode[] = ['missing'];
+  if (shared) {
+    operations.push('continue');
+    modes.push('minor');
+  }
+  return { start, length, pageSize, modes: new Set(modes), operations: new Set(operations) };
 }

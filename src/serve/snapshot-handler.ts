@@ -57,6 +57,11 @@ export class StoreDeadlineError extends Error {
 export interface SnapshotHandlerOptions {
   readonly regions: readonly Region[];
   readonly source: Source;
+  /**
+   * Puts whole pages of the source into memory that the guest has mapped privately. If given, pages of data are mapped
+   * from there (CONTINUE) instead of copied. Throws UffdError.
+   */
+  readonly share?: (offset: number, length: number) => void;
   readonly tally: Tally;
   /** Pages to install for a fault, itself included. */
   readonly window: Window;
@@ -251,7 +256,8 @@ export class SnapshotHandler implements FaultHandler {
     }
     const { pageSize } = region;
     if (uffd.pageState(page) !== 'missing') return { seen: pageSize, leftOut: 0 };
-    const part = this.#uniformPart(region, page, { start: page, length: pageSize });
+    const run = this.#options.share ? missingRun(uffd, page, most, pageSize) : pageSize;
+    const part = this.#uniformPart(region, page, { start: page, length: run });
     if (part === 'absent') {
       const at = region.offset + Number(page - region.start);
       return { seen: 0, leftOut: 0, absent: this.#options.source.stretchAt(at, pageSize).to - at };
@@ -349,7 +355,7 @@ export class SnapshotHandler implements FaultHandler {
     const { source, window, zerosAreFree } = this.#options;
     const at = offset + Number(page - start);
     const { from, to, data, absent = false, contiguous = true } = source.stretchAt(at, pageSize);
-    if (absent || !contiguous) return false;
+    if (absent || !contiguous || (data && this.#options.share)) return false;
     if (data ? !source.mapped || !this.#sourcesAllowed : pageSize > SMALL_PAGE) return false;
     // A page that is half a hole is data.
     const first = Math.max(data ? floor(from, pageSize) : wholePages(from, pageSize), offset);
@@ -405,7 +411,11 @@ export class SnapshotHandler implements FaultHandler {
   }
 
   #copy(uffd: Userfaultfd, { start, offset }: Region, from: bigint, length: number): number {
-    return uffd.copy(from, this.#options.source.bytesAt(offset + Number(from - start), length), length);
+    const { source, share } = this.#options;
+    const at = offset + Number(from - start);
+    if (!share) return uffd.copy(from, source.bytesAt(at, length), length);
+    share(at, length);
+    return uffd.continue(from, length);
   }
 
   #zero(uffd: Userfaultfd, { pageSize }: Region, start: bigint, length: number): number {
@@ -424,6 +434,13 @@ export class SnapshotHandler implements FaultHandler {
     this.#zeros.set(bytes, known);
     return known;
   }
+}
+
+/** Bytes of the missing pages from `page` on, `most` at most. */
+function missingRun(uffd: Userfaultfd, page: bigint, most: number, pageSize: number): number {
+  let length = pageSize;
+  while (length < most && uffd.pageState(page + BigInt(length)) === 'missing') length += pageSize;
+  return length;
 }
 
 /** Pages to install in one call. */

@@ -99,7 +99,7 @@ async function serveGuest(thread: WarmUp, content: Mapping, prefetches: boolean)
     const tally = new Tally();
     const task: SessionTask = {
       ...{ id: 0, fd: uffd.release(), pid: process.pid, regions: [region], window },
-      ...{ placement: 'none', onStarved: 'wait' },
+      ...{ placement: 'none', onStarved: 'wait', shared: undefined },
       // A loop that does not block would need the event loop to end.
       wait: wait === 'poll' ? 'block' : wait,
       memory: { path: '', bytes: BYTES, address: content.address, fd: -1, sparse: false, readUnit: 0 },

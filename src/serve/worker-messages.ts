@@ -9,6 +9,7 @@ import type { Region } from './handoff-protocol.js';
 import type { MappedImage } from './image-source.js';
 import type { MappedFile } from './memory-file.js';
 import type { ProtectedFile } from './record-file.js';
+import type { SharedMemory } from './shared-pages.js';
 
 /** An error in a form that keeps its code when it is posted, which an Error does not. */
 export type PostableError = Pick<NodeJS.ErrnoException, 'message' | 'code' | 'stack'>;
@@ -30,6 +31,8 @@ export interface SessionTask {
   readonly regions: readonly Region[];
   /** The memory file, or the image that its chunks are put into; or why it cannot be used. */
   readonly memory: MappedFile | MappedImage | PostableError;
+  /** The memory that guests share, if this one maps it. */
+  readonly shared: SharedMemory | undefined;
   readonly window: Window;
   readonly wait: Wait;
   readonly placement: Placement;

@@ -4,12 +4,14 @@
 
 import { statSync } from 'node:fs';
 import {
+  _UFFDIO_CONTINUE,
   _UFFDIO_COPY,
   _UFFDIO_ZEROPAGE,
   SIZEOF_UFFD_MSG,
   UFFD_EVENT_PAGEFAULT,
   uffd_msg,
   uffd_msg_pagefault,
+  uffdio_continue,
   uffdio_copy,
   uffdio_zeropage,
 } from '../bindings/core.js';
@@ -52,6 +54,7 @@ const PENDING_MOST = 1024;
 const STRUCT_AT = 3;
 const COPY_WORDS = uffdio_copy.sizeof / 8;
 const ZEROPAGE_WORDS = uffdio_zeropage.sizeof / 8;
+const CONTINUE_WORDS = uffdio_continue.sizeof / 8;
 const PAGE_SIZES: readonly number[] = [SYSTEM_PAGE, 2 ** 21];
 
 export function aboutSession(memory: MemoryIdentity, regions: readonly Region[]): SessionAbout {
@@ -145,10 +148,17 @@ interface AddressRange {
   readonly length: number;
 }
 
-/** The range that a record's COPY or ZEROPAGE has installed. */
+/** The words of the structs of the calls that install pages. */
+const FILLS: ReadonlyMap<number, number> = new Map([
+  [Kind.IOCTL + _UFFDIO_COPY, COPY_WORDS],
+  [Kind.IOCTL + _UFFDIO_ZEROPAGE, ZEROPAGE_WORDS],
+  [Kind.IOCTL + _UFFDIO_CONTINUE, CONTINUE_WORDS],
+]);
+
+/** The range that a record's call has installed. */
 function filledBy({ kind, words }: Codec): AddressRange | undefined {
-  const given = kind === Kind.IOCTL + _UFFDIO_COPY ? COPY_WORDS : ZEROPAGE_WORDS;
-  if (given === ZEROPAGE_WORDS && kind !== Kind.IOCTL + _UFFDIO_ZEROPAGE) return undefined;
+  const given = FILLS.get(kind);
+  if (given === undefined) return undefined;
   // The last word of the struct after the call is the result.
   const done = Number(BigInt.asIntN(64, words[STRUCT_AT + 2 * given - 1] as bigint));
   return done > 0 ? { start: words[STRUCT_AT] as bigint, length: done } : undefined;

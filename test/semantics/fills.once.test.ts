@@ -430,7 +430,7 @@ check(
     assert.equal(thread.madvise(base, P, MADV_DONTNEED), 0);
     assert.equal(thread.read(base), 'fault');
     assert.deepEqual(uffd.take(), [fault(base, 4)]);
-    assert.deepEqual(uffd.zero(base, P), DONE);
+    assert.deepEqual(uffd.zeropage(base, P), DONE);
     assert.equal(thread.outcome(), 0);
     assert.equal(world.thread().read(area.alias), 5);
     assert.equal(thread.write(base, 7), 0);

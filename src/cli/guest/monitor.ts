@@ -12,7 +12,7 @@ import { createHistogram } from 'node:perf_hooks';
 import type { Worker } from 'node:worker_threads';
 import { startThread } from '../../embed.js';
 import { Mapping, Userfaultfd } from '../../index.js';
-import { handOver, type Region } from '../../serve/index.js';
+import { handOver, type Region, type RequestedMemory, requestSharedMemory } from '../../serve/index.js';
 import { COMMAND } from '../command-file.js';
 import { explain } from '../exit.js';
 import { percentileUs } from '../latency.js';
@@ -48,16 +48,23 @@ class Monitor {
    */
   readonly #idle: Vcpu[] = [];
 
-  constructor(options: GuestOptions) {
+  /** The memory that the guest shares, if it does. */
+  readonly #shared: RequestedMemory | undefined;
+
+  constructor(options: GuestOptions, shared?: RequestedMemory) {
     const { pageSize = SYSTEM_PAGE, regions = 1, removes = true } = options;
     this.#options = options;
+    this.#shared = shared;
     const pages = Math.ceil(statSync(options.memory).size / pageSize);
     this.#memory = Mapping.anonymous(spanOf({ pages, pageSize, regions }), { pageSize });
     this.#layout = { address: this.#memory.address, pageSize, pages, regions };
     this.#removals = new Uint8Array(new SharedArrayBuffer(2 * pages));
-    const uffd = Userfaultfd.open({ features: removes ? ['event-remove'] : [] });
-    for (const { start, length } of this.#regions()) {
-      uffd.register(start, length, 'missing', { pageSize });
+    const uffd = Userfaultfd.open({
+      features: [...(removes ? ['event-remove' as const] : []), ...(shared ? ['minor-shmem' as const] : [])],
+    });
+    for (const { start, length, offset } of this.#regions()) {
+      shared?.mapOver(start, length, offset);
+      uffd.register(start, length, shared ? ['missing', 'minor'] : 'missing', { pageSize });
     }
     this.#fd = uffd.release();
     if (options.handOver ?? true) this.#handOver();
@@ -65,7 +72,8 @@ class Monitor {
 
   /** Connects, and sends the hand-off. */
   #handOver(): void {
-    handOver(this.#options.socket, this.#regions(), this.#fd);
+    if (this.#shared) this.#shared.handOver(this.#regions(), this.#fd);
+    else handOver(this.#options.socket, this.#regions(), this.#fd);
     const { pages, pageSize } = this.#layout;
     reply(0, { is: 'handed over', pages, pageSize });
   }
@@ -201,7 +209,10 @@ export function runMonitor(): void {
   process.on('disconnect', () => process.kill(process.pid, 'SIGKILL'));
   // Ctrl-C is handled by the parent.
   process.on('SIGINT', () => {});
-  const monitor = (async () => new Monitor(JSON.parse(process.argv[2] ?? '')))();
+  const monitor = (async () => {
+    const options: GuestOptions = JSON.parse(process.argv[2] ?? '');
+    return new Monitor(options, options.sharePages ? await requestSharedMemory(options.socket) : undefined);
+  })();
   monitor.catch((error) => failed(0, error));
   process.on('message', ({ id, ...command }: WithId<GuestCommand>) => {
     if (command.do === 'exit') process.exit(0);

@@ -13,6 +13,8 @@ export interface GuestOptions {
   readonly regions?: number;
   /** Whether removals are reported (UFFD_FEATURE_EVENT_REMOVE), as in Firecracker; default true. */
   readonly removes?: boolean;
+  /** Whether the guest shares its pages with others of the same server; default false. */
+  readonly sharePages?: boolean;
   /** Whether the guest hands over its memory at once; default true. If not, the first command to touch does. */
   readonly handOver?: boolean;
 }

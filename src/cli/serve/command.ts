@@ -68,6 +68,12 @@ A snapshot in a store (--memory NAME.caibx --store STORE --cache DIR):
   guests wait, and /readyz says why; --store-deadline ends them like a guest
   that cannot be served. Servers may share DIR.
 
+Guests that share pages (--share-pages):
+  A monitor may ask for a sealed memfd with the memory (docs/firecracker.md has
+  the protocol). Its guest then shares each page with all others that have asked,
+  until the guest writes to it. Stock Firecracker does not ask: each of its
+  guests gets copies, as without the option.
+
 A guest without memory for its pages (an empty pool of huge pages):
   It waits, and /readyz says what is missing. As soon as there is memory, its
   pages get the file's bytes. --on-starved kill ends it like a guest that cannot
@@ -137,6 +143,7 @@ export function addServe(program: Command): void {
     )
     .option('--force', 'accept traces of other memory files')
     .option('-r, --record <TRACE>', 'record the session (the second to TRACE.2, …)')
+    .option('--share-pages', 'let guests share pages, if their monitors ask for it')
     .addOption(new Option('--wait <how>', 'how to wait for faults (default: adaptive)').choices(WAITS))
     .addOption(placementOption())
     .option('--once', 'exit when the first guest has ended')

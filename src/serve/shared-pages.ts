@@ -1,0 +1,142 @@
+// Memory that guests share: a memfd with the pages of an image that any guest has wanted. Monitors map it privately, and
+// CONTINUE then maps one copy of a page for all guests; a page that a guest writes becomes the guest's own.
+//
+// Rules:
+//  - Only the server writes to the memfd, through a mapping that is older than its seals.
+//  - A page holds the image's bytes before it is marked, and never changes afterwards. Only marked pages are continued: a
+//    monitor can make the kernel allocate a page of zeros by reading the memfd past its userfaultfd.
+//  - A page is never taken out of the memfd. It is freed as a whole, when no connection, no session and no monitor has it.
+//  - The kernel writes, so that a lack of memory, or a file that shrinks, is an error and no signal.
+
+import { constants } from 'node:os';
+import { readMemory } from '../../shim/access.js';
+import { closeDescriptor } from '../../shim/descriptors.js';
+import {
+  MADV_NOHUGEPAGE,
+  MADV_POPULATE_WRITE,
+  MAP_NORESERVE,
+  MAP_SHARED,
+  madvise,
+  mmap,
+  munmap,
+  PROT_READ,
+  PROT_WRITE,
+  sealableMemfd,
+  sealMemfd,
+  view,
+} from '../../shim/memory.js';
+import { UffdError } from '../errors/errors.js';
+import { wholePages } from '../memory/whole-pages.js';
+import { SYSTEM_PAGE } from './handoff-protocol.js';
+import type { Source } from './snapshot-handler.js';
+
+/** The memory, as a session's thread gets it. Can be posted. */
+export interface SharedMemory {
+  /** Where the server's mapping of the memfd begins. */
+  readonly address: bigint;
+  /** A bit for each page: whether it has its bytes. */
+  readonly marks: Int32Array;
+}
+
+export class SharedPages {
+  readonly fd: number;
+  /** Bytes, in whole pages. */
+  readonly bytes: number;
+  readonly memory: SharedMemory;
+  #holders = 1;
+
+  /** @throws UffdError */
+  constructor(bytes: number) {
+    this.bytes = wholePages(bytes, SYSTEM_PAGE);
+    const length = this.bytes;
+    this.fd = sealableMemfd('uffd-shared', length);
+    if (this.fd < 0) throw new UffdError(this.fd, 'memfd_create', { length });
+    const address = mmap(0n, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, this.fd);
+    const sealed = address < 0n ? 0 : sealMemfd(this.fd);
+    if (address < 0n || sealed < 0) {
+      if (address >= 0n) munmap(address, length);
+      closeDescriptor(this.fd);
+      throw new UffdError(address < 0n ? Number(address) : sealed, address < 0n ? 'mmap' : 'fcntl', {
+        length,
+      });
+    }
+    madvise(address, length, MADV_NOHUGEPAGE);
+    const words = Math.ceil(length / SYSTEM_PAGE / 32);
+    this.memory = { address, marks: new Int32Array(new SharedArrayBuffer(4 * words)) };
+  }
+
+  hold(): this {
+    this.#holders++;
+    return this;
+  }
+
+  /** Returns whether that was the last holder; no thread may use the memory any more. */
+  release(): boolean {
+    if (--this.#holders > 0) return false;
+    munmap(this.memory.address, this.bytes);
+    closeDescriptor(this.fd);
+    return true;
+  }
+}
+
+/** The shared memory of each image that a connection or a session has. */
+export class SharedImages {
+  readonly #pages = new Map<object, SharedPages>();
+
+  /** The memory of an image; give it back with `release`. @throws UffdError */
+  hold(image: object, bytes: number): SharedPages {
+    const known = this.#pages.get(image);
+    if (known) return known.hold();
+    const pages = new SharedPages(bytes);
+    this.#pages.set(image, pages);
+    return pages;
+  }
+
+  release(image: object): void {
+    if (this.#pages.get(image)?.release()) this.#pages.delete(image);
+  }
+}
+
+/**
+ * Puts the pages of a range into the shared memory that are not there yet. Threads of several guests may do so for the
+ * same page: both write the same bytes.
+ *
+ * @throws UffdError ENOMEM; EFAULT if the image cannot be read
+ */
+export function putPages(
+  { address, marks }: SharedMemory,
+  source: Pick<Source, 'bytesAt'>,
+  offset: number,
+  length: number,
+): void {
+  const end = (offset + length) / SYSTEM_PAGE;
+  for (let page = offset / SYSTEM_PAGE; page < end; ) {
+    let next = page;
+    while (next < end && !isMarked(marks, next)) next++;
+    if (next === page) {
+      page++;
+      continue;
+    }
+    put(address, source, page * SYSTEM_PAGE, (next - page) * SYSTEM_PAGE);
+    for (; page < next; page++) Atomics.or(marks, page >> 5, 1 << (page & 31));
+  }
+}
+
+function isMarked(marks: Int32Array, page: number): boolean {
+  return (Atomics.load(marks, page >> 5) & (1 << (page & 31))) !== 0;
+}
+
+function put(address: bigint, source: Pick<Source, 'bytesAt'>, offset: number, length: number): void {
+  const to = address + BigInt(offset);
+  const populated = madvise(to, length, MADV_POPULATE_WRITE);
+  if (populated < 0) throw new UffdError(populated, 'madvise', { length });
+  const into = new Uint8Array(view(to, length));
+  const bytes = source.bytesAt(offset, length);
+  if (typeof bytes !== 'bigint') {
+    into.set(bytes);
+    return;
+  }
+  const read = readMemory(bytes, into);
+  if (read < length)
+    throw new UffdError(read < 0 ? read : -constants.errno.EFAULT, 'process_vm_readv', { length });
+}
