@@ -34,9 +34,8 @@ import { checkRecord, type ProtectedFile, protectedFile, recordPath } from './re
 import { NO_RETENTION, NoThreads, scratchHandOff } from './rehearsal.js';
 import type { RemoteMemory, RemoteStorage, StorageCounts } from './remote-memory.js';
 import { RetainedUffds, type Retention } from './retained-uffds.js';
-import { SharedImages, type SharedPages } from './shared-pages.js';
+import { SharedImages, type SharedPages, sharesPages } from './shared-pages.js';
 import { ListeningSocket, SocketError } from './socket-path.js';
-import { featuresOf } from './uffd-features.js';
 import { postableError, type SessionRecord, type SessionTask } from './worker-messages.js';
 import { WorkerPool } from './worker-pool.js';
 import { aboutSession, workingSet } from './working-set.js';
@@ -144,8 +143,6 @@ const KILLED_MOST_MS = 10_000;
 const REHEARSED_MS = 200;
 const EAGAIN = -11;
 const USERFAULTFD = 'anon_inode:[userfaultfd]';
-/** The features of a userfaultfd whose guest shares pages. */
-const SHARING_FEATURES = ['event-remove', 'minor-shmem'] as const;
 /** The most bytes of a trace's description. */
 const ABOUT_MOST = 2 ** 20;
 
@@ -601,7 +598,7 @@ export class Server extends ServerEmitter implements AsyncDisposable {
     };
     try {
       const regions = parseRegions(text, lent?.mapping.file.bytes ?? listener.memory.refresh());
-      const sharing = checkSharing(regions, fd, lent);
+      const sharing = sharesPages(regions, fd, lent !== undefined) ? lent : undefined;
       let memory: SessionTask['memory'];
       try {
         // Memory that was lent is that of the file at the time of the request.
@@ -773,28 +770,6 @@ export class Server extends ServerEmitter implements AsyncDisposable {
 /** The offset at which the part of the memory file ends that these regions cover. */
 function endOf(regions: readonly Region[]): number {
   return Math.max(...regions.map(({ offset, length }) => offset + length));
-}
-
-/**
- * What was lent to the connection, if the regions map it.
- *
- * @throws HandOffError if the guest cannot be served with shared pages
- */
-function checkSharing(regions: readonly Region[], fd: number, lent: Lent | undefined): Lent | undefined {
-  const shared = regions.filter((region) => region.shared).length;
-  if (shared === 0) return undefined;
-  const refuse = (why: string): never => {
-    throw new HandOffError(why, { ofGuest: true });
-  };
-  if (shared < regions.length)
-    refuse(`${shared} of ${regions.length} regions are shared; all must be, or none`);
-  if (!lent) refuse('regions are shared, and no memory was asked for on this connection');
-  // Without reports of removals, a page that the kernel has reclaimed would look like a removed one.
-  const features = featuresOf(fd) ?? [];
-  for (const feature of SHARING_FEATURES) {
-    if (!features.includes(feature)) refuse(`guests share pages only if '${feature}' is on`);
-  }
-  return lent;
 }
 
 function noRoom(left: number, needed: number): string {

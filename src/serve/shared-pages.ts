@@ -27,8 +27,9 @@ import {
 } from '../../shim/memory.js';
 import { UffdError } from '../errors/errors.js';
 import { wholePages } from '../memory/whole-pages.js';
-import { SYSTEM_PAGE } from './handoff-protocol.js';
+import { HandOffError, type Region, SYSTEM_PAGE } from './handoff-protocol.js';
 import type { Source } from './snapshot-handler.js';
+import { featuresOf } from './uffd-features.js';
 
 /** The memory, as a session's thread gets it. Can be posted. */
 export interface SharedMemory {
@@ -95,6 +96,33 @@ export class SharedImages {
   release(image: object): void {
     if (this.#pages.get(image)?.release()) this.#pages.delete(image);
   }
+}
+
+/** The features of a userfaultfd whose guest shares pages. */
+const FEATURES = ['event-remove', 'minor-shmem'] as const;
+
+/**
+ * Whether the regions of a hand-off map shared memory.
+ *
+ * @param fd the userfaultfd
+ * @param lent whether its connection has asked for the memory
+ * @throws HandOffError if such a guest cannot be served
+ */
+export function sharesPages(regions: readonly Region[], fd: number, lent: boolean): boolean {
+  const shared = regions.filter((region) => region.shared).length;
+  if (shared === 0) return false;
+  const refuse = (why: string): never => {
+    throw new HandOffError(why, { ofGuest: true });
+  };
+  if (shared < regions.length)
+    refuse(`${shared} of ${regions.length} regions are shared; all must be, or none`);
+  if (!lent) refuse('regions are shared, and no memory was asked for on this connection');
+  // Without reports of removals, a page that the kernel has reclaimed would look like a removed one.
+  const features = featuresOf(fd) ?? [];
+  for (const feature of FEATURES) {
+    if (!features.includes(feature)) refuse(`guests share pages only if '${feature}' is on`);
+  }
+  return true;
 }
 
 /**
