@@ -22,7 +22,7 @@ import { type Region, SYSTEM_PAGE } from './handoff-protocol.js';
 import { ImageSource, type MappedImage } from './image-source.js';
 import { extentsOf, type MappedFile, mapAhead } from './memory-file.js';
 import { openRecord } from './record-file.js';
-import { putPages } from './shared-pages.js';
+import { presentFrom, putPages } from './shared-pages.js';
 import type { Pool } from './shortage.js';
 import { SnapshotHandler, type Source } from './snapshot-handler.js';
 import { featuresOf } from './uffd-features.js';
@@ -282,7 +282,12 @@ class WorkerSession {
     return new SnapshotHandler({
       regions,
       source,
-      ...(shared && { share: (offset, length) => putPages(shared, source, offset, length) }),
+      ...(shared && {
+        share: {
+          put: (offset, length) => putPages(shared, source, offset, length),
+          presentFrom: (offset, most) => presentFrom(shared, offset, most),
+        },
+      }),
       ...(deadlineMs === undefined ? {} : { deadlineMs }),
       tally,
       shortage: { onStarved, pool: poolOf, report: (reason) => this.#report({ is: 'short', reason }) },

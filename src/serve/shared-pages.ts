@@ -150,6 +150,13 @@ export function putPages(
   }
 }
 
+/** Bytes in whole pages, at most `most`, that are there from an offset on. */
+export function presentFrom({ marks }: SharedMemory, offset: number, most: number): number {
+  let length = 0;
+  while (length < most && isMarked(marks, (offset + length) / SYSTEM_PAGE)) length += SYSTEM_PAGE;
+  return length;
+}
+
 function isMarked(marks: Int32Array, page: number): boolean {
   return (Atomics.load(marks, page >> 5) & (1 << (page & 31))) !== 0;
 }

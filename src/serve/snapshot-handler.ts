@@ -48,6 +48,14 @@ export interface Source {
   want?(offset: number, length: number): void;
 }
 
+/** Memory with pages of the source that the guest has mapped privately, as others have. */
+export interface SharedSource {
+  /** Puts whole pages of the source into it. @throws UffdError */
+  put(offset: number, length: number): void;
+  /** Bytes in whole pages, at most `most`, that are there from an offset on. */
+  presentFrom(offset: number, most: number): number;
+}
+
 /** A guest was ended because a page did not come from the store in time. */
 export class StoreDeadlineError extends Error {
   override readonly name = 'StoreDeadlineError';
@@ -57,11 +65,8 @@ export class StoreDeadlineError extends Error {
 export interface SnapshotHandlerOptions {
   readonly regions: readonly Region[];
   readonly source: Source;
-  /**
-   * Puts whole pages of the source into memory that the guest has mapped privately. If given, pages of data are mapped
-   * from there (CONTINUE) instead of copied. Throws UffdError.
-   */
-  readonly share?: (offset: number, length: number) => void;
+  /** If given, pages of data are mapped from there (CONTINUE) instead of copied. */
+  readonly share?: SharedSource;
   readonly tally: Tally;
   /** Pages to install for a fault, itself included. */
   readonly window: Window;
@@ -410,12 +415,16 @@ export class SnapshotHandler implements FaultHandler {
     return { start: region.start + BigInt(from - offset), length: to - from, data };
   }
 
-  #copy(uffd: Userfaultfd, { start, offset }: Region, from: bigint, length: number): number {
+  #copy(uffd: Userfaultfd, region: Region, from: bigint, length: number): number {
     const { source, share } = this.#options;
-    const at = offset + Number(from - start);
+    const at = region.offset + Number(from - region.start);
     if (!share) return uffd.copy(from, source.bytesAt(at, length), length);
-    share(at, length);
-    return uffd.continue(from, length);
+    share.put(at, length);
+    // To map pages that other guests have brought takes little time, and no memory.
+    const left = Math.min(AHEAD_BYTES, region.offset + region.length - at - length);
+    const present = share.presentFrom(at + length, left);
+    const more = missingRun(uffd, from + BigInt(length), present, region.pageSize);
+    return uffd.continue(from, length + more);
   }
 
   #zero(uffd: Userfaultfd, { pageSize }: Region, start: bigint, length: number): number {
@@ -438,7 +447,7 @@ export class SnapshotHandler implements FaultHandler {
 
 /** Bytes of the missing pages from `page` on, `most` at most. */
 function missingRun(uffd: Userfaultfd, page: bigint, most: number, pageSize: number): number {
-  let length = pageSize;
+  let length = 0;
   while (length < most && uffd.pageState(page + BigInt(length)) === 'missing') length += pageSize;
   return length;
 }
