@@ -61,21 +61,8 @@ const ANSWER_MS = 5000;
 /**
  * Asks the server at a path for the memory that its guests share (`sharePages` of `serve`).
  *
- * @example
- * ```ts
- * import { Mapping, Userfaultfd } from 'userfaultfd';
- * import { requestSharedMemory } from 'userfaultfd/serve';
- *
- * async function restore(socket: string, length: number): Promise<Mapping> {
- *   const guest = Mapping.anonymous(length);
- *   const shared = await requestSharedMemory(socket);
- *   shared.mapOver(guest.address, length, 0);
- *   const uffd = Userfaultfd.open({ features: ['event-remove', 'minor-shmem'] });
- *   uffd.register(guest.address, length, ['missing', 'minor']);
- *   shared.handOver([{ start: guest.address, length, offset: 0, pageSize: 4096 }], uffd.release());
- *   return guest;
- * }
- * ```
+ * Map the answer over the guest's memory (`mapOver`), open a userfaultfd with the features `event-remove` and
+ * `minor-shmem`, register the memory in the modes `missing` and `minor`, and hand it over with the answer's `handOver`.
  *
  * @throws UffdError as `handOver`; HandOffError if the server shares no pages, or does not answer within five seconds
  */

@@ -19,6 +19,7 @@ export type { StorageCounts } from './remote-memory.js';
 export { CACHE_BYTES, type ServeOptions, type Server, serve } from './server.js';
 export { type Pool, type Shortage, ShortageError, type ShortageOptions } from './shortage.js';
 export {
+  type SharedSource,
   SnapshotHandler as Answers,
   type SnapshotHandlerOptions as AnswersOptions,
   type Source,

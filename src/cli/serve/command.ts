@@ -70,9 +70,9 @@ A snapshot in a store (--memory NAME.caibx --store STORE --cache DIR):
 
 Guests that share pages (--share-pages):
   A monitor may ask for a sealed memfd with the memory (docs/firecracker.md has
-  the protocol). Its guest then shares each page with all others that have asked,
-  until the guest writes to it. Stock Firecracker does not ask: each of its
-  guests gets copies, as without the option.
+  the protocol). Its guest then shares each page with the guests of others that
+  have asked, until it writes to the page. Stock Firecracker does not ask: each
+  of its guests gets copies, as without the option.
 
 A guest without memory for its pages (an empty pool of huge pages):
   It waits, and /readyz says what is missing. As soon as there is memory, its

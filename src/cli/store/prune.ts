@@ -23,9 +23,9 @@ What it does:
 
   Chunks that are younger than --grace stay, because they may belong to a pack
   that is not done. A pack gives the present time to chunks that it found and
-  that are older than 12 hours. So with the default of 24 hours packs may run meanwhile, if none
-  takes longer than 12 hours. With a shorter --grace let no pack run. Files that
-  are no chunks are never removed.
+  that are older than 12 hours. So with the default of 24 hours packs may run
+  meanwhile, if each takes less than 12 hours. With a shorter --grace let no
+  pack run. Files that are no chunks are never removed.
 ${STORE_HELP}
 Fields of the JSON object:
   store dryRun namedChunks youngChunks removedChunks removedBytes otherObjects
