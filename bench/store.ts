@@ -5,7 +5,8 @@
 //  - Two entrants alternate (comparison.ts). Store, server and guest are processes of their own, placed by the scheduler.
 //  - A server stays for all rounds of a row, so that its code is compiled. Before each round with an empty cache, the
 //    folder is emptied, and a guest that touches one page comes and goes: then the server gives up what it has mapped.
-//    What was in it is removed at the end, because ext4 makes files slowly for seconds after others were removed.
+//    Its files are moved away and cut to nothing, so that no later round waits for the disk, and removed at the end,
+//    because ext4 makes files slowly for seconds after others were removed.
 //  - The guest checks each page that it touches, and the store counts what it is asked for. A wrong page, or a chunk that
 //    is asked for twice, ends the benchmark.
 
@@ -18,6 +19,7 @@ import {
   readdirSync,
   renameSync,
   rmSync,
+  truncateSync,
   writeFileSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -258,7 +260,9 @@ export class StoreBench {
       await this.#comparison.compare({ ...about, figure, aim: 1.4, atMost: true }, guest, download);
     });
     const begin: Round = async () => {
-      const ms = await this.#fromStart(helper, this.#stored(url, this.#cache()));
+      const cache = this.#cache();
+      const ms = await this.#fromStart(helper, this.#stored(url, cache));
+      this.#cut(this.#moveAway(cache));
       await this.#expect(store, chunks);
       return ms;
     };
@@ -459,14 +463,26 @@ export class StoreBench {
     await this.#touch(socket);
     const empty = async (): Promise<void> => {
       await helper.ask(rest);
-      const removed = this.#cache();
-      for (const name of readdirSync(cache)) renameSync(join(cache, name), join(removed, name));
+      const removed = this.#moveAway(cache);
       await this.#touch(socket, 1);
       await helper.ask(rest);
+      this.#cut(removed);
       await store.ask<StoreUse>('');
     };
     await body(empty, socket);
     await end();
+  }
+
+  #moveAway(cache: string): string {
+    const removed = this.#cache();
+    for (const name of readdirSync(cache)) renameSync(join(cache, name), join(removed, name));
+    return removed;
+  }
+
+  /** Cuts the files of a cache, which no server has mapped. */
+  #cut(removed: string): void {
+    for (const name of readdirSync(removed, { recursive: true, encoding: 'utf8' }))
+      if (name.length > 3) truncateSync(join(removed, name));
   }
 
   /** Milliseconds from the start of a server until a guest has its working set. */

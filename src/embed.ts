@@ -40,6 +40,7 @@ export interface EmbedOptions {
 /** The library's own parts. */
 const PARTS: Parts = {
   session: async () => (await import('./serve/session-worker.js')).serveSessions(),
+  checker: async () => (await import('./serve/chunk-checker-thread.js')).checkChunks(),
   pager: async () => (await import('./pager/pager-thread.js')).servePager(),
   lifter: async () => (await import('./dirty/unprotect-worker.js')).unprotectPages(),
 };

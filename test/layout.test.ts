@@ -53,7 +53,8 @@ const LAYERS = [
   ['src/serve/index.ts', 'src/store/index.ts'],
   ['src/serve/server.ts'],
   ['src/serve/remote-memory.ts'],
-  ['src/serve/chunk-loader.ts', 'src/serve/warm-cache.ts'],
+  ['src/serve/chunk-checker-thread.ts', 'src/serve/chunk-loader.ts', 'src/serve/warm-cache.ts'],
+  ['src/serve/chunk-checker.ts'],
   [
     ...['src/store/pack.ts', 'src/store/prune.ts', 'src/store/unpack.ts', 'src/store/verify.ts'],
     'src/store/working-set-file.ts',

@@ -7,7 +7,9 @@
 //  - A file gets its name only when all of it is written. What a loss of power left of it is noticed by its hash: a file
 //    is verified when a process uses it for the first time, and a damaged one is removed.
 //  - Files are written with write(2), so a full disk is an error here, and no signal in a copy.
-//  - The cache is bounded: files that were not used for longest are unlinked. What is mapped stays usable.
+//  - The cache is bounded: files that were not used for longest are unlinked. What is mapped stays usable. Looking
+//    through 40,000 files takes 0.3 s, so it is done folder by folder, with turns for other work between them; what is
+//    written meanwhile may exceed the bound until then.
 //  - One process fetches a chunk; others see that it is locked, and look for the file again.
 
 import {
@@ -27,6 +29,7 @@ import {
   writeSync,
 } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { openLocked } from '../../shim/descriptors.js';
 import { type Digest, idOf } from '../store/chunk-index.js';
 
@@ -42,6 +45,9 @@ const EMPTIED_TO = 0.9;
 const LOOKED_EVERY = 1 / 16;
 /** What is removed at least if the disk is full. */
 const FREED_CHUNKS = 8;
+const FREED_SHARE = 1 / 64;
+/** Files that are removed at once. */
+const REMOVED_A_TURN = 16;
 /** Remains of a killed process are removed after this time. */
 const PARTIAL_LASTS_MS = 3_600_000;
 
@@ -73,9 +79,11 @@ export class ChunkCache {
   readonly counts: CacheCounts = { evicted: 0, damaged: 0, bytes: 0 };
   /** Bytes written since the last look. */
   #written = 0;
+  /** The look that is under way. */
+  #look: Promise<void> | undefined;
 
   /**
-   * Makes the folder if it is missing, and removes what is too much.
+   * Makes the folder if it is missing, and begins to remove what is too much.
    *
    * @param most bytes of all files
    * @throws the errors of mkdir(2) and readdir(2)
@@ -84,7 +92,13 @@ export class ChunkCache {
     this.folder = resolve(folder);
     this.most = most;
     mkdirSync(this.folder, { recursive: true, mode: FOLDER_MODE });
+    readdirSync(this.folder);
     this.#bound();
+  }
+
+  /** Waits until what is too much has been removed. */
+  async bounded(): Promise<void> {
+    while (this.#look) await this.#look;
   }
 
   pathOf(id: string): string {
@@ -96,35 +110,35 @@ export class ChunkCache {
   }
 
   /**
-   * Opens a chunk's file, if there is one, and reads it into `bytes`, which has its length. A file with other bytes than
-   * the id stands for is removed. The caller closes the descriptor. Undefined: it is not in the cache.
+   * Opens a chunk's file, if there is one with its length. Undefined: it is not in the cache. The caller closes the
+   * descriptor, and compares the bytes (`isWhole`) before it uses them: then it says so with `used` or `remove`.
    */
-  open(id: string, digest: Digest, bytes: Uint8Array): number | undefined {
+  open(id: string, length: number): number | undefined {
     const path = this.pathOf(id);
     let fd: number;
     try {
       fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOFOLLOW);
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
-      return this.#remove(path);
+      this.remove(id);
+      return undefined;
     }
-    try {
-      const stat = fstatSync(fd);
-      if (stat.isFile() && stat.size === bytes.length && readWhole(fd, bytes) && idOf(bytes, digest) === id) {
-        markUsed(fd);
-        return fd;
-      }
-    } catch {
-      // It cannot be read, so it is as good as damaged.
-    }
+    const stat = fstatSync(fd);
+    if (stat.isFile() && stat.size === length) return fd;
     closeSync(fd);
-    return this.#remove(path);
+    this.remove(id);
+    return undefined;
   }
 
-  #remove(path: string): undefined {
+  /** The file of a chunk was used now, so it is evicted later than others. */
+  used(fd: number): void {
+    markUsed(fd);
+  }
+
+  /** Removes the file of a chunk, which is damaged. */
+  remove(id: string): void {
     this.counts.damaged++;
-    unlinkIfThere(path);
-    return undefined;
+    unlinkIfThere(this.pathOf(id));
   }
 
   /**
@@ -161,7 +175,7 @@ export class ChunkCache {
   }
 
   /**
-   * Writes a chunk, whose lock the caller has, and makes room for it. The lock is given back. Returns a descriptor of
+   * Writes a chunk, whose lock the caller has, and begins to make room if there is too much. The lock is given back. Returns a descriptor of
    * the file, for the caller to close.
    *
    * @throws the errors of write(2), with nothing left in the cache
@@ -169,14 +183,13 @@ export class ChunkCache {
   put(lock: ChunkLock, bytes: Uint8Array): number {
     const path = this.pathOf(lock.id);
     try {
-      if (this.#written >= this.most * LOOKED_EVERY || this.counts.bytes + bytes.length > this.most)
-        this.#bound(bytes.length);
       this.#write(lock.fd, bytes);
       renameSync(path + PARTIAL, path);
       const fd = openSync(path, constants.O_RDONLY | constants.O_NOFOLLOW);
       closeSync(lock.fd);
       this.#written += bytes.length;
       this.counts.bytes += bytes.length;
+      if (this.#written >= this.most * LOOKED_EVERY || this.counts.bytes > this.most) this.#bound();
       return fd;
     } catch (error) {
       this.unlock(lock);
@@ -190,62 +203,83 @@ export class ChunkCache {
     } catch (error) {
       const { code } = error as NodeJS.ErrnoException;
       if (code !== 'ENOSPC' && code !== 'EDQUOT') throw error;
-      if (!this.#free(FREED_CHUNKS * bytes.length)) throw error;
+      if (!this.#free(Math.max(FREED_CHUNKS * bytes.length, this.counts.bytes * FREED_SHARE))) throw error;
       writeWhole(fd, bytes);
     }
     fchmodSync(fd, MODE);
   }
 
-  /** Removes files until there is room for `more` bytes, if there are too many. */
-  #bound(more = 0): void {
-    const entries = chunkFiles(this.folder);
-    this.#written = 0;
-    this.counts.bytes = entries.reduce((sum, { bytes }) => sum + bytes, 0);
-    if (this.counts.bytes + more > this.most)
-      this.#evict(entries, Math.max(0, this.most * EMPTIED_TO - more));
+  /** Removes files if there are too many, in turns, unless that is under way. */
+  #bound(): void {
+    this.#look ??= this.#boundInTurns()
+      // The folder cannot be read now: it is tried again after the next writes.
+      .catch(() => {})
+      .finally(() => {
+        this.#look = undefined;
+        if (this.#written > 0 && this.counts.bytes > this.most) this.#bound();
+      });
   }
 
-  /** Removes files of some bytes. False: there are none. */
+  async #boundInTurns(): Promise<void> {
+    this.#written = 0;
+    const entries: Entry[] = [];
+    for (const some of chunkFolders(this.folder)) {
+      entries.push(...some);
+      await nextTurn();
+    }
+    // What was written since its folder was looked at is counted again at the next look.
+    this.counts.bytes = bytesOf(entries) + this.#written;
+    if (this.counts.bytes <= this.most) return;
+    for (const _ of this.#evict(entries, this.most * EMPTIED_TO)) await nextTurn();
+  }
+
+  /** Removes files of some bytes at once. False: there are none. */
   #free(bytes: number): boolean {
-    const entries = chunkFiles(this.folder);
-    this.counts.bytes = entries.reduce((sum, entry) => sum + entry.bytes, 0);
+    const entries = [...chunkFolders(this.folder)].flat();
+    this.counts.bytes = bytesOf(entries);
     const before = this.counts.bytes;
-    this.#evict(entries, Math.max(0, before - bytes));
+    for (const _ of this.#evict(entries, Math.max(0, before - bytes)));
     return this.counts.bytes < before;
   }
 
-  #evict(entries: Entry[], to: number): void {
+  /** Removes files until so many bytes are left, some at a time. */
+  *#evict(entries: Entry[], to: number): Generator<void> {
     entries.sort((a, b) => a.usedMs - b.usedMs);
-    for (const { path, bytes } of entries) {
+    for (const [index, { path, bytes }] of entries.entries()) {
       if (this.counts.bytes <= to) return;
       unlinkIfThere(path);
       this.counts.bytes -= bytes;
       this.counts.evicted++;
+      if (index % REMOVED_A_TURN === REMOVED_A_TURN - 1) yield;
     }
   }
 }
 
 /** What is in a cache. @throws the errors of readdir(2) */
 export function cacheContents(folder: string): { chunks: number; bytes: number } {
-  return summary(chunkFiles(folder));
+  return summary([...chunkFolders(folder)].flat());
 }
 
 /** Removes all chunks. Servers go on with what they have mapped. Returns what was removed. */
 export function clearCache(folder: string): { chunks: number; bytes: number } {
-  const entries = chunkFiles(folder);
+  const entries = [...chunkFolders(folder)].flat();
   for (const { path } of entries) unlinkIfThere(path);
   return summary(entries);
 }
 
 function summary(entries: readonly Entry[]): { chunks: number; bytes: number } {
-  return { chunks: entries.length, bytes: entries.reduce((sum, { bytes }) => sum + bytes, 0) };
+  return { chunks: entries.length, bytes: bytesOf(entries) };
 }
 
-/** All chunks. Removes what killed processes have left. */
-function chunkFiles(cache: string): Entry[] {
-  const entries: Entry[] = [];
+function bytesOf(entries: readonly Entry[]): number {
+  return entries.reduce((sum, { bytes }) => sum + bytes, 0);
+}
+
+/** All chunks, folder by folder. Removes what killed processes have left. */
+function* chunkFolders(cache: string): Generator<Entry[]> {
   for (const folder of namesIn(cache)) {
     if (!/^[0-9a-f]{2}$/.test(folder)) continue;
+    const entries: Entry[] = [];
     for (const name of namesIn(join(cache, folder))) {
       if (!NAME.test(name)) continue;
       const path = join(cache, folder, name);
@@ -254,8 +288,8 @@ function chunkFiles(cache: string): Entry[] {
       if (!name.endsWith(PARTIAL)) entries.push({ path, bytes: stat.size, usedMs: stat.mtimeMs });
       else if (Date.now() - stat.mtimeMs > PARTIAL_LASTS_MS) unlinkIfThere(path);
     }
+    yield entries;
   }
-  return entries;
 }
 
 function namesIn(folder: string): string[] {
@@ -281,6 +315,16 @@ function markUsed(fd: number): void {
     futimesSync(fd, now, now);
   } catch {
     // The cache cannot be written to, so nothing is evicted from it either.
+  }
+}
+
+/** Reads the file of a chunk into `bytes`, which has its length: whether they are those that the id stands for. */
+export function isWhole(fd: number, bytes: Uint8Array, digest: Digest, id: string): boolean {
+  try {
+    return readWhole(fd, bytes) && idOf(bytes, digest) === id;
+  } catch {
+    // It cannot be read, so it is as good as damaged.
+    return false;
   }
 }
 

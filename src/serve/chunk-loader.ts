@@ -14,6 +14,7 @@ import { chunkBytes, chunkId } from '../store/chunk-index.js';
 import { type ChunkReader, DamagedChunkError } from '../store/chunk-reader.js';
 import { StoreError } from '../store/store.js';
 import type { ChunkCache, ChunkLock } from './chunk-cache.js';
+import type { ChunkChecker } from './chunk-checker.js';
 import { LATENCY_BOUNDS } from './counters.js';
 import type { ImageMapping } from './image-mapping.js';
 
@@ -56,6 +57,7 @@ export interface LoaderOptions {
   readonly cache: ChunkCache;
   /** Most fetches at once. */
   readonly parallel: number;
+  readonly checker: ChunkChecker;
   /** Reports a problem, or, without a reason, that it is over. */
   readonly report: (trouble: Trouble, reason: string | undefined) => void;
   /**
@@ -172,6 +174,7 @@ export class ChunkLoader {
       pauseMs = this.#failed(task, error as Error);
     }
     this.#running--;
+    if (this.#running === 0) this.#options.checker.trim();
     if (this.#ended.signal.aborted) {
       if (this.#running === 0) this.#drained();
       return;
@@ -197,12 +200,20 @@ export class ChunkLoader {
 
   /** Returns the milliseconds after which it is to be tried again; undefined: it is there. */
   async #load(task: Task): Promise<number | undefined> {
+    const { checker } = this.#options;
+    const bytes = checker.buffer(chunkBytes(task.image.reader.index, task.chunk));
+    try {
+      return await this.#loadInto(task, bytes);
+    } finally {
+      checker.release(bytes);
+    }
+  }
+
+  async #loadInto(task: Task, bytes: Uint8Array): Promise<number | undefined> {
     const { cache } = this.#options;
-    const { id, image, chunk } = task;
-    const { index } = image.reader;
-    const bytes = Buffer.allocUnsafeSlow(chunkBytes(index, chunk));
-    const found = cache.open(id, index.digest, bytes);
-    if (found !== undefined) {
+    const { id } = task;
+    const found = cache.open(id, bytes.length);
+    if (found !== undefined && (await this.#isWhole(task, found, bytes))) {
       this.#place(task, found, bytes, this.counts.cache);
       return undefined;
     }
@@ -222,6 +233,20 @@ export class ChunkLoader {
     return undefined;
   }
 
+  /** Whether the file of a chunk is whole. Otherwise it is closed and removed. */
+  async #isWhole(task: Task, fd: number, bytes: Uint8Array): Promise<boolean> {
+    const { cache, checker } = this.#options;
+    const { id, image } = task;
+    const wrong = await checker.file(fd, bytes, image.reader.index.digest, id, () => task.demanded);
+    if (wrong === undefined) {
+      cache.used(fd);
+      return true;
+    }
+    closeSync(fd);
+    cache.remove(id);
+    return false;
+  }
+
   async #fetch(task: Task, bytes: Uint8Array): Promise<void> {
     const { image, chunk } = task;
     const slow = setTimeout(() => {
@@ -229,7 +254,8 @@ export class ChunkLoader {
     }, SLOW_MS);
     this.#fetching++;
     try {
-      await image.reader.fetch(chunk, bytes, this.#ended.signal);
+      const check = this.#options.checker.frames(() => task.demanded);
+      await image.reader.fetch(chunk, bytes, this.#ended.signal, check);
     } finally {
       clearTimeout(slow);
       this.#fetching--;

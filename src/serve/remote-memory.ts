@@ -14,6 +14,7 @@ import type { StoreOptions } from '../store/options.js';
 import { type Store, StoreError } from '../store/store.js';
 import { parseWorkingSet, WORKING_SET_BYTES_MOST, workingSetPlace } from '../store/working-set-file.js';
 import { ChunkCache } from './chunk-cache.js';
+import { ChunkChecker } from './chunk-checker.js';
 import { ChunkLoader, type LoadedImage, type LoaderCounts, type Trouble } from './chunk-loader.js';
 import type { FileRange } from './extents.js';
 import { SYSTEM_PAGE } from './handoff-protocol.js';
@@ -55,6 +56,7 @@ export class RemoteStorage {
   readonly loader: ChunkLoader;
   readonly cache: ChunkCache;
   readonly #store: Store;
+  readonly #checker: ChunkChecker;
   readonly #storeOptions: StoreOptions;
   readonly #readers: ChunkReader[] = [];
 
@@ -62,18 +64,25 @@ export class RemoteStorage {
   static async open(options: RemoteOptions): Promise<RemoteStorage> {
     const store = await openStore(options.store, options.storeOptions);
     try {
-      return new RemoteStorage(options, store);
+      const cache = new ChunkCache(options.cache, options.cacheBytes);
+      return new RemoteStorage(options, store, cache, await ChunkChecker.open());
     } catch (error) {
       store.close();
       throw error;
     }
   }
 
-  private constructor({ cache, cacheBytes, storeOptions = {}, report }: RemoteOptions, store: Store) {
+  private constructor(
+    { storeOptions = {}, report }: RemoteOptions,
+    store: Store,
+    cache: ChunkCache,
+    checker: ChunkChecker,
+  ) {
     this.#store = store;
+    this.#checker = checker;
     this.#storeOptions = storeOptions;
-    this.cache = new ChunkCache(cache, cacheBytes);
-    this.loader = new ChunkLoader({ cache: this.cache, parallel: store.parallel, report });
+    this.cache = cache;
+    this.loader = new ChunkLoader({ cache, checker, parallel: store.parallel, report });
   }
 
   get counts(): StorageCounts {
@@ -105,6 +114,7 @@ export class RemoteStorage {
     const closed = this.loader.close();
     this.#store.close();
     await closed;
+    await this.#checker.close();
     for (const reader of this.#readers) reader.close();
   }
 }

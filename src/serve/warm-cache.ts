@@ -6,7 +6,7 @@ import { type ChunkIndex, chunkId } from '../store/chunk-index.js';
 import { ChunkReader } from '../store/chunk-reader.js';
 import { tasksFor, withTasks } from '../store/parallel.js';
 import type { Store } from '../store/store.js';
-import { ChunkCache } from './chunk-cache.js';
+import { ChunkCache, isWhole } from './chunk-cache.js';
 import type { FileRange } from './extents.js';
 
 export interface WarmCacheOptions {
@@ -55,6 +55,7 @@ export async function warmCache(
         });
       }
     });
+    await cache.bounded();
     return counts;
   } finally {
     reader.close();
@@ -81,10 +82,13 @@ async function warm(
   const bytes = reader.bufferFor(chunk);
   for (;;) {
     signal.throwIfAborted();
-    const found = cache.open(id, reader.index.digest, bytes);
+    const found = cache.open(id, bytes.length);
     if (found !== undefined) {
+      const whole = isWhole(found, bytes, reader.index.digest, id);
+      if (whole) cache.used(found);
+      else cache.remove(id);
       closeSync(found);
-      return 'cachedChunks';
+      if (whole) return 'cachedChunks';
     }
     const lock = cache.lock(id);
     if (lock === 'locked') await sleep(LOCKED_MS, undefined, { signal });

@@ -1,6 +1,6 @@
 // Reads the chunks of an index from a store. Each is verified before a byte of it is handed over.
 
-import { type ChunkIndex, chunkBytes, chunkId, chunkKey, idOf, zeroIds } from './chunk-index.js';
+import { type ChunkIndex, chunkBytes, chunkId, chunkKey, type Digest, idOf, zeroIds } from './chunk-index.js';
 import { type Decompressor, openDecompressor } from './compression.js';
 import type { Store } from './store.js';
 
@@ -9,6 +9,17 @@ export class DamagedChunkError extends Error {
   override readonly name = 'DamagedChunkError';
   readonly code = 'ERR_UFFD_DAMAGED_CHUNK';
 }
+
+/**
+ * Decompresses a frame into as many bytes as its chunk has, and compares their hash. Returns what is wrong; undefined:
+ * nothing is.
+ */
+export type FrameCheck = (
+  frame: Uint8Array,
+  into: Uint8Array,
+  digest: Digest,
+  id: string,
+) => string | undefined | Promise<string | undefined>;
 
 export class ChunkReader {
   readonly index: ChunkIndex;
@@ -44,23 +55,21 @@ export class ChunkReader {
     else await this.fetch(chunk, into, signal);
   }
 
-  /** As `read`, also for chunks of zeros. */
-  async fetch(chunk: number, into: Uint8Array, signal?: AbortSignal): Promise<void> {
+  /** As `read`, also for chunks of zeros. `check`: what checks the frames; by default this thread. */
+  async fetch(
+    chunk: number,
+    into: Uint8Array,
+    signal?: AbortSignal,
+    check: FrameCheck = (frame, ...rest) => checkFrame(this.#decompressor, frame, ...rest),
+  ): Promise<void> {
     const id = chunkId(this.index, chunk);
     const key = chunkKey(id);
     const { fallback } = this.#store;
-    let why = '';
+    let why: string | undefined;
     for (const store of [this.#store, this.#store, ...(fallback ? [fallback] : [])]) {
       const frame = await store.get(key, frameMost(into.length), signal);
-      if (!isZstd(frame)) {
-        why = 'it is no zstd frame (casync must make it with --compression=zstd)';
-      } else if (!this.#decompressor.decompress(frame, into)) {
-        why = `it cannot be decompressed to ${into.length} bytes`;
-      } else if (idOf(into, this.index.digest) !== id) {
-        why = 'its bytes have another hash';
-      } else {
-        return;
-      }
+      why = await check(frame, into, this.index.digest, id);
+      if (why === undefined) return;
     }
     throw new DamagedChunkError(`${this.#store.name}/${key} is damaged: ${why}`);
   }
@@ -73,6 +82,17 @@ export class ChunkReader {
   close(): void {
     this.#decompressor.close();
   }
+}
+
+/** A FrameCheck with a decompressor. */
+export function checkFrame(
+  decompressor: Decompressor,
+  ...[frame, into, digest, id]: Parameters<FrameCheck>
+): string | undefined {
+  if (!isZstd(frame)) return 'it is no zstd frame (casync must make it with --compression=zstd)';
+  if (!decompressor.decompress(frame, into)) return `it cannot be decompressed to ${into.length} bytes`;
+  if (idOf(into, digest) !== id) return 'its bytes have another hash';
+  return undefined;
 }
 
 /** Most bytes of a zstd frame of a chunk: zstd's own bound, and room for the headers of many blocks. */

@@ -5,6 +5,7 @@ import { writeFileSync } from 'node:fs';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { view } from '../../shim/memory.js';
 import { ChunkCache } from '../../src/serve/chunk-cache.js';
+import { ChunkChecker } from '../../src/serve/chunk-checker.js';
 import { ChunkLoader, type LoadedImage } from '../../src/serve/chunk-loader.js';
 import { ImageMapping } from '../../src/serve/image-mapping.js';
 import { ImageSource } from '../../src/serve/image-source.js';
@@ -87,9 +88,10 @@ async function withLoader(
 ): Promise<void> {
   await inDirectory(async (directory) => {
     const [store, cache] = [new ManualStore(), new ChunkCache(directory, 2 ** 30)];
+    const checker = await ChunkChecker.open();
     const troubles = new Map<string, string | undefined>();
     const loader = new ChunkLoader({
-      ...{ cache, parallel: 4, lockedMostMs: 200 },
+      ...{ cache, checker, parallel: 4, lockedMostMs: 200 },
       report: (trouble, reason) => void troubles.set(trouble, reason),
     });
     try {
@@ -98,6 +100,7 @@ async function withLoader(
       const closed = loader.close();
       for (const { end } of store.waiting) end(new Error('closed'));
       await closed;
+      await checker.close();
     }
   });
 }
