@@ -34,10 +34,14 @@ export interface Checked {
 interface Waiting extends CheckTask {
   readonly urgent: () => boolean;
   readonly done: (why: string | undefined) => void;
+  /** The memory that a frame was copied to. */
+  frame?: Uint8Array;
 }
 
 /** It makes some bytes of garbage for each chunk. */
 const OPTIONS = { name: 'chunks', stdin: false, resourceLimits: { maxYoungGenerationSizeMb: 2 } };
+/** Bytes by which memory for frames is larger than its first frame, so that others fit, too. */
+const SPARE = 64 << 10;
 /** Chunks that the thread has at once: one that it works on, and the next. */
 const MOST = 2;
 
@@ -50,6 +54,8 @@ export class ChunkChecker {
   readonly #given = new Map<number, Waiting>();
   #number = 0;
   #closing = false;
+  /** Memory for frames that is free: a copy of each frame would be garbage of the thread. */
+  readonly #frames: Uint8Array[] = [];
   /** Memory that is free, of one length. */
   #free: Uint8Array[] = [];
 
@@ -71,14 +77,15 @@ export class ChunkChecker {
     this.#worker = worker;
     worker.on('message', ({ number, why }: Checked) => {
       if (number === undefined) {
-        // It keeps the process alive only while it starts, and while it ends.
-        if (!this.#closing) worker.unref();
+        this.#unrefIfIdle();
         return;
       }
       const task = this.#given.get(number);
       this.#given.delete(number);
+      if (task?.frame) this.#frames.push(task.frame);
       task?.done(why);
       this.#next();
+      this.#unrefIfIdle();
     });
     const lost = (): void => {
       this.#worker = undefined;
@@ -92,6 +99,11 @@ export class ChunkChecker {
         resolve();
       });
     });
+  }
+
+  /** The thread keeps the process alive only while it starts, works or ends. */
+  #unrefIfIdle(): void {
+    if (this.#given.size === 0 && !this.#closing) this.#worker?.unref();
   }
 
   /** Memory for a chunk, which both threads have. */
@@ -108,6 +120,7 @@ export class ChunkChecker {
   /** Gives memory back to the system. */
   trim(): void {
     this.#free = [];
+    this.#frames.length = 0;
   }
 
   /** Checks frames. `urgent`: whether a thread of a guest waits. */
@@ -142,9 +155,22 @@ export class ChunkChecker {
         continue;
       }
       this.#given.set(task.number, task);
-      const { number, into, digest, id, from } = task;
+      const { number, into, digest, id } = task;
+      const from = typeof task.from === 'number' ? task.from : this.#sharedFrame(task, task.from);
+      this.#worker.ref();
       this.#worker.postMessage({ number, into, digest, id, from } satisfies CheckTask);
     }
+  }
+
+  /** The bytes of a frame, in memory that both threads have. */
+  #sharedFrame(task: Waiting, bytes: Uint8Array): Uint8Array {
+    const known = this.#frames.pop();
+    task.frame =
+      known && known.length >= bytes.length
+        ? known
+        : new Uint8Array(new SharedArrayBuffer(bytes.length + SPARE));
+    task.frame.set(bytes);
+    return task.frame.subarray(0, bytes.length);
   }
 
   /** Ends the thread. Nothing may be asked for any more. Resolves when it has ended. */

@@ -49,6 +49,8 @@ export class SessionError extends Error {
 
 /** Milliseconds for which the background work pauses if there is no memory. */
 const RESUMED_MS = 1000;
+/** Milliseconds until a thread is woken for chunks that it has not asked for. */
+const ARRIVALS_MS = 4;
 /** Milliseconds without a report after which a shortage is over: it is reported every second while a thread waits. */
 const SHORT_FOR_MS = 5000;
 
@@ -106,6 +108,8 @@ export class GuestSession {
   /** Ends the shortage if it is not reported again in time. */
   #shortageTimer: NodeJS.Timeout | undefined;
   #resumption: NodeJS.Timeout | undefined;
+  /** Until the thread is woken for chunks that it has not asked for. */
+  #arrivals: NodeJS.Timeout | undefined;
   readonly #stopped = new Int32Array(new SharedArrayBuffer(4));
   #stopHandle: SharedArrayBuffer | undefined;
 
@@ -148,6 +152,7 @@ export class GuestSession {
       const end = (how: SessionEnd, open: boolean): void => {
         this.endedMs = performance.now();
         clearTimeout(this.#resumption);
+        clearTimeout(this.#arrivals);
         this.#handleShortage(undefined);
         worker.off('message', received).off('error', failed).off('exit', gone);
         if (open) closeDescriptor(copy);
@@ -182,12 +187,20 @@ export class GuestSession {
   }
 
   /**
-   * Says that a chunk has come. Wakes the thread if it sleeps and waits for it: `asked`: the thread has asked for it.
+   * Says that a chunk has come. Wakes the thread if it sleeps and waits for it: `asked`: the thread has asked for it. If
+   * it waits for any, it is woken a little later, for all that have come until then: many guests may wait for the same.
    */
   chunkArrived(asked: boolean): void {
     Atomics.add(this.#news, NEWS.count, 1);
     const sleep = Atomics.load(this.#news, NEWS.sleep);
-    if (sleep === SLEEP.any || (sleep === SLEEP.asked && asked)) this.#resume();
+    if (sleep === SLEEP.awake) return;
+    if (asked) this.#resume();
+    else if (sleep === SLEEP.any) this.#arrivals ??= setTimeout(() => this.#resumeForAny(), ARRIVALS_MS);
+  }
+
+  #resumeForAny(): void {
+    this.#arrivals = undefined;
+    if (Atomics.load(this.#news, NEWS.sleep) === SLEEP.any) this.#resume();
   }
 
   /** Resident bytes of the guest, by the counters. */
