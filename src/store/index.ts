@@ -22,7 +22,7 @@ export {
   parseIndex,
   zeroIds,
 } from './chunk-index.js';
-export { ChunkReader, DamagedChunkError } from './chunk-reader.js';
+export { ChunkReader, DamagedChunkError, type FrameCheck } from './chunk-reader.js';
 export { openStore, readPlace, writePlace } from './open-store.js';
 export { checkStoreOptions, type StoreOptions } from './options.js';
 export { type PackCounts, type PackOptions, pack } from './pack.js';
