@@ -71,6 +71,16 @@ export function madvise(address: bigint, length: number, advice: number): number
   return orErrno(libc().madvise(address, length, advice));
 }
 
+/** madvise in a thread of its own, because it waits until a userfaultfd's event is read. 0, or −1 if it failed. */
+export function madviseInThread(address: bigint, length: number, advice: number): Promise<number> {
+  const call = libc().madvise as unknown as { async(...values: unknown[]): void };
+  return new Promise((resolve, reject) => {
+    call.async(address, length, advice, (error: Error | null, result: number) =>
+      error ? reject(error) : resolve(result),
+    );
+  });
+}
+
 export function mprotect(address: bigint, length: number, protection: number): number {
   return orErrno(libc().mprotect(address, length, protection));
 }

@@ -36,6 +36,7 @@ const CMSG_HEAD = 16;
 const BACKLOG = 64;
 /** More connections than the queue of a listener can hold, which is one more than its backlog. */
 const QUEUED_MOST = 2 * BACKLOG;
+const SHUT_WR = 1;
 const SHUT_RDWR = 2;
 /** SCM_MAX_FD: no message carries more descriptors. */
 const FDS_MOST = 253;
@@ -130,6 +131,11 @@ export function stopListening(listener: number): number[] {
     queued.push(fd);
   }
   return queued;
+}
+
+/** Ends the sending half of a connection: the other end reads its end. */
+export function shutdownSending(fd: number): number {
+  return orErrno(libc().shutdown(fd, SHUT_WR));
 }
 
 export function peerOf(fd: number): Peer | undefined {

@@ -42,6 +42,7 @@ const PARTS: Parts = {
   session: async () => (await import('./serve/session-worker.js')).serveSessions(),
   checker: async () => (await import('./serve/chunk-checker-thread.js')).checkChunks(),
   pager: async () => (await import('./pager/pager-thread.js')).servePager(),
+  'conformance-guest': async () => (await import('./conformance/guest-process.js')).runGuest(),
   lifter: async () => (await import('./dirty/unprotect-worker.js')).unprotectPages(),
 };
 

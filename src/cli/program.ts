@@ -17,6 +17,7 @@ const SUBCOMMANDS: Readonly<Record<string, () => Promise<(program: Command) => v
   inspect: async () => (await import('./inspect/command.js')).addInspect,
   report: async () => (await import('./report/command.js')).addReport,
   simulate: async () => (await import('./simulate/command.js')).addSimulate,
+  'check-handler': async () => (await import('./check-handler/command.js')).addCheckHandler,
   doctor: async () => (await import('./doctor/command.js')).addDoctor,
 };
 const VERSION_FLAGS = ['-V', '--version'];

@@ -1,6 +1,21 @@
 // The entry `userfaultfd/testing`: a world to test fault handlers in. It runs wherever WebAssembly runs, under any test
-// framework, because failures are ordinary Errors.
+// framework, because failures are ordinary Errors. `checkHandler` alone needs Linux and Node.
 
+export {
+  formatReport,
+  formatResult,
+  REPORT_FORMATS,
+  type ReportFormat,
+  summaryOf,
+} from '../conformance/report.js';
+export {
+  type CheckReport,
+  countOf,
+  type ScenarioResult,
+  type Verdict,
+  type WrongPage,
+} from '../conformance/result.js';
+export { type CheckHandlerOptions, checkHandler, handlerScenarios } from './check-handler.js';
 export { type Explored, type ExploreOptions, explore } from './explore.js';
 export { type Failure, INVARIANTS, type Invariant, type Repeat, SimulationError } from './failure.js';
 export { type AnswerOptions, answerFromSource } from './handler.js';
