@@ -1,7 +1,8 @@
 // The guest's process: plays one scenario, and reports each step and the result.
 
+import '../kernel/linux.js';
 import { writeSync } from 'node:fs';
-import { Guest, GuestFailure, NotApplicable } from './guest.js';
+import { ConnectionClosed, Guest, GuestFailure, NotApplicable } from './guest.js';
 import type { GuestLine, GuestOptions, Request } from './guest-protocol.js';
 import { scenarioNamed } from './scenarios/index.js';
 
@@ -42,5 +43,6 @@ function asLine(error: unknown): GuestLine {
   if (error instanceof NotApplicable) return { is: 'not applicable', reason: error.message };
   if (!(error instanceof GuestFailure)) return { is: 'failed', reason: `${(error as Error).stack ?? error}` };
   const { message: reason, page } = error;
-  return { is: 'failed', reason, page: page && { ...page, address: String(page.address) } };
+  const closed = error instanceof ConnectionClosed;
+  return { is: 'failed', reason, closed, page: page && { ...page, address: String(page.address) } };
 }

@@ -40,5 +40,7 @@ export type GuestLine =
   | {
       readonly is: 'failed';
       readonly reason: string;
+      /** Whether it failed because the handler has closed the connection. */
+      readonly closed?: boolean;
       readonly page?: { address: string; offset: number; expected: string; actual: string } | undefined;
     };

@@ -36,6 +36,9 @@ export class GuestFailure extends Error {
   }
 }
 
+/** The handler has closed the connection. */
+export class ConnectionClosed extends GuestFailure {}
+
 /** The scenario cannot be asked for, on this machine or of this handler. */
 export class NotApplicable extends Error {}
 
@@ -152,7 +155,7 @@ export class Guest {
       const some = send(this.#socket, bytes.subarray(sent), sent === 0 ? fds : []);
       if (some === EAGAIN) await sleep(PAUSE_MS);
       else if (some < 0)
-        throw new GuestFailure(`the handler closed the connection during the hand-off (errno ${-some})`);
+        throw new ConnectionClosed(`the handler closed the connection during the hand-off (errno ${-some})`);
       else sent += some;
     }
   }

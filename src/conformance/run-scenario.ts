@@ -245,7 +245,7 @@ class Run {
   /** The hand-off was wrong: the handler has exited, killed the monitor, or goes on with the next one. */
   async #afterRefusal(end: GuestEnd): Promise<Outcome> {
     const handler = this.#handler as HandlerProcess;
-    if (end.is === 'failed') return this.#failed(end);
+    if (end.is === 'failed' && !end.closed) return this.#failed(end);
     if (end.is === 'late') return failed(this.#lateReason());
     await this.#endGuests();
     const again: GuestEnd = handler.exit ? { is: 'abandoned' } : await this.#play(NEXT_MONITOR);
@@ -307,7 +307,7 @@ class Run {
     const faults = guest?.pid === undefined ? undefined : faultsOf(guest.pid);
     const read = faults ? faults.all - faults.unread : 0;
     const lines = faults
-      ? [`${faults.unread} faults are not read, and ${read} are read and not answered`]
+      ? [`${plural(faults.unread)} not read, and ${plural(read)} read but not answered`]
       : [];
     this.#waits = [...lines, ...waitsOf(handler.pid).map((line) => `the handler's ${line}`)];
     this.#state = stateOf(handler.pid);
@@ -357,4 +357,8 @@ class Run {
     await this.#handler?.kill();
     rmSync(this.#folder, { recursive: true, force: true });
   }
+}
+
+function plural(faults: number): string {
+  return faults === 1 ? '1 fault is' : `${faults} faults are`;
 }

@@ -1,5 +1,6 @@
 // The suite on the real kernel: runs scenarios one after the other.
 
+import '../kernel/linux.js';
 import { invalidValue } from '../errors/arguments.js';
 import { Userfaultfd } from '../uffd/userfaultfd.js';
 import type { CheckReport, ScenarioResult } from './result.js';
