@@ -3,15 +3,18 @@
 //   handler --socket PATH --memory FILE [--window N] [--wait poll|spin]
 //
 // The policy, which is that of `uffd serve` and of every handler in this folder:
-//  - The handler receives one message: JSON with the memory's region, and the userfaultfd. It maps the memory file.
+//  - The handler receives one message: JSON with the memory's regions, and the userfaultfd (handoff.h). It maps the
+//    memory file. A hand-off that is wrong ends its connection.
 //  - It reads all queued messages, then answers each fault with one UFFDIO_COPY of the page and of the missing pages
 //    around it in its window. A window is a run of N pages, aligned to N.
 //  - Pages that a balloon has removed (REMOVE) are filled with zeros from then on. A page that was filled after a
 //    removal and faults again is filled with zeros too, because the kernel removes pages a moment after the event was
 //    read.
 //  - EEXIST: another fill came first, so the handler wakes the threads that wait for the page. EAGAIN: the handler
-//    keeps the pages that were filled, reads the mapping change, then handles the fault again. ENOENT, ESRCH: the
-//    memory or the guest is gone. Any other error ends the handler.
+//    keeps the pages that were filled, reads the mapping change, then handles the fault again. ENOENT: the window
+//    reaches into another mapping, so the page is filled by itself; if it is a page by itself, the memory is gone.
+//    ESRCH: the guest is gone. Any other error ends the handler.
+//  - Huge pages have no zero page, so zeros are copied. EEXIST may mean that the pool is empty: the fault is tried again.
 
 #define _GNU_SOURCE
 #include <errno.h>
@@ -30,12 +33,21 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "handoff.h"
+
 enum { MESSAGES = 64, READS_A_LOOK = 256 };
 enum { MISSING, PRESENT, REMOVED };
 
-static unsigned char *source, *states;
-static uint64_t base, pages, page_size, window = 1;
-static int uffd, spin, removals;
+struct memory {
+  struct region at;
+  uint64_t pages;
+  unsigned char *states;
+};
+
+static unsigned char *source, *zeros;
+static struct memory memory[REGIONS_MOST];
+static uint64_t window = 1, file_bytes;
+static int uffd, spin, removals, regions;
 
 static void check(int sound, const char *what) {
   if (sound) return;
@@ -43,58 +55,85 @@ static void check(int sound, const char *what) {
   exit(1);
 }
 
+// Receives a hand-off. Returns whether there was one.
 static int take(int connection) {
-  char text[4096], control[CMSG_SPACE(sizeof(int))];
-  struct iovec vector = {text, sizeof text - 1};
-  struct msghdr message = {.msg_iov = &vector, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
-  ssize_t length = recvmsg(connection, &message, MSG_CMSG_CLOEXEC);
-  check(length > 0, "recvmsg");
-  text[length] = 0;
-  unsigned long long start, size, offset, unit;
-  const char *form = "[{\"base_host_virt_addr\":%llu,\"size\":%llu,\"offset\":%llu,\"page_size\":%llu";
-  struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-  check(header && sscanf(text, form, &start, &size, &offset, &unit) == 4 && offset == 0, "hand-off");
-  base = start, page_size = unit, pages = size / unit, removals = 0;
-  memset(states, MISSING, pages);
-  int fd;
-  memcpy(&fd, CMSG_DATA(header), sizeof fd);
-  return fd;
+  static struct region came[REGIONS_MOST];
+  for (int i = 0; i < regions; i++) free(memory[i].states);
+  regions = removals = 0;
+  int count = receive_hand_off(connection, came, file_bytes, &uffd);
+  for (; regions < count; regions++) {
+    uint64_t pages = came[regions].size / came[regions].page_size;
+    memory[regions] = (struct memory){came[regions], pages, calloc(pages, 1)};
+    check(memory[regions].states != NULL, "calloc");
+  }
+  return count > 0;
 }
 
-static void wake(uint64_t page) {
-  struct uffdio_range range = {base + page * page_size, page_size};
+static struct memory *memory_at(uint64_t address) {
+  static int last;
+  for (int i = 0; i < regions; i++) {
+    struct memory *one = &memory[(last + i) % regions];
+    if (address - one->at.start < one->at.size) return last = one - memory, one;
+  }
+  return NULL;
+}
+
+static void wake(uint64_t address, uint64_t length) {
+  struct uffdio_range range = {address, length};
   ioctl(uffd, UFFDIO_WAKE, &range);
 }
 
 // Returns the bytes that were filled, or -errno if none were.
-static int64_t transfer(uint64_t first, uint64_t length, int zero) {
-  struct uffdio_zeropage zeros = {.range = {base + first * page_size, length}};
-  struct uffdio_copy copy = {.dst = base + first * page_size, .src = (uintptr_t)source + first * page_size, .len = length};
-  if (ioctl(uffd, zero ? UFFDIO_ZEROPAGE : UFFDIO_COPY, zero ? (void *)&zeros : (void *)&copy) == 0) return length;
-  int64_t done = zero ? zeros.zeropage : copy.copy;
+static int64_t transfer(const struct memory *in, uint64_t first, uint64_t count, int zero) {
+  uint64_t size = in->at.page_size, offset = first * size, to = in->at.start + offset;
+  int zeropage = zero && size == 4096;
+  uint64_t length = zero && !zeropage ? size : count * size;
+  struct uffdio_zeropage zeroing = {.range = {to, length}};
+  uintptr_t from = (uintptr_t)(zero ? zeros : source + in->at.offset + offset);
+  struct uffdio_copy copy = {.dst = to, .src = from, .len = length};
+  void *argument = zeropage ? (void *)&zeroing : (void *)&copy;
+  if (ioctl(uffd, zeropage ? UFFDIO_ZEROPAGE : UFFDIO_COPY, argument) == 0) return length;
+  int64_t done = zeropage ? zeroing.zeropage : copy.copy;
   return errno == EAGAIN && done > 0 ? done : -errno;
 }
 
-// Returns 0 if the handler must first read the event of a mapping change.
-static int fill(uint64_t page) {
+// Returns 0 if the fault has to be handled again: the handler must first read the event of a mapping change.
+static int fill(uint64_t address) {
+  struct memory *in = memory_at(address);
+  if (!in) return 1;
+  uint64_t size = in->at.page_size, page = (address - in->at.start) / size, most = window;
+  unsigned char *states = in->states;
   for (;;) {
     unsigned char state = states[page];
-    if (state == PRESENT && !removals) return wake(page), 1;
-    uint64_t first = page, end = page + 1, low = page / window * window, high = low + window;
+    if (state == PRESENT && !removals) return wake(in->at.start + page * size, size), 1;
+    uint64_t first = page, end = page + 1, low = page / most * most, high = low + most;
     while (state != PRESENT && first > low && states[first - 1] == state) first--;
-    while (state != PRESENT && end < high && end < pages && states[end] == state) end++;
-    int64_t done = transfer(first, (end - first) * page_size, state != MISSING);
+    while (state != PRESENT && end < high && end < in->pages && states[end] == state) end++;
+    int64_t done = transfer(in, first, end - first, state != MISSING);
     if (done > 0) {
-      memset(states + first, PRESENT, done / page_size);
-      if (first + done / page_size > page) return 1;
+      memset(states + first, PRESENT, done / size);
+      if (first + done / size > page) return 1;
     } else if (done == -EEXIST) {
-      states[first] = PRESENT;
-      if (first == page) return wake(page), 1;
+      if (size == 4096) states[first] = PRESENT;
+      if (first == page) return wake(in->at.start + page * size, size), 1;
+      if (size != 4096) most = 1;
+    } else if (done == -ENOENT && most > 1) {
+      most = 1;
     } else {
       errno = -done;
       check(done == -EAGAIN || done == -ENOENT || done == -ESRCH, "a fault was not answered");
       return done != -EAGAIN;
     }
+  }
+}
+
+static void removed(uint64_t start, uint64_t end) {
+  removals = 1;
+  for (int i = 0; i < regions; i++) {
+    struct memory *in = &memory[i];
+    uint64_t from = start > in->at.start ? start : in->at.start, last = in->at.start + in->at.size;
+    uint64_t to = end < last ? end : last, size = in->at.page_size;
+    if (from < to) memset(in->states + (from - in->at.start) / size, REMOVED, (to - from) / size);
   }
 }
 
@@ -115,11 +154,9 @@ static void serve(int connection) {
     for (ssize_t bytes; (bytes = read(uffd, messages, sizeof messages)) > 0;) {
       for (ssize_t i = 0; i < bytes / (ssize_t)sizeof *messages; i++) {
         if (messages[i].event == UFFD_EVENT_REMOVE) {
-          uint64_t first = (messages[i].arg.remove.start - base) / page_size;
-          memset(states + first, REMOVED, (messages[i].arg.remove.end - base) / page_size - first);
-          removals = 1;
+          removed(messages[i].arg.remove.start, messages[i].arg.remove.end);
         } else {
-          waiting[count++] = (messages[i].arg.pagefault.address - base) / page_size;
+          waiting[count++] = messages[i].arg.pagefault.address;
         }
       }
       if (bytes < (ssize_t)sizeof messages) break;
@@ -152,15 +189,16 @@ int main(int words, char **word) {
   struct stat stat;
   check(file >= 0 && fstat(file, &stat) == 0, memory);
   source = mmap(NULL, stat.st_size, PROT_READ, MAP_PRIVATE, file, 0);
-  states = calloc(stat.st_size / 4096 + 1, 1);
-  check(source != MAP_FAILED && states, "mmap");
+  file_bytes = (stat.st_size + 4095) / 4096 * 4096;
+  zeros = mmap(NULL, 1 << 21, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  check(source != MAP_FAILED && zeros != MAP_FAILED, "mmap");
   strcpy(address.sun_path, path);
   int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
   check(bind(listener, (struct sockaddr *)&address, sizeof address) == 0 && listen(listener, 8) == 0, "listen");
   puts("ready");
   fflush(stdout);
   for (int connection; (connection = accept(listener, NULL, NULL)) >= 0; close(connection)) {
-    uffd = take(connection);
+    if (!take(connection)) continue;
     serve(connection);
     close(uffd);
   }
