@@ -13,13 +13,18 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
 const (
-	messages = 64
+	messages  = 64
+	smallPage = 4096
+	hugePage  = 2 << 20
+	// How long a text waits for its descriptor.
+	lateDescriptor = 500 * time.Millisecond
 
 	// <linux/userfaultfd.h>
 	eventPagefault = 0x12
@@ -42,6 +47,8 @@ type region struct {
 	Size     uintptr `json:"size"`
 	Offset   uintptr `json:"offset"`
 	PageSize uintptr `json:"page_size"`
+	// The older name of the page size; it holds bytes, too.
+	OldPageSize uintptr `json:"page_size_kib"`
 }
 
 // A message of the kernel: a page fault has its address in second; a removal has its range in first and second.
@@ -63,19 +70,34 @@ type zeroArguments struct {
 	done                 int64
 }
 
-type guest struct {
+// The memory of a region, by page.
+type memory struct {
 	region
+	states []state
+}
+
+type guest struct {
 	uffd     int
 	source   []byte
 	window   int
-	states   []state
+	memory   []memory
 	removals bool
-	waiting  []int
+	waiting  []uint64
 }
 
-func (g *guest) address(page int) uint64 { return uint64(g.Base) + uint64(page)*uint64(g.PageSize) }
+// Zeros for huge pages, which have no zero page.
+var zeros = make([]byte, hugePage)
 
-func (g *guest) pageOf(address uint64) int { return int((uintptr(address) - g.Base) / g.PageSize) }
+func (m *memory) address(page int) uint64 { return uint64(m.Base) + uint64(page)*uint64(m.PageSize) }
+
+func (g *guest) memoryAt(address uint64) *memory {
+	for i := range g.memory {
+		if uintptr(address)-g.memory[i].Base < g.memory[i].Size {
+			return &g.memory[i]
+		}
+	}
+	return nil
+}
 
 func (g *guest) ioctl(request uintptr, argument unsafe.Pointer) error {
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(g.uffd), request, uintptr(argument)); errno != 0 {
@@ -84,42 +106,48 @@ func (g *guest) ioctl(request uintptr, argument unsafe.Pointer) error {
 	return nil
 }
 
-func (g *guest) wake(page int) {
-	bounds := [2]uint64{g.address(page), uint64(g.PageSize)}
+func (g *guest) wake(m *memory, page int) {
+	bounds := [2]uint64{m.address(page), uint64(m.PageSize)}
 	_ = g.ioctl(ioctlWake, unsafe.Pointer(&bounds))
 }
 
-func (g *guest) mark(first, end int, as state) {
+func (m *memory) mark(first, end int, as state) {
 	for page := first; page < end; page++ {
-		g.states[page] = as
+		m.states[page] = as
 	}
 }
 
 // Returns the pages around this one that have the same state, inside its window.
-func (g *guest) run(page int) (first, end int) {
-	low := page / g.window * g.window
-	high := min(low+g.window, len(g.states))
+func (m *memory) run(page, window int) (first, end int) {
+	low := page / window * window
+	high := min(low+window, len(m.states))
 	first, end = page, page+1
-	for first > low && g.states[first-1] == g.states[page] {
+	for first > low && m.states[first-1] == m.states[page] {
 		first--
 	}
-	for end < high && g.states[end] == g.states[page] {
+	for end < high && m.states[end] == m.states[page] {
 		end++
 	}
 	return first, end
 }
 
 // Returns how many bytes were filled, or the error if none were.
-func (g *guest) transfer(first int, length uint64, zero bool) (int64, error) {
+func (g *guest) transfer(m *memory, first, count int, zero bool) (int64, error) {
 	var done int64
 	var err error
-	if zero {
-		arguments := zeroArguments{target: g.address(first), length: length}
+	length := uint64(count) * uint64(m.PageSize)
+	if zero && m.PageSize == smallPage {
+		arguments := zeroArguments{target: m.address(first), length: length}
 		err = g.ioctl(ioctlZeropage, unsafe.Pointer(&arguments))
 		done = arguments.done
 	} else {
-		source := &g.source[g.Offset+uintptr(first)*g.PageSize]
-		arguments := copyArguments{target: g.address(first), source: uint64(uintptr(unsafe.Pointer(source))), length: length}
+		source := &zeros[0]
+		if zero {
+			length = uint64(m.PageSize)
+		} else {
+			source = &g.source[m.Offset+uintptr(first)*m.PageSize]
+		}
+		arguments := copyArguments{target: m.address(first), source: uint64(uintptr(unsafe.Pointer(source))), length: length}
 		err = g.ioctl(ioctlCopy, unsafe.Pointer(&arguments))
 		done = arguments.done
 	}
@@ -130,34 +158,47 @@ func (g *guest) transfer(first int, length uint64, zero bool) (int64, error) {
 	return done, err
 }
 
-// Returns false if the handler must first read the event of a mapping change.
-func (g *guest) fill(page int) bool {
+// Returns false if the fault has to be handled again: the handler must first read the event of a mapping change.
+func (g *guest) fill(address uint64) bool {
+	m := g.memoryAt(address)
+	if m == nil {
+		return true
+	}
+	page := int((uintptr(address) - m.Base) / m.PageSize)
+	window := g.window
 	for {
-		state := g.states[page]
+		state := m.states[page]
 		if state == present && !g.removals {
-			g.wake(page)
+			g.wake(m, page)
 			return true
 		}
 		first, end := page, page+1
 		if state != present {
-			first, end = g.run(page)
+			first, end = m.run(page, window)
 		}
-		done, err := g.transfer(first, uint64(end-first)*uint64(g.PageSize), state != missing)
+		done, err := g.transfer(m, first, end-first, state != missing)
 		switch {
 		case err == nil:
-			filled := first + int(done)/int(g.PageSize)
-			g.mark(first, filled, present)
+			filled := first + int(done)/int(m.PageSize)
+			m.mark(first, filled, present)
 			if filled > page {
 				return true
 			}
 		case errors.Is(err, unix.EEXIST):
-			g.states[first] = present
+			// Of huge pages, EEXIST may mean that the pool is empty.
+			if m.PageSize == smallPage {
+				m.states[first] = present
+			} else {
+				window = 1
+			}
 			if first == page {
-				g.wake(page)
+				g.wake(m, page)
 				return true
 			}
 		case errors.Is(err, unix.EAGAIN):
 			return false
+		case errors.Is(err, unix.ENOENT) && window > 1:
+			window = 1
 		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ESRCH):
 			return true
 		default:
@@ -166,13 +207,24 @@ func (g *guest) fill(page int) bool {
 	}
 }
 
+// Marks the pages of a range that was removed.
+func (g *guest) remove(start, end uintptr) {
+	g.removals = true
+	for i := range g.memory {
+		m := &g.memory[i]
+		from, to := max(start, m.Base), min(end, m.Base+m.Size)
+		if from < to {
+			m.mark(int((from-m.Base)/m.PageSize), int((to-m.Base)/m.PageSize), removed)
+		}
+	}
+}
+
 func (g *guest) take(message *message) {
 	switch message.event {
 	case eventPagefault:
-		g.waiting = append(g.waiting, g.pageOf(message.second))
+		g.waiting = append(g.waiting, message.second)
 	case eventRemove:
-		g.mark(g.pageOf(message.first), g.pageOf(message.second), removed)
-		g.removals = true
+		g.remove(uintptr(message.first), uintptr(message.second))
 	}
 }
 
@@ -213,36 +265,85 @@ func (g *guest) serve(connection int) error {
 			return err
 		}
 		left := g.waiting[:0]
-		for _, page := range g.waiting {
-			if !g.fill(page) {
-				left = append(left, page)
+		for _, address := range g.waiting {
+			if !g.fill(address) {
+				left = append(left, address)
 			}
 		}
 		g.waiting = left
 	}
 }
 
-// Receives what the monitor hands over: the only region of its memory, and the userfaultfd.
+// Receives what the monitor hands over: the regions of its memory, and the userfaultfd. The text may come in pieces, and
+// the descriptor after the text.
 func receive(connection *net.UnixConn, source []byte, window int) (*guest, error) {
-	text, control := make([]byte, 4096), make([]byte, unix.CmsgSpace(4))
-	length, controlLength, _, _, err := connection.ReadMsgUnix(text, control)
-	if err != nil {
-		return nil, err
-	}
-	parts, err := unix.ParseSocketControlMessage(control[:controlLength])
-	if err != nil || len(parts) == 0 {
-		return nil, fmt.Errorf("no descriptor came: %v", err)
-	}
-	fds, err := unix.ParseUnixRights(&parts[0])
-	if err != nil {
-		return nil, err
-	}
+	var text []byte
 	var regions []region
-	if err := json.Unmarshal(text[:length], &regions); err != nil || len(regions) != 1 {
-		return nil, fmt.Errorf("not one region: %v", err)
+	g := &guest{uffd: -1, source: source, window: window}
+	for regions == nil || g.uffd < 0 {
+		if err := g.receivePart(connection, &text); err != nil {
+			return nil, g.refused(err)
+		}
+		var incomplete *json.SyntaxError
+		if err := json.Unmarshal(text, &regions); errors.As(err, &incomplete) && incomplete.Offset >= int64(len(text)) {
+			regions = nil
+		} else if err != nil {
+			return nil, g.refused(err)
+		} else if err := connection.SetReadDeadline(time.Now().Add(lateDescriptor)); err != nil {
+			return nil, g.refused(err)
+		}
 	}
-	states := make([]state, regions[0].Size/regions[0].PageSize)
-	return &guest{region: regions[0], uffd: fds[0], source: source, window: window, states: states}, nil
+	for _, one := range regions {
+		if one.PageSize == 0 {
+			one.PageSize = max(one.OldPageSize, smallPage)
+		}
+		mask := one.PageSize - 1
+		if one.PageSize != smallPage && one.PageSize != hugePage || (one.Base|one.Size|one.Offset)&mask != 0 ||
+			one.Size == 0 || one.Size > uintptr(len(source)) || one.Offset > uintptr(len(source))-one.Size {
+			return nil, g.refused(fmt.Errorf("a region does not fit the memory file: %+v", one))
+		}
+		g.memory = append(g.memory, memory{one, make([]state, one.Size/one.PageSize)})
+	}
+	return g, nil
+}
+
+// Closes the descriptor that has come.
+func (g *guest) refused(err error) error {
+	if g.uffd >= 0 {
+		unix.Close(g.uffd)
+	}
+	return fmt.Errorf("no hand-off: %w", err)
+}
+
+// Receives bytes of the text, and descriptors. The first one is the userfaultfd.
+func (g *guest) receivePart(connection *net.UnixConn, text *[]byte) error {
+	buffer, control := make([]byte, 64<<10), make([]byte, unix.CmsgSpace(16*4))
+	length, controlLength, _, _, err := connection.ReadMsgUnix(buffer, control)
+	if err != nil {
+		return err
+	}
+	if length == 0 {
+		return errors.New("the connection was closed")
+	}
+	*text = append(*text, buffer[:length]...)
+	parts, err := unix.ParseSocketControlMessage(control[:controlLength])
+	if err != nil {
+		return err
+	}
+	for i := range parts {
+		fds, err := unix.ParseUnixRights(&parts[i])
+		if err != nil {
+			return err
+		}
+		for _, fd := range fds {
+			if g.uffd < 0 {
+				g.uffd = fd
+			} else {
+				unix.Close(fd)
+			}
+		}
+	}
+	return nil
 }
 
 func serveOne(listener *net.UnixListener, source []byte, window int) error {
@@ -253,7 +354,8 @@ func serveOne(listener *net.UnixListener, source []byte, window int) error {
 	defer connection.Close()
 	guest, err := receive(connection, source, window)
 	if err != nil {
-		return err
+		log.Print(err)
+		return nil
 	}
 	defer unix.Close(guest.uffd)
 	raw, err := connection.File()
