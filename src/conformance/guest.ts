@@ -6,8 +6,9 @@
 //  - A page must hold the file's bytes, or zeros once it was removed, and what was written since then. While a removal is
 //    under way, both are right.
 
+import { spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';
-import { setTimeout as sleep, setImmediate as turn } from 'node:timers/promises';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { readMemory } from '../../shim/access.js';
 import { closeDescriptor } from '../../shim/descriptors.js';
 import * as memory from '../../shim/memory.js';
@@ -17,7 +18,7 @@ import { handOffText, type Region } from '../serve/handoff-protocol.js';
 import { Userfaultfd } from '../uffd/userfaultfd.js';
 import { type GuestOptions, type MemoryPlan, PAGE_SIZE, PAGES, type Request } from './guest-protocol.js';
 import { COUNTER, contentsOf, inWords, numberIn } from './page-contents.js';
-import { taskFiles } from './process-state.js';
+import { type Faults, faultsIn, taskFiles } from './process-state.js';
 import type { WrongPage } from './result.js';
 
 const EAGAIN = -11;
@@ -46,9 +47,29 @@ export class NotApplicable extends Error {}
 export type Expected = 'file' | 'zeros' | 'file or zeros';
 
 /** Threads that touch a page each. */
-export interface Touching {
-  /** Resolves when all threads have ended, with what each read. */
-  readonly done: Promise<bigint[]>;
+export class Touching {
+  readonly #threads: bigint[];
+  readonly #results: (bigint | undefined)[];
+
+  constructor(threads: bigint[]) {
+    this.#threads = threads;
+    this.#results = threads.map(() => undefined);
+  }
+
+  /** How many threads have not ended. */
+  get left(): number {
+    let left = 0;
+    for (const [index, thread] of this.#threads.entries()) {
+      if (this.#results[index] === undefined) this.#results[index] = resultOf(thread);
+      if (this.#results[index] === undefined) left++;
+    }
+    return left;
+  }
+
+  /** What each thread has returned, once all have ended. */
+  get results(): bigint[] {
+    return this.#results.map((result) => BigInt.asIntN(64, result ?? 0n));
+  }
 }
 
 export class Guest {
@@ -315,28 +336,14 @@ export class Guest {
         throw new NotApplicable(`only ${threads.length} of ${pages.length} threads can be started`);
       threads.push(thread);
     }
-    return { done: this.#joined(threads) };
-  }
-
-  async #joined(threads: readonly bigint[]): Promise<bigint[]> {
-    const results: bigint[] = [];
-    for (const thread of threads) {
-      for (let turns = 0; ; turns++) {
-        const result = resultOf(thread);
-        if (result !== undefined) {
-          results.push(BigInt.asIntN(64, result));
-          break;
-        }
-        await (turns < 10 ? turn() : sleep(PAUSE_MS));
-      }
-    }
-    return results;
+    return new Touching(threads);
   }
 
   /** Waits for threads that read these pages, and compares what they read. */
-  async joinReaders(pages: readonly number[], { done }: Touching, what: Expected = 'file'): Promise<void> {
+  async joinReaders(pages: readonly number[], threads: Touching, what: Expected = 'file'): Promise<void> {
     this.step(`waits for the threads that read ${namesOf(pages)}`);
-    for (const [index, number] of (await done).entries()) {
+    await this.until(() => threads.left === 0);
+    for (const [index, number] of threads.results.entries()) {
       const page = pages[index] as number;
       const right = { file: [numberIn(page)], zeros: [0], 'file or zeros': [numberIn(page), 0] }[what];
       if (right.some((one) => number === BigInt(one))) continue;
@@ -352,11 +359,11 @@ export class Guest {
    */
   async joinCounters(
     pages: readonly number[],
-    { done }: Touching,
+    threads: Touching,
     removed: readonly number[] = [],
   ): Promise<void> {
     this.step(`waits for the threads that write to ${namesOf(pages)}`);
-    await done;
+    await this.until(() => threads.left === 0);
     for (const page of removed) this.#uncounted.add(page);
     for (const page of new Set(pages)) {
       if (this.#uncounted.has(page)) continue;
@@ -367,17 +374,18 @@ export class Guest {
     }
   }
 
-  /** Faults that wait, read or not, as the kernel counts them. */
-  get faults(): number {
-    const [, total] =
-      /^total:\s*(\d+)$/m.exec(readFileSync(`/proc/self/fdinfo/${this.uffd}`, 'latin1')) ?? [];
-    return Number(total);
+  /** Faults that wait: those that the handler has not read, and all. */
+  get faults(): Faults {
+    return faultsIn(readFileSync(`/proc/self/fdinfo/${this.uffd}`, 'latin1')) ?? { unread: 0, all: 0 };
   }
 
-  /** Waits until so many faults wait. */
-  async untilFaults(count: number): Promise<void> {
-    this.step(`waits until ${count} faults wait`);
-    await this.until(() => this.faults >= count);
+  /** Waits until every thread sleeps in a fault, or has ended, because its page was present. */
+  async untilAsleep(...touching: Touching[]): Promise<void> {
+    this.step('waits until all threads sleep in faults');
+    await this.until(() => {
+      const left = touching.reduce((sum, one) => sum + one.left, 0);
+      return this.faults.all >= left;
+    });
   }
 
   /** Waits until a thread of this process sleeps in madvise because its event is not read. */
@@ -388,6 +396,22 @@ export class Guest {
 
   async until(holds: () => boolean): Promise<void> {
     while (!holds()) await sleep(PAUSE_MS);
+  }
+
+  /** Ends this process at once, as if the monitor was killed. */
+  die(): never {
+    this.step('the monitor is killed');
+    process.kill(process.pid, 'SIGKILL');
+    throw new Error('SIGKILL returned');
+  }
+
+  /** Lets another process hold the connection for some time, as a child of a monitor does. */
+  lendConnection(seconds: number): void {
+    this.step(`a child of the monitor holds the connection for ${seconds} s`);
+    spawn('sleep', [String(seconds)], {
+      stdio: ['ignore', 'ignore', 'ignore', this.#socket],
+      detached: true,
+    });
   }
 
   // ---- the handler -----------------------------------------------------------------------------------------

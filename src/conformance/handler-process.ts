@@ -95,11 +95,6 @@ export class HandlerProcess {
     });
   }
 
-  /** Lets a stopped handler go on. */
-  continue(): void {
-    process.kill(-this.pid, 'SIGCONT');
-  }
-
   /** Ends all processes of the group, also those that its leader has left behind. */
   async kill(): Promise<void> {
     try {

@@ -85,13 +85,24 @@ function callOf(text: string | undefined): string {
   return `waits in ${CALLS[process.arch]?.[number] ?? `system call ${number}`}`;
 }
 
-/** Faults of a process's userfaultfd: those that no handler has read, and all that wait. */
-export function faultsOf(pid: number): { unread: number; all: number } | undefined {
+/** Faults of a userfaultfd that wait: those that no handler has read, and all. */
+export interface Faults {
+  readonly unread: number;
+  readonly all: number;
+}
+
+/** The faults in the text of /proc/PID/fdinfo/FD, if it is a userfaultfd's. */
+export function faultsIn(text: string): Faults | undefined {
+  const [, unread, all] = /^pending:\s*(\d+)\ntotal:\s*(\d+)$/m.exec(text) ?? [];
+  return all === undefined ? undefined : { unread: Number(unread), all: Number(all) };
+}
+
+/** The faults of a process's userfaultfd. */
+export function faultsOf(pid: number): Faults | undefined {
   try {
     for (const fd of readdirSync(`/proc/${pid}/fdinfo`)) {
-      const text = textOf(`/proc/${pid}/fdinfo/${fd}`) ?? '';
-      const [, unread, all] = /^pending:\s*(\d+)\ntotal:\s*(\d+)$/m.exec(text) ?? [];
-      if (all !== undefined) return { unread: Number(unread), all: Number(all) };
+      const faults = faultsIn(textOf(`/proc/${pid}/fdinfo/${fd}`) ?? '');
+      if (faults) return faults;
     }
   } catch {
     // The process has ended.

@@ -15,7 +15,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { ENTRY } from '../workers/entry-file.js';
 import { startProcess } from '../workers/launcher.js';
 import { type GuestLine, type GuestOptions, PAGE_SIZE, PAGES, type Request } from './guest-protocol.js';
-import { exitInWords, type HandlerOptions, HandlerProcess } from './handler-process.js';
+import { exitInWords, type HandlerExit, type HandlerOptions, HandlerProcess } from './handler-process.js';
 import { writeMemoryFile } from './page-contents.js';
 import { faultsOf, stateOf, waitsOf } from './process-state.js';
 import type { ScenarioResult, Verdict, WrongPage } from './result.js';
@@ -182,12 +182,6 @@ class Run {
   }
 
   async #fulfil(request: Request, guest: ChildProcess): Promise<void> {
-    if (request === 'kill me') {
-      const exited = once(guest, 'exit');
-      guest.kill('SIGKILL');
-      await exited;
-      this.#handler?.continue();
-    }
     if (request === 'stop me') {
       guest.kill('SIGSTOP');
       await sleep(STOPPED_MS);
@@ -219,7 +213,7 @@ class Run {
       return this.#givenUp(end);
     switch (end.is) {
       case 'passed':
-        return handler.exit && handler.exit.signal !== null
+        return handler.exit && crashed(handler.exit)
           ? failed(`the guest was served, but the handler ${exitInWords(handler.exit)}`)
           : PASSED;
       case 'failed':
@@ -236,7 +230,7 @@ class Run {
   /** The guest could not be served. The handler has said so by its end, or by the monitor's. */
   #givenUp(end: GuestEnd): Outcome {
     const handler = this.#handler as HandlerProcess;
-    if (handler.exit && handler.exit.signal !== null)
+    if (handler.exit && crashed(handler.exit))
       return failed(`the handler ${exitInWords(handler.exit)}, instead of saying what is wrong`);
     const how = end.is === 'killed' ? 'ended the monitor' : `${this.#exit}; the guest hangs then`;
     return { verdict: 'pass', reason: `the handler ${how}` };
@@ -250,7 +244,7 @@ class Run {
     await this.#endGuests();
     const again: GuestEnd = handler.exit ? { is: 'abandoned' } : await this.#play(NEXT_MONITOR);
     if (handler.exit) {
-      return handler.exit.signal === null
+      return !crashed(handler.exit)
         ? { verdict: 'pass', reason: `the handler ${exitInWords(handler.exit)}` }
         : failed(`the handler ${exitInWords(handler.exit)}`);
     }
@@ -361,4 +355,9 @@ class Run {
 
 function plural(faults: number): string {
   return faults === 1 ? '1 fault is' : `${faults} faults are`;
+}
+
+/** Whether a handler was ended by an error that it did not see. A program that calls abort has seen it. */
+function crashed({ signal }: HandlerExit): boolean {
+  return signal !== null && signal !== 'SIGABRT';
 }

@@ -80,8 +80,8 @@ export function compileLibrary(name: string): string {
 }
 
 /** Compiles a C file below test/ to a program and returns its path. Skips the test if there is no compiler. */
-export function compileProgram(name: string): string {
-  return compile(name, 'out');
+export function compileProgram(name: string, ...flags: string[]): string {
+  return compile(name, 'out', ...flags);
 }
 
 function compile(name: string, suffix: string, ...flags: string[]): string {

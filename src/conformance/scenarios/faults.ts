@@ -82,7 +82,7 @@ export const FAULTS: readonly Scenario[] = [
       await guest.pauseHandler();
       const pages = upTo(guest.pages).slice(1);
       const threads = guest.reading(pages);
-      await guest.untilFaults(pages.length);
+      await guest.untilAsleep(threads);
       guest.resumeHandler();
       await guest.joinReaders(pages, threads);
       for (const page of pages) guest.expect(page);
@@ -94,14 +94,23 @@ export const FAULTS: readonly Scenario[] = [
     async play(guest) {
       guest.expect(0);
       await guest.pauseHandler();
-      const pages = [5, 6, 5];
+      const pages = [40, 41, 40];
       const threads = guest.reading(pages);
-      await guest.untilFaults(pages.length);
-      guest.fillByMonitor(5);
-      guest.fillByMonitor(6);
+      await guest.untilAsleep(threads);
+      guest.fillByMonitor(40);
+      guest.fillByMonitor(41);
       guest.resumeHandler();
       await guest.joinReaders(pages, threads);
-      for (const page of [4, 5, 6, 7]) guest.expect(page);
+      for (const page of [39, 40, 41, 42]) guest.expect(page);
+    },
+  },
+  {
+    name: 'short-fill',
+    why: 'A fill of several pages ends at the first that is present, and reports fewer bytes; the rest is still missing.',
+    play(guest) {
+      guest.expect(0);
+      for (const page of [18, 21, 36, 45]) guest.fillByMonitor(page);
+      for (const page of [20, 16, 22, 19, 17, 23, 18, 21, 37, 32, 44, 46, 40, 47]) guest.expect(page);
     },
   },
 ];

@@ -135,7 +135,7 @@ export const LAYOUTS: readonly Scenario[] = [
       if (taken < 0n) throw new NotApplicable('another program uses the pool of huge pages');
       const page = [1, 2, 3].find((one) => !isZeroPage(one)) as number;
       const threads = guest.reading([page]);
-      await guest.untilFaults(1);
+      await guest.untilAsleep(threads);
       // The handler gets time to meet the error; if it is slower, the scenario asks for less.
       await new Promise((resolve) => setTimeout(resolve, 200));
       guest.step('gives the huge pages back');

@@ -5,6 +5,10 @@ import { isZeroPage } from '../page-contents.js';
 import type { Scenario } from '../scenario.js';
 
 const ROUNDS = 60;
+const STALE_PAGES = 32;
+/** Microseconds between the handler's start and a removal, up to a maximum that takes many fills. */
+const DELAY_STEP_US = 37;
+const DELAY_MOST_US = 500;
 const FLOOD_PAGES = 1024;
 const FLOODS = 6;
 
@@ -15,7 +19,7 @@ const range = (from: number, to: number): number[] =>
 const telling = (from: number, to: number): number[] => range(from, to).filter((page) => !isZeroPage(page));
 
 /** Splits the guest's memory into a mapping for each page. Then one madvise is a removal event for each page. */
-function splitAll(guest: Guest): void {
+export function splitAll(guest: Guest): void {
   for (let page = 1; page < guest.pages; page += 2) guest.splitMapping(page);
 }
 
@@ -97,8 +101,9 @@ export const REMOVALS: readonly Scenario[] = [
       await guest.untilRemovalWaits();
       const pages = range(12, 28);
       const writers = guest.counting(pages);
-      await guest.untilFaults(pages.length);
+      await guest.untilAsleep(writers);
       guest.resumeHandler();
+      guest.step('waits for the removal');
       await removed;
       await guest.joinCounters(pages, writers, range(16, 24));
       for (const page of range(8, 32)) guest.expect(page);
@@ -111,10 +116,11 @@ export const REMOVALS: readonly Scenario[] = [
       guest.expect(0);
       await guest.pauseHandler();
       const readers = guest.reading([11]);
-      await guest.untilFaults(1);
+      await guest.untilAsleep(readers);
       const removed = guest.removing(10);
       await guest.untilRemovalWaits();
       guest.resumeHandler();
+      guest.step('waits for the removal');
       await removed;
       await guest.joinReaders([11], readers);
       for (const page of [9, 10, 11, 12]) guest.expect(page);
@@ -123,9 +129,10 @@ export const REMOVALS: readonly Scenario[] = [
   {
     name: 'stale-fill',
     why: 'A page is removed while its data is fetched: filling it with that data afterwards is data corruption.',
-    pages: 1024,
+    pages: 1 + ROUNDS * STALE_PAGES,
     async play(guest) {
-      for (let round = 0; round < ROUNDS; round++) await removeWhileFilling(guest, 1 + round * 16, round);
+      for (let round = 0; round < ROUNDS; round++)
+        await removeWhileFilling(guest, 1 + round * STALE_PAGES, round);
     },
   },
   {
@@ -159,8 +166,9 @@ export const REMOVALS: readonly Scenario[] = [
         await guest.untilRemovalWaits(2);
         const pages = telling(1 + flood * 8, 9 + flood * 8);
         const threads = guest.reading(pages);
-        await guest.untilFaults(pages.length);
+        await guest.untilAsleep(threads);
         guest.resumeHandler();
+        guest.step('waits for the removals');
         await Promise.all(removals);
         await guest.joinReaders(pages, threads);
         for (const page of pages) guest.expect(page);
@@ -176,23 +184,39 @@ async function removeWhilePaused(guest: Guest, from: number): Promise<void> {
   const gone = range(from + 8, from + 28);
   const first = guest.reading(gone);
   const others = guest.reading(kept);
-  await guest.untilFaults(kept.length + gone.length);
+  await guest.untilAsleep(first, others);
   const removed = guest.removing(from + 8, 20);
   await guest.untilRemovalWaits();
   guest.resumeHandler();
+  guest.step('waits for the removal');
   await removed;
   await guest.joinReaders(kept, others);
   await guest.joinReaders(gone, first, 'file or zeros');
   for (const page of [...kept, ...gone]) guest.expect(page);
 }
 
-/** Pages are touched and removed at the same time. In every other round they are removed in two parts. */
+/**
+ * Pages are touched and removed at the same time. The handler has either none of their faults yet, or all of them and
+ * some time, other in each round, to be in the middle of its fills.
+ */
 async function removeWhileFilling(guest: Guest, from: number, round: number): Promise<void> {
-  const pages = range(from, from + 16);
-  const threads = guest.reading(pages);
-  const removed =
-    round % 2 === 0 ? [guest.removing(from, 16)] : [guest.removing(from, 8), guest.removing(from + 8, 8)];
-  await Promise.all(removed);
-  await guest.joinReaders(pages, threads, 'file or zeros');
+  const pages = range(from, from + STALE_PAGES);
+  const half = STALE_PAGES / 2;
+  if (round % 2 === 0) {
+    const threads = guest.reading(pages);
+    const removed = [guest.removing(from, half), guest.removing(from + half, half)];
+    guest.step('waits for the removals');
+    await Promise.all(removed);
+    await guest.joinReaders(pages, threads, 'file or zeros');
+  } else {
+    await guest.pauseHandler();
+    const threads = guest.reading(pages);
+    await guest.untilAsleep(threads);
+    guest.resumeHandler();
+    const began = performance.now();
+    while ((performance.now() - began) * 1000 < (round * DELAY_STEP_US) % DELAY_MOST_US);
+    guest.remove(from, STALE_PAGES);
+    await guest.joinReaders(pages, threads, 'file or zeros');
+  }
   for (const page of pages) guest.expect(page);
 }

@@ -12,8 +12,9 @@ use std::ffi::c_void;
 use std::fs::File;
 use std::io::{IoSliceMut, Write};
 use std::num::NonZeroUsize;
-use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags};
@@ -24,6 +25,10 @@ use userfaultfd::{Error as UffdError, Event, EventBuffer, Uffd};
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
 const MESSAGES: usize = 64;
+const SMALL_PAGE: usize = 4096;
+const HUGE_PAGE: usize = 2 << 20;
+/// How long a text waits for its descriptor.
+const LATE_DESCRIPTOR: Duration = Duration::from_millis(500);
 
 #[derive(Clone, Copy, PartialEq)]
 enum State {
@@ -32,48 +37,68 @@ enum State {
     Removed,
 }
 
+/// The memory of a region, by page.
+struct Memory {
+    base: usize,
+    size: usize,
+    offset: usize,
+    page_size: usize,
+    states: Vec<State>,
+}
+
 struct Guest {
     uffd: Uffd,
-    base: usize,
-    page_size: usize,
+    memory: Vec<Memory>,
     source: *const u8,
+    /// For huge pages, which have no zero page.
+    zeros: Vec<u8>,
     window: usize,
-    states: Vec<State>,
     removals: bool,
     unregisters: bool,
 }
 
-impl Guest {
+impl Memory {
     fn address(&self, page: usize) -> *mut c_void {
         (self.base + page * self.page_size) as *mut c_void
     }
 
-    fn page_of(&self, address: *mut c_void) -> usize {
-        (address as usize - self.base) / self.page_size
-    }
-
-    fn wake(&self, page: usize) {
-        let _ = self.uffd.wake(self.address(page), self.page_size);
-    }
-
     /// Returns the pages around this one that have the same state, inside its window.
-    fn run(&self, page: usize) -> (usize, usize) {
-        let low = page / self.window * self.window;
-        let high = (low + self.window).min(self.states.len());
+    fn run(&self, page: usize, window: usize) -> (usize, usize) {
+        let low = page / window * window;
+        let high = (low + window).min(self.states.len());
         let same = |other: &usize| self.states[*other] == self.states[page];
         let first = (low..page).rev().take_while(same).last().unwrap_or(page);
         let end = page + (page..high).take_while(same).count();
         (first, end)
     }
 
+    /// Marks the pages of a range that was removed.
+    fn remove(&mut self, start: usize, end: usize) {
+        let (from, to) = (start.max(self.base), end.min(self.base + self.size));
+        if from < to {
+            let page_of = |address: usize| (address - self.base) / self.page_size;
+            let (first, end) = (page_of(from), page_of(to));
+            self.states[first..end].fill(State::Removed);
+        }
+    }
+}
+
+impl Guest {
+    fn wake(&self, memory: &Memory, page: usize) {
+        let _ = self.uffd.wake(memory.address(page), memory.page_size);
+    }
+
     /// Returns how many bytes were filled, or the error if none were.
-    fn transfer(&self, first: usize, length: usize, zero: bool) -> Result<usize, Errno> {
-        let target = self.address(first);
+    fn transfer(&self, memory: &Memory, first: usize, count: usize, zero: bool) -> Result<usize, Errno> {
+        let target = memory.address(first);
+        let length = count * memory.page_size;
         let result = unsafe {
-            if zero {
+            if zero && memory.page_size == SMALL_PAGE {
                 self.uffd.zeropage(target, length, true)
+            } else if zero {
+                self.uffd.copy(self.zeros.as_ptr().cast(), target, memory.page_size, true)
             } else {
-                let source = self.source.add(first * self.page_size);
+                let source = self.source.add(memory.offset + first * memory.page_size);
                 self.uffd.copy(source.cast(), target, length, true)
             }
         };
@@ -87,31 +112,45 @@ impl Guest {
         }
     }
 
-    /// Returns false if the handler must first read the event of a mapping change.
-    fn fill(&mut self, page: usize) -> bool {
+    /// Returns false if the fault has to be handled again: the handler must first read the event of a mapping change.
+    fn fill(&mut self, address: usize) -> bool {
+        let holds = |one: &Memory| address.wrapping_sub(one.base) < one.size;
+        let Some(index) = self.memory.iter().position(holds) else { return true };
+        let page = (address - self.memory[index].base) / self.memory[index].page_size;
+        let mut window = self.window;
         loop {
-            let state = self.states[page];
+            let memory = &self.memory[index];
+            let state = memory.states[page];
             if state == State::Present && !self.removals {
-                self.wake(page);
+                self.wake(memory, page);
                 return true;
             }
-            let (first, end) = if state == State::Present { (page, page + 1) } else { self.run(page) };
-            match self.transfer(first, (end - first) * self.page_size, state != State::Missing) {
+            let (first, end) =
+                if state == State::Present { (page, page + 1) } else { memory.run(page, window) };
+            match self.transfer(memory, first, end - first, state != State::Missing) {
                 Ok(bytes) => {
-                    let filled = first + bytes / self.page_size;
-                    self.states[first..filled].fill(State::Present);
+                    let filled = first + bytes / memory.page_size;
+                    self.memory[index].states[first..filled].fill(State::Present);
                     if filled > page {
                         return true;
                     }
                 }
                 Err(Errno::EEXIST) => {
-                    self.states[first] = State::Present;
                     if first == page {
-                        self.wake(page);
+                        self.wake(memory, page);
+                    }
+                    // Of huge pages, EEXIST may mean that the pool is empty.
+                    if memory.page_size == SMALL_PAGE {
+                        self.memory[index].states[first] = State::Present;
+                    } else {
+                        window = 1;
+                    }
+                    if first == page {
                         return true;
                     }
                 }
                 Err(Errno::EAGAIN) => return false,
+                Err(Errno::ENOENT) if window > 1 => window = 1,
                 Err(Errno::ENOENT | Errno::ESRCH) => return true,
                 Err(errno) => panic!("a fault was not answered: {errno}"),
             }
@@ -120,13 +159,14 @@ impl Guest {
 
     fn take(&mut self, event: Event, waiting: &mut Vec<usize>) {
         match event {
-            Event::Pagefault { addr, .. } => waiting.push(self.page_of(addr)),
+            Event::Pagefault { addr, .. } => waiting.push(addr as usize),
             Event::Remove { start, end } if self.unregisters => {
                 let _ = self.uffd.unregister(start, end as usize - start as usize);
             }
             Event::Remove { start, end } => {
-                let (first, end) = (self.page_of(start), self.page_of(end));
-                self.states[first..end].fill(State::Removed);
+                for memory in &mut self.memory {
+                    memory.remove(start as usize, end as usize);
+                }
                 self.removals = true;
             }
             _ => {}
@@ -159,42 +199,75 @@ impl Guest {
                     break;
                 }
             }
-            waiting.retain(|&page| !self.fill(page));
+            waiting.retain(|&address| !self.fill(address));
         }
     }
 }
 
-/// Receives what the monitor hands over: the only region of its memory, and the userfaultfd.
-fn receive(connection: &UnixStream, source: *const u8, window: usize, unregisters: bool) -> Outcome<Guest> {
-    let mut text = [0; 4096];
-    let mut space = nix::cmsg_space!([RawFd; 1]);
-    let (length, fd) = {
-        let mut parts = [IoSliceMut::new(&mut text)];
-        let message =
-            recvmsg::<()>(connection.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
-        let fd = message.cmsgs().find_map(|one| match one {
-            ControlMessageOwned::ScmRights(fds) => fds.first().copied(),
-            _ => None,
-        });
-        (message.bytes, fd.ok_or("no descriptor came")?)
-    };
-    let uffd = unsafe { Uffd::from_raw_fd(fd) };
-    let regions: serde_json::Value = serde_json::from_slice(&text[..length])?;
-    let member = |name: &str| {
-        let value = regions[0][name].as_u64().map(|value| value as usize);
-        value.ok_or_else(|| format!("the region has no {name}"))
-    };
-    let page_size = member("page_size")?;
-    Ok(Guest {
-        uffd,
-        base: member("base_host_virt_addr")?,
-        page_size,
-        source: unsafe { source.add(member("offset")?) },
-        window,
-        states: vec![State::Missing; member("size")? / page_size],
-        removals: false,
-        unregisters,
-    })
+/// Receives what the monitor hands over: the regions of its memory, and the userfaultfd. The text may come in pieces, and
+/// the descriptor after the text.
+fn receive(connection: &UnixStream) -> Outcome<(Uffd, serde_json::Value)> {
+    let mut text = Vec::new();
+    let mut regions = None;
+    // The first descriptor is the userfaultfd.
+    let mut uffd = None;
+    loop {
+        let mut buffer = vec![0; 64 << 10];
+        let mut space = nix::cmsg_space!([RawFd; 16]);
+        let length = {
+            let mut parts = [IoSliceMut::new(&mut buffer)];
+            let message =
+                recvmsg::<()>(connection.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+            for one in message.cmsgs() {
+                if let ControlMessageOwned::ScmRights(fds) = one {
+                    for fd in fds {
+                        let came = unsafe { OwnedFd::from_raw_fd(fd) };
+                        uffd.get_or_insert(came);
+                    }
+                }
+            }
+            message.bytes
+        };
+        if length == 0 {
+            return Err("the connection was closed".into());
+        }
+        text.extend_from_slice(&buffer[..length]);
+        if regions.is_none() {
+            regions = match serde_json::from_slice(&text) {
+                Ok(value) => Some(value),
+                Err(error) if error.is_eof() => None,
+                Err(error) => return Err(error.into()),
+            };
+        }
+        match (regions, uffd) {
+            (Some(regions), Some(fd)) => {
+                connection.set_read_timeout(None)?;
+                return Ok((unsafe { Uffd::from_raw_fd(fd.into_raw_fd()) }, regions));
+            }
+            (whole, came) => (regions, uffd) = (whole, came),
+        }
+        if regions.is_some() {
+            connection.set_read_timeout(Some(LATE_DESCRIPTOR))?;
+        }
+    }
+}
+
+/// The memory of the regions that were handed over.
+fn memory_of(regions: &serde_json::Value, file_bytes: usize) -> Outcome<Vec<Memory>> {
+    let regions = regions.as_array().ok_or("not an array of regions")?;
+    let memory = regions.iter().map(|region| {
+        let member = |name: &str| region[name].as_u64().map(|value| value as usize);
+        let needed = |name: &str| member(name).ok_or_else(|| format!("a region has no {name}"));
+        // The older name of the page size; it holds bytes, too.
+        let page_size = member("page_size").or(member("page_size_kib")).unwrap_or(SMALL_PAGE);
+        let (base, size, offset) = (needed("base_host_virt_addr")?, needed("size")?, needed("offset")?);
+        let whole = [SMALL_PAGE, HUGE_PAGE].contains(&page_size) && (base | size | offset) % page_size == 0;
+        if !whole || size == 0 || offset.checked_add(size).map_or(true, |end| end > file_bytes) {
+            return Err(format!("a region does not fit the memory file: {region}").into());
+        }
+        Ok(Memory { base, size, offset, page_size, states: vec![State::Missing; size / page_size] })
+    });
+    memory.collect()
 }
 
 fn main() -> Outcome<()> {
@@ -213,7 +286,15 @@ fn main() -> Outcome<()> {
     std::io::stdout().flush()?;
     for connection in listener.incoming() {
         let connection = connection?;
-        receive(&connection, source.cast(), window, unregisters)?.serve(&connection)?;
+        let received = receive(&connection)
+            .and_then(|(uffd, regions)| Ok((uffd, memory_of(&regions, length.get())?)));
+        match received {
+            Ok((uffd, memory)) => {
+                let (source, zeros) = (source.cast(), vec![0; HUGE_PAGE]);
+                Guest { uffd, memory, source, zeros, window, removals: false, unregisters }.serve(&connection)?
+            }
+            Err(error) => eprintln!("no hand-off: {error}"),
+        }
     }
     Ok(())
 }

@@ -1,0 +1,88 @@
+// Each of the twelve broken handlers fails the scenario that is made for its fault, for the reason that its author needs;
+// the honest one, which differs from each by a few lines, passes all of them.
+
+import { strict as assert } from 'node:assert';
+import { type CheckHandlerOptions, checkHandler, formatReport } from '../../src/testing/index.js';
+import { suite } from '../support/harness.js';
+import { withHugePages } from '../support/huge-pages.js';
+import { needKernel } from '../support/real-kernel.js';
+import { handler } from './support/handlers.js';
+
+const test = suite('conformance/broken');
+
+/** Milliseconds after which a handler that hangs has failed. */
+const HANG_MS = 1500;
+/** Runs of a scenario that looks for a race. Each run has many rounds, so that one nearly always is enough. */
+const RACE = 6;
+
+const HANGS = /after \d+ ms the guest still .*not answered|after \d+ ms the guest still .*not read/;
+const STALE = /page \d+ has the bytes of page \d+; it should have zeros, because it was removed/;
+
+/** By fault: what it is, the scenario that shows it, and what the reason says. */
+const FAULTS: readonly [fault: number, name: string, scenario: string, reason: RegExp, repeat?: number][] = [
+  [1, 'faults before removals', 'remove-while-paused', STALE, RACE],
+  [2, '−11 counted as bytes', 'remove-of-another-page', HANGS],
+  [3, 'no timer for deferred faults', 'remove-of-another-page', HANGS],
+  [4, 'a bounded number of tries', 'long-eagain', HANGS],
+  [5, 'EEXIST without a wake', 'present-page', HANGS],
+  [6, 'a stale copy', 'stale-fill', STALE, RACE],
+  [7, 'no zeros after a removal', 'remove-after-read', STALE],
+  [8, 'a lost fault in a batch', 'batch', HANGS],
+  [9, 'a wrong offset', 'regions', /page 40 has the bytes of page 41/],
+  [11, 'short copies ignored', 'short-fill', HANGS],
+  [12, 'death by ESRCH', 'fill-after-the-end', /exited with status 1 because its guest has ended/],
+];
+
+async function check(
+  fault: number,
+  scenarios: readonly string[],
+  options: Partial<CheckHandlerOptions> = {},
+) {
+  return checkHandler({ command: handler(fault), scenarios, ...options });
+}
+
+for (const [fault, name, scenario, reason, repeat = 1] of FAULTS) {
+  test(name, async () => {
+    needKernel();
+    // One run after the other, up to the first that fails.
+    for (let run = 1; ; run++) {
+      const { results } = await check(fault, [scenario], { deadlineMs: HANG_MS });
+      const [result] = results;
+      if (result?.verdict === 'pass' && run < repeat) continue;
+      assert.equal(result?.verdict, 'fail', `${scenario} passes`);
+      assert.match(result?.reason ?? '', reason);
+      return;
+    }
+  });
+}
+
+test('huge pages by 4 KiB, and the honest handler in huge pages', () => {
+  needKernel();
+  return withHugePages(8, async () => {
+    const broken = await check(10, ['huge-pages'], { deadlineMs: HANG_MS });
+    assert.deepEqual(
+      broken.results.map(({ verdict }) => verdict),
+      ['fail', 'fail'],
+    );
+    assert.match(broken.results[0]?.reason ?? '', /the handler exited with status 1, and the guest hangs/);
+    const honest = await check(0, ['huge-pages', 'empty-pool']);
+    assert.ok(
+      honest.results.every(({ verdict }) => verdict === 'pass'),
+      formatReport(honest),
+    );
+  });
+});
+
+test('the honest handler passes what shows the faults of the others', async () => {
+  needKernel();
+  const report = await check(
+    0,
+    FAULTS.map(([, , scenario]) => scenario),
+  );
+  assert.ok(
+    report.results.every(({ verdict }) => verdict === 'pass'),
+    formatReport(report),
+  );
+});
+
+test.run();
