@@ -30,7 +30,7 @@ export interface GuestOptions {
 }
 
 /** What the guest asks its supervisor for, because it cannot do that itself. */
-export type Request = 'stop me' | 'restart the handler';
+export type Request = 'stop me' | 'kill me' | 'restart the handler';
 
 /** Lines of the guest's process. They are written at once, because the guest may hang right after that. */
 export type GuestLine =

@@ -309,6 +309,11 @@ export class Guest {
     if (result < 0) throw new NotApplicable(`mprotect failed: errno ${-result}`);
   }
 
+  /** Makes each page a mapping of its own. Then one madvise is a removal event for each page. */
+  splitAll(): void {
+    for (let page = 1; page < this.pages; page += 2) this.splitMapping(page);
+  }
+
   /** Wakes all threads that wait in faults; those whose page is still missing fault again. */
   wakeAll(): void {
     this.step('the monitor wakes all threads');
@@ -396,13 +401,6 @@ export class Guest {
 
   async until(holds: () => boolean): Promise<void> {
     while (!holds()) await sleep(PAUSE_MS);
-  }
-
-  /** Ends this process at once, as if the monitor was killed. */
-  die(): never {
-    this.step('the monitor is killed');
-    process.kill(process.pid, 'SIGKILL');
-    throw new Error('SIGKILL returned');
   }
 
   /** Lets another process hold the connection for some time, as a child of a monitor does. */

@@ -95,6 +95,15 @@ export class HandlerProcess {
     });
   }
 
+  /** Lets a stopped handler go on. */
+  resume(): void {
+    try {
+      process.kill(-this.pid, 'SIGCONT');
+    } catch {
+      // It has ended.
+    }
+  }
+
   /** Ends all processes of the group, also those that its leader has left behind. */
   async kill(): Promise<void> {
     try {

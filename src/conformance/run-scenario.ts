@@ -182,6 +182,13 @@ class Run {
   }
 
   async #fulfil(request: Request, guest: ChildProcess): Promise<void> {
+    if (request === 'kill me') {
+      const exited = once(guest, 'exit');
+      guest.kill('SIGKILL');
+      await exited;
+      // The guest has stopped it, so that it gets to its fills after the end.
+      this.#handler?.resume();
+    }
     if (request === 'stop me') {
       guest.kill('SIGSTOP');
       await sleep(STOPPED_MS);

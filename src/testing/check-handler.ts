@@ -70,19 +70,11 @@ function checkCommand(value: unknown, name: string): void {
 /**
  * Tests a page-fault handler on the real kernel. It starts the handler, plays a microVM's monitor that hands its guest's
  * memory over as Firecracker does, and compares every page that the guest reads. Each scenario has a handler, a memory
- * file and a guest of its own. It needs userfaultfd, and some scenarios need root or huge pages.
+ * file and a guest of its own. It needs userfaultfd, and some scenarios need root or huge pages. docs/guides/test-your-handler.md has an example.
  *
  * @returns the results; a handler is sound if none has the verdict `fail`
  * @throws TypeError, RangeError naming the wrong option; UnsupportedError, UffdError if there is no userfaultfd here;
  *   the error of spawn if the handler cannot be started (ENOENT, EACCES)
- *
- * @example
- * ```ts
- * import { checkHandler, formatReport } from 'userfaultfd/testing';
- *
- * const report = await checkHandler({ command: ['./my-handler', '{socket}', '{memory}'] });
- * if (report.results.some(({ verdict }) => verdict === 'fail')) throw new Error(formatReport(report));
- * ```
  */
 export async function checkHandler(options: CheckHandlerOptions): Promise<CheckReport> {
   checkOptions(options, 'options');

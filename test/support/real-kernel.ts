@@ -84,10 +84,22 @@ export function compileProgram(name: string, ...flags: string[]): string {
   return compile(name, 'out', ...flags);
 }
 
+/** Folders of compiled files, which are removed when the process ends. */
+const folders: string[] = [];
+
+function newFolder(): string {
+  if (folders.length === 0)
+    process.on('exit', () => {
+      for (const folder of folders) rmSync(folder, { recursive: true, force: true });
+    });
+  const folder = mkdtempSync(join(tmpdir(), 'uffd-'));
+  folders.push(folder);
+  return folder;
+}
+
 function compile(name: string, suffix: string, ...flags: string[]): string {
   const source = fileURLToPath(new URL(`../../../test/${name}`, import.meta.url));
-  const folder = mkdtempSync(join(tmpdir(), 'uffd-'));
-  process.on('exit', () => rmSync(folder, { recursive: true, force: true }));
+  const folder = newFolder();
   const target = join(folder, `${basename(name)}.${suffix}`);
   const compiled = spawnSync('cc', ['-O1', '-pthread', ...flags, '-o', target, source], { encoding: 'utf8' });
   if (compiled.error) skip(`there is no C compiler: ${compiled.error.message}`);

@@ -18,11 +18,6 @@ const range = (from: number, to: number): number[] =>
 /** Pages of a range that are not zeros in the file, so that stale data shows. */
 const telling = (from: number, to: number): number[] => range(from, to).filter((page) => !isZeroPage(page));
 
-/** Splits the guest's memory into a mapping for each page. Then one madvise is a removal event for each page. */
-export function splitAll(guest: Guest): void {
-  for (let page = 1; page < guest.pages; page += 2) guest.splitMapping(page);
-}
-
 export const REMOVALS: readonly Scenario[] = [
   {
     name: 'remove-after-read',
@@ -141,7 +136,7 @@ export const REMOVALS: readonly Scenario[] = [
     pages: FLOOD_PAGES,
     async play(guest) {
       guest.expect(0);
-      splitAll(guest);
+      guest.splitAll();
       for (let flood = 0; flood < FLOODS; flood++) {
         const from = 1 + flood * 16;
         const pages = telling(from, from + 16);
@@ -158,7 +153,7 @@ export const REMOVALS: readonly Scenario[] = [
     pages: FLOOD_PAGES,
     async play(guest) {
       guest.expect(0);
-      splitAll(guest);
+      guest.splitAll();
       const half = FLOOD_PAGES / 2;
       for (let flood = 0; flood < FLOODS; flood++) {
         await guest.pauseHandler();

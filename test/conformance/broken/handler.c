@@ -9,17 +9,19 @@
 //   3  it defers a fault, and then waits for the next message without a time limit
 //   4  it tries a fill a fixed number of times
 //   5  it does not wake the thread of a page that is present
-//   6  it chooses a page's data before it waits for a removal
+//   6  it chooses a page's data when it reads the fault, before it waits for a removal
 //   7  it fills removed pages from the file
 //   8  it drops the messages of a batch behind the sixteenth
 //   9  it takes the address for the offset in the file
 //  10  it fills huge pages by 4 KiB
 //  11  it takes a short copy for a whole one (with a window of eight pages)
 //  12  it ends when a fill fails with ESRCH
+//  13  it kills its monitor, as a handler does that ends with an error of its own
 
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -36,8 +38,15 @@ enum { MISSING, PRESENT, REMOVED };
 
 static struct region regions[REGIONS_MOST];
 static int count, uffd;
-static uint64_t waiting[WAITING], file_bytes;
+// A fault that was read, and the state that its page had then.
+struct fault {
+  uint64_t address;
+  int state;
+};
+
+static struct fault waiting[WAITING];
 static int waiters;
+static uint64_t file_bytes;
 static unsigned char *source, *states, *zeros;  // states: by 4 KiB of the file
 
 static int drain(void);
@@ -64,17 +73,18 @@ static void wake(uint64_t address, uint64_t length) {
   ioctl(uffd, UFFDIO_WAKE, &range);
 }
 
-// Fills the page at an address. Returns 0 if the fault has to be deferred.
-static int fill(uint64_t address) {
+// Fills a page. Returns 0 if the fault has to be deferred.
+static int fill(struct fault fault) {
+  uint64_t address = fault.address;
   const struct region *region = region_at(address);
   if (!region) return 1;
   uint64_t size = FAULT == 10 ? 4096 : region->page_size, offset = offset_of(region, address) & ~(size - 1);
   uint64_t at = address & ~(size - 1), most = region->offset + region->size - offset;
   uint64_t length = states[offset / 4096] == MISSING && size == 4096 && WINDOW * size <= most ? WINDOW * size : size;
   if (FAULT == 11 && states[offset / 4096] == PRESENT) return wake(at, size), 1;
-  const unsigned char *from = states[offset / 4096] != MISSING && FAULT != 7 ? zeros : source + offset;
   for (int tries = 1;; tries++) {
-    if (FAULT != 6 && FAULT != 7 && FAULT != 1) from = states[offset / 4096] != MISSING ? zeros : source + offset;
+    int state = FAULT == 7 ? MISSING : FAULT == 1 || FAULT == 6 ? fault.state : states[offset / 4096];
+    const unsigned char *from = state == MISSING ? source + offset : zeros;
     struct uffdio_copy copy = {.dst = at, .src = (uintptr_t)from, .len = length};
     if (ioctl(uffd, UFFDIO_COPY, &copy) == 0) return mark(offset, length, PRESENT), 1;
     if (errno == EEXIST) {
@@ -91,7 +101,7 @@ static int fill(uint64_t address) {
     else if (copy.copy > 0) return mark(offset, FAULT == 11 ? length : (uint64_t)copy.copy, PRESENT), 1;
     else if (FAULT == 2 && (uint64_t)copy.copy >= length) return 1;
     else if (FAULT == 4 && tries == TRIES) return 1;
-    else if (FAULT == 4 || FAULT == 6) drain();
+    else if (FAULT == 4) drain();
     else if (FAULT != 1) return 0;
   }
 }
@@ -111,11 +121,17 @@ static int drain(void) {
     if (bytes < 0) return errno == EAGAIN;
     int got = bytes / sizeof *messages;
     for (int i = 0; i < got; i++) {
-      if (messages[i].event == UFFD_EVENT_REMOVE) removed(messages[i].arg.remove.start, messages[i].arg.remove.end);
-      else if (FAULT == 8 && i >= BATCH) continue;
-      else if (FAULT == 1) fill(messages[i].arg.pagefault.address);
+      if (messages[i].event == UFFD_EVENT_REMOVE) {
+        removed(messages[i].arg.remove.start, messages[i].arg.remove.end);
+        continue;
+      }
+      uint64_t address = messages[i].arg.pagefault.address;
+      const struct region *region = region_at(address);
+      struct fault fault = {address, region ? states[offset_of(region, address) / 4096] : MISSING};
+      if (FAULT == 8 && i >= BATCH) continue;
+      else if (FAULT == 1) fill(fault);
       else if (waiters == WAITING) die("too many faults");
-      else waiting[waiters++] = messages[i].arg.pagefault.address;
+      else waiting[waiters++] = fault;
     }
   }
   return 1;
@@ -123,11 +139,14 @@ static int drain(void) {
 
 static void serve(int connection) {
   struct pollfd fds[2] = {{uffd, POLLIN, 0}, {connection, POLLIN, 0}};
+  struct ucred peer = {0};
+  socklen_t length = sizeof peer;
+  if (FAULT == 13 && getsockopt(connection, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0) kill(peer.pid, SIGKILL);
   for (waiters = 0; fds[1].revents == 0;) {
     if (poll(fds, 2, waiters > 0 && FAULT != 3 ? 1 : -1) < 0) die("poll");
     if (!drain()) return;
     int left = 0;
-    // FAULT 4 and FAULT 6 read further faults inside of `fill`, behind those that wait.
+    // FAULT 4 reads further faults inside of `fill`, behind those that wait.
     for (int i = 0; i < waiters; i++)
       if (!fill(waiting[i])) waiting[left++] = waiting[i];
     waiters = left;

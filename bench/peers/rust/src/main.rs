@@ -152,7 +152,10 @@ impl Guest {
                 Err(Errno::EAGAIN) => return false,
                 Err(Errno::ENOENT) if window > 1 => window = 1,
                 Err(Errno::ENOENT | Errno::ESRCH) => return true,
-                Err(errno) => panic!("a fault was not answered: {errno}"),
+                Err(errno) => {
+                    eprintln!("a fault was not answered: {errno}");
+                    std::process::exit(1);
+                }
             }
         }
     }
