@@ -216,7 +216,11 @@ const LIBRARY: Step = {
   outputs: ['dist/lib', 'build/packages/library.json'],
   async run() {
     rmSync('dist/lib', { recursive: true, force: true });
-    const files = Object.entries({ ...ENTRIES, entry: 'src/workers/entry' });
+    const files = Object.entries({
+      ...{ ...ENTRIES, entry: 'src/workers/entry' },
+      // A file of its own, so that package.json can leave it out of bundles for browsers.
+      conformance: 'src/conformance/suite',
+    });
     const { metafile } = await build({
       ...BUNDLE,
       entryPoints: [

@@ -10,6 +10,7 @@ import {
   outOfRange,
   wrongType,
 } from '../errors/arguments.js';
+import { UnsupportedError } from '../kernel/port.js';
 
 export interface CheckHandlerOptions {
   /**
@@ -84,13 +85,20 @@ export async function checkHandler(options: CheckHandlerOptions): Promise<CheckR
       throw invalidValue(`options: there is no '${name}'; there are ${Object.keys(CHECKS).join(', ')}`);
     if (value !== undefined) CHECKS[name as keyof CheckHandlerOptions](value, name);
   }
-  // Loaded here, because the rest of this entry runs where there are no processes.
-  const { runSuite } = await import('../conformance/suite.js');
+  const { runSuite } = await loadSuite();
   return runSuite({ ...options, deadlineMs: options.deadlineMs ?? DEADLINE_MS });
 }
 
 /** The scenarios of `checkHandler`, in the order in which they run. */
 export async function handlerScenarios(): Promise<readonly { name: string; why: string }[]> {
-  const { NAMES } = await import('../conformance/suite.js');
+  const { NAMES } = await loadSuite();
   return NAMES;
+}
+
+/** Loads the suite when it is needed, because the rest of this entry runs where there are no processes. */
+async function loadSuite(): Promise<typeof import('../conformance/suite.js')> {
+  const suite = await import('../conformance/suite.js');
+  // A bundle for a browser has an empty module in its place (package.json, `browser`).
+  if (!('runSuite' in suite)) throw new UnsupportedError('a handler can be checked on Linux, in Node alone');
+  return suite;
 }
