@@ -149,6 +149,8 @@ const MODULES_MANIFEST = {
   exports: Object.fromEntries(
     Object.entries(ENTRIES).map(([name, file]) => [name === 'index' ? '.' : `./${name}`, `./${file}.js`]),
   ),
+  // As in package.json: a bundle for a browser has no processes.
+  browser: { './src/conformance/suite.js': false },
   imports: {
     '#wasm': { 'uffd-debug': './core/debug.js', default: './core/release.js' },
     '#trace': { 'uffd-debug': './core/trace-debug.js', default: './core/trace.js' },

@@ -44,8 +44,8 @@ guest's steps, and what /proc says of the handler's threads.
 ${EXIT_HELP}
 Examples:
   uffd check-handler -- ./my-handler {socket} {memory}
-  uffd check-handler --scenario remove --repeat 20 -- ./my-handler {socket} {memory}
-  uffd check-handler --junit report.xml -- ./my-handler -s {socket} -m {memory}
+  uffd check-handler --scenario remove --repeat 20 -- ./h {socket} {memory}
+  uffd check-handler --junit report.xml -- ./h -s {socket} -m {memory}
   uffd check-handler --list
 
 docs/guides/test-your-handler.md explains how to use it in CI.
