@@ -31,9 +31,19 @@ export class HandlerProcess {
   readonly #output = { stdout: '', stderr: '' };
   #printed = (): void => {};
 
+  /** Also called if this process ends in the middle of a check. */
+  readonly #killGroup = (): void => {
+    try {
+      process.kill(-this.pid, 'SIGKILL');
+    } catch {
+      // All of them have ended.
+    }
+  };
+
   private constructor(child: ChildProcess) {
     this.#child = child;
     this.pid = child.pid as number;
+    process.on('exit', this.#killGroup);
     this.exited = once(child, 'exit').then(([code, signal]) => {
       this.exit = { code, signal };
       return this.exit;
@@ -106,12 +116,9 @@ export class HandlerProcess {
 
   /** Ends all processes of the group, also those that its leader has left behind. */
   async kill(): Promise<void> {
-    try {
-      process.kill(-this.pid, 'SIGKILL');
-    } catch {
-      // All of them have ended.
-    }
+    this.#killGroup();
     await this.exited;
+    process.off('exit', this.#killGroup);
     this.#child.stdout?.destroy();
     this.#child.stderr?.destroy();
   }
