@@ -15,6 +15,8 @@ const ENXIO = -6;
 /** PATH_MAX. */
 const PATH_MOST = 4096;
 const KCMP_FILE = 0;
+const F_GETFL = 3;
+const O_NONBLOCK = 0x800;
 
 export function closeDescriptor(fd: number): number {
   return orErrno(libc().close(fd));
@@ -110,4 +112,9 @@ export function endOf(fd: number): number {
 
 function seek(fd: number, offset: number, whence: number): number {
   return orErrno(Number(libc().lseek(fd, offset, whence)));
+}
+
+/** Whether reads of a descriptor never wait (O_NONBLOCK); the flag belongs to the open file, which may be shared. */
+export function isNonBlocking(fd: number): boolean {
+  return (orErrno(libc().fcntl(fd, F_GETFL, 0)) & O_NONBLOCK) !== 0;
 }

@@ -12,7 +12,10 @@ type Word = number | bigint;
 
 /** The JavaScript types that stand for C types: those of arguments, and those of results. */
 interface ArgumentTypes
-  extends Record<'int' | 'uint' | 'long' | 'ulong' | 'size_t' | 'int64_t' | 'uint64_t', number> {
+  extends Record<
+    'int' | 'uint' | 'long' | 'ulong' | 'size_t' | 'intptr_t' | 'int64_t' | 'uint64_t',
+    number
+  > {
   uintptr_t: Word;
   str: string;
   'void *': Uint8Array | Int32Array | BigUint64Array;
@@ -31,6 +34,7 @@ const SYS_USERFAULTFD: Readonly<Record<string, number>> = { x64: 323, arm64: 282
 export const O_PATH = 0x200000;
 const SYS_PREADV2: Readonly<Record<string, number>> = { x64: 327, arm64: 286 };
 const SYS_KCMP: Readonly<Record<string, number>> = { x64: 312, arm64: 272 };
+const SYS_SECCOMP: Readonly<Record<string, number>> = { x64: 317, arm64: 277 };
 /** The same on all architectures. */
 export const SYS_PIDFD_SEND_SIGNAL = 424;
 export const SYS_PIDFD_OPEN = 434;
@@ -42,9 +46,13 @@ export function libc(): Libc {
   return loaded;
 }
 
-/** System call numbers of preadv2(2) and kcmp(2). On an unknown architecture they are −1, which is no system call. */
+/**
+ * System call numbers of preadv2(2), kcmp(2) and seccomp(2). On an unknown architecture they are −1, which is no system
+ * call.
+ */
 export const preadv2Number = SYS_PREADV2[process.arch] ?? -1;
 export const kcmpNumber = SYS_KCMP[process.arch] ?? -1;
+export const seccompNumber = SYS_SECCOMP[process.arch] ?? -1;
 
 /** The result of the C call that was made last, or −errno if the result is negative. */
 export function orErrno(result: number): number {
@@ -84,6 +92,7 @@ function load() {
     // As a bare system call: C libraries have a wrapper only since 2022.
     pidfd_open: declare('syscall', 'long', ['long', 'int', 'uint']),
     open: declare('open', 'int', ['str', 'int']),
+    pipe2: declare('pipe2', 'int', ['void *', 'int']),
     // The kernel uses 32 bits of the request. They are passed as a signed number, because V8 stores a request with the
     // highest bit set as a small integer only if it is signed.
     ioctl: declare('ioctl', 'int', ['int', 'int', 'uintptr_t']),
@@ -135,6 +144,12 @@ function load() {
     sendmsg: declare('sendmsg', 'intptr_t', ['int', 'uintptr_t', 'int']),
     clock_gettime: declare('clock_gettime', 'int', ['int', 'uintptr_t']),
     exit_now: declare('_exit', 'void', ['int']),
+    prctl: declare('prctl', 'int', ['int', 'ulong', 'ulong', 'ulong', 'ulong']),
+    personality: declare('personality', 'int', ['ulong']),
+    signal: declare('signal', 'intptr_t', ['int', 'intptr_t']),
+    execve: declare('execve', 'int', ['str', 'void *', 'void *']),
+    // As a bare system call: no C library has a wrapper.
+    seccomp: declare('syscall', 'long', ['long', 'uint', 'uint', 'void *']),
     alarm: declare('alarm', 'uint', ['uint']),
     // As a bare system call, like pidfd_open.
     pidfd_send_signal: declare('syscall', 'long', ['long', 'int', 'int', 'uintptr_t', 'uint']),

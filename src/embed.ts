@@ -43,6 +43,8 @@ const PARTS: Parts = {
   checker: async () => (await import('./serve/chunk-checker-thread.js')).checkChunks(),
   pager: async () => (await import('./pager/pager-thread.js')).servePager(),
   'conformance-guest': async () => (await import('./conformance/guest-process.js')).runGuest(),
+  launcher: async () => (await import('./supervisor/launcher-process.js')).runLauncher(),
+  connector: async () => (await import('./supervisor/launcher-process.js')).runConnector(),
   lifter: async () => (await import('./dirty/unprotect-worker.js')).unprotectPages(),
 };
 

@@ -21,6 +21,7 @@ import { AddressSpace, NEXT_OBJECT, NOT_DUMPED, tableSpan, type Vma } from './me
 import { madvise } from './memory-syscalls.js';
 import { HugePool } from './pool.js';
 import { SimulatedPort } from './port.js';
+import type { Caller } from './resolve.js';
 import { SharedMemory } from './shared-memory.js';
 import { type ProcessHost, type Program, SimulatedProcess, SimulatedThread } from './thread.js';
 import { compareVersions, featuresOf } from './versions.js';
@@ -47,6 +48,8 @@ export interface SimulationOptions {
   descriptors?: number;
   /** Huge pages in the system's pool. Default: more than any run needs. */
   hugePages?: number;
+  /** Bytes of a huge page: 65536 (default) or 2 MiB. */
+  hugePageSize?: number;
   /** Failures to inject; default: none. */
   inject?: Inject;
   /** If no thread makes progress for this many virtual milliseconds, the run fails. Default: no limit. */
@@ -61,8 +64,9 @@ const PAGE_SIZES = [4096, 16384, 65536];
 const NEWEST = '6.18';
 /** The traits of memory in small pages: it never has transparent huge pages, and is not reserved (MAP_NORESERVE). */
 const SMALL_PAGES = 1;
-/** Bytes of a huge page of a pool: the smallest that Linux has with pages of 4 KiB (on arm64). */
+/** Bytes of a huge page of a pool: the smallest that Linux has with pages of 4 KiB (on arm64), and that of x86-64. */
 const HUGE_PAGE = 65536;
+const HUGE_PAGES = [HUGE_PAGE, 2 ** 21];
 
 /** Most pages that an injected split turns into a mapping of their own. */
 const SPLIT_MOST = 4;
@@ -74,7 +78,7 @@ export interface SimulatedMemory {
   /** The process that maps it; default: the handler's. */
   process?: SimulatedProcess;
   /**
-   * Whether it is in huge pages of 64 KiB, from a pool that may be empty. Such memory is private, and not reserved
+   * Whether it is in huge pages (`hugePageSize`), from a pool that may be empty. Such memory is private, and not reserved
    * (MAP_NORESERVE).
    */
   huge?: boolean;
@@ -165,6 +169,7 @@ export class SimulatedKernel implements Kernel {
   /** The pool of huge pages. */
   readonly hugePool: HugePool;
   readonly #preemption: number;
+  readonly #hugePageSize: number;
   readonly #watches = new Set<Readiness>();
   /** Cached results of `isAtLeast`, which every call needs. */
   readonly #isAtLeast = new Map<string, boolean>();
@@ -183,6 +188,8 @@ export class SimulatedKernel implements Kernel {
     this.version = version;
     this.pageSize = options.pageSize ?? PAGE_SIZE;
     checkOneOf(this.pageSize, 'pageSize', PAGE_SIZES);
+    this.#hugePageSize = options.hugePageSize ?? HUGE_PAGE;
+    checkOneOf(this.#hugePageSize, 'hugePageSize', HUGE_PAGES);
     this.chooser = chooser;
     this.offered = featureBits(options.features ?? featuresOf(version), 'features');
     this.files = new Files(options.descriptors ?? 1024);
@@ -206,6 +213,16 @@ export class SimulatedKernel implements Kernel {
   /** The port through which a process calls this kernel; default: the handler's process. */
   attach(memory: LinearMemory, process: SimulatedProcess = this.process): KernelPort {
     return new SimulatedPort(this, memory, process);
+  }
+
+  /**
+   * The port for the calls of a real process, which stands for the handler's process. `memory` holds the structs of its
+   * calls, and `readCaller` reads its memory.
+   *
+   * @internal
+   */
+  attachForeign(memory: LinearMemory, readCaller: Caller['read']): KernelPort {
+    return new SimulatedPort(this, memory, this.process, readCaller);
   }
 
   // ---- what there is -------------------------------------------------------------------------------------
@@ -285,14 +302,15 @@ export class SimulatedKernel implements Kernel {
 
   /** A free address at the start of a huge page. */
   #placeHuge(length: number): number {
-    const address = this.place(length + HUGE_PAGE);
-    return Math.ceil(address / HUGE_PAGE) * HUGE_PAGE;
+    const size = this.#hugePageSize;
+    return Math.ceil(this.place(length + size) / size) * size;
   }
 
   /** Bytes of a huge page of the pool. */
   get hugePageSize(): number {
-    if (this.pageSize >= HUGE_PAGE) throw new RangeError('huge pages: only beside pages that are smaller');
-    return HUGE_PAGE;
+    if (this.pageSize >= this.#hugePageSize)
+      throw new RangeError('huge pages: only beside pages that are smaller');
+    return this.#hugePageSize;
   }
 
   /** Makes a process other than the handler's, with memory of its own. */
@@ -364,6 +382,11 @@ export class SimulatedKernel implements Kernel {
   /** Ends the run: the next step, or the handler's next call, throws this error. */
   halt(error: Error): void {
     this.#clock.halted ??= error;
+  }
+
+  /** Whether the run was ended by an error, which the next step or call throws. */
+  get halted(): boolean {
+    return this.#clock.halted !== undefined;
   }
 
   after(delayMs: number, due: () => void): Watch {

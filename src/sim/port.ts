@@ -54,6 +54,8 @@ export class SimulatedPort implements KernelPort {
   readonly #memory: LinearMemory;
   /** The process that makes these calls. */
   readonly #process: SimulatedProcess;
+  /** Reads the memory of the process, if it is a real one, which has no simulated memory. */
+  readonly #readCaller: Caller['read'] | undefined;
   /**
    * Views by ascending address, until they are garbage-collected. A call may use an address that was requested long
    * ago.
@@ -62,9 +64,15 @@ export class SimulatedPort implements KernelPort {
   #mostViews = VIEWS_MOST;
   #nextView = VIEWS_START;
 
-  constructor(kernel: PortHost, memory: LinearMemory, process: SimulatedProcess) {
+  constructor(
+    kernel: PortHost,
+    memory: LinearMemory,
+    process: SimulatedProcess,
+    readCaller?: Caller['read'],
+  ) {
     this.#kernel = kernel;
     this.#process = process;
+    this.#readCaller = readCaller;
     this.#memory = memory;
   }
 
@@ -250,6 +258,7 @@ export class SimulatedPort implements KernelPort {
 
   #caller(): Caller {
     const { space } = this.#process;
+    if (this.#readCaller) return { space, read: this.#readCaller };
     return {
       space,
       read: (address, length) => {

@@ -1,7 +1,7 @@
 // `explore`: runs one seed after the other until a run breaks an invariant, then shrinks that run.
 
 import { checkExplore } from './check.js';
-import { Shrinker } from './shrink.js';
+import { type Runner, Shrinker } from './shrink.js';
 import { attempt, explain, type SimulateOptions } from './simulate.js';
 
 export interface ExploreOptions extends Omit<SimulateOptions, 'seed' | 'choices' | 'record'> {
@@ -57,7 +57,9 @@ export async function explore(options: ExploreOptions): Promise<Explored> {
     explored.steps += tried.steps;
     explored.faults += tried.faults;
     if (!tried.failure) continue;
-    const error = await explain(run, await new Shrinker(run, tried, shrinks).shrink(), seed);
+    const again: Runner = (choices, fallback, steps) =>
+      attempt({ ...run, ...(steps === undefined ? {} : { steps }), choices }, fallback);
+    const error = await explain(run, await new Shrinker(again, tried, shrinks).shrink(), seed);
     print?.(error.message);
     throw error;
   }

@@ -12,6 +12,7 @@ export const INVARIANTS = {
   closed: 'closed is not called exactly once, as the last call',
   leak: 'a descriptor is left open',
   threw: 'the handler threw',
+  ended: 'the handler has ended, or it has killed the process that it serves',
 } as const;
 export type Invariant = keyof typeof INVARIANTS;
 

@@ -40,12 +40,12 @@ export class PageOracle implements MemoryObserver {
     this.#fail = fail;
   }
 
-  /** Expects that `pages` pages of `pageSize` bytes at an address hold the first pages of the source. */
-  watch(space: AddressSpace, address: number, pages: number, pageSize: number): void {
+  /** Expects that `pages` pages of `pageSize` bytes at an address hold the pages of the source from `first` on. */
+  watch(space: AddressSpace, address: number, pages: number, pageSize: number, first = 0): void {
     space.observer = this;
     const known = this.#of(space);
     for (let index = 0; index < pages; index++)
-      known.set(space.pageOf(address + index * pageSize), expected(index));
+      known.set(space.pageOf(address + index * pageSize), expected(first + index));
   }
 
   #of(space: AddressSpace): Map<number, ExpectedPage> {

@@ -18,7 +18,7 @@ export function pagesOf(start: bigint, end: bigint, pageSize: number): string {
 
 export class Schedule {
   readonly lines: string[] = [];
-  readonly #areas: { start: bigint; end: bigint; name: string }[] = [];
+  readonly #areas: { start: bigint; end: bigint; name: string; first: bigint | undefined }[] = [];
   readonly #clock: { readonly now: number };
   readonly #pageSize: number;
 
@@ -28,9 +28,14 @@ export class Schedule {
     this.#pageSize = pageSize;
   }
 
-  /** Gives a name to the pages that begin at an address. */
-  name(start: bigint, length: number, name: string): void {
-    this.#areas.unshift({ start, end: start + BigInt(length), name });
+  /**
+   * Gives a name to the pages that begin at an address. `first`: the number of the first one. If it is missing, several
+   * pages are counted from 0, and a single one has no number.
+   */
+  name(start: bigint, length: number, name: string, first?: number): void {
+    const from = first ?? (length > this.#pageSize ? 0 : undefined);
+    const area = { start, end: start + BigInt(length), name };
+    this.#areas.unshift({ ...area, first: from === undefined ? undefined : BigInt(from) });
   }
 
   /** Adds a line: 'thread 2: …', 'handler: …'. */
@@ -61,7 +66,7 @@ export class Schedule {
       const offset = address - area.start;
       const size = BigInt(this.#pageSize);
       const rest = offset % size;
-      const which = area.end - area.start > size ? ` ${offset / size}` : '';
+      const which = area.first === undefined ? '' : ` ${area.first + offset / size}`;
       return `${area.name}${which}${rest > 0n ? ` byte ${rest}` : ''}`;
     });
   }

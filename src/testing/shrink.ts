@@ -5,7 +5,14 @@
 // or set to 0, and single numbers are lowered. A new list is kept if it is simpler and breaks the same invariant.
 
 import { type Chooser, Random } from '../sim/chooser.js';
-import { type Attempt, attempt, type SimulateOptions } from './simulate.js';
+import type { Attempt } from './simulate.js';
+
+/** Makes a run with these choices. `fallback` decides after their end; `steps`: most steps, if that is limited. */
+export type Runner = (
+  choices: readonly number[],
+  fallback: Chooser | undefined,
+  steps: number | undefined,
+) => Promise<Attempt>;
 
 /** A run that breaks the invariant. */
 type FailingRun = Pick<Attempt, 'choices' | 'planned' | 'steps' | 'injected'>;
@@ -21,14 +28,14 @@ const LAST_SCHEDULES = 100;
 const SHIFTS = [0, 1, -1, 2, -2];
 
 export class Shrinker {
-  readonly #options: SimulateOptions;
+  readonly #run: Runner;
   readonly #invariant: string | undefined;
   #best: FailingRun;
   #left: number;
   #choices = 0;
 
-  constructor(options: SimulateOptions, { failure, choices, ...found }: Attempt, runs: number) {
-    this.#options = options;
+  constructor(run: Runner, { failure, choices, ...found }: Attempt, runs: number) {
+    this.#run = run;
     this.#invariant = failure?.invariant;
     this.#best = { ...found, choices: trimmed(choices) };
     this.#left = runs;
@@ -126,8 +133,7 @@ export class Shrinker {
     if (this.#spent) return;
     this.#left--;
     // A run with far more steps is not simpler, so it need not run to its end.
-    const limit = this.#endless ? {} : { steps: 2 * this.#best.steps };
-    const run = await attempt({ ...this.#options, ...limit, choices }, fallback);
+    const run = await this.#run(choices, fallback, this.#endless ? undefined : 2 * this.#best.steps);
     const { failure, choices: made, ...found } = run;
     this.#choices += made.length;
     if (failure?.invariant !== this.#invariant) return;

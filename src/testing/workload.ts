@@ -12,6 +12,12 @@ export interface WorkloadOptions {
   actions?: number;
 }
 
+/** What threads need of their world. */
+export type WorkloadWorld = Pick<
+  World,
+  'chooser' | 'pages' | 'page' | 'pageSize' | 'features' | 'kernel' | 'name'
+>;
+
 /** Most children of one world. */
 const FORKS_MOST = 2;
 /** Most actions of a child. */
@@ -25,7 +31,7 @@ type Draw = (memory: Memory) => () => Program;
 
 /** State that threads share: where the pages are now. */
 class Memory {
-  readonly world: World;
+  readonly world: WorkloadWorld;
   readonly places: (bigint | undefined)[];
   forks = 0;
   moves = 0;
@@ -37,7 +43,7 @@ class Memory {
   /** Forks under way. */
   forking = 0;
 
-  constructor(world: World) {
+  constructor(world: WorkloadWorld) {
     this.world = world;
     this.places = Array.from({ length: world.pages }, (_, index) => world.page(index));
   }
@@ -74,7 +80,7 @@ class Memory {
 }
 
 /** Makes threads, each of which ends by itself. */
-export function workload(world: World, { threads = 3, actions = 8 }: WorkloadOptions = {}): Program[] {
+export function workload(world: WorkloadWorld, { threads = 3, actions = 8 }: WorkloadOptions = {}): Program[] {
   const memory = new Memory(world);
   const kinds: Draw[] = [reads, writes, populates];
   const features = new Set(world.features);

@@ -148,8 +148,8 @@ export class World {
   }
 }
 
-/** Bytes from 1 to 251 that differ by page and offset. */
-function patterned(index: number, pageSize: number): Uint8Array {
+/** The default contents of a page: bytes from 1 to 251 that differ by page and offset. */
+export function patterned(index: number, pageSize: number): Uint8Array {
   const known = patterns.get(index);
   if (known && known.length >= pageSize) return known.subarray(0, pageSize);
   const page = new Uint8Array(pageSize);

@@ -1,0 +1,202 @@
+// System calls that another process makes, and that this process answers (seccomp_unotify(2)): the filter that traps
+// them, their notifications, and the memory of the process that waits for an answer. Failed calls return −errno.
+//
+// The numbers are from Linux 6.18: include/uapi/linux/seccomp.h, include/uapi/linux/prctl.h and
+// include/uapi/linux/personality.h.
+
+import { closeSync, openSync, readSync, writeSync } from 'node:fs';
+import { libc, orErrno, seccompNumber } from './libc.js';
+
+const PR_SET_NO_NEW_PRIVS = 38;
+const SECCOMP_SET_MODE_FILTER = 1;
+const SECCOMP_FILTER_FLAG_NEW_LISTENER = 1 << 3;
+/** Once a call was received, only a fatal signal interrupts its wait for the answer (Linux 5.19). */
+const SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV = 1 << 5;
+const SECCOMP_IOCTL_NOTIF_RECV = 0xc0502100 | 0;
+const SECCOMP_IOCTL_NOTIF_SEND = 0xc0182101 | 0;
+const SECCOMP_IOCTL_NOTIF_SET_FLAGS = 0x40082104;
+/** The waker and the woken thread use one processor (Linux 6.6). */
+const SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP = 1;
+/** struct sock_fprog: the number of instructions, padding, and their address. */
+const FPROG_BYTES = 16;
+const INSTRUCTION_BYTES = 8;
+const ADDR_NO_RANDOMIZE = 0x0040000;
+const READ_PERSONALITY = 0xffffffff;
+const F_SETFD = 2;
+const O_NONBLOCK_CLOEXEC = 0x80800;
+const EINVAL = -22;
+const EFAULT = -14;
+const EPERM = -1;
+const ENOSYS = -38;
+
+/** struct seccomp_notif and struct seccomp_notif_resp. */
+export const NOTIFICATION_BYTES = 80;
+export const ANSWER_BYTES = 24;
+
+/** Lets this thread and its children gain no privileges at execve, which a filter without CAP_SYS_ADMIN requires. */
+export function forgoPrivileges(): number {
+  return orErrno(libc().prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+}
+
+/** Turns off the randomisation of addresses for what this process executes. −EPERM if a filter forbids it. */
+export function fixAddresses(): number {
+  const now = orErrno(libc().personality(READ_PERSONALITY));
+  return now < 0 ? now : orErrno(libc().personality(now | ADDR_NO_RANDOMIZE));
+}
+
+/**
+ * Sets a filter for the calling thread and its children. Returns the descriptor of the trapped calls. `killable`:
+ * whether the kernel supports waits that only a fatal signal interrupts.
+ */
+export function setFilter(program: Uint8Array): { listener: number; killable: boolean } {
+  const { koffi, seccomp } = libc();
+  const prog = new DataView(new ArrayBuffer(FPROG_BYTES));
+  prog.setUint16(0, program.length / INSTRUCTION_BYTES, true);
+  prog.setBigUint64(8, koffi.address(program), true);
+  const set = (flags: number): number =>
+    orErrno(seccomp(seccompNumber, SECCOMP_SET_MODE_FILTER, flags, new Uint8Array(prog.buffer)));
+  const killable = set(SECCOMP_FILTER_FLAG_NEW_LISTENER | SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV);
+  if (killable !== EINVAL) return { listener: killable, killable: true };
+  return { listener: set(SECCOMP_FILTER_FLAG_NEW_LISTENER), killable: false };
+}
+
+/** Makes answers switch to the waiting thread at once. −EINVAL before Linux 6.6. */
+export function wakeOnSameProcessor(listener: number): number {
+  return orErrno(libc().ioctl(listener, SECCOMP_IOCTL_NOTIF_SET_FLAGS, SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP));
+}
+
+/** The buffers of one listener's notifications and answers, with their addresses. */
+export class NotificationChannel {
+  readonly notification = new DataView(new ArrayBuffer(NOTIFICATION_BYTES));
+  readonly answer = new DataView(new ArrayBuffer(ANSWER_BYTES));
+  readonly #listener: number;
+  readonly #notified: Uint8Array;
+  readonly #at: bigint;
+  readonly #answerAt: bigint;
+
+  constructor(listener: number) {
+    const { koffi } = libc();
+    this.#listener = listener;
+    this.#notified = new Uint8Array(this.notification.buffer);
+    this.#at = koffi.address(this.#notified);
+    this.#answerAt = koffi.address(new Uint8Array(this.answer.buffer));
+  }
+
+  /** Receives the next trapped call, or waits for one. −ENOENT: the caller was killed; −EINTR: try again. */
+  receive(): number {
+    this.#notified.fill(0);
+    return orErrno(libc().ioctl(this.#listener, SECCOMP_IOCTL_NOTIF_RECV, this.#at));
+  }
+
+  /** Sends the answer. −ENOENT: the call was interrupted, or its caller was killed. */
+  send(): number {
+    return orErrno(libc().ioctl(this.#listener, SECCOMP_IOCTL_NOTIF_SEND, this.#answerAt));
+  }
+}
+
+/** A pipe whose ends are non-blocking and close-on-exec: the end to read, and the end to write. Both may be −errno. */
+export function makePipe(blocking = false): [number, number] {
+  const fds = new Int32Array(2);
+  const result = orErrno(libc().pipe2(fds, blocking ? 0x80000 : O_NONBLOCK_CLOEXEC));
+  return result < 0 ? [result, result] : ([...fds] as [number, number]);
+}
+
+/** Waits until one of the descriptors is readable or closed: their indexes as bits; 0: the time is up, −errno. */
+export class Readiness {
+  readonly #entries: DataView;
+  readonly #at: bigint;
+  readonly #count: number;
+
+  constructor(fds: readonly number[]) {
+    this.#entries = new DataView(new ArrayBuffer(8 * fds.length));
+    for (const [index, fd] of fds.entries()) {
+      this.#entries.setInt32(8 * index, fd, true);
+      this.#entries.setInt16(8 * index + 4, 1, true);
+    }
+    this.#count = fds.length;
+    this.#at = libc().koffi.address(new Uint8Array(this.#entries.buffer));
+  }
+
+  wait(timeoutMs: number): number {
+    const ready = orErrno(libc().poll(this.#at, this.#count, timeoutMs));
+    if (ready <= 0) return ready;
+    let bits = 0;
+    for (let index = 0; index < this.#count; index++)
+      if (this.#entries.getInt16(8 * index + 6, true) !== 0) bits |= 1 << index;
+    return bits;
+  }
+}
+
+/**
+ * Turns this process into another program, with these descriptors left open. Returns only if that fails. Node ignores
+ * SIGPIPE and SIGXFSZ and marks descriptors as close-on-exec, which the program must not inherit.
+ */
+export function becomeProgram(
+  path: string,
+  words: readonly string[],
+  environment: readonly string[],
+  keep: readonly number[],
+): number {
+  const { koffi, execve, fcntl, signal } = libc();
+  const texts = (list: readonly string[]): { table: BigUint64Array; kept: Buffer[] } => {
+    const kept = list.map((text) => Buffer.from(`${text}\0`));
+    return { table: new BigUint64Array([...kept.map((text) => koffi.address(text)), 0n]), kept };
+  };
+  const [argv, envp] = [texts(words), texts(environment)];
+  const SIGPIPE = 13;
+  const SIGXFSZ = 25;
+  for (const number of [SIGPIPE, SIGXFSZ]) signal(number, 0);
+  for (const fd of keep) fcntl(fd, F_SETFD, 0);
+  return orErrno(execve(path, argv.table, envp.table));
+}
+
+/** The memory of other processes that this process may trace. */
+export class ForeignMemory {
+  /** Whether process_vm_readv works here. If not, /proc/PID/mem is used. */
+  #direct = true;
+  readonly #local = new BigUint64Array(2);
+  readonly #remote = new BigUint64Array(2);
+
+  /** Copies `into.length` bytes from an address of a process. 0, or −errno: EFAULT if not all of them can be read. */
+  read(pid: number, address: number, into: Uint8Array): number {
+    return this.#transfer(pid, address, into, false);
+  }
+
+  /** Copies bytes to an address of a process. 0, or −errno. */
+  write(pid: number, address: number, from: Uint8Array): number {
+    return this.#transfer(pid, address, from, true);
+  }
+
+  #transfer(pid: number, address: number, bytes: Uint8Array, writes: boolean): number {
+    if (bytes.length === 0) return 0;
+    if (!this.#direct) return this.#byFile(pid, address, bytes, writes);
+    const c = libc();
+    this.#local[0] = c.koffi.address(bytes);
+    this.#local[1] = BigInt(bytes.length);
+    this.#remote[0] = BigInt(address);
+    this.#remote[1] = BigInt(bytes.length);
+    const call = writes ? c.process_vm_writev : c.process_vm_readv;
+    const copied = orErrno(call(pid, this.#local, 1, this.#remote, 1, 0));
+    if (copied === bytes.length) return 0;
+    if (copied !== EPERM && copied !== ENOSYS) return copied < 0 ? copied : EFAULT;
+    this.#direct = false;
+    return this.#byFile(pid, address, bytes, writes);
+  }
+
+  #byFile(pid: number, address: number, bytes: Uint8Array, writes: boolean): number {
+    try {
+      const fd = openSync(`/proc/${pid}/mem`, writes ? 'r+' : 'r');
+      try {
+        const copied = writes
+          ? writeSync(fd, bytes, 0, bytes.length, address)
+          : readSync(fd, bytes, 0, bytes.length, address);
+        return copied === bytes.length ? 0 : EFAULT;
+      } finally {
+        closeSync(fd);
+      }
+    } catch (error) {
+      const { errno, code } = error as NodeJS.ErrnoException;
+      return code === 'EIO' ? EFAULT : (errno ?? EFAULT);
+    }
+  }
+}

@@ -1,0 +1,418 @@
+// Answers a handler's trapped calls from the simulated guest.
+//
+// Rules:
+//  - The guest's threads run only within trapped calls, so a handler with one thread makes the same calls in every run.
+//  - Calls on other descriptors are let through.
+//  - A pipe stands for the userfaultfd. Before a wait is let through to the kernel, the pipe gets as many messages as
+//    the userfaultfd has, so that the kernel's own poll, select and epoll see them.
+//  - A time limit passes at once, in virtual time, if the wait is only for the userfaultfd and sockets: the supervisor
+//    knows that it has sent nothing to them.
+
+import { readSync, writeSync } from 'node:fs';
+import { closeDescriptor, isNonBlocking } from '../../shim/descriptors.js';
+import { makePipe } from '../../shim/seccomp.js';
+import { E, MESSAGE_BYTES } from '../sim/abi.js';
+import { Random } from '../sim/chooser.js';
+import { interestsOf, kindOf, memory, ownLink, threadCount } from './caller.js';
+import { type Guest, MESSAGES_AT, MESSAGES_MOST } from './guest.js';
+import type { Launcher } from './launcher.js';
+import { type CallName, callNames, UFFD_TYPE } from './system-calls.js';
+
+/** Offsets in struct seccomp_notif: the thread, the call's number, and its arguments. */
+const PID_AT = 8;
+const NUMBER_AT = 16;
+const ARGUMENTS_AT = 32;
+const POLLIN = 1;
+const POLLFD_BYTES = 8;
+/** Most descriptors of a poll, and bytes of a select's set, that are looked at. */
+const POLLFDS_MOST = 256;
+const SET_BYTES_MOST = 512;
+const RANDOM_BYTES_MOST = 4096;
+const TIMER_ABSTIME = 1;
+/** Reads in a row that find nothing, after which a handler that never waits counts as waiting. */
+const EMPTY_READS = 64;
+/** Most calls of one run. */
+const CALLS_MOST = 50_000;
+const IOV_BYTES = 16;
+const IOVS_MOST = 64;
+
+/** A read of a blocking descriptor that waits for a message. */
+interface HeldRead {
+  readonly id: bigint;
+  readonly pid: number;
+  readonly buffer: number;
+  readonly length: number;
+}
+
+/** How a handler waits: for which descriptors, and how long at most (virtual milliseconds; −1: for ever). */
+interface Waiting {
+  readonly pid: number;
+  /** Whether all other descriptors are sockets. */
+  readonly known: boolean;
+  readonly limitMs: number;
+  /** Writes the result of a wait that was in vain. Returns the call's result. */
+  readonly inVain: () => number;
+}
+
+export class HandlerCalls {
+  /** Whether the guest's threads are finished, and the handler waits. */
+  over = false;
+  /** Whether the handler waits, and nothing can happen unless another thread of it makes a call. */
+  idle = false;
+  /** Whether the handler has used the userfaultfd. */
+  used = false;
+  /** The thread that made the last call on the userfaultfd. */
+  pid = 0;
+  /** Whether the handler has tried to open a userfaultfd of its own. */
+  ownUffd = false;
+  /** Called when the handler has called listen(2). */
+  listens: () => void = () => {};
+  readonly #launcher: Launcher;
+  readonly #words: DataView;
+  #random = new Random(1);
+  #guest: Guest | undefined;
+  #ends: readonly [read: number, write: number] | undefined;
+  #pipe = '';
+  /** Messages in the pipe, and in the userfaultfd when the pipe was filled last. */
+  #inPipe = 0;
+  #messages = 0;
+  /** Whether a wait was let through, so that the pipe must have what the userfaultfd has. */
+  #mirrors = false;
+  #held: HeldRead[] = [];
+  #emptyReads = 0;
+  #calls = 0;
+  /** Descriptors that ioctls have used for the userfaultfd. */
+  readonly #known = new Set<number>();
+  /** Threads that have used the userfaultfd. Their sleeps take virtual time. */
+  readonly #callers = new Set<number>();
+
+  constructor(launcher: Launcher) {
+    this.#launcher = launcher;
+    this.#words = launcher.channel.notification;
+  }
+
+  /** Begins with a new process: its random bytes depend on the seed alone. */
+  begin(seed: number): void {
+    this.leave();
+    this.#random = new Random(seed);
+    this.ownUffd = false;
+  }
+
+  /** Serves a guest. Returns the descriptor to hand over. */
+  enter(guest: Guest): number {
+    this.leave();
+    this.#guest = guest;
+    this.#ends = makePipe();
+    this.#pipe = ownLink(this.#ends[0]);
+    return this.#ends[0];
+  }
+
+  /** Forgets the guest. Its pipe is closed. */
+  leave(): void {
+    for (const fd of this.#ends ?? []) closeDescriptor(fd);
+    this.#ends = undefined;
+    this.#guest = undefined;
+    this.#held = [];
+    this.#known.clear();
+    this.#callers.clear();
+    this.over = false;
+    this.idle = false;
+    this.used = false;
+    this.#mirrors = false;
+    [this.#inPipe, this.#messages, this.#emptyReads, this.#calls] = [0, 0, 0, 0];
+  }
+
+  /** The bytes of the handler's memory that COPY reads. */
+  readonly readCaller = (address: number, length: number): Uint8Array | undefined => {
+    const bytes = new Uint8Array(length);
+    return memory.read(this.pid, address, bytes) === 0 ? bytes : undefined;
+  };
+
+  // ---- the call that was received ------------------------------------------------------------------------
+
+  #argument(index: number): number {
+    const at = ARGUMENTS_AT + 8 * index;
+    return this.#words.getUint32(at + 4, true) * 2 ** 32 + this.#words.getUint32(at, true);
+  }
+
+  #signed(index: number): number {
+    return this.#words.getInt32(ARGUMENTS_AT + 8 * index, true);
+  }
+
+  /** Answers the call that was received last. */
+  handle(): void {
+    const name = callNames.get(this.#words.getInt32(NUMBER_AT, true));
+    const pid = this.#words.getUint32(PID_AT, true);
+    const result = name === undefined ? undefined : this.#result(name, pid);
+    if (result === undefined) this.#launcher.letThrough();
+    else if (result !== 'held') this.#launcher.reply(result);
+    if (this.#guest) this.#release();
+  }
+
+  /** The result of a call. Undefined: the kernel carries it out. 'held': the answer comes later. */
+  #result(name: CallName, pid: number): number | 'held' | undefined {
+    switch (name) {
+      case 'userfaultfd':
+        this.ownUffd = true;
+        return E.PERM;
+      case 'listen':
+        this.listens();
+        return undefined;
+      case 'getrandom':
+        return this.#fillRandom(pid);
+      case 'ioctl':
+        return this.#ioctl(pid);
+    }
+    const guest = this.#guest;
+    if (!guest || guest.failure) return undefined;
+    if (name === 'read' || name === 'readv') return this.#read(guest, pid, name);
+    if (name === 'nanosleep' || name === 'clock_nanosleep') return this.#sleep(guest, pid, name);
+    const waiting = this.#waiting(name, pid);
+    return waiting && this.#wait(guest, waiting);
+  }
+
+  #fillRandom(pid: number): number | undefined {
+    const length = this.#argument(1);
+    if (length > RANDOM_BYTES_MOST) return undefined;
+    const bytes = Uint8Array.from({ length }, () => this.#random.below(256));
+    const errno = memory.write(pid, this.#argument(0), bytes);
+    return errno < 0 ? errno : length;
+  }
+
+  /** Notes a call on the userfaultfd. */
+  #uses(pid: number): void {
+    this.used = true;
+    this.pid = pid;
+    this.idle = false;
+    this.#callers.add(pid);
+    if (++this.#calls > CALLS_MOST) this.#guest?.stuck('busy', `${CALLS_MOST} calls were not enough`);
+  }
+
+  // ---- ioctl ---------------------------------------------------------------------------------------------
+
+  #ioctl(pid: number): number | undefined {
+    const fd = this.#signed(0);
+    const request = this.#words.getUint32(ARGUMENTS_AT + 8, true);
+    const guest = this.#guest;
+    // A request that returns a new userfaultfd, of /dev/userfaultfd: its number is 0, and its size, too.
+    if (request === UFFD_TYPE << 8) {
+      this.ownUffd = true;
+      return E.PERM;
+    }
+    if (!guest) return undefined;
+    if (!this.#known.has(fd)) {
+      if (kindOf(pid, fd, this.#pipe) !== 'uffd') return undefined;
+      this.#known.add(fd);
+    }
+    this.#uses(pid);
+    this.#emptyReads = 0;
+    const bytes = new Uint8Array(guest.scratch.buffer, 0, (request >>> 16) & 0x3fff);
+    const address = this.#argument(2);
+    if (memory.read(pid, address, bytes) < 0) return E.FAULT;
+    const result = guest.attempt(() => guest.port.ioctl(guest.fd, request, 0));
+    if (result === undefined) return E.SRCH;
+    return memory.write(pid, address, bytes) < 0 ? E.FAULT : result;
+  }
+
+  // ---- read ----------------------------------------------------------------------------------------------
+
+  #read(guest: Guest, pid: number, name: 'read' | 'readv'): number | 'held' | undefined {
+    if (kindOf(pid, this.#signed(0), this.#pipe) !== 'uffd') return undefined;
+    this.#uses(pid);
+    if (name === 'readv') return this.#readVectors(guest, pid);
+    const [buffer, length] = [this.#argument(1), this.#argument(2)];
+    const result = this.#readInto(guest, pid, buffer, length);
+    if (result !== E.AGAIN) {
+      this.#emptyReads = 0;
+      return result;
+    }
+    if (!isNonBlocking((this.#ends as readonly number[])[0] as number))
+      return this.#block(guest, { id: this.#id(), pid, buffer, length });
+    if (++this.#emptyReads >= EMPTY_READS && guest.finished) this.over = true;
+    return result;
+  }
+
+  #id(): bigint {
+    return this.#words.getBigUint64(0, true);
+  }
+
+  #readInto(guest: Guest, pid: number, buffer: number, length: number): number {
+    const most = Math.min(length, MESSAGES_MOST * MESSAGE_BYTES);
+    const result = guest.attempt(() => guest.port.read(guest.fd, MESSAGES_AT, most)) ?? E.AGAIN;
+    if (result <= 0) return result;
+    const bytes = new Uint8Array(guest.scratch.buffer, MESSAGES_AT, result);
+    return memory.write(pid, buffer, bytes) < 0 ? E.FAULT : result;
+  }
+
+  #readVectors(guest: Guest, pid: number): number {
+    const count = Math.min(this.#argument(2), IOVS_MOST);
+    const table = new DataView(new ArrayBuffer(IOV_BYTES * count));
+    if (memory.read(pid, this.#argument(1), new Uint8Array(table.buffer)) < 0) return E.FAULT;
+    let done = 0;
+    for (let index = 0; index < count; index++) {
+      const buffer = Number(table.getBigUint64(IOV_BYTES * index, true));
+      const length = Number(table.getBigUint64(IOV_BYTES * index + 8, true));
+      if (length === 0) continue;
+      const result = this.#readInto(guest, pid, buffer, length);
+      if (result < 0) return done > 0 ? done : result;
+      done += result;
+      if (result < length) break;
+    }
+    return done;
+  }
+
+  /** Lets a read of a blocking descriptor wait. */
+  #block(guest: Guest, read: HeldRead): number | 'held' {
+    const dry = guest.attempt(() => guest.sleep(-1));
+    if (guest.readable && !guest.failure) return this.#readInto(guest, read.pid, read.buffer, read.length);
+    this.#held.push(read);
+    if (dry !== undefined) this.#rest(guest, read.pid, dry, true);
+    return 'held';
+  }
+
+  /** Answers held reads if there are messages, and makes the pipe show what the userfaultfd has. */
+  #release(): void {
+    const guest = this.#guest as Guest;
+    while (this.#held.length > 0 && guest.readable && !guest.failure) {
+      const { id, pid, buffer, length } = this.#held.shift() as HeldRead;
+      this.#launcher.reply(this.#readInto(guest, pid, buffer, length), id);
+    }
+    if (this.#mirrors && guest.messages !== this.#messages) this.#mirror(guest);
+  }
+
+  /** Makes the pipe show what the userfaultfd has: a message for each new one, so that EPOLLET works. */
+  #mirror(guest: Guest): void {
+    const [from, to] = this.#ends as readonly [number, number];
+    const more = guest.messages - this.#messages;
+    this.#messages = guest.messages;
+    if (this.#messages === 0) {
+      if (this.#inPipe > 0) readSync(from, Buffer.alloc(this.#inPipe * MESSAGE_BYTES));
+      this.#inPipe = 0;
+    }
+    const added = Math.min(more, MESSAGES_MOST - this.#inPipe);
+    if (added <= 0) return;
+    writeSync(to, Buffer.alloc(added * MESSAGE_BYTES));
+    this.#inPipe += added;
+  }
+
+  // ---- waits ---------------------------------------------------------------------------------------------
+
+  /** Virtual time passes, if the thread has used the userfaultfd. Other threads sleep on the kernel. */
+  #sleep(guest: Guest, pid: number, name: CallName): number | undefined {
+    if (!this.#callers.has(pid)) return undefined;
+    const [flags, at] = name === 'nanosleep' ? [0, 0] : [this.#signed(1), 2];
+    if (flags & TIMER_ABSTIME) return undefined;
+    const limitMs = this.#milliseconds(pid, this.#argument(at));
+    if (limitMs === undefined) return undefined;
+    this.#uses(pid);
+    guest.note(`handler: sleeps for ${limitMs} ms`);
+    guest.attempt(() => guest.pass(limitMs));
+    return 0;
+  }
+
+  /** A struct timespec in milliseconds. An address of 0: −1. Undefined: it cannot be read. */
+  #milliseconds(pid: number, address: number, unit = 1e6): number | undefined {
+    if (address === 0) return -1;
+    const time = new BigInt64Array(2);
+    if (memory.read(pid, address, new Uint8Array(time.buffer)) < 0) return undefined;
+    return Number(time[0]) * 1000 + Number(time[1]) / unit;
+  }
+
+  /** What a handler waits for; undefined: not for the userfaultfd. */
+  #waiting(name: CallName, pid: number): Waiting | undefined {
+    switch (name) {
+      case 'poll':
+        return this.#polling(pid, this.#signed(2));
+      case 'ppoll':
+        return this.#polling(pid, this.#milliseconds(pid, this.#argument(2)));
+      case 'select':
+        return this.#selecting(pid, this.#milliseconds(pid, this.#argument(4), 1e3));
+      case 'pselect6':
+        return this.#selecting(pid, this.#milliseconds(pid, this.#argument(4)));
+      case 'epoll_wait':
+      case 'epoll_pwait':
+        return this.#epolling(pid, this.#signed(3));
+      case 'epoll_pwait2':
+        return this.#epolling(pid, this.#milliseconds(pid, this.#argument(3)));
+      default:
+        return undefined;
+    }
+  }
+
+  /** The wait for some descriptors; undefined: the userfaultfd is not among them. */
+  #waitFor(
+    pid: number,
+    fds: readonly number[],
+    limitMs: number | undefined,
+    inVain: () => number,
+  ): Waiting | undefined {
+    const kinds = fds.map((fd) => kindOf(pid, fd, this.#pipe));
+    if (limitMs === undefined || !kinds.includes('uffd')) return undefined;
+    return { pid, known: !kinds.includes('other'), limitMs: limitMs < 0 ? -1 : limitMs, inVain };
+  }
+
+  #polling(pid: number, limitMs: number | undefined): Waiting | undefined {
+    const [address, count] = [this.#argument(0), this.#argument(1)];
+    if (count === 0 || count > POLLFDS_MOST) return undefined;
+    const entries = new DataView(new ArrayBuffer(POLLFD_BYTES * count));
+    const bytes = new Uint8Array(entries.buffer);
+    if (memory.read(pid, address, bytes) < 0) return undefined;
+    const wanted = Array.from({ length: count }, (_, index) => POLLFD_BYTES * index)
+      .filter((at) => (entries.getInt16(at + 4, true) & POLLIN) !== 0)
+      .map((at) => entries.getInt32(at, true))
+      .filter((fd) => fd >= 0);
+    return this.#waitFor(pid, wanted, limitMs, () => {
+      for (let index = 0; index < count; index++) entries.setInt16(POLLFD_BYTES * index + 6, 0, true);
+      return memory.write(pid, address, bytes);
+    });
+  }
+
+  #selecting(pid: number, limitMs: number | undefined): Waiting | undefined {
+    const length = Math.min(SET_BYTES_MOST, Math.ceil(this.#argument(0) / 64) * 8);
+    const sets = [this.#argument(1), this.#argument(2), this.#argument(3)];
+    const set = new Uint8Array(length);
+    if (sets[0] === 0 || memory.read(pid, sets[0] as number, set) < 0) return undefined;
+    const wanted = Array.from({ length: 8 * length }, (_, fd) => fd).filter(
+      (fd) => ((set[fd >> 3] as number) & (1 << (fd & 7))) !== 0,
+    );
+    return this.#waitFor(pid, wanted, limitMs, () => {
+      for (const address of sets) if (address !== 0) memory.write(pid, address, new Uint8Array(length));
+      return 0;
+    });
+  }
+
+  #epolling(pid: number, limitMs: number | undefined): Waiting | undefined {
+    return this.#waitFor(pid, interestsOf(pid, this.#signed(0)), limitMs, () => 0);
+  }
+
+  /** Lets threads of the guest run until the wait is over. Undefined: the kernel carries the wait out. */
+  #wait(guest: Guest, { pid, known, limitMs, inVain }: Waiting): number | undefined {
+    this.#uses(pid);
+    this.#emptyReads = 0;
+    const dry = guest.attempt(() => {
+      guest.kernel.preempt();
+      return limitMs === 0 ? false : guest.sleep(limitMs);
+    });
+    if (dry === undefined) return undefined;
+    if (guest.readable) guest.note('handler: waits no more: there is a message');
+    else {
+      if (limitMs >= 0) guest.note(`handler: waits for ${limitMs} ms`);
+      if (limitMs > 0 && known && !guest.finished) return inVain();
+      if (limitMs < 0 || guest.finished) this.#rest(guest, pid, dry, known);
+    }
+    this.#mirrors = true;
+    this.#mirror(guest);
+    return undefined;
+  }
+
+  /**
+   * The handler waits, and no thread of the guest can run. If the handler has one thread, and waits for nothing unknown,
+   * this is its end. If not, another thread, or a timer, may still do something.
+   */
+  #rest(guest: Guest, pid: number, dry: boolean, known: boolean): void {
+    if (known && threadCount(pid) <= 1) {
+      if (guest.finished) this.over = true;
+      else if (dry) guest.stuck('asleep', 'the handler waits, and nothing wakes it');
+    } else this.idle = true;
+  }
+}

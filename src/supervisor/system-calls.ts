@@ -1,0 +1,115 @@
+// The system calls that are trapped, with their numbers, and the seccomp filter that traps them.
+//
+// The numbers are from Linux 6.18: arch/x86/entry/syscalls/syscall_64.tbl, and scripts/syscall.tbl for arm64 (which has
+// no poll, select and epoll_wait). The filter's instructions are those of include/uapi/linux/bpf_common.h, and its
+// results those of include/uapi/linux/seccomp.h.
+
+/** What a trapped call is. */
+export type CallName = keyof typeof X64;
+
+const X64 = {
+  read: 0,
+  readv: 19,
+  poll: 7,
+  ppoll: 271,
+  select: 23,
+  pselect6: 270,
+  epoll_wait: 232,
+  epoll_pwait: 281,
+  epoll_pwait2: 441,
+  ioctl: 16,
+  listen: 50,
+  nanosleep: 35,
+  clock_nanosleep: 230,
+  getrandom: 318,
+  userfaultfd: 323,
+} as const;
+
+const ARM64: Partial<Record<CallName, number>> = {
+  read: 63,
+  readv: 65,
+  ppoll: 73,
+  pselect6: 72,
+  epoll_pwait: 22,
+  epoll_pwait2: 441,
+  ioctl: 29,
+  listen: 201,
+  nanosleep: 101,
+  clock_nanosleep: 115,
+  getrandom: 278,
+  userfaultfd: 282,
+};
+
+/** AUDIT_ARCH_X86_64 and AUDIT_ARCH_AARCH64 (include/uapi/linux/audit.h). */
+const ARCHITECTURES: Readonly<Record<string, { audit: number; numbers: Partial<Record<CallName, number>> }>> =
+  {
+    x64: { audit: 0xc000003e, numbers: X64 },
+    arm64: { audit: 0xc00000b7, numbers: ARM64 },
+  };
+
+/** Calls that are let through if reads and waits are not trapped. */
+const READS_AND_WAITS: readonly CallName[] = [
+  ...(['read', 'readv', 'poll', 'ppoll', 'select', 'pselect6'] as const),
+  ...(['epoll_wait', 'epoll_pwait', 'epoll_pwait2', 'nanosleep', 'clock_nanosleep'] as const),
+];
+
+/** The type of a userfaultfd's requests: the second byte of the request number. */
+export const UFFD_TYPE = 0xaa;
+
+const architecture = ARCHITECTURES[process.arch];
+
+/** Whether the calls of this architecture are known. */
+export const knowsArchitecture = architecture !== undefined;
+
+/** The names of trapped calls, by number. */
+export const callNames: ReadonlyMap<number, CallName> = new Map(
+  Object.entries(architecture?.numbers ?? {}).map(([name, number]) => [number as number, name as CallName]),
+);
+
+/** Offsets in struct seccomp_data: the number, the architecture, the low half of the second argument. */
+const NUMBER_AT = 0;
+const ARCHITECTURE_AT = 4;
+const REQUEST_AT = 24;
+/** BPF_LD | BPF_W | BPF_ABS, BPF_JMP | BPF_JEQ | BPF_K, BPF_ALU | BPF_AND | BPF_K, BPF_RET | BPF_K. */
+const LOAD = 0x20;
+const IF_EQUAL = 0x15;
+const AND = 0x54;
+const RETURN = 0x06;
+const ALLOW = 0x7fff0000;
+const NOTIFY = 0x7fc00000;
+
+/**
+ * The filter: traps the calls above, and of ioctl only the requests of a userfaultfd. `nativeReads`: reads and waits
+ * are not trapped.
+ */
+export function filterProgram(nativeReads = false): Uint8Array {
+  if (!architecture) throw new RangeError(`the system calls of ${process.arch} are not known`);
+  const { audit, numbers } = architecture;
+  const plain = (Object.entries(numbers) as [CallName, number][])
+    .filter(([name]) => name !== 'ioctl' && !(nativeReads && READS_AND_WAITS.includes(name)))
+    .map(([, number]) => number);
+  // The jumps count instructions from the next one. After the comparisons: allow; notify; the check of an ioctl.
+  const count = plain.length;
+  const instructions: [code: number, yes: number, no: number, value: number][] = [
+    [LOAD, 0, 0, ARCHITECTURE_AT],
+    [IF_EQUAL, 0, count + 2, audit],
+    [LOAD, 0, 0, NUMBER_AT],
+    [IF_EQUAL, count + 2, 0, numbers.ioctl as number],
+    ...plain.map((number, index): [number, number, number, number] => [IF_EQUAL, count - index, 0, number]),
+    [RETURN, 0, 0, ALLOW],
+    [RETURN, 0, 0, NOTIFY],
+    [LOAD, 0, 0, REQUEST_AT],
+    [AND, 0, 0, 0xff00],
+    [IF_EQUAL, 0, 1, UFFD_TYPE << 8],
+    [RETURN, 0, 0, NOTIFY],
+    [RETURN, 0, 0, ALLOW],
+  ];
+  const program = new DataView(new ArrayBuffer(8 * instructions.length));
+  for (const [index, [code, yes, no, value]] of instructions.entries()) {
+    program.setUint16(8 * index, code, true);
+    program.setUint8(8 * index + 2, yes);
+    program.setUint8(8 * index + 3, no);
+    program.setUint32(8 * index + 4, value, true);
+  }
+  return new Uint8Array(program.buffer);
+}
