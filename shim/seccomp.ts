@@ -27,6 +27,7 @@ const O_NONBLOCK_CLOEXEC = 0x80800;
 const EINVAL = -22;
 const EFAULT = -14;
 const EPERM = -1;
+const EINTR = -4;
 const ENOSYS = -38;
 
 /** struct seccomp_notif and struct seccomp_notif_resp. */
@@ -118,7 +119,13 @@ export class Readiness {
   }
 
   wait(timeoutMs: number): number {
-    const ready = orErrno(libc().poll(this.#at, this.#count, timeoutMs));
+    const until = performance.now() + timeoutMs;
+    let ready = orErrno(libc().poll(this.#at, this.#count, timeoutMs));
+    // A signal, such as that of a profiler, ends the wait.
+    while (ready === EINTR) {
+      const leftMs = timeoutMs < 0 ? -1 : Math.max(0, Math.ceil(until - performance.now()));
+      ready = orErrno(libc().poll(this.#at, this.#count, leftMs));
+    }
     if (ready <= 0) return ready;
     let bits = 0;
     for (let index = 0; index < this.#count; index++)

@@ -45,6 +45,7 @@ const PARTS: Parts = {
   'conformance-guest': async () => (await import('./conformance/guest-process.js')).runGuest(),
   launcher: async () => (await import('./supervisor/launcher-process.js')).runLauncher(),
   connector: async () => (await import('./supervisor/launcher-process.js')).runConnector(),
+  'handler-search': async () => (await import('./supervisor/check-simulated.js')).runSearch(),
   lifter: async () => (await import('./dirty/unprotect-worker.js')).unprotectPages(),
 };
 

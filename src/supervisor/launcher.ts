@@ -87,7 +87,7 @@ export class Launcher {
     this.#shell = startProcess(
       'launcher',
       [JSON.stringify(order)],
-      { stdio: [childInput, childOutput, 'inherit', 'ipc', childChannel, childLife], detached: true },
+      { stdio: [childInput, childOutput, 'inherit', 'ipc', childChannel, childLife], execArgv: [], detached: true },
       ENTRY,
     );
     this.#shell.unref();
@@ -259,7 +259,7 @@ class Connector {
   constructor(path: string) {
     const [channel, childChannel] = socketPair();
     const stdio = ['ignore', 'ignore', 'inherit', 'ipc', childChannel] as const;
-    this.#process = startProcess('connector', [path], { stdio: [...stdio] }, ENTRY);
+    this.#process = startProcess('connector', [path], { stdio: [...stdio], execArgv: [] }, ENTRY);
     this.#process.unref();
     this.#process.channel?.unref();
     closeDescriptor(childChannel);
