@@ -73,6 +73,8 @@ export class HandlerCalls {
   #guest: Guest | undefined;
   #ends: readonly [read: number, write: number] | undefined;
   #pipe = '';
+  /** The pipe of the guest before. */
+  #retired: { readonly ends: readonly [read: number, write: number]; readonly pipe: string } | undefined;
   /** Messages in the pipe, and in the userfaultfd when the pipe was filled last. */
   #inPipe = 0;
   #messages = 0;
@@ -94,6 +96,7 @@ export class HandlerCalls {
   /** Begins with a new process: its random bytes depend on the seed alone. */
   begin(seed: number): void {
     this.leave();
+    this.#retire();
     this.#random = new Random(seed);
     this.ownUffd = false;
   }
@@ -107,9 +110,15 @@ export class HandlerCalls {
     return this.#ends[0];
   }
 
-  /** Forgets the guest. Its pipe is closed. */
+  /**
+   * Forgets the guest. Until the next but one, its userfaultfd answers like that of a process that has exited, because
+   * the handler may still use it.
+   */
   leave(): void {
-    for (const fd of this.#ends ?? []) closeDescriptor(fd);
+    if (this.#ends) {
+      this.#retire();
+      this.#retired = { ends: this.#ends, pipe: this.#pipe };
+    }
     this.#ends = undefined;
     this.#guest = undefined;
     this.#held = [];
@@ -120,6 +129,12 @@ export class HandlerCalls {
     this.used = false;
     this.#mirrors = false;
     [this.#inPipe, this.#messages, this.#emptyReads, this.#calls] = [0, 0, 0, 0];
+  }
+
+  /** Closes the pipe of the guest before. */
+  #retire(): void {
+    for (const fd of this.#retired?.ends ?? []) closeDescriptor(fd);
+    this.#retired = undefined;
   }
 
   /** The bytes of the handler's memory that COPY reads. */
@@ -164,11 +179,18 @@ export class HandlerCalls {
         return this.#ioctl(pid);
     }
     const guest = this.#guest;
+    if ((name === 'read' || name === 'readv') && this.#isRetired(pid)) return E.AGAIN;
     if (!guest || guest.failure) return undefined;
     if (name === 'read' || name === 'readv') return this.#read(guest, pid, name);
     if (name === 'nanosleep' || name === 'clock_nanosleep') return this.#sleep(guest, pid, name);
     const waiting = this.#waiting(name, pid);
     return waiting && this.#wait(guest, waiting);
+  }
+
+  #isRetired(pid: number): boolean {
+    return (
+      this.#retired !== undefined && kindOf(pid, this.#signed(0), this.#retired.pipe) === 'uffd'
+    );
   }
 
   #fillRandom(pid: number): number | undefined {
@@ -199,8 +221,9 @@ export class HandlerCalls {
       this.ownUffd = true;
       return E.PERM;
     }
-    if (!guest) return undefined;
+    if (!guest) return this.#isRetired(pid) ? E.SRCH : undefined;
     if (!this.#known.has(fd)) {
+      if (this.#isRetired(pid)) return E.SRCH;
       if (kindOf(pid, fd, this.#pipe) !== 'uffd') return undefined;
       this.#known.add(fd);
     }
