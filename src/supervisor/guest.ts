@@ -4,11 +4,20 @@
 
 import type { KernelPort } from '../kernel/port.js';
 import type { Region } from '../serve/handoff-protocol.js';
-import { EVENT, FEATURE, MESSAGE_BYTES, MODE, OPEN, REQUEST, UFFD_API } from '../sim/abi.js';
+import { hex } from '../errors/format.js';
+import { BIT, EVENT, FEATURE, MESSAGE_BYTES, MODE, OPEN, REQUEST, UFFD_API } from '../sim/abi.js';
 import type { Noted } from '../sim/chooser.js';
-import { type Inject, SimulatedKernel, type SimulatedProcess, Stuck } from '../sim/index.js';
+import {
+  type Action,
+  type Inject,
+  type Program,
+  SimulatedKernel,
+  type SimulatedProcess,
+  type SimulatedThread,
+  Stuck,
+} from '../sim/index.js';
 import type { Context } from '../sim/memory.js';
-import type { Caller } from '../sim/resolve.js';
+import { type Caller, resolve } from '../sim/resolve.js';
 import type { Failure } from '../testing/failure.js';
 import { type ObservedCall, observedPort } from '../testing/observed-port.js';
 import { PageOracle } from '../testing/page-oracle.js';
@@ -42,11 +51,27 @@ const FEATURES_AT = 8;
 const LENGTH_AT = 8;
 const MODE_AT = 16;
 const SMALL_PAGE = 4096;
+/** One guest in TEMPERS has many threads, and one has threads that run more often. */
+const TEMPERS = 8;
+const CROWD: Temper = { threads: 32, actions: 3, preemption: 0.97, pages: 64 };
+const PAGES = 8;
+const BUSY_PREEMPTION = 0.7;
+const PREEMPTION = 0.3;
+/** The monitor fills fewer pages than this. */
+const MONITOR_FILLS = 3;
+
+interface Temper {
+  readonly threads: number;
+  readonly actions: number;
+  readonly preemption: number;
+  readonly pages: number;
+}
 
 export class Guest implements WorkloadWorld {
   readonly kernel: SimulatedKernel;
   readonly process: SimulatedProcess;
   readonly chooser: Noted;
+  /** Pages that threads use. They are neighbours in the memory file, so that threads meet. */
   readonly pages: number;
   readonly pageSize: number;
   readonly features = ['event-remove'] as const;
@@ -67,22 +92,27 @@ export class Guest implements WorkloadWorld {
   readonly #oracle: PageOracle;
   readonly #context: Context;
   readonly #steps: number;
+  readonly #firstPage: number;
+  #monitorThread: SimulatedThread | undefined;
 
   constructor(options: GuestOptions, chooser: Noted, readCaller: Caller['read'], withSchedule: boolean) {
     const { pageSize, pages, inject } = options;
     const huge = pageSize > SMALL_PAGE;
     this.chooser = chooser;
-    this.pages = pages;
     this.pageSize = pageSize;
     this.#steps = options.steps;
+    const temper = this.#temper(options);
+    this.pages = Math.min(pages, temper.pages);
+    this.#firstPage = chooser.below(pages - this.pages + 1);
     this.kernel = new SimulatedKernel({
       chooser,
       inject,
+      preemption: temper.preemption,
       patienceMs: PATIENCE_MS,
       ...(huge ? { hugePageSize: pageSize } : {}),
     });
     this.process = this.kernel.spawn();
-    this.regions = this.#map(options.regions, huge);
+    this.regions = this.#map(options, huge);
     this.#oracle = new PageOracle(
       (index) => patterned(index, pageSize),
       (failure) => this.fail(failure),
@@ -105,13 +135,60 @@ export class Guest implements WorkloadWorld {
     const file = this.kernel.files.get(this.fd);
     if (file?.is !== 'userfaultfd') throw new Error('the simulated userfaultfd is missing');
     this.#context = file.context;
-    for (const program of workload(this, options)) this.kernel.thread(program, this.process);
+    const fills = chooser.below(MONITOR_FILLS);
+    if (fills > 0) this.#monitorThread = this.kernel.thread(this.#monitor(fills), this.process);
+    for (const program of workload(this, temper)) this.kernel.thread(program, this.process);
     this.planned = chooser.choices.length;
   }
 
-  /** The address of a page of the memory file. */
+  /** How the guest's threads behave: how many there are, how much each does, and how often they run before a call. */
+  #temper({ threads, actions }: GuestOptions): Temper {
+    const kind = this.chooser.below(TEMPERS);
+    if (kind === TEMPERS - 1) return CROWD;
+    const preemption = kind === TEMPERS - 2 ? BUSY_PREEMPTION : PREEMPTION;
+    return { threads, actions, preemption, pages: PAGES };
+  }
+
+  /**
+   * The monitor, which has the userfaultfd, too: it fills pages for which threads wait, and does not wake them. That is
+   * how a fill of the handler finds a page present while its thread sleeps.
+   */
+  *#monitor(fills: number): Program {
+    for (let fill = 0; fill < fills; fill++) yield this.#monitorFill();
+  }
+
+  #monitorFill(): Action {
+    const guest = this;
+    let filled = 'nothing';
+    return {
+      get text() {
+        return `the monitor fills ${filled}`;
+      },
+      *steps() {
+        const context = guest.#context;
+        const asleep = (): number[] =>
+          [...context.pending, ...context.reading].map(({ address }) => context.space.startOf(address));
+        yield { place: 'read', over: () => asleep().length > 0 || guest.#othersAreDone() };
+        const waiting = asleep();
+        const start = waiting[guest.chooser.below(waiting.length)];
+        const bytes = start === undefined ? undefined : guest.#oracle.missing(context.space, start);
+        if (start === undefined || !bytes) return 0;
+        filled = `${hex(BigInt(start))}, without a wake`;
+        const fill = { request: REQUEST.COPY, start, source: start, length: guest.pageSize, mode: BIT.DONTWAKE };
+        const page = (address: number, length: number): Uint8Array =>
+          bytes.subarray(address - start, address - start + length);
+        return resolve(context, { space: context.space, read: page }, fill).result === 0 ? 1 : 0;
+      },
+    };
+  }
+
+  #othersAreDone(): boolean {
+    return this.kernel.threads.every((thread) => thread.idle || thread === this.#monitorThread);
+  }
+
+  /** The address of a page that threads use. */
   page(index: number): bigint {
-    const offset = index * this.pageSize;
+    const offset = (this.#firstPage + index) * this.pageSize;
     const region = this.regions.find((one) => offset >= one.offset && offset < one.offset + one.length);
     if (!region) throw new RangeError(`there is no page ${index}`);
     return region.start + BigInt(offset - region.offset);
@@ -129,8 +206,8 @@ export class Guest implements WorkloadWorld {
   // ---- how it is made ------------------------------------------------------------------------------------
 
   /** Maps the memory in up to `most` regions, whose order in the file may differ from that of their addresses. */
-  #map(most: number, huge: boolean): Region[] {
-    const { chooser, pages, pageSize, process, kernel } = this;
+  #map({ pages, regions: most }: GuestOptions, huge: boolean): Region[] {
+    const { chooser, pageSize, process, kernel } = this;
     const count = 1 + chooser.below(Math.min(most, pages));
     const turned = count > 1 && chooser.below(2) === 1;
     const sizes = Array.from({ length: count }, (_, index) =>

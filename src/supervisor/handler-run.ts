@@ -54,7 +54,8 @@ export const INJECTED: Inject = {
   repeat: 0.05,
   wake: 0.02,
   signal: 0.02,
-  short: 0.1,
+  short: 0.05,
+  dry: 0.01,
   exit: 0.002,
 };
 
@@ -65,7 +66,7 @@ export class HandlerNotReady extends Error {
 
 const SMALL_PAGE = 4096;
 const HUGE_PAGE = 2 ** 21;
-const SMALL_PAGES = 8;
+const SMALL_PAGES = 64;
 const HUGE_PAGES = 3;
 /** One guest in this many has 2 MiB pages. */
 const HUGE_ONE_IN = 16;

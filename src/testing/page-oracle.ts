@@ -48,6 +48,14 @@ export class PageOracle implements MemoryObserver {
       known.set(space.pageOf(address + index * pageSize), expected(first + index));
   }
 
+  /** What a missing page should get; undefined: that cannot be said, because it is unknown or being removed. */
+  missing(space: AddressSpace, address: number): Uint8Array | undefined {
+    const known = this.#of(space).get(space.keyOf(address));
+    if (!known || known.removing || known.written.size > 0) return undefined;
+    const contents = this.#contents(known.index);
+    return known.removed ? new Uint8Array(contents.length) : contents;
+  }
+
   #of(space: AddressSpace): Map<number, ExpectedPage> {
     const known = this.#pages.get(space) ?? new Map<number, ExpectedPage>();
     this.#pages.set(space, known);
