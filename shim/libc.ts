@@ -12,10 +12,7 @@ type Word = number | bigint;
 
 /** The JavaScript types that stand for C types: those of arguments, and those of results. */
 interface ArgumentTypes
-  extends Record<
-    'int' | 'uint' | 'long' | 'ulong' | 'size_t' | 'intptr_t' | 'int64_t' | 'uint64_t',
-    number
-  > {
+  extends Record<'int' | 'uint' | 'long' | 'ulong' | 'size_t' | 'intptr_t' | 'int64_t' | 'uint64_t', number> {
   uintptr_t: Word;
   str: string;
   'void *': Uint8Array | Int32Array | BigUint64Array;

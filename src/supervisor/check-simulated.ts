@@ -51,7 +51,9 @@ export async function checkSimulated(
   { seeds = SEEDS, progress, signal, ...options }: CheckSimulatedOptions = {},
 ): Promise<CheckReport> {
   if (!knowsArchitecture)
-    throw new UnsupportedError(`the system calls of ${process.arch} are not known, only those of x64 and arm64`);
+    throw new UnsupportedError(
+      `the system calls of ${process.arch} are not known, only those of x64 and arm64`,
+    );
   signal?.throwIfAborted();
   const range = typeof seeds === 'number' ? { from: 1, count: seeds } : seeds;
   const search: SearchOptions = { ...options, ...range, command };
@@ -112,8 +114,12 @@ function causes({ found, abilities }: SearchResult): string[] {
   if (!found || found.repeats.failed === found.repeats.of) return [];
   return [
     'the run does not repeat each time: threads, clocks, or hash tables with random seeds may decide differently',
-    ...(abilities.fixed ? [] : ['addresses are randomised, because this system does not allow to turn that off']),
-    ...(abilities.killable ? [] : ['before Linux 5.19, signals may make answers vanish, above all those of Go']),
+    ...(abilities.fixed
+      ? []
+      : ['addresses are randomised, because this system does not allow to turn that off']),
+    ...(abilities.killable
+      ? []
+      : ['before Linux 5.19, signals may make answers vanish, above all those of Go']),
   ];
 }
 

@@ -2,9 +2,9 @@
 // over, and the checks of what the handler does. The handler's calls come from outside, through `port`, and the guest's
 // threads run only within them.
 
+import { hex } from '../errors/format.js';
 import type { KernelPort } from '../kernel/port.js';
 import type { Region } from '../serve/handoff-protocol.js';
-import { hex } from '../errors/format.js';
 import { BIT, EVENT, FEATURE, MESSAGE_BYTES, MODE, OPEN, REQUEST, UFFD_API } from '../sim/abi.js';
 import type { Noted } from '../sim/chooser.js';
 import {
@@ -118,13 +118,7 @@ export class Guest implements WorkloadWorld {
       (failure) => this.fail(failure),
     );
     for (const { start, length, offset } of this.regions)
-      this.#oracle.watch(
-        this.process.space,
-        Number(start),
-        length / pageSize,
-        pageSize,
-        offset / pageSize,
-      );
+      this.#oracle.watch(this.process.space, Number(start), length / pageSize, pageSize, offset / pageSize);
     if (withSchedule) this.schedule = this.#write();
     const inner = this.kernel.attachForeign(this.scratch, readCaller);
     this.port = observedPort(inner, this.scratch, {
@@ -174,7 +168,13 @@ export class Guest implements WorkloadWorld {
         const bytes = start === undefined ? undefined : guest.#oracle.missing(context.space, start);
         if (start === undefined || !bytes) return 0;
         filled = `${hex(BigInt(start))}, without a wake`;
-        const fill = { request: REQUEST.COPY, start, source: start, length: guest.pageSize, mode: BIT.DONTWAKE };
+        const fill = {
+          request: REQUEST.COPY,
+          start,
+          source: start,
+          length: guest.pageSize,
+          mode: BIT.DONTWAKE,
+        };
         const page = (address: number, length: number): Uint8Array =>
           bytes.subarray(address - start, address - start + length);
         return resolve(context, { space: context.space, read: page }, fill).result === 0 ? 1 : 0;
@@ -269,7 +269,8 @@ export class Guest implements WorkloadWorld {
 
   #read(view: DataView, bytes: number): void {
     const messages = bytes / MESSAGE_BYTES;
-    for (let at = 0; at < bytes; at += MESSAGE_BYTES) if (view.getUint8(at) === EVENT.PAGEFAULT) this.faults++;
+    for (let at = 0; at < bytes; at += MESSAGE_BYTES)
+      if (view.getUint8(at) === EVENT.PAGEFAULT) this.faults++;
     this.note(`handler: reads ${messages} message${messages === 1 ? '' : 's'}`);
   }
 

@@ -59,8 +59,8 @@ export class HandlerCalls {
   over = false;
   /** Whether the handler waits, and nothing can happen unless another thread of it makes a call. */
   idle = false;
-  /** Whether the handler has used the userfaultfd. */
-  used = false;
+  /** How many calls the handler has made on the userfaultfd. */
+  uses = 0;
   /** The thread that made the last call on the userfaultfd. */
   pid = 0;
   /** Whether the handler has tried to open a userfaultfd of its own. */
@@ -82,7 +82,6 @@ export class HandlerCalls {
   #mirrors = false;
   #held: HeldRead[] = [];
   #emptyReads = 0;
-  #calls = 0;
   /** Descriptors that ioctls have used for the userfaultfd. */
   readonly #known = new Set<number>();
   /** Threads that have used the userfaultfd. Their sleeps take virtual time. */
@@ -126,9 +125,9 @@ export class HandlerCalls {
     this.#callers.clear();
     this.over = false;
     this.idle = false;
-    this.used = false;
+    this.uses = 0;
     this.#mirrors = false;
-    [this.#inPipe, this.#messages, this.#emptyReads, this.#calls] = [0, 0, 0, 0];
+    [this.#inPipe, this.#messages, this.#emptyReads] = [0, 0, 0];
   }
 
   /** Closes the pipe of the guest before. */
@@ -188,9 +187,7 @@ export class HandlerCalls {
   }
 
   #isRetired(pid: number): boolean {
-    return (
-      this.#retired !== undefined && kindOf(pid, this.#signed(0), this.#retired.pipe) === 'uffd'
-    );
+    return this.#retired !== undefined && kindOf(pid, this.#signed(0), this.#retired.pipe) === 'uffd';
   }
 
   #fillRandom(pid: number): number | undefined {
@@ -203,11 +200,10 @@ export class HandlerCalls {
 
   /** Notes a call on the userfaultfd. */
   #uses(pid: number): void {
-    this.used = true;
     this.pid = pid;
     this.idle = false;
     this.#callers.add(pid);
-    if (++this.#calls > CALLS_MOST) this.#guest?.stuck('busy', `${CALLS_MOST} calls were not enough`);
+    if (++this.uses > CALLS_MOST) this.#guest?.stuck('busy', `${CALLS_MOST} calls were not enough`);
   }
 
   // ---- ioctl ---------------------------------------------------------------------------------------------

@@ -76,6 +76,11 @@ const START_MS = 10_000;
 const SILENT_MS = 5000;
 /** How long a handler with threads or timers must be asleep before its wait counts as one for ever. */
 const ASLEEP_MS = 500;
+/** How long to wait for a call, before it is looked what the handler's threads do. */
+const LOOK_MS = 1000;
+const IDLE_LOOK_MS = 20;
+/** How long a handler that has served a guest may take to take the next one. */
+const TAKEN_MS = 1000;
 const ERRORS_SHOWN = 5;
 const SIGNALLED = 128;
 const ECONNREFUSED = -111;
@@ -88,6 +93,8 @@ export class HandlerRuns {
   readonly #calls: HandlerCalls;
   #connection = -1;
   #runs = false;
+  /** Whether the handler's process has served another guest before. */
+  #again = false;
   #memory = 0;
   /** Whether one process gets many hand-offs. A handler that does not take a second one gets a process for each. */
   #reuse: boolean;
@@ -148,9 +155,17 @@ export class HandlerRuns {
     const { readCaller } = this.#calls;
     const options = { pageSize, pages, inject, regions, threads, actions, steps };
     const guest = new Guest(options, chooser, readCaller, schedule);
-    this.#prepare(isHuge ? 1 : 0);
+    const memory = isHuge ? 1 : 0;
+    this.#prepare(memory);
     this.#handOver(guest);
-    this.#serve(guest);
+    if (!this.#serve(guest)) {
+      // Its process has served another guest before, and takes no further one.
+      this.#reuse = false;
+      closeDescriptor(this.#connection);
+      this.#prepare(memory);
+      this.#handOver(guest);
+      this.#serve(guest);
+    }
     this.#finish(guest);
     return {
       failure: guest.failure,
@@ -166,6 +181,7 @@ export class HandlerRuns {
   /** Makes sure that a handler listens. */
   #prepare(memory: number): void {
     if (this.#runs && (!this.#reuse || memory !== this.#memory)) this.#end();
+    this.#again = this.#runs;
     if (this.#runs) {
       const connection = this.#launcher.connect();
       if (connection !== undefined && connection >= 0) {
@@ -173,6 +189,7 @@ export class HandlerRuns {
         return;
       }
       this.#end();
+      this.#again = false;
     }
     this.#memory = memory;
     this.#calls.begin(1);
@@ -222,20 +239,25 @@ export class HandlerRuns {
     if (sent < 0) guest.fail({ invariant: 'ended', detail: 'the handler has closed the connection at once' });
   }
 
-  /** Answers calls until the run is over. */
-  #serve(guest: Guest): void {
+  /** Answers calls until the run is over. False: the handler's process does not take this further hand-off. */
+  #serve(guest: Guest): boolean {
     const calls = this.#calls;
-    let lastCall = performance.now();
+    let [lastUse, uses] = [performance.now(), 0];
     while (!guest.failure && !calls.over) {
       const finished = calls.idle && guest.finished;
-      const happened = this.#launcher.wait(finished ? 0 : calls.idle ? 20 : 1000);
-      if (happened === 'call') {
-        calls.handle();
-        lastCall = performance.now();
-      } else if (happened === 'ended') this.#ended(guest);
-      else this.#silent(guest, performance.now() - lastCall);
-      if (happened === 'ended') return;
+      const happened = this.#launcher.wait(finished ? 0 : calls.idle ? IDLE_LOOK_MS : LOOK_MS);
+      if (happened === 'call') calls.handle();
+      if (calls.uses !== uses) [lastUse, uses] = [performance.now(), calls.uses];
+      const silentMs = performance.now() - lastUse;
+      if (this.#again && uses === 0 && (happened === 'ended' || silentMs > TAKEN_MS)) return false;
+      if (happened === 'ended') {
+        this.#ended(guest);
+        break;
+      }
+      // Calls on other descriptors are no sign of life.
+      if (happened === 'nothing' || silentMs > SILENT_MS) this.#silent(guest, silentMs);
     }
+    return true;
   }
 
   /** The handler makes no calls. */

@@ -87,7 +87,11 @@ export class Launcher {
     this.#shell = startProcess(
       'launcher',
       [JSON.stringify(order)],
-      { stdio: [childInput, childOutput, 'inherit', 'ipc', childChannel, childLife], execArgv: [], detached: true },
+      {
+        stdio: [childInput, childOutput, 'inherit', 'ipc', childChannel, childLife],
+        execArgv: [],
+        detached: true,
+      },
       ENTRY,
     );
     this.#shell.unref();

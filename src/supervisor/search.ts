@@ -83,9 +83,7 @@ async function explained(
 ): Promise<FoundFailure> {
   const until = performance.now() + SHRINK_MS;
   const again: Runner = async (choices, fallback, steps) =>
-    performance.now() > until
-      ? { ...tried, failure: undefined }
-      : attempt({ choices, fallback, steps });
+    performance.now() > until ? { ...tried, failure: undefined } : attempt({ choices, fallback, steps });
   const best = await new Shrinker(again, tried, shrinks).shrink();
   let choices = best;
   let shown = attempt({ choices, schedule: true });

@@ -80,7 +80,10 @@ class Memory {
 }
 
 /** Makes threads, each of which ends by itself. */
-export function workload(world: WorkloadWorld, { threads = 3, actions = 8 }: WorkloadOptions = {}): Program[] {
+export function workload(
+  world: WorkloadWorld,
+  { threads = 3, actions = 8 }: WorkloadOptions = {},
+): Program[] {
   const memory = new Memory(world);
   const kinds: Draw[] = [reads, writes, populates];
   const features = new Set(world.features);
