@@ -1,0 +1,63 @@
+// Each of the twelve broken handlers fails in the simulated kernel, within 2,000 guests; the honest one passes.
+
+import { strict as assert } from 'node:assert';
+import { spawnSync } from 'node:child_process';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import type { ScenarioResult } from '../../src/conformance/result.js';
+import { type CheckSimulatedOptions, checkSimulated } from '../../src/supervisor/check-simulated.js';
+import { skip, suite } from '../support/harness.js';
+
+const test = suite('broken handlers');
+const folder = mkdtempSync(join(tmpdir(), 'uffd-broken-'));
+process.on('exit', () => rmSync(folder, { recursive: true, force: true }));
+
+const SEEDS = 2000;
+const HONEST_SEEDS = process.env.UFFD_LONG === undefined ? 60 : SEEDS;
+/** By the number of the fault: what is wrong, and what the search says. */
+const FAULTS: Readonly<Record<number, readonly [what: string, says: RegExp]>> = {
+  1: ['it fills pages before it looks at removals', /removed holds data|makes? progress/],
+  2: ['it counts −EAGAIN as bytes', /sleeps for ever/],
+  3: ['it defers a fault without a time limit', /sleeps for ever/],
+  4: ['it tries a fill a fixed number of times', /sleeps for ever/],
+  5: ['it does not wake the thread of a page that is present', /sleeps for ever/],
+  6: ['it chooses the data before it waits for a removal', /removed holds data/],
+  7: ['it fills removed pages from the file', /removed holds data/],
+  8: ['it drops the messages of a batch behind the sixteenth', /sleeps for ever/],
+  9: ['it takes the address for the offset in the file', /has ended|does not hold/],
+  10: ['it fills huge pages by 4 KiB', /has ended|does not hold/],
+  11: ['it takes a short copy for a whole one', /removed holds data|sleeps for ever|does not hold/],
+  12: ['it ends when a fill fails with ESRCH', /has ended/],
+};
+
+async function check(fault: number, options: CheckSimulatedOptions): Promise<ScenarioResult> {
+  const [source, headers] = ['conformance/broken/handler.c', '../bench/peers/c'].map((path) =>
+    fileURLToPath(new URL(`../../../test/${path}`, import.meta.url)),
+  ) as [string, string];
+  const target = join(folder, `handler-${fault}`);
+  const flags = ['-O1', `-I${headers}`, `-DFAULT=${fault}`, '-o', target, source];
+  const built = spawnSync('cc', flags, { encoding: 'utf8' });
+  if (built.error) skip(`there is no C compiler: ${built.error.message}`);
+  if (built.status !== 0) throw new Error(built.stderr);
+  const { results } = await checkSimulated([target, '{socket}', '{memory}'], options);
+  return results[0] as ScenarioResult;
+}
+
+for (const [fault, [what, says]] of Object.entries(FAULTS)) {
+  test(`fault ${fault} is found: ${what}`, async () => {
+    const { verdict, reason, repeats, seed } = await check(Number(fault), { seeds: SEEDS, shrinks: 0 });
+    assert.equal(verdict, 'fail', reason);
+    assert.match(reason ?? '', says);
+    assert.deepEqual(repeats, { failed: 3, of: 3 });
+    assert.ok((seed ?? 0) > 0);
+  });
+}
+
+test('the honest handler passes', async () => {
+  const { verdict, reason } = await check(0, { seeds: HONEST_SEEDS });
+  assert.equal(verdict, 'pass', reason);
+});
+
+test.run();
