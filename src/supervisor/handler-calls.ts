@@ -54,6 +54,15 @@ interface Waiting {
   readonly inVain: () => number;
 }
 
+/** What /proc says about a userfaultfd. */
+const LINK = 'anon_inode:[userfaultfd]';
+const PATH_MOST = 64;
+const PAGE_BYTES = 4096;
+
+function isRead(name: CallName): boolean {
+  return name === 'read' || name === 'readv' || name === 'preadv2';
+}
+
 export class HandlerCalls {
   /** Whether the guest's threads are finished, and the handler waits. */
   over = false;
@@ -178,12 +187,28 @@ export class HandlerCalls {
         return this.#ioctl(pid);
     }
     const guest = this.#guest;
-    if ((name === 'read' || name === 'readv') && this.#isRetired(pid)) return E.AGAIN;
+    if (isRead(name) && this.#isRetired(pid)) return E.AGAIN;
     if (!guest || guest.failure) return undefined;
-    if (name === 'read' || name === 'readv') return this.#read(guest, pid, name);
+    if (isRead(name)) return this.#read(guest, pid, name);
+    if (name === 'readlink') return this.#readLink(pid, 0);
+    if (name === 'readlinkat') return this.#readLink(pid, 1);
     if (name === 'nanosleep' || name === 'clock_nanosleep') return this.#sleep(guest, pid, name);
     const waiting = this.#waiting(name, pid);
     return waiting && this.#wait(guest, waiting);
+  }
+
+  /** A link of /proc that says what a descriptor is. `first`: index of the path among the arguments. */
+  #readLink(pid: number, first: number): number | undefined {
+    const path = Buffer.alloc(PATH_MOST);
+    // The rest of the page is read, too, but not the next page, which need not be there.
+    const address = this.#argument(first);
+    const there = path.subarray(0, Math.min(PATH_MOST, PAGE_BYTES - (address % PAGE_BYTES)));
+    if (memory.read(pid, address, there) < 0) return undefined;
+    const fd = /^\/proc\/(?:self|thread-self|\d+)\/fd\/(\d+)\0/.exec(there.toString('latin1'))?.[1];
+    if (fd === undefined || kindOf(pid, Number(fd), this.#pipe) !== 'uffd') return undefined;
+    const link = Buffer.from(LINK).subarray(0, this.#argument(first + 2));
+    const errno = memory.write(pid, this.#argument(first + 1), link);
+    return errno < 0 ? errno : link.length;
   }
 
   #isRetired(pid: number): boolean {
@@ -235,10 +260,10 @@ export class HandlerCalls {
 
   // ---- read ----------------------------------------------------------------------------------------------
 
-  #read(guest: Guest, pid: number, name: 'read' | 'readv'): number | 'held' | undefined {
+  #read(guest: Guest, pid: number, name: CallName): number | 'held' | undefined {
     if (kindOf(pid, this.#signed(0), this.#pipe) !== 'uffd') return undefined;
     this.#uses(pid);
-    if (name === 'readv') return this.#readVectors(guest, pid);
+    if (name !== 'read') return this.#readVectors(guest, pid);
     const [buffer, length] = [this.#argument(1), this.#argument(2)];
     const result = this.#readInto(guest, pid, buffer, length);
     if (result !== E.AGAIN) {

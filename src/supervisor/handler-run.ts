@@ -76,6 +76,8 @@ const START_MS = 10_000;
 const SILENT_MS = 5000;
 /** How long a handler with threads or timers must be asleep before its wait counts as one for ever. */
 const ASLEEP_MS = 500;
+/** How long a handler must be asleep that does not wait for messages of a guest whose threads are finished. */
+const ENDING_MS = 100;
 /** How long to wait for a call, before it is looked what the handler's threads do. */
 const LOOK_MS = 1000;
 const IDLE_LOOK_MS = 20;
@@ -244,8 +246,9 @@ export class HandlerRuns {
     const calls = this.#calls;
     let [lastUse, uses] = [performance.now(), 0];
     while (!guest.failure && !calls.over) {
-      const finished = calls.idle && guest.finished;
-      const happened = this.#launcher.wait(finished ? 0 : calls.idle ? IDLE_LOOK_MS : LOOK_MS);
+      const { finished } = guest;
+      const lookMs = calls.idle || finished ? IDLE_LOOK_MS : LOOK_MS;
+      const happened = this.#launcher.wait(calls.idle && finished ? 0 : lookMs);
       if (happened === 'call') calls.handle();
       if (calls.uses !== uses) [lastUse, uses] = [performance.now(), calls.uses];
       const silentMs = performance.now() - lastUse;
@@ -263,9 +266,11 @@ export class HandlerRuns {
   /** The handler makes no calls. */
   #silent(guest: Guest, forMs: number): void {
     const { idle, pid } = this.#calls;
-    const asleep = idle && isAsleep(pid);
-    if (asleep && guest.finished) this.#calls.over = true;
-    else if (asleep && forMs > ASLEEP_MS) guest.stuck('asleep', 'the handler waits, and nothing wakes it');
+    const asleep = (idle || guest.finished) && isAsleep(pid);
+    // A handler need not wait for messages of a guest that has ended.
+    if (asleep && guest.finished && (idle || forMs > ENDING_MS)) this.#calls.over = true;
+    else if (asleep && idle && forMs > ASLEEP_MS)
+      guest.stuck('asleep', 'the handler waits, and nothing wakes it');
     else if (forMs > SILENT_MS) guest.stuck('asleep', `the handler made no call for ${SILENT_MS / 1000} s`);
     else if (idle && guest.finished) this.#launcher.pause();
   }

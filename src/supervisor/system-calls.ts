@@ -10,6 +10,7 @@ export type CallName = keyof typeof X64;
 const X64 = {
   read: 0,
   readv: 19,
+  preadv2: 327,
   poll: 7,
   ppoll: 271,
   select: 23,
@@ -19,6 +20,8 @@ const X64 = {
   epoll_pwait2: 441,
   ioctl: 16,
   listen: 50,
+  readlink: 89,
+  readlinkat: 267,
   nanosleep: 35,
   clock_nanosleep: 230,
   getrandom: 318,
@@ -28,12 +31,14 @@ const X64 = {
 const ARM64: Partial<Record<CallName, number>> = {
   read: 63,
   readv: 65,
+  preadv2: 286,
   ppoll: 73,
   pselect6: 72,
   epoll_pwait: 22,
   epoll_pwait2: 441,
   ioctl: 29,
   listen: 201,
+  readlinkat: 78,
   nanosleep: 101,
   clock_nanosleep: 115,
   getrandom: 278,
@@ -49,7 +54,7 @@ const ARCHITECTURES: Readonly<Record<string, { audit: number; numbers: Partial<R
 
 /** Calls that are let through if reads and waits are not trapped. */
 const READS_AND_WAITS: readonly CallName[] = [
-  ...(['read', 'readv', 'poll', 'ppoll', 'select', 'pselect6'] as const),
+  ...(['read', 'readv', 'preadv2', 'poll', 'ppoll', 'select', 'pselect6'] as const),
   ...(['epoll_wait', 'epoll_pwait', 'epoll_pwait2', 'nanosleep', 'clock_nanosleep'] as const),
 ];
 
