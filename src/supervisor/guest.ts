@@ -52,7 +52,7 @@ const LENGTH_AT = 8;
 const MODE_AT = 16;
 const SMALL_PAGE = 4096;
 /** One guest in TEMPERS has many threads, and one has threads that run more often. */
-const TEMPERS = 8;
+const TEMPERS = 5;
 const CROWD: Temper = { threads: 32, actions: 3, preemption: 0.97, pages: 64 };
 const PAGES = 8;
 const BUSY_PREEMPTION = 0.7;
