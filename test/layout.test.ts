@@ -42,7 +42,7 @@ const LAYERS = [
   ['src/supervisor/search.ts'],
   ['src/supervisor/handler-run.ts'],
   ['src/supervisor/handler-calls.ts'],
-  ['src/supervisor/guest.ts', 'src/supervisor/launcher.ts'],
+  ['src/supervisor/guest.ts', 'src/supervisor/launcher.ts', 'src/supervisor/waits.ts'],
   ['src/supervisor/caller.ts', 'src/supervisor/launcher-process.ts'],
   ['src/testing/explore.ts'],
   ['src/testing/shrink.ts'],

@@ -13,20 +13,16 @@ import { closeDescriptor, isNonBlocking } from '../../shim/descriptors.js';
 import { makePipe } from '../../shim/seccomp.js';
 import { E, MESSAGE_BYTES } from '../sim/abi.js';
 import { Random } from '../sim/chooser.js';
-import { interestsOf, kindOf, memory, ownLink, threadCount } from './caller.js';
+import { kindOf, memory, ownLink, threadCount } from './caller.js';
 import { type Guest, MESSAGES_AT, MESSAGES_MOST } from './guest.js';
 import type { Launcher } from './launcher.js';
 import { type CallName, callNames, UFFD_TYPE } from './system-calls.js';
+import { type Waiting, Waits } from './waits.js';
 
 /** Offsets in struct seccomp_notif: the thread, the call's number, and its arguments. */
 const PID_AT = 8;
 const NUMBER_AT = 16;
 const ARGUMENTS_AT = 32;
-const POLLIN = 1;
-const POLLFD_BYTES = 8;
-/** Most descriptors of a poll, and bytes of a select's set, that are looked at. */
-const POLLFDS_MOST = 256;
-const SET_BYTES_MOST = 512;
 const RANDOM_BYTES_MOST = 4096;
 const TIMER_ABSTIME = 1;
 /** Reads in a row that find nothing, after which a handler that never waits counts as waiting. */
@@ -42,16 +38,6 @@ interface HeldRead {
   readonly pid: number;
   readonly buffer: number;
   readonly length: number;
-}
-
-/** How a handler waits: for which descriptors, and how long at most (virtual milliseconds; −1: for ever). */
-interface Waiting {
-  readonly pid: number;
-  /** Whether all other descriptors are sockets. */
-  readonly known: boolean;
-  readonly limitMs: number;
-  /** Writes the result of a wait that was in vain. Returns the call's result. */
-  readonly inVain: () => number;
 }
 
 /** What /proc says about a userfaultfd. */
@@ -78,6 +64,7 @@ export class HandlerCalls {
   listens: () => void = () => {};
   readonly #launcher: Launcher;
   readonly #words: DataView;
+  readonly #waits: Waits;
   #random = new Random(1);
   #guest: Guest | undefined;
   #ends: readonly [read: number, write: number] | undefined;
@@ -99,6 +86,10 @@ export class HandlerCalls {
   constructor(launcher: Launcher) {
     this.#launcher = launcher;
     this.#words = launcher.channel.notification;
+    this.#waits = new Waits({
+      argument: (index) => this.#argument(index),
+      signed: (index) => this.#signed(index),
+    });
   }
 
   /** Begins with a new process: its random bytes depend on the seed alone. */
@@ -193,7 +184,7 @@ export class HandlerCalls {
     if (name === 'readlink') return this.#readLink(pid, 0);
     if (name === 'readlinkat') return this.#readLink(pid, 1);
     if (name === 'nanosleep' || name === 'clock_nanosleep') return this.#sleep(guest, pid, name);
-    const waiting = this.#waiting(name, pid);
+    const waiting = this.#waits.of(name, pid, this.#pipe);
     return waiting && this.#wait(guest, waiting);
   }
 
@@ -346,87 +337,12 @@ export class HandlerCalls {
     if (!this.#callers.has(pid)) return undefined;
     const [flags, at] = name === 'nanosleep' ? [0, 0] : [this.#signed(1), 2];
     if (flags & TIMER_ABSTIME) return undefined;
-    const limitMs = this.#milliseconds(pid, this.#argument(at));
+    const limitMs = this.#waits.milliseconds(pid, this.#argument(at));
     if (limitMs === undefined) return undefined;
     this.#uses(pid);
     guest.note(`handler: sleeps for ${limitMs} ms`);
     guest.attempt(() => guest.pass(limitMs));
     return 0;
-  }
-
-  /** A struct timespec in milliseconds. An address of 0: −1. Undefined: it cannot be read. */
-  #milliseconds(pid: number, address: number, unit = 1e6): number | undefined {
-    if (address === 0) return -1;
-    const time = new BigInt64Array(2);
-    if (memory.read(pid, address, new Uint8Array(time.buffer)) < 0) return undefined;
-    return Number(time[0]) * 1000 + Number(time[1]) / unit;
-  }
-
-  /** What a handler waits for; undefined: not for the userfaultfd. */
-  #waiting(name: CallName, pid: number): Waiting | undefined {
-    switch (name) {
-      case 'poll':
-        return this.#polling(pid, this.#signed(2));
-      case 'ppoll':
-        return this.#polling(pid, this.#milliseconds(pid, this.#argument(2)));
-      case 'select':
-        return this.#selecting(pid, this.#milliseconds(pid, this.#argument(4), 1e3));
-      case 'pselect6':
-        return this.#selecting(pid, this.#milliseconds(pid, this.#argument(4)));
-      case 'epoll_wait':
-      case 'epoll_pwait':
-        return this.#epolling(pid, this.#signed(3));
-      case 'epoll_pwait2':
-        return this.#epolling(pid, this.#milliseconds(pid, this.#argument(3)));
-      default:
-        return undefined;
-    }
-  }
-
-  /** The wait for some descriptors; undefined: the userfaultfd is not among them. */
-  #waitFor(
-    pid: number,
-    fds: readonly number[],
-    limitMs: number | undefined,
-    inVain: () => number,
-  ): Waiting | undefined {
-    const kinds = fds.map((fd) => kindOf(pid, fd, this.#pipe));
-    if (limitMs === undefined || !kinds.includes('uffd')) return undefined;
-    return { pid, known: !kinds.includes('other'), limitMs: limitMs < 0 ? -1 : limitMs, inVain };
-  }
-
-  #polling(pid: number, limitMs: number | undefined): Waiting | undefined {
-    const [address, count] = [this.#argument(0), this.#argument(1)];
-    if (count === 0 || count > POLLFDS_MOST) return undefined;
-    const entries = new DataView(new ArrayBuffer(POLLFD_BYTES * count));
-    const bytes = new Uint8Array(entries.buffer);
-    if (memory.read(pid, address, bytes) < 0) return undefined;
-    const wanted = Array.from({ length: count }, (_, index) => POLLFD_BYTES * index)
-      .filter((at) => (entries.getInt16(at + 4, true) & POLLIN) !== 0)
-      .map((at) => entries.getInt32(at, true))
-      .filter((fd) => fd >= 0);
-    return this.#waitFor(pid, wanted, limitMs, () => {
-      for (let index = 0; index < count; index++) entries.setInt16(POLLFD_BYTES * index + 6, 0, true);
-      return memory.write(pid, address, bytes);
-    });
-  }
-
-  #selecting(pid: number, limitMs: number | undefined): Waiting | undefined {
-    const length = Math.min(SET_BYTES_MOST, Math.ceil(this.#argument(0) / 64) * 8);
-    const sets = [this.#argument(1), this.#argument(2), this.#argument(3)];
-    const set = new Uint8Array(length);
-    if (sets[0] === 0 || memory.read(pid, sets[0] as number, set) < 0) return undefined;
-    const wanted = Array.from({ length: 8 * length }, (_, fd) => fd).filter(
-      (fd) => ((set[fd >> 3] as number) & (1 << (fd & 7))) !== 0,
-    );
-    return this.#waitFor(pid, wanted, limitMs, () => {
-      for (const address of sets) if (address !== 0) memory.write(pid, address, new Uint8Array(length));
-      return 0;
-    });
-  }
-
-  #epolling(pid: number, limitMs: number | undefined): Waiting | undefined {
-    return this.#waitFor(pid, interestsOf(pid, this.#signed(0)), limitMs, () => 0);
   }
 
   /** Lets threads of the guest run until the wait is over. Undefined: the kernel carries the wait out. */

@@ -20,5 +20,5 @@ export { type Explored, type ExploreOptions, explore } from './explore.js';
 export { type Failure, INVARIANTS, type Invariant, type Repeat, SimulationError } from './failure.js';
 export { type AnswerOptions, answerFromSource } from './handler.js';
 export { type Simulated, type SimulateOptions, simulate } from './simulate.js';
-export { type WorkloadOptions, workload } from './workload.js';
+export { type WorkloadOptions, type WorkloadWorld, workload } from './workload.js';
 export type { World, WorldOptions } from './world.js';
