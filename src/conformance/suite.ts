@@ -1,4 +1,5 @@
-// The suite on the real kernel: runs scenarios one after the other.
+// The suite on the real kernel: runs scenarios one after the other. Also gives the simulated check, so that bundles for
+// browsers leave out both with this file.
 
 import '../kernel/linux.js';
 import { invalidValue } from '../errors/arguments.js';
@@ -7,6 +8,8 @@ import type { CheckReport, ScenarioResult } from './result.js';
 import { type RunOptions, runScenario } from './run-scenario.js';
 import type { Scenario } from './scenario.js';
 import { SCENARIOS } from './scenarios/index.js';
+
+export { checkSimulated } from '../supervisor/check-simulated.js';
 
 export interface SuiteOptions extends RunOptions {
   /** Names of scenarios, or of their beginnings, like `remove`; default: all. */

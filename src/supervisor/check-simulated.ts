@@ -76,7 +76,7 @@ export async function checkSimulated(
   }
   signal?.throwIfAborted();
   if (last && 'refused' in last) throw refusal(last.refused);
-  const milliseconds = performance.now() - begun;
+  const milliseconds = Math.round(performance.now() - begun);
   const about = { scenario: SCENARIO, why: WHY, milliseconds };
   const result: ScenarioResult =
     last && 'result' in last
@@ -103,7 +103,8 @@ function verdictOf(result: SearchResult): Omit<ScenarioResult, 'scenario' | 'why
   return {
     verdict: 'fail',
     reason: `${INVARIANTS[failure.invariant]}: ${failure.detail}`,
-    details: [...lines, ...causes(result), ...errors.map((line) => `standard error: ${line}`)],
+    // The first two lines are the reason and the seed.
+    details: [...lines.slice(2), ...causes(result), ...errors.map((line) => `standard error: ${line}`)],
     repeats,
     seed,
   };

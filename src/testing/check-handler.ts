@@ -1,7 +1,8 @@
-// `checkHandler`: tests a page-fault handler in any language, as a program, on the real kernel.
+// `checkHandler`: tests a page-fault handler in any language, as a program, on the real kernel or in simulated ones.
 
 import type { CheckReport, ScenarioResult } from '../conformance/result.js';
 import {
+  checkBoolean,
   checkFunction,
   checkInteger,
   checkNames,
@@ -22,6 +23,19 @@ export interface CheckHandlerOptions {
   env?: Readonly<Record<string, string>> | undefined;
   /** What the handler prints when it is ready. Default: it is ready when the file of its socket exists. */
   ready?: RegExp | undefined;
+  /**
+   * Whether the handler is tested in simulated kernels instead: with random guests, any schedule, and no privileges.
+   * `env`, `ready`, `scenarios`, `repeat`, `deadlineMs` and `evidence` are not for this. Default false.
+   */
+  simulated?: boolean | undefined;
+  /** With `simulated`: how many seeds to try, from 1 on, or which ones; 1 to 2^32 − 1. Default 300. */
+  seeds?: number | { readonly from: number; readonly count: number } | undefined;
+  /** With `simulated`: one process of the handler gets one hand-off after the other, which is faster. Default false. */
+  reuse?: boolean | undefined;
+  /** With `simulated`: reads and waits are not trapped, which is faster, and not repeatable. Default false. */
+  nativeReads?: boolean | undefined;
+  /** With `simulated`: called with the number of runs so far, those of shrinking too, about five times a second. */
+  onProgress?: ((runs: number) => void) | undefined;
   /** Scenarios by name, or by the beginnings of their names, like `remove`. Default: all. */
   scenarios?: readonly string[] | undefined;
   /** How often each scenario runs, at least 1. Default 1. */
@@ -40,6 +54,10 @@ const DEADLINE_MS = 10_000;
 const DEADLINE_LEAST_MS = 100;
 const DEADLINE_MOST_MS = 3_600_000;
 const REPEAT_MOST = 1_000_000;
+const SEED_MOST = 2 ** 32 - 1;
+/** Options for one of the two kinds of kernels. */
+const REAL = ['env', 'ready', 'scenarios', 'repeat', 'deadlineMs', 'evidence'] as const;
+const SIMULATED = ['seeds', 'reuse', 'nativeReads', 'onProgress'] as const;
 
 /** Checks by option name. */
 const CHECKS: Readonly<Record<keyof CheckHandlerOptions, (value: unknown, name: string) => void>> = {
@@ -48,6 +66,15 @@ const CHECKS: Readonly<Record<keyof CheckHandlerOptions, (value: unknown, name: 
   ready(value, name) {
     if (!(value instanceof RegExp)) throw wrongType(name, 'a regular expression', value);
   },
+  simulated: checkBoolean,
+  seeds(value, name) {
+    const { from, count } = typeof value === 'number' ? { from: 1, count: value } : seedsOf(value, name);
+    checkInteger(from, `${name}: from`, 1, SEED_MOST);
+    checkInteger(count, typeof value === 'number' ? name : `${name}: count`, 1, SEED_MOST - from + 1);
+  },
+  reuse: checkBoolean,
+  nativeReads: checkBoolean,
+  onProgress: checkFunction,
   scenarios: checkNames,
   repeat: (value, name) => checkInteger(value, name, 1, REPEAT_MOST),
   deadlineMs: (value, name) => checkInteger(value, name, DEADLINE_LEAST_MS, DEADLINE_MOST_MS),
@@ -60,6 +87,11 @@ const CHECKS: Readonly<Record<keyof CheckHandlerOptions, (value: unknown, name: 
   onResult: checkFunction,
 };
 
+function seedsOf(value: unknown, name: string): { from: unknown; count: unknown } {
+  checkOptions(value, name);
+  return value as { from: unknown; count: unknown };
+}
+
 function checkCommand(value: unknown, name: string): void {
   if (!Array.isArray(value) || !value.every((word) => typeof word === 'string'))
     throw wrongType(name, 'a list of words', value);
@@ -69,13 +101,16 @@ function checkCommand(value: unknown, name: string): void {
 }
 
 /**
- * Tests a page-fault handler on the real kernel. It starts the handler, plays a microVM's monitor that hands its guest's
- * memory over as Firecracker does, and compares every page that the guest reads. Each scenario has a handler, a memory
- * file and a guest of its own. It needs userfaultfd, and some scenarios need root or huge pages. docs/guides/test-your-handler.md has an example.
+ * Tests a page-fault handler. It starts the handler, plays a microVM's monitor that hands its guest's memory over as
+ * Firecracker does, and compares every page that the guest reads. docs/guides/test-your-handler.md has an example.
+ *
+ * On the real kernel, each scenario has a handler, a memory file and a guest of its own. It needs userfaultfd, and some
+ * scenarios need root or huge pages. In simulated kernels, the handler's system calls are trapped (seccomp), and random
+ * guests run in any schedule; a failure has a seed and the smallest schedule that was found. That needs no privileges.
  *
  * @returns the results; a handler is sound if none has the verdict `fail`
- * @throws TypeError, RangeError naming the wrong option; UnsupportedError, UffdError if there is no userfaultfd here;
- *   the error of spawn if the handler cannot be started (ENOENT, EACCES)
+ * @throws TypeError, RangeError naming the wrong option; UnsupportedError, UffdError if there is no userfaultfd here, or
+ *   system calls of other processes cannot be trapped; the error of spawn if the handler cannot be started (ENOENT, EACCES)
  */
 export async function checkHandler(options: CheckHandlerOptions): Promise<CheckReport> {
   checkOptions(options, 'options');
@@ -85,8 +120,24 @@ export async function checkHandler(options: CheckHandlerOptions): Promise<CheckR
       throw invalidValue(`options: there is no '${name}'; there are ${Object.keys(CHECKS).join(', ')}`);
     if (value !== undefined) CHECKS[name as keyof CheckHandlerOptions](value, name);
   }
-  const { runSuite } = await loadSuite();
-  return runSuite({ ...options, deadlineMs: options.deadlineMs ?? DEADLINE_MS });
+  const { simulated = false } = options;
+  const misplaced = (simulated ? REAL : SIMULATED).find((name) => options[name] !== undefined);
+  if (misplaced !== undefined)
+    throw invalidValue(
+      `options: '${misplaced}' is for checks ${simulated ? 'on the real kernel' : 'with simulated: true'}`,
+    );
+  const { checkSimulated, runSuite } = await loadSuite();
+  if (!simulated) return runSuite({ ...options, deadlineMs: options.deadlineMs ?? DEADLINE_MS });
+  const { command, seeds, reuse, nativeReads, signal, onProgress, onResult } = options;
+  const report = await checkSimulated(command, {
+    ...(seeds !== undefined && { seeds }),
+    ...(reuse !== undefined && { reuse }),
+    ...(nativeReads !== undefined && { nativeReads }),
+    ...(signal && { signal }),
+    ...(onProgress && { progress: onProgress }),
+  });
+  for (const result of report.results) onResult?.(result);
+  return report;
 }
 
 /** The scenarios of `checkHandler`, in the order in which they run. */

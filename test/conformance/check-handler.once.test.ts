@@ -182,4 +182,38 @@ test('without userfaultfd the error says what to do, and no handler is started',
   assert.doesNotMatch(stderr, /no-such-program|\n\s+at /);
 });
 
+test('--simulated: the seed and the schedule of a failure, which the printed command repeats', async () => {
+  const command = handler(1);
+  const found = await uffd(['check-handler', '--simulated', '--', ...command]);
+  assert.equal(found.code, 1, found.stderr);
+  assert.match(found.stdout, /^FAIL {2}random guests +\d+ ms {2}a page that was removed holds data:/);
+  assert.match(found.stdout, /\n {8}repeats\n/);
+  assert.match(found.stdout, /\n0 passed, 1 failed, 0 not applicable\n$/);
+  const [, seed] = /\nto repeat it: uffd check-handler --simulated --seed (\d+) -- /.exec(found.stdout) ?? [];
+  const again = await uffd(['check-handler', '--simulated', '--seed', `${seed}`, '--', ...command]);
+  const withoutTime = (text: string): string => text.replace(/ +\d+ ms /, ' ');
+  assert.equal(withoutTime(again.stdout), withoutTime(found.stdout));
+}, 120_000);
+
+test('checkHandler({ simulated }): an honest handler passes; options of the other kind of kernel are refused', async () => {
+  const command = handler();
+  let runs = 0;
+  const { simulated, results } = await checkHandler({
+    ...{ command, simulated: true, seeds: { from: 5, count: 6 } },
+    onProgress: (some) => {
+      runs = some;
+    },
+  });
+  assert.equal(simulated, true);
+  assert.equal(results[0]?.verdict, 'pass', results[0]?.reason);
+  assert.ok(runs <= 6);
+  for (const [options, message] of [
+    [{ simulated: true, repeat: 2 }, /'repeat' is for checks on the real kernel/],
+    [{ seeds: 2 }, /'seeds' is for checks with simulated: true/],
+    [{ simulated: true, seeds: { from: 5 } }, /seeds: count/],
+    [{ simulated: 1 }, /simulated/],
+  ] as const)
+    await assert.rejects(checkHandler({ command, ...(options as object) }), { message });
+}, 60_000);
+
 test.run();

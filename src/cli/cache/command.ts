@@ -14,7 +14,7 @@ import { byteCount } from '../arguments.js';
 import { EXIT_HELP, Refusal } from '../exit.js';
 import { interruptible } from '../signals.js';
 import { addStoreOptions, readIndex, STORE_HELP, type StoreFlags, storeOptions } from '../store/options.js';
-import { StoreProgress } from '../store/progress.js';
+import { TaskProgress } from '../task-progress.js';
 import { byteSize, counted, printable } from '../text.js';
 
 const HELP = `
@@ -93,7 +93,7 @@ async function runWarm(place: string, flags: WarmFlags): Promise<void> {
     const { name, bytes, index } = await readIndex(place, options, signal);
     const ranges = all ? undefined : await workingSetOf(place, bytes, flags, signal);
     const store = await openStore(flags.store, options);
-    const progress = await StoreProgress.begin('warming', json);
+    const progress = await TaskProgress.begin('warming', json);
     try {
       const counts = await warmCache(index, store, {
         ...{ cache, cacheBytes, signal, ...(ranges && { ranges }) },

@@ -14,9 +14,11 @@ import {
 import { integer } from '../arguments.js';
 import { EXIT, EXIT_HELP, Usage } from '../exit.js';
 import { interruptible } from '../signals.js';
+import { TaskProgress } from '../task-progress.js';
 import { columnsOf, wrap } from '../text.js';
 
-const DEADLINE_SECONDS = 10;
+const SEEDS = 300;
+const SEED_MOST = 2 ** 32 - 1;
 const DEADLINE_MOST = 3600;
 const REPEAT_MOST = 1_000_000;
 
@@ -39,6 +41,12 @@ Verdicts:
         what the handler's threads wait for, and its exit status
   n/a   this machine or this handler lacks what the scenario needs
 
+With --simulated:
+  The handler's system calls are trapped, and answered by a simulated kernel, so
+  it needs no privileges and no /dev/userfaultfd. Random guests run in random
+  schedules. The first failure is shrunk, run three times, and printed with its
+  seed. A handler that opens a userfaultfd of its own gets EPERM.
+
 With --evidence each failed scenario leaves a folder: the handler's output, the
 guest's steps, and what /proc says of the handler's threads.
 ${EXIT_HELP}
@@ -47,14 +55,21 @@ Examples:
   uffd check-handler --scenario remove --repeat 20 -- ./h {socket} {memory}
   uffd check-handler --junit report.xml -- ./h -s {socket} -m {memory}
   uffd check-handler --list
+  uffd check-handler --simulated --seeds 2000 -- ./my-handler {socket} {memory}
+  uffd check-handler --simulated --seed 17 -- ./my-handler {socket} {memory}
 
 docs/guides/test-your-handler.md explains how to use it in CI.
 `;
 
 interface Flags {
+  simulated?: boolean;
+  seeds?: number;
+  seed?: number;
+  reuse?: boolean;
+  nativeReads?: boolean;
   scenario?: string[];
-  repeat: number;
-  deadline: number;
+  repeat?: number;
+  deadline?: number;
   ready?: RegExp;
   evidence?: string;
   list?: boolean;
@@ -66,19 +81,27 @@ interface Flags {
 export function addCheckHandler(program: Command): void {
   program
     .command('check-handler')
-    .summary('test a page-fault handler in any language, on the real kernel')
-    .description('Tests a page-fault handler in any language, on the real kernel.')
+    .summary('test a page-fault handler in any language')
+    .description('Tests a page-fault handler in any language, on the real kernel or in simulated ones.')
     .argument('[command...]', "the handler's command, after --")
     .option('--scenario <NAME>', 'only scenarios whose name begins so; may repeat', collected)
-    .option('--repeat <N>', `run each scenario so often, 1 to ${REPEAT_MOST}`, integer(1, REPEAT_MOST), 1)
+    .option('--repeat <N>', `run each scenario so often, 1 to ${REPEAT_MOST}`, integer(1, REPEAT_MOST))
     .option(
       '--deadline <SECONDS>',
-      `each part of a scenario may take so long, 1 to ${DEADLINE_MOST}`,
+      `each part of a scenario may take so long, 1 to ${DEADLINE_MOST}; default 10`,
       integer(1, DEADLINE_MOST),
-      DEADLINE_SECONDS,
     )
     .option('--ready <PATTERN>', 'the handler prints this when it is ready (a regular expression)', pattern)
     .option('--evidence <DIR>', 'keep files of each failed scenario here')
+    .option('--simulated', 'test in simulated kernels: no privileges, any schedule')
+    .option(
+      '--seeds <N>',
+      `with --simulated: try the seeds from 1 to N; default ${SEEDS}`,
+      integer(1, SEED_MOST),
+    )
+    .option('--seed <N>', 'with --simulated: this seed alone', integer(1, SEED_MOST))
+    .option('--reuse', 'with --simulated: one process of the handler for all guests (faster)')
+    .option('--native-reads', 'with --simulated: do not trap reads and waits (faster, not repeatable)')
     .option('--list', 'print the scenarios, and why each matters')
     .option('--json', 'print one JSON object instead of a table')
     .option('--tap', 'print TAP instead of a table')
@@ -104,6 +127,8 @@ async function check(command: string[], flags: Flags): Promise<void> {
   if (command.length === 0)
     throw new Usage("the handler's command is missing: uffd check-handler -- ./my-handler {socket} {memory}");
   if (flags.json && flags.tap) throw new Usage('--json and --tap exclude each other');
+  if (flags.seed !== undefined && flags.seeds !== undefined)
+    throw new Usage('--seed and --seeds exclude each other');
   const report = await run(command, flags);
   if (flags.json) process.stdout.write(formatReport(report, 'json'));
   else if (flags.tap) process.stdout.write(formatReport(report, 'tap'));
@@ -114,20 +139,32 @@ async function check(command: string[], flags: Flags): Promise<void> {
 
 /** Runs the check. The lines of the table are printed as soon as they are known. */
 async function run(command: string[], flags: Flags): Promise<CheckReport> {
-  const names = (await handlerScenarios()).map(({ name }) => name);
-  const width = Math.max(...names.map((name) => name.length));
+  const names = flags.simulated ? [] : (await handlerScenarios()).map(({ name }) => name);
+  const width = Math.max(0, ...names.map((name) => name.length));
   const table = !flags.json && !flags.tap;
+  const total = flags.seed === undefined ? (flags.seeds ?? SEEDS) : 1;
+  const progress = flags.simulated ? await TaskProgress.begin('guests', !table) : undefined;
   try {
     return await interruptible((signal) =>
       checkHandler({
         ...{ command, signal, scenarios: flags.scenario, repeat: flags.repeat, ready: flags.ready },
-        ...{ evidence: flags.evidence, deadlineMs: flags.deadline * 1000 },
+        ...{ evidence: flags.evidence, deadlineMs: flags.deadline && flags.deadline * 1000 },
+        ...{ simulated: flags.simulated, reuse: flags.reuse, nativeReads: flags.nativeReads },
+        seeds: flags.seed === undefined ? flags.seeds : { from: flags.seed, count: 1 },
+        // Shrinking a failure takes more runs.
+        onProgress: progress && ((runs) => progress.show(Math.min(runs, total), total, `${runs}`)),
         onResult: (result) => {
+          progress?.end();
           if (table) process.stdout.write(`${formatResult(result, width)}\n`);
+          if (table && result.seed !== undefined)
+            process.stdout.write(
+              `to repeat it: uffd check-handler --simulated --seed ${result.seed} -- ${command.join(' ')}\n`,
+            );
         },
       }),
     );
   } catch (error) {
+    progress?.end();
     const { code } = error as NodeJS.ErrnoException;
     if (code === 'ERR_INVALID_ARG_VALUE' || code === 'ERR_OUT_OF_RANGE')
       throw new Usage((error as Error).message);

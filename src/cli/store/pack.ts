@@ -18,6 +18,7 @@ import { byteCount } from '../arguments.js';
 import { EXIT_HELP, Usage } from '../exit.js';
 import { interruptible } from '../signals.js';
 import { renderTable } from '../table.js';
+import { TaskProgress } from '../task-progress.js';
 import { byteSize, counted, grouped, outputStyleOf, printable } from '../text.js';
 import {
   addStoreOptions,
@@ -27,7 +28,6 @@ import {
   type StoreFlags,
   storeOptions,
 } from './options.js';
-import { StoreProgress } from './progress.js';
 
 const HELP = `
 What it does:
@@ -106,7 +106,7 @@ async function run(memory: string, flags: Flags): Promise<void> {
   await interruptible(async (signal) => {
     const image = new MemoryImage(memory, layer);
     const store = await openStore(flags.store, options);
-    const progress = await StoreProgress.begin('packing', json);
+    const progress = await TaskProgress.begin('packing', json);
     try {
       for (const diff of image.wholeDiffs)
         process.stderr.write(`uffd: ${printable(diff)} has no holes: it replaces all memory below it\n`);

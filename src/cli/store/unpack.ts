@@ -4,6 +4,7 @@ import type { Command } from 'commander';
 import { openStore, unpack } from '../../store/index.js';
 import { EXIT_HELP } from '../exit.js';
 import { interruptible } from '../signals.js';
+import { TaskProgress } from '../task-progress.js';
 import { byteSize, counted, printable } from '../text.js';
 import {
   addStoreOptions,
@@ -14,7 +15,6 @@ import {
   type StoreFlags,
   storeOptions,
 } from './options.js';
-import { StoreProgress } from './progress.js';
 
 const HELP = `
 What it does:
@@ -59,7 +59,7 @@ async function run(place: string, file: string, flags: Flags): Promise<void> {
   await interruptible(async (signal) => {
     const { index } = await readIndex(place, options, signal);
     const store = await openStore(flags.store, options);
-    const progress = await StoreProgress.begin('unpacking', json);
+    const progress = await TaskProgress.begin('unpacking', json);
     try {
       const { fetchedChunks, writtenBytes, size } = await unpack(index, store, file, {
         force,

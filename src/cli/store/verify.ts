@@ -3,6 +3,7 @@
 import type { Command } from 'commander';
 import { openStore, verify } from '../../store/index.js';
 import { interruptible } from '../signals.js';
+import { TaskProgress } from '../task-progress.js';
 import { counted, grouped, printable } from '../text.js';
 import {
   addStoreOptions,
@@ -12,7 +13,6 @@ import {
   type StoreFlags,
   storeOptions,
 } from './options.js';
-import { StoreProgress } from './progress.js';
 
 /** Some chunks are not what the index says. */
 const BAD = 3;
@@ -63,7 +63,7 @@ async function run(place: string, flags: Flags): Promise<void> {
   await interruptible(async (signal) => {
     const { index, name } = await readIndex(place, options, signal);
     const store = await openStore(flags.store, options);
-    const progress = await StoreProgress.begin('verifying', json);
+    const progress = await TaskProgress.begin('verifying', json);
     try {
       const { bad, counts } = await verify(index, store, {
         signal,

@@ -1,18 +1,18 @@
-// The progress of a command about a store: on a terminal a live line on stderr, elsewhere nothing.
+// The progress of a command that does one task after the other: on a terminal a live line on stderr, elsewhere nothing.
 
 import type { SingleBar } from 'cli-progress';
-import { columnsOf } from '../text.js';
+import { columnsOf } from './text.js';
 
 const LIVE_MS = 100;
 /** Columns of the line without its bar. */
 const LINE_COLUMNS = 48;
 
-export class StoreProgress {
+export class TaskProgress {
   readonly #bar: SingleBar;
   #lastMs = 0;
   #total = 0;
 
-  static async begin(title: string, silent: boolean): Promise<StoreProgress | undefined> {
+  static async begin(title: string, silent: boolean): Promise<TaskProgress | undefined> {
     const stream = process.stderr;
     if (silent || !stream.isTTY || process.env.TERM === 'dumb') return undefined;
     const { default: progress } = await import('cli-progress');
@@ -28,7 +28,7 @@ export class StoreProgress {
       // Drawn when something is done: the loop may be busy with hashing.
       synchronousUpdate: true,
     });
-    return new StoreProgress(bar);
+    return new TaskProgress(bar);
   }
 
   private constructor(bar: SingleBar) {
