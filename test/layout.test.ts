@@ -40,7 +40,7 @@ const LAYERS = [
   ['src/embed.ts'],
   ['src/supervisor/check-simulated.ts'],
   ['src/supervisor/search.ts'],
-  ['src/supervisor/handler-run.ts'],
+  ['src/supervisor/handler-run.ts', 'src/supervisor/support.ts'],
   ['src/supervisor/handler-calls.ts'],
   ['src/supervisor/guest.ts', 'src/supervisor/launcher.ts', 'src/supervisor/waits.ts'],
   ['src/supervisor/caller.ts', 'src/supervisor/launcher-process.ts'],

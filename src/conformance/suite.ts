@@ -10,6 +10,7 @@ import type { Scenario } from './scenario.js';
 import { SCENARIOS } from './scenarios/index.js';
 
 export { checkSimulated } from '../supervisor/check-simulated.js';
+export { trySimulatedSupport } from '../supervisor/support.js';
 
 export interface SuiteOptions extends RunOptions {
   /** Names of scenarios, or of their beginnings, like `remove`; default: all. */

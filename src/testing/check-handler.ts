@@ -12,6 +12,9 @@ import {
   wrongType,
 } from '../errors/arguments.js';
 import { UnsupportedError } from '../kernel/port.js';
+import type { SimulatedSupport } from '../supervisor/support.js';
+
+export type { SimulatedSupport };
 
 export interface CheckHandlerOptions {
   /**
@@ -144,6 +147,17 @@ export async function checkHandler(options: CheckHandlerOptions): Promise<CheckR
 export async function handlerScenarios(): Promise<readonly { name: string; why: string }[]> {
   const { NAMES } = await loadSuite();
   return NAMES;
+}
+
+/**
+ * Says whether handlers can be checked in simulated kernels here (`checkHandler` with `simulated`): they can if `calls`
+ * and `memory` are `ok`. It tries that with a shell, and blocks for less than a second. `uffd doctor` prints the same,
+ * and what helps.
+ *
+ * @throws UnsupportedError if this is not Linux, or koffi is missing
+ */
+export async function simulatedSupport(): Promise<SimulatedSupport> {
+  return (await loadSuite()).trySimulatedSupport();
 }
 
 /** Loads the suite when it is needed, because the rest of this entry runs where there are no processes. */

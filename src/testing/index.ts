@@ -15,7 +15,13 @@ export {
   type Verdict,
   type WrongPage,
 } from '../conformance/result.js';
-export { type CheckHandlerOptions, checkHandler, handlerScenarios } from './check-handler.js';
+export {
+  type CheckHandlerOptions,
+  checkHandler,
+  handlerScenarios,
+  type SimulatedSupport,
+  simulatedSupport,
+} from './check-handler.js';
 export { type Explored, type ExploreOptions, explore } from './explore.js';
 export { type Failure, INVARIANTS, type Invariant, type Repeat, SimulationError } from './failure.js';
 export { type AnswerOptions, answerFromSource } from './handler.js';

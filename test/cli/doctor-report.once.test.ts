@@ -5,6 +5,7 @@ import { stripVTControlCharacters } from 'node:util';
 import picocolors from 'picocolors';
 import * as assert from 'uvu/assert';
 import { renderReport } from '../../src/cli/doctor/report.js';
+import { diagnoseSimulated } from '../../src/cli/doctor/simulated.js';
 import { diagnose } from '../../src/cli/doctor/verdict.js';
 import { FEATURES, featureSince, OPERATIONS, operationSince } from '../../src/index.js';
 import { suite } from '../support/harness.js';
@@ -21,12 +22,16 @@ const PATIENTS: Change[] = [
     user: { sysPtrace: false, seccomp: 2 },
     doors: ['EPERM', 'EPERM', 'EPERM'],
   },
+  { system: { container: 'docker' }, simulated: { calls: 'EPERM' } },
+  { simulated: { memory: 'EACCES', ptraceScope: 2 } },
+  { system: { kernel: '5.15.0' }, simulated: { killable: false, syncWakeUp: false } },
   { obstacle: 'koffi, which makes the system calls, cannot be loaded', doors: ['', '', ''] },
 ];
 
 function render(change: Change, columns: number | undefined, colored = false): string {
   const findings = patient(change);
-  return renderReport(findings, diagnose(findings), { columns, colors: picocolors.createColors(colored) });
+  const look = { columns, colors: picocolors.createColors(colored) };
+  return renderReport(findings, diagnose(findings), diagnoseSimulated(findings), look);
 }
 
 test('no line is wider than the terminal, whatever was found', () => {
@@ -54,10 +59,11 @@ test('in a log there are no colours and no frames, and every sentence is a line'
 test('the verdict is the first word, then what to do, then the details', () => {
   for (const change of PATIENTS) {
     const text = render(change, 80);
-    const { verdict, problems } = diagnose(patient(change));
+    const findings = patient(change);
+    const { verdict, problems } = diagnose(findings);
     assert.ok(text.startsWith(`userfaultfd: ${verdict}\n`), text);
     const details = text.indexOf('\nSystem\n');
-    for (const { remedies } of problems) {
+    for (const { remedies } of [...problems, ...diagnoseSimulated(findings).problems]) {
       for (const command of remedies.flatMap((remedy) => remedy.commands)) {
         const [first] = command.split(' ');
         assert.ok(

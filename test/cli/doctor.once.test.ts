@@ -289,7 +289,9 @@ test('--json: every field that the help names, and every feature and operation w
     return value;
   });
   assert.equal([...missing], []);
-  assert.equal(Object.keys(report), ['verdict', 'problems', 'system', 'access', 'features', 'operations']);
+  assert.equal(Object.keys(report), [
+    ...['verdict', 'problems', 'system', 'access', 'simulated', 'features', 'operations'],
+  ]);
   assert.equal(
     report.features.slice(0, FEATURES.length).map(({ name, since }) => [name, since]),
     FEATURES.map((name) => [name, featureSince(name)]),

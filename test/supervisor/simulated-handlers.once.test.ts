@@ -14,6 +14,7 @@ import type { CheckReport, ScenarioResult } from '../../src/conformance/result.j
 import { type CheckSimulatedOptions, checkSimulated } from '../../src/supervisor/check-simulated.js';
 import { leaveOut, skip, suite } from '../support/harness.js';
 import { compileProgram } from '../support/real-kernel.js';
+import type { RestrictedOrder } from './support/restricted.js';
 
 const test = suite('simulated handlers');
 const long = process.env.UFFD_LONG !== undefined;
@@ -47,10 +48,11 @@ function only(report: CheckReport): ScenarioResult {
   return report.results[0] as ScenarioResult;
 }
 
-/** Tests a handler as another user, without userfaultfd and what Docker forbids. */
+/** Tests a handler as another user, without userfaultfd and what else Docker forbids. `built`: with the built package. */
 async function restricted(
   command: readonly string[],
   options: CheckSimulatedOptions,
+  built = false,
 ): Promise<{ uid: number; report: CheckReport }> {
   const file = fileURLToPath(new URL('./support/restricted.js', import.meta.url));
   const root = process.getuid?.() === 0;
@@ -61,7 +63,8 @@ async function restricted(
     user,
   );
   if (readable.status !== 0) skip(`the user ${NOBODY} cannot read this build`);
-  const child = spawn(process.execPath, [file, JSON.stringify({ command, options })], {
+  const order: RestrictedOrder = { command, options, built };
+  const child = spawn(process.execPath, [file, JSON.stringify(order)], {
     ...user,
     stdio: ['ignore', 'pipe', 'pipe'],
   });
@@ -123,6 +126,19 @@ test('without privileges and without userfaultfd, the fixed handler passes', asy
   const command = [rustHandler(), '{socket}', '{memory}'];
   const { report } = await restricted(command, { seeds: long ? 2000 : 40 });
   assert.equal(only(report).verdict, 'pass', JSON.stringify(report));
+});
+
+test("the built package's checkHandler does the same under Docker's default profile, without privileges", async () => {
+  const handler = rustHandler();
+  const passed = await restricted([handler, '{socket}', '{memory}'], { seeds: 10 }, true);
+  if (process.getuid?.() === 0) assert.equal(passed.uid, NOBODY);
+  assert.equal(only(passed.report).verdict, 'pass', JSON.stringify(passed.report));
+  const failed = only(
+    (await restricted([handler, '{socket}', '{memory}', 'racy'], { seeds: 100 }, true)).report,
+  );
+  assert.equal(failed.verdict, 'fail', JSON.stringify(failed));
+  assert.ok((failed.seed ?? 0) > 0);
+  assert.deepEqual(failed.repeats, { failed: 3, of: 3 });
 });
 
 test('one process can get many hand-offs, and a handler that takes one gets a process for each', async () => {

@@ -5,6 +5,7 @@ import { interruptible } from '../signals.js';
 import { outputStyleOf } from '../text.js';
 import { examine } from './examine.js';
 import { renderReport } from './report.js';
+import { diagnoseSimulated } from './simulated.js';
 import { diagnose, type Verdict } from './verdict.js';
 
 const EXIT: Record<Verdict, number> = { usable: 0, 'usable with limits': 1, 'not usable': 2 };
@@ -16,6 +17,8 @@ What it does:
   so a filter that kills them is reported. It changes nothing on the system. If
   something does not work, it says why, and what would help, as commands to
   paste.
+  It also says whether uffd check-handler --simulated works, which needs no
+  userfaultfd. The verdict and the exit code are about userfaultfd alone.
 
 Outcomes of a trial:
   ok         a real fault was answered, or did what the feature promises
@@ -34,6 +37,8 @@ Fields of the JSON object, with the fields of each below it (null: not there):
               way (via userModeOnly) obstacle systemCalls (outcome detail)
   features    name since outcome detail
   operations  name since outcome detail
+  simulated   verdict problems calls memory ptraceScope killable syncWakeUp
+              fixedAddresses
 
 Exit codes:
   0    usable
@@ -61,9 +66,10 @@ export function addDoctor(program: Command): void {
 async function doctor(json: boolean): Promise<void> {
   const findings = await interruptible(examine);
   const judgement = diagnose(findings);
+  const simulation = diagnoseSimulated(findings);
   const text = json
-    ? JSON.stringify({ ...judgement, ...findings })
-    : renderReport(findings, judgement, outputStyleOf(process.stdout));
+    ? JSON.stringify({ ...judgement, ...findings, simulated: { ...simulation, ...findings.simulated } })
+    : renderReport(findings, judgement, simulation, outputStyleOf(process.stdout));
   process.stdout.write(`${text}\n`);
   process.exitCode = EXIT[judgement.verdict];
 }

@@ -1,8 +1,9 @@
 // The whole examination, in order: the system, the methods to open a userfaultfd, the trials.
 
 import { FEATURES, featureSince, OPERATIONS, operationSince } from '../../index.js';
+import type { SimulatedSupport } from '../../testing/index.js';
 import { type AccessFindings, atLeast, type Findings, type OpenMethod, type Trial } from './findings.js';
-import { examineDevice, examineSystem, examineUser } from './machine.js';
+import { examineDevice, examineSystem, examineUser, ptraceScope } from './machine.js';
 import { LIMITS, runSteps, type TrialLimits } from './trial-runner.js';
 import type { OpenReply, OperationName, TrialName } from './trials.js';
 
@@ -41,6 +42,7 @@ export async function examine(signal: AbortSignal): Promise<Findings> {
   // Try event-fork last: if the event is not read, the process hangs.
   if (names.delete('event-fork')) names.add('event-fork');
   const trials = tried.way && (await makeTrials([...names], tried.way, signal));
+  const simulated = await trySimulated(tried.obstacle, signal);
   const resultOf = (name: TrialName | undefined, since: string | null): Trial => {
     // The verdict says why no userfaultfd could be opened.
     if (!trials) return { outcome: 'not tried' };
@@ -61,6 +63,7 @@ export async function examine(signal: AbortSignal): Promise<Findings> {
       ...tried,
       systemCalls: resultOf('system-calls', null),
     },
+    simulated: { ...simulated, ptraceScope: ptraceScope() },
     features: [
       ...FEATURES.map((name) =>
         namedTrial(
@@ -108,6 +111,18 @@ async function tryOpenMethods(signal: AbortSignal): Promise<OpenAttempts> {
     offered: results[first]?.features ?? [],
     pageSize: results[first]?.pageSize ?? null,
   };
+}
+
+/** Tries what simulated checks of handlers need, in a process of its own: it sets a filter there. */
+async function trySimulated(obstacle: string | null, signal: AbortSignal): Promise<SimulatedSupport> {
+  const untried = { memory: 'not tried', killable: null, syncWakeUp: null, fixedAddresses: null };
+  if (obstacle !== null) return { calls: 'not tried', ...untried };
+  const [support] = await runSteps<SimulatedSupport>(
+    { steps: ['check-simulated'] },
+    ({ why }) => ({ calls: why, ...untried }),
+    signal,
+  );
+  return support ?? { calls: 'no time was left', ...untried };
 }
 
 /** Options of Node that prevent the trials. */

@@ -1,6 +1,8 @@
 // The findings of the doctor: plain data, which --json prints and from which the verdict is made. This file makes no
 // system calls.
 
+import type { SimulatedSupport } from '../../testing/index.js';
+
 /** The result of trying a feature or an operation. */
 export type TrialOutcome =
   /** The feature works. */
@@ -96,9 +98,16 @@ export interface AccessFindings {
   systemCalls: Trial;
 }
 
+/** What `uffd check-handler --simulated` needs. */
+export interface SimulatedFindings extends SimulatedSupport {
+  /** kernel.yama.ptrace_scope; null if there is no such setting. */
+  ptraceScope: number | null;
+}
+
 export interface Findings {
   system: SystemFindings;
   access: AccessFindings;
+  simulated: SimulatedFindings;
   features: NamedTrial[];
   operations: NamedTrial[];
 }

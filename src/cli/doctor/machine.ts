@@ -42,6 +42,10 @@ export function examineUser(): UserFindings {
   };
 }
 
+export function ptraceScope(): number | null {
+  return numberIn(textOf('/proc/sys/kernel/yama/ptrace_scope'));
+}
+
 export function examineDevice(): DeviceFindings | null {
   try {
     const { uid, gid, mode } = statSync(DEVICE);

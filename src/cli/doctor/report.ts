@@ -5,6 +5,7 @@
 import { renderTable } from '../table.js';
 import { byteSize, grouped, type OutputStyle, wrap } from '../text.js';
 import { type Findings, type OpenResult, openResult, type Trial } from './findings.js';
+import type { SimulatedDiagnosis } from './simulated.js';
 import type { Diagnosis, Problem } from './verdict.js';
 
 type Color = 'green' | 'red' | 'yellow' | 'dim';
@@ -17,9 +18,20 @@ const OUTCOMES: Record<Trial['outcome'], [word: string, color: Color]> = {
   absent: ['no', 'yellow'],
   'not tried': ['not tried', 'dim'],
 };
+const SIMULATED = {
+  works: 'green',
+  'works with limits': 'yellow',
+  'does not work': 'red',
+  'not tried': 'dim',
+} as const;
 const VERDICTS = { usable: 'green', 'usable with limits': 'yellow', 'not usable': 'red' } as const;
 
-export function renderReport(findings: Findings, judgement: Diagnosis, look: OutputStyle): string {
+export function renderReport(
+  findings: Findings,
+  judgement: Diagnosis,
+  simulation: SimulatedDiagnosis,
+  look: OutputStyle,
+): string {
   const { columns, colors } = look;
   const rows = (abilities: Findings['features']): [string, string][] =>
     abilities.map((ability) => [ability.name, outcomeText(ability, look, ability.since)]);
@@ -28,6 +40,7 @@ export function renderReport(findings: Findings, judgement: Diagnosis, look: Out
     ['Access', accessRows(findings, look)],
     ['Features, and the Linux that brings them', rows(findings.features)],
     ['Operations, and the Linux that brings them', rows(findings.operations)],
+    ['uffd check-handler --simulated', simulatedRows(findings, simulation, look)],
   ];
   const all = [...findings.features, ...findings.operations];
   const good = all.filter(({ outcome }) => outcome === 'ok').length;
@@ -35,16 +48,23 @@ export function renderReport(findings: Findings, judgement: Diagnosis, look: Out
   const title = `userfaultfd: ${colors[VERDICTS[judgement.verdict]](judgement.verdict)}`;
   return [
     good === 0 ? title : `${title}\n${wrap(counts, columns, '')}`,
-    ...judgement.problems.map((problem) => renderProblem(problem, judgement, look)),
+    ...judgement.problems.map((problem) => renderProblem(problem, judgement.verdict === 'not usable', look)),
+    ...simulation.problems.map((problem) =>
+      renderProblem(
+        { ...problem, what: `uffd check-handler --simulated: ${problem.what}` },
+        simulation.verdict === 'does not work',
+        look,
+      ),
+    ),
     ...sections.map(
       ([title, rows]) => `${colors.bold(wrap(title, columns, ''))}\n${renderTable(rows, columns)}`,
     ),
   ].join('\n\n');
 }
 
-function renderProblem(problem: Problem, { verdict }: Diagnosis, { columns, colors }: OutputStyle): string {
+function renderProblem(problem: Problem, fatal: boolean, { columns, colors }: OutputStyle): string {
   const { what, why, remedies } = problem;
-  const kind = verdict === 'not usable' ? 'problem' : 'limit';
+  const kind = fatal ? 'problem' : 'limit';
   return [
     colors.bold(wrap(`${kind}: ${what}`, columns, '  ')),
     wrap(`  reason: ${why}`, columns, '    '),
@@ -86,6 +106,24 @@ function accessRows({ access }: Findings, look: OutputStyle): [string, string][]
     ['unprivileged', `${user.unprivileged ?? 'none'} (vm.unprivileged_userfaultfd)`],
     ['/dev node', device ? `${device.owner}:${device.group} ${device.mode}${opened}` : 'none'],
     ['seccomp', user.seccomp === 2 ? 'a filter' : user.seccomp === null ? 'not known' : 'none'],
+  ];
+}
+
+function simulatedRows(
+  { simulated }: Findings,
+  { verdict }: SimulatedDiagnosis,
+  { colors }: OutputStyle,
+): [string, string][] {
+  const { calls, memory, ptraceScope, killable, syncWakeUp, fixedAddresses } = simulated;
+  const answer = (ability: boolean | null): string =>
+    ability === null ? 'not tried' : ability ? 'yes' : 'no';
+  return [
+    ['here', colors[SIMULATED[verdict]](verdict)],
+    ['calls are trapped', calls],
+    ["handler's memory", `${memory} (kernel.yama.ptrace_scope: ${ptraceScope ?? 'none'})`],
+    ['safe from signals', `${answer(killable)} (5.19)`],
+    ['fast answers', `${answer(syncWakeUp)} (6.6)`],
+    ['fixed addresses', `${answer(fixedAddresses)} (personality)`],
   ];
 }
 

@@ -12,6 +12,7 @@ import {
   UffdError,
   Userfaultfd,
 } from '../../index.js';
+import { simulatedSupport } from '../../testing/index.js';
 import type { OpenMethod, Trial } from './findings.js';
 import { forksReported } from './fork-trial.js';
 import { hugePages } from './machine.js';
@@ -23,11 +24,11 @@ export type OperationName = (typeof OPERATIONS)[number];
 export type TrialName = FeatureName | Exclude<OperationName, 'write-protect' | 'continue'> | 'system-calls';
 
 /**
- * What the process tries, in order: methods to open a userfaultfd, or features of a userfaultfd that is opened by
- * `way`.
+ * What the process tries, in order: methods to open a userfaultfd, features of a userfaultfd that is opened by `way`, or
+ * what simulated checks of handlers need.
  */
 export interface TrialTask {
-  steps: readonly (OpenMethod | TrialName)[];
+  steps: readonly (OpenMethod | TrialName | 'check-simulated')[];
   way?: OpenMethod;
 }
 
@@ -229,6 +230,7 @@ export function runTrials(): void {
     const toucher = way && createToucher();
     for (const step of steps) {
       if (typeof step === 'object') process.send?.(open(step));
+      else if (step === 'check-simulated') process.send?.(await simulatedSupport());
       else if (way && toucher) process.send?.(await attempt(step, way, toucher));
     }
   });

@@ -11,6 +11,8 @@ export interface Change {
   /** The results of the ways to open a userfaultfd: system call, device, system call for user-mode faults only. */
   doors?: [string, string, string];
   obstacle?: string;
+  /** What simulated checks of handlers need. */
+  simulated?: Partial<Findings['simulated']>;
   /** Outcomes other than 'ok', by name. */
   outcomes?: Record<string, NamedTrial['outcome']>;
 }
@@ -60,6 +62,15 @@ export function patient(change: Change = {}): Findings {
       way: ways[doors.indexOf('ok')] ?? null,
       obstacle,
       systemCalls: { outcome: 'ok' },
+    },
+    simulated: {
+      calls: 'ok',
+      memory: 'ok',
+      killable: true,
+      syncWakeUp: true,
+      fixedAddresses: true,
+      ptraceScope: 1,
+      ...change.simulated,
     },
     features: FEATURES.map((name) => ability(name, featureSince(name))),
     operations: OPERATIONS.map((name) => ability(name, operationSince(name))),

@@ -1,41 +1,27 @@
-// A program for a test: it forbids itself what Docker's default seccomp profile forbids, and userfaultfd, and then tests
-// a handler in the simulated kernel. It prints the report as JSON. Its argument, in JSON: the command and the options.
+// A program for a test: it forbids itself what Docker's default seccomp profile forbids, and then tests a handler in the
+// simulated kernel. It prints the report as JSON. Its argument, in JSON: the command, the options, and whether to test
+// with `checkHandler` of the built package.
 
-import { libc, seccompNumber } from '../../../shim/libc.js';
-import { forgoPrivileges } from '../../../shim/seccomp.js';
+import type { CheckReport } from '../../../src/conformance/result.js';
 import { type CheckSimulatedOptions, checkSimulated } from '../../../src/supervisor/check-simulated.js';
+import { DOCKER, forbidCalls } from '../../support/forbidden-calls.js';
 
-/** userfaultfd, pidfd_getfd, kcmp, personality: their numbers by Node's name of the architecture. */
-const REFUSED: Readonly<Record<string, readonly number[]>> = {
-  x64: [323, 438, 312, 135],
-  arm64: [282, 438, 272, 92],
-};
-const SET_MODE_FILTER = 1;
-const ERRNO_EPERM = 0x00050001;
-const ALLOW = 0x7fff0000;
-
-function forbid(numbers: readonly number[]): void {
-  const jumps = numbers.map((number, index) => [0x15, numbers.length - index, 0, number]);
-  const instructions = [[0x20, 0, 0, 0], ...jumps, [0x06, 0, 0, ALLOW], [0x06, 0, 0, ERRNO_EPERM]];
-  const program = new DataView(new ArrayBuffer(8 * instructions.length));
-  for (const [index, [code = 0, yes = 0, no = 0, value = 0]] of instructions.entries()) {
-    program.setUint16(8 * index, code, true);
-    program.setUint8(8 * index + 2, yes);
-    program.setUint8(8 * index + 3, no);
-    program.setUint32(8 * index + 4, value, true);
-  }
-  const { koffi, seccomp } = libc();
-  const prog = new DataView(new ArrayBuffer(16));
-  prog.setUint16(0, instructions.length, true);
-  prog.setBigUint64(8, koffi.address(new Uint8Array(program.buffer)), true);
-  if (forgoPrivileges() < 0 || seccomp(seccompNumber, SET_MODE_FILTER, 0, new Uint8Array(prog.buffer)) < 0)
-    throw new Error('the filter cannot be set');
+/** What this program gets. */
+export interface RestrictedOrder {
+  readonly command: readonly string[];
+  readonly options: CheckSimulatedOptions;
+  readonly built: boolean;
 }
 
-const { command, options } = JSON.parse(process.argv[2] ?? '') as {
-  command: string[];
-  options: CheckSimulatedOptions;
-};
-forbid(REFUSED[process.arch] ?? []);
-const report = await checkSimulated(command, options);
+async function checkBuilt({ command, options }: RestrictedOrder): Promise<CheckReport> {
+  // The package's name resolves to its files in dist, which this build does not compile.
+  const { checkHandler } = (await import(
+    import.meta.resolve('userfaultfd/testing')
+  )) as typeof import('../../../src/testing/index.js');
+  return checkHandler({ command, simulated: true, ...options });
+}
+
+const order = JSON.parse(process.argv[2] ?? '') as RestrictedOrder;
+forbidCalls(DOCKER);
+const report = order.built ? await checkBuilt(order) : await checkSimulated(order.command, order.options);
 process.stdout.write(JSON.stringify({ uid: process.getuid?.(), report }));
