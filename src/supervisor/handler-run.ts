@@ -31,7 +31,6 @@ export interface HandlerOptions {
   readonly actions?: number;
   /** Whether one process of the handler gets many hand-offs, one after the other. Default false. */
   readonly reuse?: boolean;
-  readonly nativeReads?: boolean;
   readonly syncWakeUp?: boolean;
 }
 
@@ -107,12 +106,12 @@ export class HandlerRuns {
     this.#reuse = options.reuse ?? false;
     this.#folder = mkdtempSync(join(tmpdir(), 'uffd-'));
     try {
-      const { command, nativeReads = false, syncWakeUp = true } = options;
+      const { command, syncWakeUp = true } = options;
       const memories = [
         this.#memoryFile('memory', SMALL_PAGES, SMALL_PAGE),
         ...(options.huge === false ? [] : [this.#memoryFile('memory-huge', HUGE_PAGES, HUGE_PAGE)]),
       ];
-      this.#launcher = new Launcher({ command, folder: this.#folder, memories, nativeReads, syncWakeUp });
+      this.#launcher = new Launcher({ command, folder: this.#folder, memories, syncWakeUp });
     } catch (error) {
       rmSync(this.#folder, { recursive: true, force: true });
       throw error;

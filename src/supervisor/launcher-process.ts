@@ -17,7 +17,6 @@ export const LIFE = 5;
 export interface LauncherOrder {
   /** The shell's script. */
   readonly script: string;
-  readonly nativeReads: boolean;
 }
 
 /** What the launcher sends with the listener, in JSON, before it becomes a shell. */
@@ -34,11 +33,11 @@ export interface LauncherReport {
 
 /** The launcher's process: reports, and becomes the shell. */
 export function runLauncher(): void {
-  const { script, nativeReads } = JSON.parse(process.argv[2] ?? '') as LauncherOrder;
+  const { script } = JSON.parse(process.argv[2] ?? '') as LauncherOrder;
   const environment = Object.entries(process.env)
     .filter(([name]) => name !== 'NODE_CHANNEL_FD' && name !== 'NODE_CHANNEL_SERIALIZATION_MODE')
     .map(([name, value]) => `${name}=${value}`);
-  const program = filterProgram(nativeReads);
+  const program = filterProgram();
   const report = (about: LauncherReport): void => {
     const fds = about.listener >= 0 ? [about.listener] : [];
     send(CHANNEL, Buffer.from(JSON.stringify(about)), fds);

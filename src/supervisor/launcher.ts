@@ -24,7 +24,6 @@ export interface LauncherOptions {
   readonly folder: string;
   /** The memory files between which a start chooses. */
   readonly memories: readonly string[];
-  readonly nativeReads?: boolean;
   /** Whether to switch to the handler at once with an answer, if the kernel can (Linux 6.6). Default true. */
   readonly syncWakeUp?: boolean;
 }
@@ -82,7 +81,7 @@ export class Launcher {
     const [outputOfShell, childOutput] = makePipe(true);
     const [childLife, life] = makePipe(true);
     const [channel, childChannel] = socketPair();
-    const order: LauncherOrder = { script: this.#script(), nativeReads: options.nativeReads ?? false };
+    const order: LauncherOrder = { script: this.#script() };
     this.#connector = new Connector(this.socket);
     this.#shell = startProcess(
       'launcher',

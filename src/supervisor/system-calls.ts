@@ -52,12 +52,6 @@ const ARCHITECTURES: Readonly<Record<string, { audit: number; numbers: Partial<R
     arm64: { audit: 0xc00000b7, numbers: ARM64 },
   };
 
-/** Calls that are let through if reads and waits are not trapped. */
-const READS_AND_WAITS: readonly CallName[] = [
-  ...(['read', 'readv', 'preadv2', 'poll', 'ppoll', 'select', 'pselect6'] as const),
-  ...(['epoll_wait', 'epoll_pwait', 'epoll_pwait2', 'nanosleep', 'clock_nanosleep'] as const),
-];
-
 /** The type of a userfaultfd's requests: the second byte of the request number. */
 export const UFFD_TYPE = 0xaa;
 
@@ -83,15 +77,12 @@ const RETURN = 0x06;
 const ALLOW = 0x7fff0000;
 const NOTIFY = 0x7fc00000;
 
-/**
- * The filter: traps the calls above, and of ioctl only the requests of a userfaultfd. `nativeReads`: reads and waits
- * are not trapped.
- */
-export function filterProgram(nativeReads = false): Uint8Array {
+/** The filter: traps the calls above, and of ioctl only the requests of a userfaultfd. */
+export function filterProgram(): Uint8Array {
   if (!architecture) throw new RangeError(`the system calls of ${process.arch} are not known`);
   const { audit, numbers } = architecture;
   const plain = (Object.entries(numbers) as [CallName, number][])
-    .filter(([name]) => name !== 'ioctl' && !(nativeReads && READS_AND_WAITS.includes(name)))
+    .filter(([name]) => name !== 'ioctl')
     .map(([, number]) => number);
   // The jumps count instructions from the next one. After the comparisons: allow; notify; the check of an ioctl.
   const count = plain.length;

@@ -35,8 +35,6 @@ export interface CheckHandlerOptions {
   seeds?: number | { readonly from: number; readonly count: number } | undefined;
   /** With `simulated`: one process of the handler gets one hand-off after the other, which is faster. Default false. */
   reuse?: boolean | undefined;
-  /** With `simulated`: reads and waits are not trapped, which is faster, and not repeatable. Default false. */
-  nativeReads?: boolean | undefined;
   /** With `simulated`: called with the number of runs so far, those of shrinking too, about five times a second. */
   onProgress?: ((runs: number) => void) | undefined;
   /** Scenarios by name, or by the beginnings of their names, like `remove`. Default: all. */
@@ -60,7 +58,7 @@ const REPEAT_MOST = 1_000_000;
 const SEED_MOST = 2 ** 32 - 1;
 /** Options for one of the two kinds of kernels. */
 const REAL = ['env', 'ready', 'scenarios', 'repeat', 'deadlineMs', 'evidence'] as const;
-const SIMULATED = ['seeds', 'reuse', 'nativeReads', 'onProgress'] as const;
+const SIMULATED = ['seeds', 'reuse', 'onProgress'] as const;
 
 /** Checks by option name. */
 const CHECKS: Readonly<Record<keyof CheckHandlerOptions, (value: unknown, name: string) => void>> = {
@@ -76,7 +74,6 @@ const CHECKS: Readonly<Record<keyof CheckHandlerOptions, (value: unknown, name: 
     checkInteger(count, typeof value === 'number' ? name : `${name}: count`, 1, SEED_MOST - from + 1);
   },
   reuse: checkBoolean,
-  nativeReads: checkBoolean,
   onProgress: checkFunction,
   scenarios: checkNames,
   repeat: (value, name) => checkInteger(value, name, 1, REPEAT_MOST),
@@ -131,11 +128,10 @@ export async function checkHandler(options: CheckHandlerOptions): Promise<CheckR
     );
   const { checkSimulated, runSuite } = await loadSuite();
   if (!simulated) return runSuite({ ...options, deadlineMs: options.deadlineMs ?? DEADLINE_MS });
-  const { command, seeds, reuse, nativeReads, signal, onProgress, onResult } = options;
+  const { command, seeds, reuse, signal, onProgress, onResult } = options;
   const report = await checkSimulated(command, {
     ...(seeds !== undefined && { seeds }),
     ...(reuse !== undefined && { reuse }),
-    ...(nativeReads !== undefined && { nativeReads }),
     ...(signal && { signal }),
     ...(onProgress && { progress: onProgress }),
   });

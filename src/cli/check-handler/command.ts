@@ -66,7 +66,6 @@ interface Flags {
   seeds?: number;
   seed?: number;
   reuse?: boolean;
-  nativeReads?: boolean;
   scenario?: string[];
   repeat?: number;
   deadline?: number;
@@ -101,7 +100,6 @@ export function addCheckHandler(program: Command): void {
     )
     .option('--seed <N>', 'with --simulated: this seed alone', integer(1, SEED_MOST))
     .option('--reuse', 'with --simulated: one process of the handler for all guests (faster)')
-    .option('--native-reads', 'with --simulated: do not trap reads and waits (faster, not repeatable)')
     .option('--list', 'print the scenarios, and why each matters')
     .option('--json', 'print one JSON object instead of a table')
     .option('--tap', 'print TAP instead of a table')
@@ -149,7 +147,7 @@ async function run(command: string[], flags: Flags): Promise<CheckReport> {
       checkHandler({
         ...{ command, signal, scenarios: flags.scenario, repeat: flags.repeat, ready: flags.ready },
         ...{ evidence: flags.evidence, deadlineMs: flags.deadline && flags.deadline * 1000 },
-        ...{ simulated: flags.simulated, reuse: flags.reuse, nativeReads: flags.nativeReads },
+        ...{ simulated: flags.simulated, reuse: flags.reuse },
         seeds: flags.seed === undefined ? flags.seeds : { from: flags.seed, count: 1 },
         // Shrinking a failure takes more runs.
         onProgress: progress && ((runs) => progress.show(Math.min(runs, total), total, `${runs}`)),
