@@ -17,6 +17,7 @@ const PATH_MOST = 4096;
 const KCMP_FILE = 0;
 const F_GETFL = 3;
 const O_NONBLOCK = 0x800;
+const SYNC_FILE_RANGE_WRITE = 2;
 
 export function closeDescriptor(fd: number): number {
   return orErrno(libc().close(fd));
@@ -92,6 +93,14 @@ export function openLocked(path: string): number {
 /** Writes everything that is not on the disk yet of the file system that a descriptor's file lies on. −errno. */
 export function syncFileSystem(fd: number): number {
   return orErrno(libc().syncfs(fd));
+}
+
+/**
+ * Begins to write a file to the disk, and does not wait for it: a later sync then waits for less. −errno; a file system
+ * need not be able to do it.
+ */
+export function startWriteback(fd: number): number {
+  return orErrno(libc().sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE));
 }
 
 /** The first offset at or after `offset` that has data; `end` if there is none. −errno. */

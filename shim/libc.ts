@@ -101,6 +101,7 @@ function load() {
     poll: declare('poll', 'int', ['uintptr_t', 'ulong', 'int']),
     close: declare('close', 'int', ['int']),
     syncfs: declare('syncfs', 'int', ['int']),
+    sync_file_range: declare('sync_file_range', 'int', ['int', 'int64_t', 'int64_t', 'uint']),
     // As a bare system call: musl has a wrapper only since 2024.
     preadv2: declare('syscall', 'long', ['long', 'int', 'uintptr_t', 'ulong', 'long', 'long', 'int']),
     kcmp: declare('syscall', 'long', ['long', 'int', 'int', 'int', 'ulong', 'ulong']),

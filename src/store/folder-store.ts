@@ -16,7 +16,7 @@ import {
   writeSync,
 } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
-import { syncFileSystem } from '../../shim/descriptors.js';
+import { startWriteback, syncFileSystem } from '../../shim/descriptors.js';
 import { errnoName } from '../errors/format.js';
 import {
   checkKey,
@@ -110,6 +110,8 @@ export class FolderStore implements Store {
         const fd = openSync(partial, constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL, 0o666);
         try {
           for (let done = 0; done < bytes.length; ) done += writeSync(fd, bytes, done);
+          // The disk works while further chunks are compressed, and not only in `sync`, which tells what has failed.
+          startWriteback(fd);
         } finally {
           closeSync(fd);
         }
