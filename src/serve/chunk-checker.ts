@@ -10,6 +10,7 @@ import type { Worker } from 'node:worker_threads';
 import type { Digest } from '../store/chunk-index.js';
 import { checkFrame, type FrameCheck } from '../store/chunk-reader.js';
 import { type Decompressor, openDecompressor } from '../store/compression.js';
+import type { Room } from '../store/store.js';
 import { ENTRY } from '../workers/entry-file.js';
 import { startThread } from '../workers/launcher.js';
 import { isWhole } from './chunk-cache.js';
@@ -31,10 +32,12 @@ export interface Checked {
   readonly why?: string | undefined;
 }
 
-interface Waiting extends CheckTask {
+interface Waiting extends Omit<CheckTask, 'into'> {
+  /** Gives the memory when the thread can fill it. */
+  readonly into: () => Uint8Array;
   readonly urgent: () => boolean;
   readonly done: (why: string | undefined) => void;
-  /** The memory that a frame was copied to. */
+  /** The memory that a frame is in. */
   frame?: Uint8Array;
 }
 
@@ -54,7 +57,7 @@ export class ChunkChecker {
   readonly #given = new Map<number, Waiting>();
   #number = 0;
   #closing = false;
-  /** Memory for frames that is free: a copy of each frame would be garbage of the thread. */
+  /** Memory for frames that is free: otherwise each frame would be garbage of both threads. */
   readonly #frames: Uint8Array[] = [];
   /** Memory that is free, of one length. */
   #free: Uint8Array[] = [];
@@ -123,6 +126,14 @@ export class ChunkChecker {
     this.#frames.length = 0;
   }
 
+  /** Memory for a frame that is to be checked, which both threads have. */
+  readonly room: Room = (bytes) => {
+    const known = this.#frames.pop();
+    const memory =
+      known && known.length >= bytes ? known : new Uint8Array(new SharedArrayBuffer(bytes + SPARE));
+    return memory.subarray(0, bytes);
+  };
+
   /** Checks frames. `urgent`: whether a thread of a guest waits. */
   frames(urgent: () => boolean): FrameCheck {
     return (from, into, digest, id) => this.#check({ from, into, digest, id, urgent });
@@ -131,7 +142,7 @@ export class ChunkChecker {
   /** Reads the file of a chunk into memory. Undefined: it is whole. */
   file(
     fd: number,
-    into: Uint8Array,
+    into: () => Uint8Array,
     digest: Digest,
     id: string,
     urgent: () => boolean,
@@ -151,11 +162,12 @@ export class ChunkChecker {
       const urgent = this.#queue.findIndex((task) => task.urgent());
       const [task] = this.#queue.splice(Math.max(0, urgent), 1) as [Waiting];
       if (!this.#worker) {
-        task.done(checkChunk(this.#decompressor, task));
+        task.done(checkChunk(this.#decompressor, { ...task, into: task.into() }));
         continue;
       }
       this.#given.set(task.number, task);
-      const { number, into, digest, id } = task;
+      const { number, digest, id } = task;
+      const into = task.into();
       const from = typeof task.from === 'number' ? task.from : this.#sharedFrame(task, task.from);
       this.#worker.ref();
       this.#worker.postMessage({ number, into, digest, id, from } satisfies CheckTask);
@@ -164,13 +176,13 @@ export class ChunkChecker {
 
   /** The bytes of a frame, in memory that both threads have. */
   #sharedFrame(task: Waiting, bytes: Uint8Array): Uint8Array {
-    const known = this.#frames.pop();
-    task.frame =
-      known && known.length >= bytes.length
-        ? known
-        : new Uint8Array(new SharedArrayBuffer(bytes.length + SPARE));
-    task.frame.set(bytes);
-    return task.frame.subarray(0, bytes.length);
+    let frame = bytes;
+    if (!(bytes.buffer instanceof SharedArrayBuffer)) {
+      frame = this.room(bytes.length);
+      frame.set(bytes);
+    }
+    task.frame = new Uint8Array(frame.buffer);
+    return frame;
   }
 
   /** Ends the thread. Nothing may be asked for any more. Resolves when it has ended. */
@@ -188,6 +200,6 @@ export function checkChunk(
   decompressor: Decompressor,
   { from, into, digest, id }: Pick<CheckTask, 'from' | 'into' | 'digest' | 'id'>,
 ): string | undefined {
-  if (typeof from !== 'number') return checkFrame(decompressor, from, into, digest, id);
+  if (typeof from !== 'number') return checkFrame(decompressor, from, () => into, digest, id);
   return isWhole(from, into, digest, id) ? undefined : 'its file is damaged';
 }

@@ -201,20 +201,25 @@ export class ChunkLoader {
   /** Returns the milliseconds after which it is to be tried again; undefined: it is there. */
   async #load(task: Task): Promise<number | undefined> {
     const { checker } = this.#options;
-    const bytes = checker.buffer(chunkBytes(task.image.reader.index, task.chunk));
+    const length = chunkBytes(task.image.reader.index, task.chunk);
+    let bytes: Uint8Array | undefined;
     try {
-      return await this.#loadInto(task, bytes);
+      return await this.#loadInto(task, length, () => {
+        bytes ??= checker.buffer(length);
+        return bytes;
+      });
     } finally {
-      checker.release(bytes);
+      if (bytes) checker.release(bytes);
     }
   }
 
-  async #loadInto(task: Task, bytes: Uint8Array): Promise<number | undefined> {
+  /** `into`: gives the memory for the bytes, from the moment when it is called. */
+  async #loadInto(task: Task, length: number, into: () => Uint8Array): Promise<number | undefined> {
     const { cache } = this.#options;
     const { id } = task;
-    const found = cache.open(id, bytes.length);
-    if (found !== undefined && (await this.#isWhole(task, found, bytes))) {
-      this.#place(task, found, bytes, this.counts.cache);
+    const found = cache.open(id, length);
+    if (found !== undefined && (await this.#isWhole(task, found, into))) {
+      this.#place(task, found, into(), this.counts.cache);
       return undefined;
     }
     const locked = this.#lock(id);
@@ -223,21 +228,22 @@ export class ChunkLoader {
       return Math.min(LOCKED_MS * 2 ** task.locked++, LOCKED_MOST_MS);
     const lock = locked === 'locked' ? undefined : locked;
     try {
-      await this.#fetch(task, bytes);
+      await this.#fetch(task, into);
     } catch (error) {
       if (lock) cache.unlock(lock);
       throw error;
     }
+    const bytes = into();
     this.#place(task, lock && this.#put(lock, bytes), bytes, this.counts.store);
     this.#recovered();
     return undefined;
   }
 
   /** Whether the file of a chunk is whole. Otherwise it is closed and removed. */
-  async #isWhole(task: Task, fd: number, bytes: Uint8Array): Promise<boolean> {
+  async #isWhole(task: Task, fd: number, into: () => Uint8Array): Promise<boolean> {
     const { cache, checker } = this.#options;
     const { id, image } = task;
-    const wrong = await checker.file(fd, bytes, image.reader.index.digest, id, () => task.demanded);
+    const wrong = await checker.file(fd, into, image.reader.index.digest, id, () => task.demanded);
     if (wrong === undefined) {
       cache.used(fd);
       return true;
@@ -247,15 +253,16 @@ export class ChunkLoader {
     return false;
   }
 
-  async #fetch(task: Task, bytes: Uint8Array): Promise<void> {
+  async #fetch(task: Task, into: () => Uint8Array): Promise<void> {
     const { image, chunk } = task;
     const slow = setTimeout(() => {
       this.#storeTroubles(task, `no answer for ${SLOW_MS / 1000} s; guests wait`);
     }, SLOW_MS);
     this.#fetching++;
     try {
-      const check = this.#options.checker.frames(() => task.demanded);
-      await image.reader.fetch(chunk, bytes, this.#ended.signal, check);
+      const { checker } = this.#options;
+      const check = checker.frames(() => task.demanded);
+      await image.reader.fetch(chunk, into, this.#ended.signal, check, checker.room);
     } finally {
       clearTimeout(slow);
       this.#fetching--;

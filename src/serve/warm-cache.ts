@@ -94,7 +94,7 @@ async function warm(
     if (lock === 'locked') await sleep(LOCKED_MS, undefined, { signal });
     if (typeof lock !== 'object') continue;
     try {
-      await reader.fetch(chunk, bytes, signal);
+      await reader.fetch(chunk, () => bytes, signal);
     } catch (error) {
       cache.unlock(lock);
       throw error;

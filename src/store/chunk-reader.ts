@@ -2,7 +2,7 @@
 
 import { type ChunkIndex, chunkBytes, chunkId, chunkKey, type Digest, idOf, zeroIds } from './chunk-index.js';
 import { type Decompressor, openDecompressor } from './compression.js';
-import type { Store } from './store.js';
+import type { Room, Store } from './store.js';
 
 /** A chunk whose bytes in the store are not those that its id stands for. */
 export class DamagedChunkError extends Error {
@@ -12,11 +12,11 @@ export class DamagedChunkError extends Error {
 
 /**
  * Decompresses a frame into as many bytes as its chunk has, and compares their hash. Returns what is wrong; undefined:
- * nothing is.
+ * nothing is. `into` is called when the bytes are needed, because frames may wait for their check.
  */
 export type FrameCheck = (
   frame: Uint8Array,
-  into: Uint8Array,
+  into: () => Uint8Array,
   digest: Digest,
   id: string,
 ) => string | undefined | Promise<string | undefined>;
@@ -52,22 +52,26 @@ export class ChunkReader {
    */
   async read(chunk: number, into: Uint8Array, signal?: AbortSignal): Promise<void> {
     if (this.isZero(chunk)) into.fill(0);
-    else await this.fetch(chunk, into, signal);
+    else await this.fetch(chunk, () => into, signal);
   }
 
-  /** As `read`, also for chunks of zeros. `check`: what checks the frames; by default this thread. */
+  /**
+   * As `read`, also for chunks of zeros. `check`: what checks the frames; by default this thread. `room`: where frames
+   * should go.
+   */
   async fetch(
     chunk: number,
-    into: Uint8Array,
+    into: () => Uint8Array,
     signal?: AbortSignal,
     check: FrameCheck = (frame, ...rest) => checkFrame(this.#decompressor, frame, ...rest),
+    room?: Room,
   ): Promise<void> {
     const id = chunkId(this.index, chunk);
     const key = chunkKey(id);
     const { fallback } = this.#store;
     let why: string | undefined;
     for (const store of [this.#store, this.#store, ...(fallback ? [fallback] : [])]) {
-      const frame = await store.get(key, frameMost(into.length), signal);
+      const frame = await store.get(key, frameMost(chunkBytes(this.index, chunk)), signal, room);
       why = await check(frame, into, this.index.digest, id);
       if (why === undefined) return;
     }
@@ -87,9 +91,10 @@ export class ChunkReader {
 /** A FrameCheck with a decompressor. */
 export function checkFrame(
   decompressor: Decompressor,
-  ...[frame, into, digest, id]: Parameters<FrameCheck>
+  ...[frame, room, digest, id]: Parameters<FrameCheck>
 ): string | undefined {
   if (!isZstd(frame)) return 'it is no zstd frame (casync must make it with --compression=zstd)';
+  const into = room();
   if (!decompressor.decompress(frame, into)) return `it cannot be decompressed to ${into.length} bytes`;
   if (idOf(into, digest) !== id) return 'its bytes have another hash';
   return undefined;

@@ -1,6 +1,6 @@
 // Two stores as one: what the first does not have, or cannot give, is read from the second. Writes go to the first.
 
-import type { Abilities, ListedObject, ObjectRange, Store } from './store.js';
+import type { Abilities, ListedObject, ObjectRange, Room, Store } from './store.js';
 
 export class FallbackStore implements Store {
   readonly name: string;
@@ -17,8 +17,8 @@ export class FallbackStore implements Store {
     this.parallel = first.parallel;
   }
 
-  get(key: string, most: number, signal?: AbortSignal): Promise<Uint8Array> {
-    return this.#either((store) => store.get(key, most, signal), signal);
+  get(key: string, most: number, signal?: AbortSignal, room?: Room): Promise<Uint8Array> {
+    return this.#either((store) => store.get(key, most, signal, room), signal);
   }
 
   range(

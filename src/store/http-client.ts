@@ -17,7 +17,7 @@ import { ReadBuffers } from '../pager/http-buffers.js';
 import { type Connections, openConnections } from '../pager/http-connections.js';
 import type { TransportOptions } from '../pager/http-description.js';
 import { connectionFailure, Exchange } from '../pager/http-exchange.js';
-import { type ObjectRange, StoreError } from './store.js';
+import { type ObjectRange, type Room, StoreError } from './store.js';
 
 export interface Outgoing {
   readonly method: 'GET' | 'HEAD' | 'PUT' | 'DELETE';
@@ -100,14 +100,18 @@ export class HttpClient {
     this.#connections = openConnections(options, timeoutMs, parallel, this.#buffers);
   }
 
-  /** Resolves with a success (2xx). @throws StoreError; the reason of the signal */
-  async call(errand: Errand): Promise<Incoming> {
+  /**
+   * Resolves with a success (2xx). `room`: where its body should go, if the server says how long it is.
+   *
+   * @throws StoreError; the reason of the signal
+   */
+  async call(errand: Errand, room?: Room): Promise<Incoming> {
     return this.#retry(errand, async (signal) => {
       for (let requests = 1; ; requests++) {
         const outgoing = await errand.prepare();
         await this.#bandwidth?.wait(signal);
         this.#bandwidth?.use(outgoing.body?.length ?? 0);
-        const answer = await this.#exchange(outgoing, errand.most, signal);
+        const answer = await this.#exchange(outgoing, errand.most, signal, room);
         this.#bandwidth?.use(answer.body.length);
         if (answer.status < 300) return answer;
         if (errand.again?.(answer) && requests < REQUESTS_MOST) continue;
@@ -200,8 +204,13 @@ export class HttpClient {
     }
   }
 
-  async #exchange(outgoing: Outgoing, most: number, signal: AbortSignal): Promise<Incoming> {
-    const call = new Call(most, this.#timeoutMs, this.#buffers);
+  async #exchange(
+    outgoing: Outgoing,
+    most: number,
+    signal: AbortSignal,
+    room: Room | undefined,
+  ): Promise<Incoming> {
+    const call = new Call(most, this.#timeoutMs, this.#buffers, room);
     const stop = (): void => call.stop(signal.reason);
     signal.addEventListener('abort', stop);
     try {
@@ -238,16 +247,25 @@ class Call implements Dispatcher.DispatchHandler {
   #timer: NodeJS.Timeout | undefined;
   #status = 0;
   #headers: Headers = {};
-  #parts: Buffer[] = [];
+  /** The body: one part if its length was known, else those that arrived. */
+  #parts: Uint8Array[] = [];
   #bytes = 0;
+  #length: number | undefined;
   readonly #most: number;
   readonly #timeoutMs: number;
   readonly #buffers: ReadBuffers;
+  readonly #room: Room;
 
-  constructor(most: number, timeoutMs: number, buffers: ReadBuffers) {
+  constructor(
+    most: number,
+    timeoutMs: number,
+    buffers: ReadBuffers,
+    room: Room = (bytes) => Buffer.allocUnsafeSlow(bytes),
+  ) {
     this.#most = most;
     this.#timeoutMs = timeoutMs;
     this.#buffers = buffers;
+    this.#room = room;
     this.done = new Promise((resolve, reject) => {
       this.#resolve = resolve;
       this.#reject = reject;
@@ -283,13 +301,15 @@ class Call implements Dispatcher.DispatchHandler {
       this.stop(error);
       return;
     }
-    const length = Number(headers['content-length'] ?? 0);
+    const length = Number(headers['content-length'] ?? Number.NaN);
     if (length > this.#most) this.stop(tooLong(length, this.#most));
+    if (!Number.isNaN(length)) this.#length = length;
   }
 
   onResponseData(_: Dispatcher.DispatchController, chunk: Uint8Array): void {
     if (this.#over) return;
-    const most = this.#status < 300 ? this.#most : ERROR_BODY_MOST;
+    const most = this.#status < 300 ? (this.#length ?? this.#most) : ERROR_BODY_MOST;
+    const at = this.#bytes;
     this.#bytes += chunk.length;
     if (this.#bytes > most) {
       if (this.#status < 300) {
@@ -301,8 +321,25 @@ class Call implements Dispatcher.DispatchHandler {
       }
       return;
     }
-    this.#parts.push(Buffer.from(chunk));
+    this.#keep(chunk, at);
     this.#buffers.release(chunk);
+  }
+
+  #keep(chunk: Uint8Array, at: number): void {
+    if (this.#length === undefined) {
+      this.#parts.push(Buffer.from(chunk));
+      return;
+    }
+    const body = this.#parts[0] ?? this.#room(this.#length);
+    this.#parts[0] = body;
+    body.set(chunk, at);
+  }
+
+  /** All of the body, not copied if it is one part. */
+  get #body(): Buffer {
+    const [part, second] = this.#parts;
+    if (!part || second) return Buffer.concat(this.#parts);
+    return Buffer.from(part.buffer, part.byteOffset, Math.min(part.length, this.#bytes));
   }
 
   onResponseEnd(): void {
@@ -318,10 +355,10 @@ class Call implements Dispatcher.DispatchHandler {
     const [status, headers] = [this.#status, this.#headers];
     try {
       const redirect = redirectOf(status, headers);
-      this.#resolve({ status, headers, body: Buffer.concat(this.#parts), redirect });
+      this.#resolve({ status, headers, body: this.#body, redirect });
     } catch {
       // A redirect that says not where to.
-      this.#resolve({ status, headers, body: Buffer.concat(this.#parts), redirect: undefined });
+      this.#resolve({ status, headers, body: this.#body, redirect: undefined });
     }
   }
 

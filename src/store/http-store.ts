@@ -3,7 +3,7 @@
 import { headersFor, redirected, targetOf } from '../pager/http-target.js';
 import { type Errand, HttpClient, PARALLEL } from './http-client.js';
 import type { StoreOptions } from './options.js';
-import { checkKey, type ListedObject, type ObjectRange, type Store, StoreError } from './store.js';
+import { checkKey, type ListedObject, type ObjectRange, type Room, type Store, StoreError } from './store.js';
 
 export class HttpStore implements Store {
   readonly name: string;
@@ -21,8 +21,8 @@ export class HttpStore implements Store {
     this.#client = new HttpClient(options);
   }
 
-  async get(key: string, most: number, signal?: AbortSignal): Promise<Uint8Array> {
-    return (await this.#client.call(this.#errand('GET', key, most, signal))).body;
+  async get(key: string, most: number, signal?: AbortSignal, room?: Room): Promise<Uint8Array> {
+    return (await this.#client.call(this.#errand('GET', key, most, signal), room)).body;
   }
 
   range(

@@ -32,6 +32,7 @@ export {
   GRACE_MS,
   type ListedObject,
   type ObjectRange,
+  type Room,
   type Store,
   StoreError,
 } from './store.js';

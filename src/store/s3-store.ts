@@ -9,7 +9,7 @@ import { type Errand, HttpClient, type Incoming, type Outgoing, PARALLEL } from 
 import { checkEndpoint, type StoreOptions } from './options.js';
 import { CredentialChain, regionOfProfile } from './s3-credentials.js';
 import { elementOf, parseListPage } from './s3-list.js';
-import { checkKey, type ListedObject, type ObjectRange, type Store, StoreError } from './store.js';
+import { checkKey, type ListedObject, type ObjectRange, type Room, type Store, StoreError } from './store.js';
 
 const LIST_BYTES_MOST = 16 << 20;
 const EMPTY = createHash('sha256').digest('hex');
@@ -52,8 +52,8 @@ export class S3Store implements Store {
     this.#client = new HttpClient(options);
   }
 
-  async get(key: string, most: number, signal?: AbortSignal): Promise<Uint8Array> {
-    return (await this.#client.call(this.#errand('GET', key, most, signal))).body;
+  async get(key: string, most: number, signal?: AbortSignal, room?: Room): Promise<Uint8Array> {
+    return (await this.#client.call(this.#errand('GET', key, most, signal), room)).body;
   }
 
   range(

@@ -38,6 +38,9 @@ export interface Abilities {
   readonly delete: boolean;
 }
 
+/** Makes memory for so many bytes. */
+export type Room = (bytes: number) => Uint8Array;
+
 /**
  * A store. Keys are relative paths of letters, digits and `-_./`. All calls may run at once; the store limits how many
  * do. Each rejects with a StoreError, or with the reason of `signal` if it was aborted.
@@ -50,8 +53,11 @@ export interface Store {
   readonly parallel: number;
   /** Where to read what this store has only damaged. */
   readonly fallback?: Store;
-  /** The bytes of an object. One of more than `most` bytes is refused, and not read to its end. */
-  get(key: string, most: number, signal?: AbortSignal): Promise<Uint8Array>;
+  /**
+   * The bytes of an object. One of more than `most` bytes is refused, and not read to its end. `room`: where the bytes
+   * should go, if the store knows how many come before it reads them; it may be called for each attempt.
+   */
+  get(key: string, most: number, signal?: AbortSignal, room?: Room): Promise<Uint8Array>;
   /**
    * A part of an object. If `version` is that of another state of the object, the call fails: two versions are never
    * mixed.

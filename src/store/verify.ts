@@ -54,7 +54,7 @@ export async function verify(
         await pool.start(async (aborted) => {
           const memory = free.pop() ?? Buffer.allocUnsafeSlow(index.chunkSize);
           try {
-            await reader.fetch(chunk, memory.subarray(0, chunkBytes(index, chunk)), aborted);
+            await reader.fetch(chunk, () => memory.subarray(0, chunkBytes(index, chunk)), aborted);
           } catch (error) {
             const state = stateOf(error);
             if (state === 'refused') refused = error as StoreError;

@@ -30,30 +30,31 @@ async function withChecker(body: (checker: ChunkChecker, frame: Uint8Array, plai
 }
 
 async function checksAll(checker: ChunkChecker, frame: Uint8Array, plain: Buffer): Promise<void> {
-  const into = checker.buffer(BYTES);
+  const bytes = checker.buffer(BYTES);
+  const into = (): Uint8Array => bytes;
   const id = idOf(plain, DIGEST);
   const check = checker.frames(never);
   assert.equal(await check(frame, into, DIGEST, id), undefined);
-  assert.ok(plain.equals(into));
+  assert.ok(plain.equals(bytes));
   assert.match((await check(frame, into, DIGEST, idOf(frame, DIGEST))) ?? '', /another hash/);
   assert.match((await check(frame.subarray(1), into, DIGEST, id)) ?? '', /no zstd frame/);
   assert.match((await check(frame.subarray(0, 9), into, DIGEST, id)) ?? '', /cannot be decompressed/);
   await inDirectory(async (directory) => {
     const path = join(directory, 'chunk');
-    for (const [bytes, whole] of [
+    for (const [file, whole] of [
       [plain, true],
       [plain.subarray(1), false],
       [Buffer.alloc(BYTES), false],
     ] as const) {
-      writeFileSync(path, bytes);
+      writeFileSync(path, file);
       const fd = openSync(path, 'r');
-      into.fill(0);
+      bytes.fill(0);
       assert.equal((await checker.file(fd, into, DIGEST, id, never)) === undefined, whole);
-      assert.equal(plain.equals(into), whole);
+      assert.equal(plain.equals(bytes), whole);
       closeSync(fd);
     }
   });
-  checker.release(into);
+  checker.release(bytes);
 }
 
 test('right and damaged chunks, from a store and from the cache', () => withChecker(checksAll));
@@ -63,7 +64,7 @@ test('what a guest waits for comes before what was asked for earlier', () =>
     const order: number[] = [];
     const id = idOf(plain, DIGEST);
     const all = Array.from({ length: 12 }, async (_, number) => {
-      await checker.frames(() => number === 9)(frame, checker.buffer(BYTES), DIGEST, id);
+      await checker.frames(() => number === 9)(frame, () => checker.buffer(BYTES), DIGEST, id);
       order.push(number);
     });
     await Promise.all(all);

@@ -39,7 +39,7 @@ class ManualStore {
   readonly waiting: { chunk: number; id: string; end: (error?: Error) => void }[] = [];
   fetched = 0;
 
-  readonly fetch = (chunk: number, into: Uint8Array): Promise<void> =>
+  readonly fetch = (chunk: number, into: () => Uint8Array): Promise<void> =>
     new Promise((resolve, reject) => {
       const id = idOf(bytesOf(chunk), DIGEST);
       assert.ok(!this.waiting.some((other) => other.id === id), `${id} is fetched twice at once`);
@@ -49,7 +49,7 @@ class ManualStore {
         end: (error) => {
           if (error) reject(error);
           else {
-            into.set(bytesOf(chunk));
+            into().set(bytesOf(chunk));
             resolve();
           }
         },

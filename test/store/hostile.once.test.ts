@@ -280,7 +280,7 @@ test('many calls at once warn of nothing', async () => {
       await Promise.all(Array.from({ length: 32 }, () => store.has('key')));
       await withTasks(32, undefined, async (pool) => {
         for (let task = 0; task < 32; task++)
-          await pool.start(async (signal) => reader.fetch(0, Buffer.alloc(CHUNK), signal));
+          await pool.start(async (signal) => reader.fetch(0, () => Buffer.alloc(CHUNK), signal));
       });
       store.close();
     });
