@@ -11,7 +11,7 @@ import { setMaxListeners } from 'node:events';
 import { closeSync } from 'node:fs';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { chunkBytes, chunkId } from '../store/chunk-index.js';
-import { type ChunkReader, DamagedChunkError, type FrameCheck } from '../store/chunk-reader.js';
+import { type ChunkReader, DamagedChunkError } from '../store/chunk-reader.js';
 import { StoreError } from '../store/store.js';
 import type { ChunkCache, ChunkLock } from './chunk-cache.js';
 import type { ChunkChecker } from './chunk-checker.js';
@@ -110,8 +110,6 @@ export class ChunkLoader {
   readonly #ended = new AbortController();
   #running = 0;
   #fetching = 0;
-  /** Chunks that have come from the store, and are not checked yet. */
-  #checking = 0;
   /** Called when the last task has ended after `close`. */
   #drained = (): void => {};
 
@@ -156,9 +154,8 @@ export class ChunkLoader {
       for (const task of queue) {
         const { index } = task.image.reader;
         const most = Math.max(2, Math.min(2 * parallel, Math.floor(LOADING_BYTES / index.chunkSize)));
-        // Some room stays free for what a guest asks for. A chunk that is being checked leaves its connection to others.
-        const ahead = parallel + Math.min(this.#checking, parallel >> 1);
-        const mine = task.demanded ? most : Math.max(1, Math.min(ahead, most - 1));
+        // Some room stays free for what a guest asks for.
+        const mine = task.demanded ? most : Math.max(1, Math.min(parallel, most - 1));
         if (this.#running >= mine) return;
         queue.delete(task);
         this.#running++;
@@ -264,16 +261,7 @@ export class ChunkLoader {
     this.#fetching++;
     try {
       const { checker } = this.#options;
-      const frames = checker.frames(() => task.demanded);
-      const check: FrameCheck = async (...frame) => {
-        this.#checking++;
-        this.#next();
-        try {
-          return await frames(...frame);
-        } finally {
-          this.#checking--;
-        }
-      };
+      const check = checker.frames(() => task.demanded);
       await image.reader.fetch(chunk, into, this.#ended.signal, check, checker.room);
     } finally {
       clearTimeout(slow);

@@ -10,7 +10,7 @@ import { ChunkLoader, type LoadedImage } from '../../src/serve/chunk-loader.js';
 import { ImageMapping } from '../../src/serve/image-mapping.js';
 import { ImageSource } from '../../src/serve/image-source.js';
 import { Random } from '../../src/sim/index.js';
-import { type ChunkIndex, type FrameCheck, idOf } from '../../src/store/index.js';
+import { type ChunkIndex, idOf } from '../../src/store/index.js';
 import { StoreError } from '../../src/store/store.js';
 import { inDirectory } from '../cli/support/command.js';
 import { seed, suite } from '../support/harness.js';
@@ -36,22 +36,16 @@ function indexOf(count: number): ChunkIndex {
 class ManualStore {
   readonly index = indexOf(COUNT);
   /** The fetches that wait, in order. */
-  readonly waiting: { chunk: number; id: string; came: () => void; end: (error?: Error) => void }[] = [];
+  readonly waiting: { chunk: number; id: string; end: (error?: Error) => void }[] = [];
   fetched = 0;
 
-  readonly fetch = (
-    chunk: number,
-    into: () => Uint8Array,
-    _?: AbortSignal,
-    check?: FrameCheck,
-  ): Promise<void> =>
+  readonly fetch = (chunk: number, into: () => Uint8Array): Promise<void> =>
     new Promise((resolve, reject) => {
       const id = idOf(bytesOf(chunk), DIGEST);
       assert.ok(!this.waiting.some((other) => other.id === id), `${id} is fetched twice at once`);
       this.fetched++;
       this.waiting.push({
         ...{ chunk, id },
-        came: () => void check?.(new Uint8Array(1), into, DIGEST, id),
         end: (error) => {
           if (error) reject(error);
           else {
@@ -88,7 +82,6 @@ async function withLoader(
   body: (scene: {
     store: ManualStore;
     cache: ChunkCache;
-    checker: ChunkChecker;
     loader: ChunkLoader;
     troubles: Map<string, string | undefined>;
   }) => Promise<void>,
@@ -102,7 +95,7 @@ async function withLoader(
       report: (trouble, reason) => void troubles.set(trouble, reason),
     });
     try {
-      await body({ store, cache, checker, loader, troubles });
+      await body({ store, cache, loader, troubles });
     } finally {
       const closed = loader.close();
       for (const { end } of store.waiting) end(new Error('closed'));
@@ -136,26 +129,6 @@ test('random wishes of several images: each chunk is fetched once at a time, and
     const different = new Set(wanted.map(([, chunk]) => idOf(bytesOf(chunk), DIGEST))).size;
     assert.equal(store.fetched - loader.counts.failed, different);
     for (const image of images) image.close();
-  }));
-
-test('a chunk that is being checked leaves its connection to the next one, up to half as many as there are', () =>
-  withLoader(async ({ store, checker, loader }) => {
-    const checks: (() => void)[] = [];
-    checker.frames = () => () => new Promise((resolve) => checks.push(() => resolve(undefined)));
-    const image = imageOf(store);
-    for (let chunk = 1; chunk < 20; chunk++) loader.want(image, chunk, false);
-    for (const fetches of [4, 5, 6, 6]) {
-      await until(() => store.waiting.length >= fetches);
-      for (let turn = 0; turn < 10; turn++) await nextTurn();
-      assert.equal(store.waiting.length, fetches);
-      store.waiting[checks.length]?.came();
-    }
-    for (const end of checks) end();
-    await until(() => {
-      for (const { end } of store.waiting.splice(0)) end();
-      return loader.inFlight.waiting === 0;
-    });
-    image.close();
   }));
 
 test('what a guest waits for comes before what is loaded ahead, also if that was asked for first', () =>
