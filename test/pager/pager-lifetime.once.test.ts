@@ -214,7 +214,8 @@ test('what is read ahead and not answered does not keep others waiting beyond th
     },
   };
   await withPager({ source, resident: SIZE, deadlineMs: 100 }, 1, async (pager, user) => {
-    for (let offset = 0; stalled === 0; offset += block) await user?.hash(offset, block);
+    for (let index = 0; index < 3; index++) await user?.hash(index * block, block);
+    await until(() => stalled > 0);
     await pager.prefetch({ offset: far, length: 1 });
     await pager.withPinned({ offset: far, length: 1 }, () => assert.equal(pager.bytes[far], 1));
   });
