@@ -201,7 +201,7 @@ export class HandlerRuns {
 
   /** Waits until the handler listens, and connects. */
   #connect(): void {
-    let listens = false;
+    let [listens, wasKilled] = [false, false];
     this.#calls.listens = () => {
       listens = true;
     };
@@ -217,7 +217,9 @@ export class HandlerRuns {
         this.#connection = connection;
         return;
       }
-      if (connection !== ECONNREFUSED && connection !== ENOENT)
+      // The handler of the run before may have killed the process that connects, when it panicked.
+      if (connection === undefined && !wasKilled) wasKilled = true;
+      else if (connection !== ECONNREFUSED && connection !== ENOENT)
         throw connection === undefined
           ? this.#notReady('has killed the process that connects to it')
           : new UffdError(connection, 'connect');
@@ -283,10 +285,13 @@ export class HandlerRuns {
   }
 
   #finish(guest: Guest): void {
+    if (this.#launcher.connectorGone)
+      guest.fail({ invariant: 'ended', detail: 'it has killed the process that connected' });
     if (!guest.failure) guest.compareAll();
     const keep = this.#runs && this.#reuse && !guest.failure;
-    closeDescriptor(this.#connection);
+    // Ended first: a handler may panic when its connection is closed, and kill the process that has connected.
     if (!keep) this.#end();
+    closeDescriptor(this.#connection);
     this.#calls.leave();
   }
 

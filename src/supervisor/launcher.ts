@@ -199,6 +199,11 @@ export class Launcher {
     return connection;
   }
 
+  /** Whether the process that connects was killed. */
+  get connectorGone(): boolean {
+    return this.#connector?.gone === true;
+  }
+
   /** Kills the handler, and waits for its end. Trapped calls of other processes of its group are let through. */
   kill(): void {
     for (let killed = 0; this.status === undefined; ) {
@@ -268,6 +273,11 @@ class Connector {
     closeDescriptor(childChannel);
     this.#channel = channel;
     this.#readiness = new Readiness([channel]);
+  }
+
+  /** Whether its process has ended: no answer is waited for, so only the end of the channel can be read. */
+  get gone(): boolean {
+    return this.#readiness.wait(0) > 0;
   }
 
   connect(): number | undefined {

@@ -61,6 +61,13 @@ for (const [fault, [what, says]] of Object.entries(FAULTS)) {
   );
 }
 
+test('a handler that kills its monitor, and goes on, is found', async () => {
+  // The process may end a moment after the run, so that the next one tells.
+  const { verdict, reason } = await check(13, { seeds: 5, shrinks: 0 });
+  assert.equal(verdict, 'fail', reason);
+  assert.match(reason ?? '', /it has killed the process that connected/);
+});
+
 test('the honest handler passes', async () => {
   const { verdict, reason } = await check(0, { seeds: HONEST_SEEDS });
   assert.equal(verdict, 'pass', reason);
