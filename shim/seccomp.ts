@@ -207,3 +207,18 @@ export class ForeignMemory {
     }
   }
 }
+
+/** An instruction of a filter (struct sock_filter): its code, the two jumps, and its number. */
+export type Instruction = readonly [code: number, yes: number, no: number, value: number];
+
+/** A filter as the kernel reads it: 8 bytes for each instruction. */
+export function packProgram(instructions: readonly Instruction[]): Uint8Array {
+  const program = new DataView(new ArrayBuffer(8 * instructions.length));
+  for (const [index, [code, yes, no, value]] of instructions.entries()) {
+    program.setUint16(8 * index, code, true);
+    program.setUint8(8 * index + 2, yes);
+    program.setUint8(8 * index + 3, no);
+    program.setUint32(8 * index + 4, value, true);
+  }
+  return new Uint8Array(program.buffer);
+}

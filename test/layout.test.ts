@@ -163,7 +163,7 @@ const LAYERS = [
   ['src/sim/kernel.ts', 'src/trace/replay-port.ts', 'src/trace/summary.ts'],
   ['shim/linux.ts', 'src/errors/conditions.ts', 'src/sim/port.ts', 'src/trace/reader.ts'],
   [
-    ...['shim/processors.ts', 'src/sim/files.ts'],
+    ...['shim/processors.ts', 'src/sim/files.ts', 'src/supervisor/system-calls.ts'],
     ...['src/trace/open-parameters.ts', 'src/trace/recording-port.ts', 'src/uffd/page-states.ts'],
   ],
   [
@@ -184,7 +184,7 @@ const LAYERS = [
   [
     ...['shim/libc.ts', 'src/kernel/features.ts', 'src/scheduling/affinity.ts'],
     ...['src/sim/memory-syscalls.ts', 'src/sim/resolve.ts', 'src/sim/touch.ts', 'src/trace/codec.ts'],
-    ...['src/supervisor/system-calls.ts', 'src/uffd/source-data.ts', 'src/workers/entry-file.ts'],
+    ...['src/uffd/source-data.ts', 'src/workers/entry-file.ts'],
   ],
   ['src/sim/shared-memory.ts'],
   [

@@ -4,6 +4,8 @@
 // no poll, select and epoll_wait). The filter's instructions are those of include/uapi/linux/bpf_common.h, and its
 // results those of include/uapi/linux/seccomp.h.
 
+import { packProgram } from '../../shim/seccomp.js';
+
 /** What a trapped call is. */
 export type CallName = keyof typeof X64;
 
@@ -100,12 +102,5 @@ export function filterProgram(): Uint8Array {
     [RETURN, 0, 0, NOTIFY],
     [RETURN, 0, 0, ALLOW],
   ];
-  const program = new DataView(new ArrayBuffer(8 * instructions.length));
-  for (const [index, [code, yes, no, value]] of instructions.entries()) {
-    program.setUint16(8 * index, code, true);
-    program.setUint8(8 * index + 2, yes);
-    program.setUint8(8 * index + 3, no);
-    program.setUint32(8 * index + 4, value, true);
-  }
-  return new Uint8Array(program.buffer);
+  return packProgram(instructions);
 }

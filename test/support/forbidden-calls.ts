@@ -2,7 +2,7 @@
 // The numbers are those of syscall_64.tbl and of scripts/syscall.tbl for arm64, in Linux 6.18.
 
 import { libc, seccompNumber } from '../../shim/libc.js';
-import { forgoPrivileges } from '../../shim/seccomp.js';
+import { forgoPrivileges, packProgram } from '../../shim/seccomp.js';
 
 const X64 = 0;
 const ARM64 = 1;
@@ -81,17 +81,11 @@ export function forbidCalls(names: readonly CallName[]): void {
     [RETURN, 0, 0, ERRNO_EPERM],
     [RETURN, 0, 0, ALLOW],
   ];
-  const program = new DataView(new ArrayBuffer(8 * instructions.length));
-  for (const [index, [code, yes, no, value]] of instructions.entries()) {
-    program.setUint16(8 * index, code, true);
-    program.setUint8(8 * index + 2, yes);
-    program.setUint8(8 * index + 3, no);
-    program.setUint32(8 * index + 4, value, true);
-  }
+  const program = packProgram(instructions);
   const { koffi, seccomp } = libc();
   const header = new DataView(new ArrayBuffer(16));
   header.setUint16(0, instructions.length, true);
-  header.setBigUint64(8, koffi.address(new Uint8Array(program.buffer)), true);
+  header.setBigUint64(8, koffi.address(program), true);
   if (forgoPrivileges() < 0 || seccomp(seccompNumber, SET_MODE_FILTER, 0, new Uint8Array(header.buffer)) < 0)
     throw new Error('the filter cannot be set');
 }
