@@ -314,7 +314,7 @@ class Run {
     this.#state = stateOf(handler.pid);
   }
 
-  // ---- what is told and kept -------------------------------------------------------------------------------
+  // ---- reasons and evidence --------------------------------------------------------------------------------
 
   /** Lines that help to find the cause. */
   details(): string[] {

@@ -99,7 +99,7 @@ export function checkKey(key: string): void {
     throw new StoreError('unable', `${JSON.stringify(key.slice(0, 100))} cannot be the name of an object`);
 }
 
-/** Milliseconds for which `prune` leaves chunks that no index names, unless it is told otherwise: a day. */
+/** The default grace period of `prune`, in milliseconds: a day. */
 export const GRACE_MS = 24 * 3600 * 1000;
 
 /** The end of the names of files that are being written: by a process, or by one that was killed. */

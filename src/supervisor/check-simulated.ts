@@ -124,7 +124,7 @@ function causes({ found, abilities }: SearchResult): string[] {
   ];
 }
 
-/** The search was told to end. */
+/** The caller has aborted the search. */
 class Stopped extends Error {}
 
 /** The search, in its thread. */

@@ -21,7 +21,7 @@ export interface Waiting {
   /** Whether all other descriptors are sockets. */
   readonly known: boolean;
   readonly limitMs: number;
-  /** Writes the result of a wait that was in vain. Returns the call's result. */
+  /** Writes the result of a wait whose time is over. Returns the call's result. */
   readonly inVain: () => number;
 }
 

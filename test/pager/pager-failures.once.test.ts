@@ -100,7 +100,7 @@ test('a failure whose message differs in a number alone is printed once', async 
 });
 
 for (const kind of ['file', 'module'] as const) {
-  test(`a recording of a ${kind} that cannot be written is told once, and the pager goes on`, async () => {
+  test(`if the recording of a ${kind} cannot be written, one line says so, and the pager goes on`, async () => {
     needKernel();
     await inDirectory(async (directory) => {
       const path = join(directory, 'data');

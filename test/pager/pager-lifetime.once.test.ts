@@ -139,7 +139,7 @@ test('a source that does not answer: what is asked of it is poisoned after the d
   });
 });
 
-test('a source whose close throws: the pager is closed all the same', async () => {
+test('a pager is closed even if its source throws in close', async () => {
   needKernelFaults();
   const control = controlOf(SIZE);
   control.words[CLOSE_THROWS] = 1;
@@ -150,7 +150,7 @@ test('a source whose close throws: the pager is closed all the same', async () =
   assert.throws(() => pager.bytes, { code: 'ERR_INVALID_STATE' });
 });
 
-test('an onError that returns a promise is a mistake that is told, and does not count as retry', async () => {
+test('an onError that returns a promise is an error, and does not count as retry', async () => {
   needKernelFaults();
   const source: CustomSource = {
     size: SIZE,
