@@ -33,6 +33,8 @@ export interface GuestOptions extends Pick<Cell, 'threads' | 'pageSize' | 'ballo
   readonly reuse?: boolean;
   /** Whether the memory file has holes, whose pages are zeros. */
   readonly sparse?: boolean;
+  /** Whether it maps the memory that the server's guests share. */
+  readonly share?: boolean;
   /** Milliseconds that the guest stays after its last touch. */
   readonly holdMs?: number;
 }
@@ -80,7 +82,7 @@ export class Guest {
 
 function words(socket: string, options: GuestOptions): string[] {
   const { pages, touches = pages, threads, order, pageSize, balloon, cpu } = options;
-  const { regions = 1, reuse, sparse, holdMs = 0 } = options;
+  const { regions = 1, reuse, sparse, share, holdMs = 0 } = options;
   const numbers = {
     pages,
     touches,
@@ -92,6 +94,7 @@ function words(socket: string, options: GuestOptions): string[] {
     regions,
     reuse: reuse ? 1 : 0,
     sparse: sparse ? 1 : 0,
+    share: share ? 1 : 0,
     hold: holdMs,
   };
   return Object.entries({ socket, ...numbers }).flatMap(([name, value]) => [`--${name}`, `${value}`]);

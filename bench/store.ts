@@ -304,36 +304,51 @@ export class StoreBench {
   async #crowd(store: Helper, url: string): Promise<void> {
     const { helper } = await Helper.start<object>('store-serving.js');
     const { helper: files } = await Helper.start<object>('store-serving.js');
+    const { helper: sharing } = await Helper.start<object>('store-serving.js');
     const local = await this.#serve(files, { vms: [this.#vm(this.#memory)], prefetch: [this.#trace] });
+    const aim = { to: 'one guest', atMost: true } as const;
     await this.#withStored(helper, store, url, async (empty, socket) => {
       const cold =
-        (guests: number): Round =>
+        (guests: number, of: string, emptied: () => Promise<void>, share = false): Round =>
         async () => {
-          await empty();
-          const ms = await this.#together(socket, guests);
+          await emptied();
+          const ms = await this.#together(of, guests, share);
           await this.#expect(store, this.#workingSet / CHUNK_DEFAULT);
           return ms;
         };
-      const [crowd, one] = [cold(CROWD), cold(1)];
+      const [crowd, one] = [cold(CROWD, socket, empty), cold(1, socket, empty)];
       for (let round = 0; round < WARM_ROUNDS; round++) await crowd();
       const figure = `working set resident in the last of ${CROWD} guests, from an empty cache`;
       const about = { figure, where: FREE, unit: 'ms' };
-      await this.#comparison.compare({ ...about, to: 'one guest', aim: 2.5, atMost: true }, crowd, one);
+      await this.#comparison.compare({ ...about, ...aim, aim: 2.5 }, crowd, one);
       const beside: Round = async () => {
-        const ms = await this.#together(local.socket, CROWD);
+        const ms = await this.#together(local.socket, CROWD, false);
         await files.ask({ do: 'rest' } satisfies ServingOrder);
         return ms;
       };
       for (let round = 0; round < WARM_ROUNDS; round++) await beside();
-      await this.#comparison.compare(
-        { ...about, to: `${CROWD} guests of the local memory file` },
-        crowd,
-        beside,
+      const to = `${CROWD} guests of the local memory file`;
+      await this.#comparison.compare({ ...about, to }, crowd, beside);
+      await this.#withStored(
+        sharing,
+        store,
+        url,
+        async (emptyShared, shared) => {
+          const together = cold(CROWD, shared, emptyShared, true);
+          for (let round = 0; round < WARM_ROUNDS; round++) await together();
+          const named = { ...about, figure: `the same, of ${CROWD} guests that share pages` };
+          await this.#comparison.compare(
+            { ...named, ...aim, to: 'one guest with COPY', aim: 1.3 },
+            together,
+            one,
+          );
+          await this.#comparison.compare({ ...named, to: `${CROWD} guests with COPY` }, together, crowd);
+        },
+        { sharePages: true },
       );
     });
     await local.end();
-    helper.end();
-    files.end();
+    for (const one of [helper, files, sharing]) one.end();
   }
 
   /** The private memory of fresh servers, at its most while one guest comes. */
@@ -458,9 +473,10 @@ export class StoreBench {
     store: Helper,
     url: string,
     body: (empty: () => Promise<void>, socket: string) => Promise<void>,
+    options: Partial<ServeOptions> = {},
   ): Promise<void> {
     const cache = this.#cache();
-    const { socket, end } = await this.#serve(helper, this.#stored(url, cache));
+    const { socket, end } = await this.#serve(helper, { ...this.#stored(url, cache), ...options });
     const rest = { do: 'rest' } satisfies ServingOrder;
     await this.#touch(socket);
     const empty = async (): Promise<void> => {
@@ -498,9 +514,9 @@ export class StoreBench {
   }
 
   /** Milliseconds until the last of some guests that come at once has its working set. */
-  async #together(socket: string, guests: number): Promise<number> {
+  async #together(socket: string, guests: number, share: boolean): Promise<number> {
     const begun = performance.now();
-    await Promise.all(Array.from({ length: guests }, () => this.#touch(socket)));
+    await Promise.all(Array.from({ length: guests }, () => this.#touch(socket, undefined, share)));
     return performance.now() - begun;
   }
 
@@ -542,10 +558,10 @@ export class StoreBench {
   }
 
   /** A guest that touches its working set, or so many pages, in ascending order. */
-  #touch(socket: string, touches = this.#workingSet / PAGE): Promise<Told> {
+  #touch(socket: string, touches = this.#workingSet / PAGE, share = false): Promise<Told> {
     const pages = this.#image / PAGE;
     const options = { threads: 1, order: 'ascending', pageSize: PAGE, balloon: false, cpu: -1 } as const;
-    return this.#guest.runBeside(socket, { ...options, pages, touches });
+    return this.#guest.runBeside(socket, { ...options, pages, touches, share });
   }
 }
 

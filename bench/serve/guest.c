@@ -3,6 +3,7 @@
 //
 //   guest --socket PATH --pages N [--threads N] [--order ascending|random|zipf|neighbours|spread] [--touches N]
 //         [--page-size BYTES] [--regions N] [--cpu N] [--balloon N] [--reuse 1] [--hold MS] [--sparse 1] [--seed N]
+//         [--share 1]
 //
 // Options:
 //  - order: `ascending` and `random` touch each page once, and each thread touches its share. `zipf` draws pages again
@@ -14,6 +15,8 @@
 //  - reuse: after all touches, the guest gives all of its memory back, writes it again in ascending order, and prints
 //    the time.
 //  - hold: milliseconds that the guest then stays. sparse: the memory file has holes, whose pages are zeros.
+//  - share: asks the handler for the memory that its guests share, and maps it privately. Its pages are missing or minor
+//    faults then.
 
 #define _GNU_SOURCE
 #include <errno.h>
@@ -41,7 +44,7 @@ static const char *path, *order = "ascending";
 static unsigned char *memory;
 static size_t page_size = SMALL;
 static uint32_t pages, touches, threads = 1, seed = 7, regions = 1, *places, *latencies;
-static int cpu = -1, balloon, reuse, hold, sparse;
+static int cpu = -1, balloon, reuse, hold, sparse, share, connection, shared = -1;
 static atomic_int ready, over;
 static atomic_uint_least64_t begun, first_done;
 
@@ -118,27 +121,48 @@ static void *give_back(void *unused) {
 static int watch(void) {
   int uffd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
   check(uffd >= 0, "userfaultfd");
-  struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_EVENT_REMOVE};
+  struct uffdio_api api = {.api = UFFD_API,
+                           .features = UFFD_FEATURE_EVENT_REMOVE | (share ? UFFD_FEATURE_MINOR_SHMEM : 0)};
   check(ioctl(uffd, UFFDIO_API, &api) == 0, "UFFDIO_API");
   for (uint32_t region = 0, each = pages / regions; region < regions; region++) {
     struct uffdio_register range = {.range = {.start = (uintptr_t)at(region * each), .len = each * page_size},
-                                    .mode = UFFDIO_REGISTER_MODE_MISSING};
+                                    .mode = UFFDIO_REGISTER_MODE_MISSING | (share ? UFFDIO_REGISTER_MODE_MINOR : 0)};
     check(ioctl(uffd, UFFDIO_REGISTER, &range) == 0, "UFFDIO_REGISTER");
   }
   return uffd;
 }
 
-static void hand_over(int uffd) {
+static void dial(void) {
   struct sockaddr_un address = {.sun_family = AF_UNIX};
   strncpy(address.sun_path, path, sizeof address.sun_path - 1);
-  int fd = socket(AF_UNIX, SOCK_STREAM, 0);
-  check(connect(fd, (struct sockaddr *)&address, sizeof address) == 0, "connect");
-  char *text = malloc(160 * regions + 1);
+  connection = socket(AF_UNIX, SOCK_STREAM, 0);
+  check(connect(connection, (struct sockaddr *)&address, sizeof address) == 0, "connect");
+}
+
+// Asks for the memory that guests share: docs/firecracker.md, "Guests that share pages".
+static void request_memory(void) {
+  static const char request[] = "[{\"request\":\"memory\"}]";
+  check(send(connection, request, sizeof request - 1, 0) == sizeof request - 1, "send");
+  char answer[4096], control[CMSG_SPACE(sizeof shared)];
+  struct iovec vector = {answer, sizeof answer - 1};
+  struct msghdr message = {.msg_iov = &vector, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+  ssize_t length = recvmsg(connection, &message, MSG_CMSG_CLOEXEC);
+  check(length > 0, "recvmsg");
+  struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+  answer[length] = 0;
+  if (!header) fprintf(stderr, "guest: no memory to share: %s\n", answer), exit(1);
+  memcpy(&shared, CMSG_DATA(header), sizeof shared);
+}
+
+static void hand_over(int uffd) {
+  if (!share) dial();
+  char *text = malloc(180 * regions + 1);
   int length = 0;
   for (uint32_t region = 0, each = pages / regions; region < regions; region++) {
-    const char *form = "%c{\"base_host_virt_addr\":%llu,\"size\":%llu,\"offset\":%llu,\"page_size\":%zu}";
+    const char *form = "%c{\"base_host_virt_addr\":%llu,\"size\":%llu,\"offset\":%llu,\"page_size\":%zu%s}";
     length += sprintf(text + length, form, region ? ',' : '[', (unsigned long long)(uintptr_t)at(region * each),
-                      (unsigned long long)each * page_size, (unsigned long long)region * each * page_size, page_size);
+                      (unsigned long long)each * page_size, (unsigned long long)region * each * page_size, page_size,
+                      share ? ",\"shared\":true" : "");
   }
   text[length++] = ']';
   char control[CMSG_SPACE(sizeof uffd)] = {0};
@@ -149,9 +173,9 @@ static void hand_over(int uffd) {
   header->cmsg_type = SCM_RIGHTS;
   header->cmsg_len = CMSG_LEN(sizeof uffd);
   memcpy(CMSG_DATA(header), &uffd, sizeof uffd);
-  ssize_t sent = sendmsg(fd, &message, 0);
+  ssize_t sent = sendmsg(connection, &message, 0);
   check(sent > 0, "sendmsg");
-  for (ssize_t more; sent < length; sent += more) check((more = send(fd, text + sent, length - sent, 0)) > 0, "send");
+  for (ssize_t more; sent < length; sent += more) check((more = send(connection, text + sent, length - sent, 0)) > 0, "send");
   free(text);
 }
 
@@ -211,7 +235,8 @@ static void prepare(void) {
   draw();
   int huge = page_size > SMALL ? MAP_HUGETLB : 0;
   size_t bytes = (pages + (regions > 1 ? regions : 0)) * page_size;
-  memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | huge, -1, 0);
+  int kind = MAP_PRIVATE | MAP_NORESERVE | huge | (share ? 0 : MAP_ANONYMOUS);
+  memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, kind, shared, 0);
   check(memory != MAP_FAILED, "mmap");
   if (!huge) madvise(memory, bytes, MADV_NOHUGEPAGE);
   for (uint32_t region = 1; regions > 1 && region <= regions; region++)
@@ -224,6 +249,7 @@ static void parse(int count, char **words) {
                                           {"balloon", 1, NULL, 'b'}, {"seed", 1, NULL, 'e'},    {"cpu", 1, NULL, 'c'},
                                           {"reuse", 1, NULL, 'r'},   {"hold", 1, NULL, 'h'},
                                           {"regions", 1, NULL, 'g'}, {"sparse", 1, NULL, 'a'},
+                                          {"share", 1, NULL, 'm'},
                                           {0}};
   for (int option; (option = getopt_long(count, words, "", options, NULL)) != -1;) {
     if (option == 's') path = optarg;
@@ -239,10 +265,12 @@ static void parse(int count, char **words) {
     if (option == 'h') hold = atoi(optarg);
     if (option == 'g') regions = atoi(optarg);
     if (option == 'a') sparse = atoi(optarg);
+    if (option == 'm') share = atoi(optarg);
     if (option == '?') exit(2);
   }
   if (!touches) touches = pages;
-  if (path && pages && threads && regions && pages % regions == 0) return;
+  // The gaps behind regions are not part of the shared memory.
+  if (path && pages && threads && regions && pages % regions == 0 && !(share && regions > 1)) return;
   fprintf(stderr, "usage: guest --socket PATH --pages N [options]\n");
   exit(2);
 }
@@ -264,6 +292,7 @@ static uint32_t percentile(double percent) { return latencies[(uint32_t)((touche
 int main(int count, char **words) {
   parse(count, words);
   alarm(LIMIT_SECONDS);
+  if (share) dial(), request_memory();
   prepare();
   int uffd = watch();
   pthread_t ids[threads], balloon_id;
