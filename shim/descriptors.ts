@@ -16,6 +16,7 @@ const ENXIO = -6;
 const PATH_MOST = 4096;
 const KCMP_FILE = 0;
 const F_GETFL = 3;
+const F_SETFL = 4;
 const O_NONBLOCK = 0x800;
 const SYNC_FILE_RANGE_WRITE = 2;
 
@@ -126,4 +127,11 @@ function seek(fd: number, offset: number, whence: number): number {
 /** Whether reads of a descriptor never wait (O_NONBLOCK); the flag belongs to the open file, which may be shared. */
 export function isNonBlocking(fd: number): boolean {
   return (orErrno(libc().fcntl(fd, F_GETFL, 0)) & O_NONBLOCK) !== 0;
+}
+
+/** Makes reads of a descriptor never wait (O_NONBLOCK), in each process that shares the open file. */
+export function setNonBlocking(fd: number): number {
+  const c = libc();
+  const flags = orErrno(c.fcntl(fd, F_GETFL, 0));
+  return flags < 0 ? flags : orErrno(c.fcntl(fd, F_SETFL, flags | O_NONBLOCK));
 }

@@ -35,6 +35,7 @@ const SYS_SECCOMP: Readonly<Record<string, number>> = { x64: 317, arm64: 277 };
 /** The same on all architectures. */
 export const SYS_PIDFD_SEND_SIGNAL = 424;
 export const SYS_PIDFD_OPEN = 434;
+export const SYS_PIDFD_GETFD = 438;
 
 let loaded: Libc | undefined;
 
@@ -88,6 +89,7 @@ function load() {
     syscall: declare('syscall', 'long', ['long', 'ulong']),
     // As a bare system call: C libraries have a wrapper only since 2022.
     pidfd_open: declare('syscall', 'long', ['long', 'int', 'uint']),
+    pidfd_getfd: declare('syscall', 'long', ['long', 'int', 'int', 'uint']),
     open: declare('open', 'int', ['str', 'int']),
     pipe2: declare('pipe2', 'int', ['void *', 'int']),
     // The kernel uses 32 bits of the request. They are passed as a signed number, because V8 stores a request with the

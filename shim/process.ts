@@ -2,7 +2,7 @@
 // does.
 
 import { readdirSync, readFileSync } from 'node:fs';
-import { libc, orErrno, SYS_PIDFD_OPEN, SYS_PIDFD_SEND_SIGNAL } from './libc.js';
+import { libc, orErrno, SYS_PIDFD_GETFD, SYS_PIDFD_OPEN, SYS_PIDFD_SEND_SIGNAL } from './libc.js';
 
 export const SIGKILL = 9;
 const POLLIN = 1;
@@ -15,6 +15,11 @@ export function openPidfd(pid: number): number {
 /** Sends a signal; −ESRCH: the process has exited. */
 export function signalPidfd(pidfd: number, signal: number): number {
   return orErrno(libc().pidfd_send_signal(SYS_PIDFD_SEND_SIGNAL, pidfd, signal, 0, 0));
+}
+
+/** A duplicate, close-on-exec, of a descriptor of another process, which this process may trace. −errno. */
+export function duplicateOf(pidfd: number, fd: number): number {
+  return orErrno(libc().pidfd_getfd(SYS_PIDFD_GETFD, pidfd, fd, 0));
 }
 
 /**

@@ -14,6 +14,8 @@ const SECCOMP_FILTER_FLAG_NEW_LISTENER = 1 << 3;
 const SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV = 1 << 5;
 const SECCOMP_IOCTL_NOTIF_RECV = 0xc0502100 | 0;
 const SECCOMP_IOCTL_NOTIF_SEND = 0xc0182101 | 0;
+const SECCOMP_IOCTL_NOTIF_ID_VALID = 0x40082102;
+const SECCOMP_IOCTL_NOTIF_ADDFD = 0x40182103;
 const SECCOMP_IOCTL_NOTIF_SET_FLAGS = 0x40082104;
 /** The waker and the woken thread use one processor (Linux 6.6). */
 const SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP = 1;
@@ -29,6 +31,10 @@ const EFAULT = -14;
 const EPERM = -1;
 const EINTR = -4;
 const ENOSYS = -38;
+
+const O_CLOEXEC = 0x80000;
+/** struct seccomp_notif_addfd. */
+const ADDFD_BYTES = 24;
 
 /** struct seccomp_notif and struct seccomp_notif_resp. */
 export const NOTIFICATION_BYTES = 80;
@@ -92,6 +98,27 @@ export class NotificationChannel {
   /** Sends the answer. −ENOENT: the call was interrupted, or its caller was killed. */
   send(): number {
     return orErrno(libc().ioctl(this.#listener, SECCOMP_IOCTL_NOTIF_SEND, this.#answerAt));
+  }
+
+  /** Whether the thread that made a call still waits for its answer. */
+  isWaiting(id: bigint): boolean {
+    const { koffi, ioctl } = libc();
+    const word = new BigUint64Array([id]);
+    return ioctl(this.#listener, SECCOMP_IOCTL_NOTIF_ID_VALID, koffi.address(word)) === 0;
+  }
+
+  /**
+   * Gives the process that made the call a duplicate of a descriptor of this process, close-on-exec. Returns its number
+   * there, or −errno (Linux 5.9).
+   */
+  giveDescriptor(id: bigint, fd: number): number {
+    const { koffi, ioctl } = libc();
+    const order = new DataView(new ArrayBuffer(ADDFD_BYTES));
+    order.setBigUint64(0, id, true);
+    order.setUint32(12, fd, true);
+    order.setUint32(20, O_CLOEXEC, true);
+    const at = koffi.address(new Uint8Array(order.buffer));
+    return orErrno(ioctl(this.#listener, SECCOMP_IOCTL_NOTIF_ADDFD, at));
   }
 }
 

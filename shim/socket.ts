@@ -15,8 +15,11 @@ const SOCK_NONBLOCK_CLOEXEC = 0x80800;
 const SOL_SOCKET = 1;
 const SCM_RIGHTS = 1;
 const SO_PEERCRED = 17;
+const SO_RCVTIMEO = 20;
 const SO_PEERPIDFD = 77;
+const MSG_PEEK = 2;
 const MSG_CTRUNC = 8;
+const MSG_DONTWAIT = 0x40;
 const MSG_NOSIGNAL = 0x4000;
 const MSG_CMSG_CLOEXEC = 0x40000000;
 const ENAMETOOLONG = -36;
@@ -163,8 +166,23 @@ function readOption(fd: number, name: number, into: Int32Array): number {
 
 /** Receives as many bytes of a message as fit, with its descriptors. */
 export function receive(fd: number, into: Uint8Array): Received {
+  return received(fd, into, MSG_CMSG_CLOEXEC);
+}
+
+/** As `receive`, but the message stays in the queue, and the descriptors are duplicates. It never waits. */
+export function peek(fd: number, into: Uint8Array): Received {
+  return received(fd, into, MSG_CMSG_CLOEXEC | MSG_PEEK | MSG_DONTWAIT);
+}
+
+/** Whether a receiving call that waits for a message has a time limit (SO_RCVTIMEO). */
+export function hasReceiveTimeout(fd: number): boolean {
+  const time = new Int32Array(4);
+  return readOption(fd, SO_RCVTIMEO, time) === 0 && time.some((word) => word !== 0);
+}
+
+function received(fd: number, into: Uint8Array, flags: number): Received {
   const message = new Message(into, new Uint8Array(CMSG_HEAD + 4 * FDS_MOST + 4));
-  const result = orErrno(libc().recvmsg(fd, message.address, MSG_CMSG_CLOEXEC));
+  const result = orErrno(libc().recvmsg(fd, message.address, flags));
   if (result < 0) return { result, fds: [], truncated: false };
   return { result, fds: message.descriptors(), truncated: message.truncated };
 }

@@ -46,6 +46,7 @@ const PARTS: Parts = {
   launcher: async () => (await import('./supervisor/launcher-process.js')).runLauncher(),
   connector: async () => (await import('./supervisor/launcher-process.js')).runConnector(),
   'handler-search': async () => (await import('./supervisor/check-simulated.js')).runSearch(),
+  'handler-recorder': async () => (await import('./supervisor/record-run.js')).runRecording(),
   lifter: async () => (await import('./dirty/unprotect-worker.js')).unprotectPages(),
 };
 

@@ -18,6 +18,7 @@ const SUBCOMMANDS: Readonly<Record<string, () => Promise<(program: Command) => v
   report: async () => (await import('./report/command.js')).addReport,
   simulate: async () => (await import('./simulate/command.js')).addSimulate,
   'check-handler': async () => (await import('./check-handler/command.js')).addCheckHandler,
+  'record-handler': async () => (await import('./record-handler/command.js')).addRecordHandler,
   doctor: async () => (await import('./doctor/command.js')).addDoctor,
 };
 const VERSION_FLAGS = ['-V', '--version'];

@@ -83,6 +83,8 @@ export class Guest {
   readonly #ask: (what: Request) => Promise<unknown>;
   /** The handler's process group. */
   #handler: number;
+  /** The process that was stopped. */
+  #paused = 0;
   /** Removed pages, and what the guest has written: by page, the byte at each place. */
   readonly #removed = new Set<number>();
   readonly #written = new Map<number, Map<number, number>>();
@@ -417,16 +419,19 @@ export class Guest {
   /** Stops the handler's processes, and waits until all threads of the one that listens have stopped. */
   async pauseHandler(): Promise<void> {
     this.step('stops the handler (SIGSTOP)');
-    process.kill(-this.#handler, 'SIGSTOP');
     const pid = peerOf(this.#socket)?.pid || this.#handler;
+    this.#paused = pid;
+    // A tool that runs the handler may have given it a process group of its own, and answers its calls until it stands.
+    process.kill(pid, 'SIGSTOP');
     await this.until(() =>
       [...statesOf(pid)].every((state) => state === 'T' || state === 'Z' || state === 'X'),
     );
+    process.kill(-this.#handler, 'SIGSTOP');
   }
 
   resumeHandler(): void {
     this.step('lets the handler go on (SIGCONT)');
-    process.kill(-this.#handler, 'SIGCONT');
+    for (const target of [-this.#handler, this.#paused]) process.kill(target, 'SIGCONT');
   }
 
   /** The memory file's path. */

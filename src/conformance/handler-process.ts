@@ -4,10 +4,13 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, watch } from 'node:fs';
 import { basename, dirname } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { groupOf } from './process-state.js';
 
 /** Bytes of output that are kept, of each stream. */
 const OUTPUT_MOST = 256 * 1024;
+/** How long a handler has after SIGTERM. */
+const TERMINATED_MS = 2000;
 
 export interface HandlerOptions {
   /** With `{socket}` and `{memory}` in its words, which are replaced. */
@@ -112,6 +115,20 @@ export class HandlerProcess {
     } catch {
       // It has ended.
     }
+  }
+
+  /** Lets the handler end by SIGTERM, because it may be a program that writes a file at its end. Then as `kill`. */
+  async end(): Promise<void> {
+    try {
+      if (this.exit === undefined) process.kill(-this.pid, 'SIGTERM');
+    } catch {
+      // All of them have ended.
+    }
+    const timer = new AbortController();
+    const late = sleep(TERMINATED_MS, undefined, { signal: timer.signal }).catch(() => {});
+    await Promise.race([this.exited, late]);
+    timer.abort();
+    await this.kill();
   }
 
   /** Ends all processes of the group, also those that its leader has left behind. */

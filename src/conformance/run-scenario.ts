@@ -355,7 +355,7 @@ class Run {
 
   async end(): Promise<void> {
     await this.#endGuests();
-    await this.#handler?.kill();
+    await this.#handler?.end();
     rmSync(this.#folder, { recursive: true, force: true });
   }
 }

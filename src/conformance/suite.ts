@@ -1,5 +1,5 @@
-// The suite on the real kernel: runs scenarios one after the other. Also gives the simulated check, so that bundles for
-// browsers leave out both with this file.
+// The suite on the real kernel: runs scenarios one after the other. Also gives the simulated check and the recorder, so that
+// bundles for browsers leave out all of them with this file.
 
 import '../kernel/linux.js';
 import { invalidValue } from '../errors/arguments.js';
@@ -10,6 +10,7 @@ import type { Scenario } from './scenario.js';
 import { SCENARIOS } from './scenarios/index.js';
 
 export { checkSimulated } from '../supervisor/check-simulated.js';
+export { recordProgram } from '../supervisor/record-handler.js';
 export { trySimulatedSupport } from '../supervisor/support.js';
 
 export interface SuiteOptions extends RunOptions {

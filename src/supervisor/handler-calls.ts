@@ -13,24 +13,19 @@ import { closeDescriptor, isNonBlocking } from '../../shim/descriptors.js';
 import { makePipe } from '../../shim/seccomp.js';
 import { E, MESSAGE_BYTES } from '../sim/abi.js';
 import { Random } from '../sim/chooser.js';
-import { kindOf, memory, ownLink, threadCount } from './caller.js';
+import { kindOf, memory, ownLink, threadCount, UFFD_LINK, vectorsOf } from './caller.js';
 import { type Guest, MESSAGES_AT, MESSAGES_MOST } from './guest.js';
 import type { Launcher } from './launcher.js';
-import { type CallName, callNames, UFFD_TYPE } from './system-calls.js';
+import { type CallName, UFFD_TYPE } from './system-calls.js';
+import { TrappedCall } from './trapped-call.js';
 import { type Waiting, Waits } from './waits.js';
 
-/** Offsets in struct seccomp_notif: the thread, the call's number, and its arguments. */
-const PID_AT = 8;
-const NUMBER_AT = 16;
-const ARGUMENTS_AT = 32;
 const RANDOM_BYTES_MOST = 4096;
 const TIMER_ABSTIME = 1;
 /** Reads in a row that find nothing, after which a handler that never waits counts as waiting. */
 const EMPTY_READS = 64;
 /** Most calls of one run. */
 const CALLS_MOST = 50_000;
-const IOV_BYTES = 16;
-const IOVS_MOST = 64;
 
 /** A read of a blocking descriptor that waits for a message. */
 interface HeldRead {
@@ -40,8 +35,6 @@ interface HeldRead {
   readonly length: number;
 }
 
-/** What /proc says about a userfaultfd. */
-const LINK = 'anon_inode:[userfaultfd]';
 const PATH_MOST = 64;
 const PAGE_BYTES = 4096;
 
@@ -63,7 +56,7 @@ export class HandlerCalls {
   /** Called when the handler has called listen(2). */
   listens: () => void = () => {};
   readonly #launcher: Launcher;
-  readonly #words: DataView;
+  readonly #call: TrappedCall;
   readonly #waits: Waits;
   #random = new Random(1);
   #guest: Guest | undefined;
@@ -85,11 +78,8 @@ export class HandlerCalls {
 
   constructor(launcher: Launcher) {
     this.#launcher = launcher;
-    this.#words = launcher.channel.notification;
-    this.#waits = new Waits({
-      argument: (index) => this.#argument(index),
-      signed: (index) => this.#signed(index),
-    });
+    this.#call = new TrappedCall(launcher.channel.notification);
+    this.#waits = new Waits(this.#call);
   }
 
   /** Begins with a new process: its random bytes depend on the seed alone. */
@@ -144,19 +134,9 @@ export class HandlerCalls {
 
   // ---- the call that was received ------------------------------------------------------------------------
 
-  #argument(index: number): number {
-    const at = ARGUMENTS_AT + 8 * index;
-    return this.#words.getUint32(at + 4, true) * 2 ** 32 + this.#words.getUint32(at, true);
-  }
-
-  #signed(index: number): number {
-    return this.#words.getInt32(ARGUMENTS_AT + 8 * index, true);
-  }
-
   /** Answers the call that was received last. */
   handle(): void {
-    const name = callNames.get(this.#words.getInt32(NUMBER_AT, true));
-    const pid = this.#words.getUint32(PID_AT, true);
+    const { name, pid } = this.#call;
     const result = name === undefined ? undefined : this.#result(name, pid);
     if (result === undefined) this.#launcher.letThrough();
     else if (result !== 'held') this.#launcher.reply(result);
@@ -192,25 +172,25 @@ export class HandlerCalls {
   #readLink(pid: number, first: number): number | undefined {
     const path = Buffer.alloc(PATH_MOST);
     // The rest of the page is read, too, but not the next page, which need not be there.
-    const address = this.#argument(first);
+    const address = this.#call.argument(first);
     const there = path.subarray(0, Math.min(PATH_MOST, PAGE_BYTES - (address % PAGE_BYTES)));
     if (memory.read(pid, address, there) < 0) return undefined;
     const fd = /^\/proc\/(?:self|thread-self|\d+)\/fd\/(\d+)\0/.exec(there.toString('latin1'))?.[1];
     if (fd === undefined || kindOf(pid, Number(fd), this.#pipe) !== 'uffd') return undefined;
-    const link = Buffer.from(LINK).subarray(0, this.#argument(first + 2));
-    const errno = memory.write(pid, this.#argument(first + 1), link);
+    const link = Buffer.from(UFFD_LINK).subarray(0, this.#call.argument(first + 2));
+    const errno = memory.write(pid, this.#call.argument(first + 1), link);
     return errno < 0 ? errno : link.length;
   }
 
   #isRetired(pid: number): boolean {
-    return this.#retired !== undefined && kindOf(pid, this.#signed(0), this.#retired.pipe) === 'uffd';
+    return this.#retired !== undefined && kindOf(pid, this.#call.signed(0), this.#retired.pipe) === 'uffd';
   }
 
   #fillRandom(pid: number): number | undefined {
-    const length = this.#argument(1);
+    const length = this.#call.argument(1);
     if (length > RANDOM_BYTES_MOST) return undefined;
     const bytes = Uint8Array.from({ length }, () => this.#random.below(256));
-    const errno = memory.write(pid, this.#argument(0), bytes);
+    const errno = memory.write(pid, this.#call.argument(0), bytes);
     return errno < 0 ? errno : length;
   }
 
@@ -225,8 +205,8 @@ export class HandlerCalls {
   // ---- ioctl ---------------------------------------------------------------------------------------------
 
   #ioctl(pid: number): number | undefined {
-    const fd = this.#signed(0);
-    const request = this.#words.getUint32(ARGUMENTS_AT + 8, true);
+    const fd = this.#call.signed(0);
+    const request = this.#call.unsigned(1);
     const guest = this.#guest;
     // A request that returns a new userfaultfd, of /dev/userfaultfd: its number is 0, and its size, too.
     if (request === UFFD_TYPE << 8) {
@@ -242,7 +222,7 @@ export class HandlerCalls {
     this.#uses(pid);
     this.#emptyReads = 0;
     const bytes = new Uint8Array(guest.scratch.buffer, 0, (request >>> 16) & 0x3fff);
-    const address = this.#argument(2);
+    const address = this.#call.argument(2);
     if (memory.read(pid, address, bytes) < 0) return E.FAULT;
     const result = guest.attempt(() => guest.port.ioctl(guest.fd, request, 0));
     if (result === undefined) return E.SRCH;
@@ -252,23 +232,19 @@ export class HandlerCalls {
   // ---- read ----------------------------------------------------------------------------------------------
 
   #read(guest: Guest, pid: number, name: CallName): number | 'held' | undefined {
-    if (kindOf(pid, this.#signed(0), this.#pipe) !== 'uffd') return undefined;
+    if (kindOf(pid, this.#call.signed(0), this.#pipe) !== 'uffd') return undefined;
     this.#uses(pid);
     if (name !== 'read') return this.#readVectors(guest, pid);
-    const [buffer, length] = [this.#argument(1), this.#argument(2)];
+    const [buffer, length] = [this.#call.argument(1), this.#call.argument(2)];
     const result = this.#readInto(guest, pid, buffer, length);
     if (result !== E.AGAIN) {
       this.#emptyReads = 0;
       return result;
     }
     if (!isNonBlocking((this.#ends as readonly number[])[0] as number))
-      return this.#block(guest, { id: this.#id(), pid, buffer, length });
+      return this.#block(guest, { id: this.#call.id, pid, buffer, length });
     if (++this.#emptyReads >= EMPTY_READS && guest.finished) this.over = true;
     return result;
-  }
-
-  #id(): bigint {
-    return this.#words.getBigUint64(0, true);
   }
 
   #readInto(guest: Guest, pid: number, buffer: number, length: number): number {
@@ -280,13 +256,10 @@ export class HandlerCalls {
   }
 
   #readVectors(guest: Guest, pid: number): number {
-    const count = Math.min(this.#argument(2), IOVS_MOST);
-    const table = new DataView(new ArrayBuffer(IOV_BYTES * count));
-    if (memory.read(pid, this.#argument(1), new Uint8Array(table.buffer)) < 0) return E.FAULT;
+    const vectors = vectorsOf(pid, this.#call.argument(1), this.#call.argument(2));
+    if (!vectors) return E.FAULT;
     let done = 0;
-    for (let index = 0; index < count; index++) {
-      const buffer = Number(table.getBigUint64(IOV_BYTES * index, true));
-      const length = Number(table.getBigUint64(IOV_BYTES * index + 8, true));
+    for (const { buffer, length } of vectors) {
       if (length === 0) continue;
       const result = this.#readInto(guest, pid, buffer, length);
       if (result < 0) return done > 0 ? done : result;
@@ -335,9 +308,9 @@ export class HandlerCalls {
   /** Virtual time passes, if the thread has used the userfaultfd. Other threads sleep on the kernel. */
   #sleep(guest: Guest, pid: number, name: CallName): number | undefined {
     if (!this.#callers.has(pid)) return undefined;
-    const [flags, at] = name === 'nanosleep' ? [0, 0] : [this.#signed(1), 2];
+    const [flags, at] = name === 'nanosleep' ? [0, 0] : [this.#call.signed(1), 2];
     if (flags & TIMER_ABSTIME) return undefined;
-    const limitMs = this.#waits.milliseconds(pid, this.#argument(at));
+    const limitMs = this.#waits.milliseconds(pid, this.#call.argument(at));
     if (limitMs === undefined) return undefined;
     this.#uses(pid);
     guest.note(`handler: sleeps for ${limitMs} ms`);

@@ -5,7 +5,7 @@
 import { closeDescriptor } from '../../shim/descriptors.js';
 import { becomeProgram, fixAddresses, forgoPrivileges, Readiness, setFilter } from '../../shim/seccomp.js';
 import { connectUnix, receive, send } from '../../shim/socket.js';
-import { filterProgram } from './system-calls.js';
+import { CALLS, filterProgram } from './system-calls.js';
 
 /** The descriptor through which both processes talk to the supervisor. */
 export const CHANNEL = 4;
@@ -17,6 +17,9 @@ export const LIFE = 5;
 export interface LauncherOrder {
   /** The shell's script. */
   readonly script: string;
+  readonly calls: keyof typeof CALLS;
+  /** Descriptors that the shell inherits, besides those that every shell has. */
+  readonly inherits: readonly number[];
 }
 
 /** What the launcher sends with the listener, in JSON, before it becomes a shell. */
@@ -33,11 +36,11 @@ export interface LauncherReport {
 
 /** The launcher's process: reports, and becomes the shell. */
 export function runLauncher(): void {
-  const { script } = JSON.parse(process.argv[2] ?? '') as LauncherOrder;
+  const { script, calls, inherits } = JSON.parse(process.argv[2] ?? '') as LauncherOrder;
   const environment = Object.entries(process.env)
     .filter(([name]) => name !== 'NODE_CHANNEL_FD' && name !== 'NODE_CHANNEL_SERIALIZATION_MODE')
     .map(([name, value]) => `${name}=${value}`);
-  const program = filterProgram();
+  const program = filterProgram(CALLS[calls]);
   const report = (about: LauncherReport): void => {
     const fds = about.listener >= 0 ? [about.listener] : [];
     send(CHANNEL, Buffer.from(JSON.stringify(about)), fds);
@@ -47,12 +50,12 @@ export function runLauncher(): void {
     report({ listener: refused, failed: 'prctl', killable: false, fixed: false });
     process.exit(1);
   }
-  const fixed = fixAddresses() >= 0;
+  const fixed = calls === 'simulated' && fixAddresses() >= 0;
   const { listener, killable } = setFilter(program);
   // From here on this thread makes no call that is trapped: nothing answers it yet.
   report({ listener, killable, fixed, ...(listener < 0 ? { failed: 'seccomp' } : {}) });
   if (listener < 0) process.exit(1);
-  becomeProgram('/bin/sh', ['sh', '-c', script], environment, [0, 1, 2, LIFE]);
+  becomeProgram('/bin/sh', ['sh', '-c', script], environment, [0, 1, 2, LIFE, ...inherits]);
   process.exit(1);
 }
 

@@ -24,12 +24,19 @@ export interface LauncherOptions {
   readonly folder: string;
   /** The memory files between which a start chooses. */
   readonly memories: readonly string[];
+  /** Which calls are trapped. Default: those that a simulated kernel answers. */
+  readonly calls?: LauncherOrder['calls'];
+  /** Whether the handler's output goes where this process's output goes, instead of files. Default false. */
+  readonly inherits?: boolean;
   /** Whether to switch to the handler at once with an answer, if the kernel can (Linux 6.6). Default true. */
   readonly syncWakeUp?: boolean;
 }
 
-/** What happened next: a call was trapped, the handler has ended, or neither within the time limit. */
-export type Happened = 'call' | 'ended' | 'nothing';
+/**
+ * What happened next: a call was trapped, the handler has ended, a watched descriptor is readable, or nothing of it
+ * within the time limit.
+ */
+export type Happened = 'call' | 'ended' | 'ready' | 'nothing';
 
 /** How long the launcher and the connector may take. */
 const START_MS = 20_000;
@@ -38,6 +45,8 @@ const CONNECT_MS = 5000;
 const CONTINUE = 1;
 const CALL = 1;
 const OUTPUT = 2;
+/** Where the shell has this process's standard output and error, if the handler inherits them. */
+const INHERITED = [6, 7] as const;
 const NOT_FOUND = 127;
 const NOT_EXECUTABLE = 126;
 
@@ -63,7 +72,7 @@ export class Launcher {
   readonly #input: number;
   readonly #life: number;
   readonly #outputOfShell: number;
-  readonly #readiness: Readiness;
+  #readiness: Readiness;
   #connector: Connector | undefined;
   #text = '';
   #closed = false;
@@ -81,13 +90,17 @@ export class Launcher {
     const [outputOfShell, childOutput] = makePipe(true);
     const [childLife, life] = makePipe(true);
     const [channel, childChannel] = socketPair();
-    const order: LauncherOrder = { script: this.#script() };
-    this.#connector = new Connector(this.socket);
+    const { calls = 'simulated', inherits = false } = options;
+    const order: LauncherOrder = { script: this.#script(), calls, inherits: inherits ? INHERITED : [] };
+    if (calls === 'simulated') this.#connector = new Connector(this.socket);
     this.#shell = startProcess(
       'launcher',
       [JSON.stringify(order)],
       {
-        stdio: [childInput, childOutput, 'inherit', 'ipc', childChannel, childLife],
+        stdio: [
+          ...([childInput, childOutput, 'inherit', 'ipc', childChannel, childLife] as const),
+          ...(inherits ? [1, 2] : []),
+        ],
         execArgv: [],
         detached: true,
       },
@@ -114,12 +127,16 @@ export class Launcher {
    * gone: then nothing holds the other end of descriptor 5 any more.
    */
   #script(): string {
-    const { command, memories } = this.#options;
+    const { command, memories, inherits } = this.#options;
+    const [output, errors] = INHERITED;
+    const streams = inherits
+      ? `>&${output} 2>&${errors} ${output}>&- ${errors}>&-`
+      : `>${quoted(this.output)} 2>${quoted(this.errors)}`;
     const starts = memories.map((memory, index) => {
       const words = command.map((word) =>
         quoted(word.replaceAll('{socket}', this.socket).replaceAll('{memory}', memory)),
       );
-      return `${index}) ${words.join(' ')} >${quoted(this.output)} 2>${quoted(this.errors)} 3<&- 5<&- & ;;`;
+      return `${index}) ${words.join(' ')} ${streams} 3<&- 5<&- & ;;`;
     });
     return [
       'exec 3<&0 </dev/null 2>/dev/null',
@@ -152,6 +169,11 @@ export class Launcher {
     writeSync(this.#input, `${memory}\n`);
   }
 
+  /** Also waits for these descriptors from now on. */
+  watch(fds: readonly number[]): void {
+    this.#readiness = new Readiness([this.#listener, this.#outputOfShell, ...fds]);
+  }
+
   /** Waits for the next event. */
   wait(timeoutMs: number): Happened {
     const ready = this.#readiness.wait(timeoutMs);
@@ -161,7 +183,7 @@ export class Launcher {
       this.#listen();
       if (this.status !== undefined) return 'ended';
     }
-    return 'nothing';
+    return ready > (CALL | OUTPUT) ? 'ready' : 'nothing';
   }
 
   /** Gives the handler a moment to do what it does without calls. */
@@ -204,6 +226,16 @@ export class Launcher {
     return this.#connector?.gone === true;
   }
 
+  /** The process group of the shell and its handlers. */
+  get group(): number {
+    return this.#shell.pid ?? 0;
+  }
+
+  /** Asks the handler to end (SIGTERM). */
+  terminate(): void {
+    if (this.pid > 0 && this.status === undefined) signal(this.pid, 'SIGTERM');
+  }
+
   /** Kills the handler, and waits for its end. Trapped calls of other processes of its group are let through. */
   kill(): void {
     for (let killed = 0; this.status === undefined; ) {
@@ -221,9 +253,9 @@ export class Launcher {
     this.#answer(id, result, 0);
   }
 
-  /** Lets the kernel carry out the call that was received last. */
-  letThrough(): void {
-    this.#answer(undefined, 0, CONTINUE);
+  /** Lets the kernel carry a call out: the one that was received last, or that of an `id`. */
+  letThrough(id?: bigint): void {
+    this.#answer(id, 0, CONTINUE);
   }
 
   #answer(id: bigint | undefined, result: number, flags: number): void {
@@ -250,9 +282,9 @@ export class Launcher {
   }
 }
 
-function signal(pid: number): void {
+function signal(pid: number, name: 'SIGKILL' | 'SIGTERM' = 'SIGKILL'): void {
   try {
-    process.kill(pid, 'SIGKILL');
+    process.kill(pid, name);
   } catch {
     // It has ended.
   }

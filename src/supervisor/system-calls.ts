@@ -4,7 +4,7 @@
 // no poll, select and epoll_wait). The filter's instructions are those of include/uapi/linux/bpf_common.h, and its
 // results those of include/uapi/linux/seccomp.h.
 
-import { packProgram } from '../../shim/seccomp.js';
+import { type Instruction, packProgram } from '../../shim/seccomp.js';
 
 /** What a trapped call is. */
 export type CallName = keyof typeof X64;
@@ -21,6 +21,14 @@ const X64 = {
   epoll_pwait: 281,
   epoll_pwait2: 441,
   ioctl: 16,
+  fcntl: 72,
+  close: 3,
+  close_range: 436,
+  dup2: 33,
+  dup3: 292,
+  execve: 59,
+  execveat: 322,
+  recvmsg: 47,
   listen: 50,
   readlink: 89,
   readlinkat: 267,
@@ -39,6 +47,13 @@ const ARM64: Partial<Record<CallName, number>> = {
   epoll_pwait: 22,
   epoll_pwait2: 441,
   ioctl: 29,
+  fcntl: 25,
+  close: 57,
+  close_range: 436,
+  dup3: 24,
+  execve: 221,
+  execveat: 281,
+  recvmsg: 212,
   listen: 201,
   readlinkat: 78,
   nanosleep: 101,
@@ -46,6 +61,22 @@ const ARM64: Partial<Record<CallName, number>> = {
   getrandom: 278,
   userfaultfd: 282,
 };
+
+/** What is trapped of handlers that a simulated kernel serves. */
+const SIMULATED: readonly CallName[] = [
+  ...(['read', 'readv', 'preadv2', 'poll', 'ppoll', 'select', 'pselect6', 'epoll_wait'] as const),
+  ...(['epoll_pwait', 'epoll_pwait2', 'ioctl', 'listen', 'readlink', 'readlinkat', 'nanosleep'] as const),
+  ...(['clock_nanosleep', 'getrandom', 'userfaultfd'] as const),
+];
+
+/** What is trapped of handlers that are recorded. Their waits are not: the kernel carries them out. */
+const RECORDED: readonly CallName[] = [
+  ...(['read', 'readv', 'preadv2', 'ioctl', 'fcntl', 'recvmsg'] as const),
+  ...(['close', 'close_range', 'dup2', 'dup3', 'execve', 'execveat'] as const),
+];
+
+/** Which calls are trapped. */
+export const CALLS = { simulated: SIMULATED, recorded: RECORDED } as const;
 
 /** AUDIT_ARCH_X86_64 and AUDIT_ARCH_AARCH64 (include/uapi/linux/audit.h). */
 const ARCHITECTURES: Readonly<Record<string, { audit: number; numbers: Partial<Record<CallName, number>> }>> =
@@ -70,7 +101,7 @@ export const callNames: ReadonlyMap<number, CallName> = new Map(
 /** Offsets in struct seccomp_data: the number, the architecture, the low half of the second argument. */
 const NUMBER_AT = 0;
 const ARCHITECTURE_AT = 4;
-const REQUEST_AT = 24;
+const SECOND_AT = 24;
 /** BPF_LD | BPF_W | BPF_ABS, BPF_JMP | BPF_JEQ | BPF_K, BPF_ALU | BPF_AND | BPF_K, BPF_RET | BPF_K. */
 const LOAD = 0x20;
 const IF_EQUAL = 0x15;
@@ -79,28 +110,34 @@ const RETURN = 0x06;
 const ALLOW = 0x7fff0000;
 const NOTIFY = 0x7fc00000;
 
-/** The filter: traps the calls above, and of ioctl only the requests of a userfaultfd. */
-export function filterProgram(): Uint8Array {
+/** The command of fcntl that sets O_NONBLOCK. */
+export const F_SETFL = 4;
+
+/** The filter: traps these calls; of ioctl only the requests of a userfaultfd, and of fcntl only F_SETFL. */
+export function filterProgram(calls: readonly CallName[]): Uint8Array {
   if (!architecture) throw new RangeError(`the system calls of ${process.arch} are not known`);
   const { audit, numbers } = architecture;
-  const plain = (Object.entries(numbers) as [CallName, number][])
-    .filter(([name]) => name !== 'ioctl')
-    .map(([, number]) => number);
-  // The jumps count instructions from the next one. After the comparisons: allow; notify; the check of an ioctl.
-  const count = plain.length;
-  const instructions: [code: number, yes: number, no: number, value: number][] = [
+  const trapped = calls.filter((name) => numbers[name] !== undefined);
+  // The jumps count instructions from the next one. After the comparisons: allow; notify; the checks of the second
+  // argument of ioctl and of fcntl.
+  const count = trapped.length;
+  const target = (name: CallName): number => count + (name === 'ioctl' ? 2 : name === 'fcntl' ? 6 : 1);
+  return packProgram([
     [LOAD, 0, 0, ARCHITECTURE_AT],
-    [IF_EQUAL, 0, count + 2, audit],
+    [IF_EQUAL, 0, count + 1, audit],
     [LOAD, 0, 0, NUMBER_AT],
-    [IF_EQUAL, count + 2, 0, numbers.ioctl as number],
-    ...plain.map((number, index): [number, number, number, number] => [IF_EQUAL, count - index, 0, number]),
+    ...trapped.map(
+      (name, index): Instruction => [IF_EQUAL, target(name) - index - 1, 0, numbers[name] as number],
+    ),
     [RETURN, 0, 0, ALLOW],
     [RETURN, 0, 0, NOTIFY],
-    [LOAD, 0, 0, REQUEST_AT],
+    [LOAD, 0, 0, SECOND_AT],
     [AND, 0, 0, 0xff00],
-    [IF_EQUAL, 0, 1, UFFD_TYPE << 8],
+    [IF_EQUAL, 0, 3, UFFD_TYPE << 8],
     [RETURN, 0, 0, NOTIFY],
+    [LOAD, 0, 0, SECOND_AT],
+    [IF_EQUAL, 1, 0, F_SETFL],
     [RETURN, 0, 0, ALLOW],
-  ];
-  return packProgram(instructions);
+    [RETURN, 0, 0, NOTIFY],
+  ]);
 }

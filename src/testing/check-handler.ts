@@ -157,7 +157,7 @@ export async function simulatedSupport(): Promise<SimulatedSupport> {
 }
 
 /** Loads the suite when it is needed, because the rest of this entry runs where there are no processes. */
-async function loadSuite(): Promise<typeof import('../conformance/suite.js')> {
+export async function loadSuite(): Promise<typeof import('../conformance/suite.js')> {
   const suite = await import('../conformance/suite.js');
   // A bundle for a browser has an empty module in its place (package.json, `browser`).
   if (!('runSuite' in suite)) throw new UnsupportedError('a handler can be checked on Linux, in Node alone');

@@ -1,5 +1,5 @@
 // The entry `userfaultfd/testing`: a world to test fault handlers in. It runs wherever WebAssembly runs, under any test
-// framework, because failures are ordinary Errors. `checkHandler` alone needs Linux and Node.
+// framework, because failures are ordinary Errors. `checkHandler` and `recordHandler` alone need Linux and Node.
 
 export {
   formatReport,
@@ -25,6 +25,12 @@ export {
 export { type Explored, type ExploreOptions, explore } from './explore.js';
 export { type Failure, INVARIANTS, type Invariant, type Repeat, SimulationError } from './failure.js';
 export { type AnswerOptions, answerFromSource } from './handler.js';
+export {
+  type HandlerRecording,
+  type RecordedTrace,
+  type RecordHandlerOptions,
+  recordHandler,
+} from './record-handler.js';
 export { type Simulated, type SimulateOptions, simulate } from './simulate.js';
 export { type WorkloadOptions, type WorkloadWorld, workload } from './workload.js';
 export type { World, WorldOptions } from './world.js';

@@ -15,7 +15,8 @@ export interface RecordedRange {
 }
 
 export interface OpenParameters {
-  readonly how: 'open' | 'wrap';
+  /** `handler`: the calls are those of a handler in another program, which `recordHandler` has recorded. */
+  readonly how: 'open' | 'wrap' | 'handler';
   /** Only for `wrap`. */
   readonly fd?: number;
   readonly options: {
@@ -62,7 +63,7 @@ export function openParametersOf(meta: Readonly<Record<string, unknown>>): OpenP
 export function areOpenParameters(value: unknown): boolean {
   const { how, fd, options, features, optional = [], ranges = [], pages = [] } = fieldsOf(value);
   return (
-    (how === 'open' || (how === 'wrap' && isWhole(fd))) &&
+    (how === 'open' || how === 'handler' || (how === 'wrap' && isWhole(fd))) &&
     isFields(options) &&
     areTexts(features) &&
     areTexts(optional) &&

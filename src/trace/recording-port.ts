@@ -27,7 +27,13 @@ const STRUCT_WORDS_MOST = 12;
 /** The first field of a poll's record that holds a descriptor. */
 const POLL_ENTRIES = 3;
 
-export function recordingKernel(inner: Kernel, writer: TraceWriter, meta: Record<string, unknown>): Kernel {
+/** `timed`: whether each read has a time of its own, because there may have been waits that are not recorded. */
+export function recordingKernel(
+  inner: Kernel,
+  writer: TraceWriter,
+  meta: Record<string, unknown>,
+  timed = false,
+): Kernel {
   let attached = false;
   return {
     pageSize: inner.pageSize,
@@ -37,7 +43,7 @@ export function recordingKernel(inner: Kernel, writer: TraceWriter, meta: Record
       if (attached) return port;
       attached = true;
       writer.start({ ...meta, pageSize: inner.pageSize });
-      return new RecordingPort(port, memory, writer);
+      return new RecordingPort(port, memory, writer, timed);
     },
   };
 }
@@ -50,6 +56,7 @@ class RecordingPort implements KernelPort {
   readonly #inner: KernelPort;
   readonly #memory: LinearMemory;
   readonly #writer: TraceWriter;
+  readonly #timed: boolean;
   readonly #begunUs: number;
   /** The core's memory in words and in half words. */
   #words = new BigUint64Array();
@@ -67,13 +74,14 @@ class RecordingPort implements KernelPort {
   #told = false;
   #lastId = 0;
 
-  constructor(inner: KernelPort, memory: LinearMemory, writer: TraceWriter) {
+  constructor(inner: KernelPort, memory: LinearMemory, writer: TraceWriter, timed: boolean) {
     this.#inner = inner;
     if (inner.processors) this.processors = inner.processors;
     this.unrecorded = inner;
     if (inner.raise) this.raise = (error) => inner.raise?.(error);
     this.#memory = memory;
     this.#writer = writer;
+    this.#timed = timed;
     this.#begunUs = Math.floor(inner.now() * 1000);
   }
 
@@ -142,7 +150,7 @@ class RecordingPort implements KernelPort {
   read(fd: number, at: number, length: number): number {
     const result = this.#inner.read(fd, at, length);
     // A read after an answer or a poll takes almost no time; after an empty read the loop may have waited.
-    const timeUs = this.#empty && !this.#told ? this.#clock() : this.#timeUs;
+    const timeUs = (this.#empty || this.#timed) && !this.#told ? this.#clock() : this.#timeUs;
     this.#told = false;
     this.#justEnded = false;
     this.#empty = result === EAGAIN;

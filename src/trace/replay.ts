@@ -20,7 +20,8 @@ import { fillOptions, sourceOptions } from '../uffd/options.js';
 import { recordOf } from '../uffd/page-states.js';
 import { type FaultHandler, Userfaultfd } from '../uffd/userfaultfd.js';
 import { Kind, noteOf } from './codec.js';
-import { decodeChunk, decodeRange, openParametersOf } from './open-parameters.js';
+import { HandlerRules } from './handler-rules.js';
+import { decodeChunk, decodeRange, type OpenParameters, openParametersOf } from './open-parameters.js';
 import { TraceError, type TraceMeta, TraceReader } from './reader.js';
 import { type Difference, ReplayKernel, SOURCE_FIELD } from './replay-port.js';
 import { UnresolvedFaults } from './unresolved-faults.js';
@@ -54,7 +55,8 @@ export interface ReplayOptions {
 }
 
 /**
- * Replays a trace, and closes its reader.
+ * Replays a trace, and closes its reader. The trace of a foreign handler (`recordHandler`) is not run again: each of its
+ * calls is compared with what the kernel's rules allow.
  *
  * @example
  * ```ts
@@ -82,6 +84,8 @@ export async function replay(
   const { patienceMs = PATIENCE_MS } = options;
   checkInteger(patienceMs, 'patienceMs', 0, PATIENCE_MOST_MS);
   const playback = new ReplayKernel(reader);
+  const origin = openParametersOf(reader.meta);
+  if (origin?.how === 'handler') return replayForeign(playback, reader, origin, factory);
   const run = new Replay(playback, reader.meta, factory, patienceMs);
   try {
     await run.go();
@@ -98,6 +102,29 @@ export async function replay(
     ...(difference ? { difference: { ...difference, ...run.particulars() } } : {}),
     ...(reader.damage === undefined ? {} : { damage: reader.damage }),
   };
+}
+
+/** The replay of a foreign handler's trace: each call is compared with the kernel's rules. Closes the reader. */
+function replayForeign(
+  playback: ReplayKernel,
+  reader: TraceReader,
+  origin: OpenParameters,
+  factory: HandlerFactory | undefined,
+): ReplayResult {
+  try {
+    if (factory)
+      throw new TraceError('this trace has the calls of a foreign handler; no other can make them again');
+    const rules = new HandlerRules(playback, origin);
+    rules.go();
+    const { difference } = playback;
+    return {
+      ...{ identical: !difference, records: playback.used, faults: rules.faults, performed: 0 },
+      ...(difference && { difference }),
+      ...(reader.damage === undefined ? {} : { damage: reader.damage }),
+    };
+  } finally {
+    reader.close();
+  }
 }
 
 const PATIENCE_MS = 100;

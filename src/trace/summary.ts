@@ -39,8 +39,8 @@ const WRITEPROTECT = Kind.IOCTL + 6;
 const POISON = Kind.IOCTL + 8;
 
 export interface TraceSummary {
-  /** How the userfaultfd was opened, and the requested features. */
-  how: 'open' | 'wrap' | 'unknown';
+  /** How the userfaultfd was opened, and the requested features. `handler`: the calls are a foreign handler's. */
+  how: 'open' | 'wrap' | 'handler' | 'unknown';
   features: readonly string[];
   pageSize: number;
   /** Notes of the recorder. */

@@ -64,6 +64,7 @@ export class TraceWriter {
   readonly #warn: (message: string) => void;
   #state: 'new' | 'open' | 'closed' = 'new';
   #blockBegunUs = 0;
+  #lastUs = 0;
 
   constructor(sink: TraceSink, options: TraceOptions = {}) {
     checkMethod(sink, 'sink', 'write', 'a TraceSink');
@@ -166,7 +167,13 @@ export class TraceWriter {
 
   #appended(full: number, timeUs: number): void {
     this.records++;
+    this.#lastUs = timeUs;
     if (full || timeUs - this.#blockBegunUs > BLOCK_AGE_US) this.#sealGuarded(timeUs);
+  }
+
+  /** @internal Writes the records that wait for their block to be full. */
+  flush(): void {
+    if (this.recording) this.#sealGuarded(this.#lastUs);
   }
 
   /** Writes the last block, and closes the sink. Idempotent. */

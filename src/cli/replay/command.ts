@@ -20,6 +20,9 @@ What it does:
   Without --handler, the trace says what the handler did. With it, the module's
   handler decides, and must do what the recorded one did, call by call.
 
+  A trace of uffd record-handler is not run again, because its handler is not
+  known. Each of its calls is compared with what the kernel's rules allow.
+
 MODULE is a JavaScript file. Its default export is called once, with the
 userfaultfd and the trace's description, and returns a handler:
 
@@ -59,7 +62,7 @@ export function addReplay(program: Command): void {
     .command('replay')
     .summary('run a recorded trace again, and show the first call that differs')
     .description('Runs a recorded trace again, and shows the first call that differs.')
-    .argument('<FILE>', 'the trace, from uffd demo --record or a TraceWriter')
+    .argument('<FILE>', 'the trace, from uffd demo --record, uffd record-handler or a TraceWriter')
     .option('--handler <MODULE>', "a handler to run in the recorded one's place")
     .option('--json', 'print one JSON object instead of text')
     .addHelpText('after', HELP)
