@@ -13,7 +13,7 @@ import {
 } from './cells.js';
 import { HANDLERS, PLACEMENTS } from './faults.js';
 import { PAGER_PARTS } from './pager.js';
-import { SERVERS } from './peers.js';
+import { RECORDED, SERVERS } from './peers.js';
 import { STORE_PARTS } from './store.js';
 
 /** Rounds of a run with `--pager` or `--store`. */
@@ -81,7 +81,7 @@ export function parse(): Options {
     )
     .addOption(
       new Option('--server <names...>', 'guests: only these beside C')
-        .choices(SERVERS)
+        .choices([...SERVERS, RECORDED])
         .default(SERVERS, 'all'),
     )
     .option('--threads <n...>', 'guests: these numbers of threads', several(1024))

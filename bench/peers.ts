@@ -23,7 +23,9 @@ export const SERVERS = [
   'Rust',
   'Go',
 ] as const;
-export type ServerName = typeof YARDSTICK | (typeof SERVERS)[number];
+/** The handler in C under `uffd record-handler`. It is measured only if it is asked for. */
+export const RECORDED = 'C, recorded';
+export type ServerName = typeof YARDSTICK | (typeof SERVERS)[number] | typeof RECORDED;
 
 /** A program that takes `--socket`, `--memory` and `--window`, and writes a line when it is ready. */
 export interface Server {
@@ -38,7 +40,8 @@ export const UFFD = [
   'serve',
 ];
 /** The command `uffd` as it is built for tests, one module for each source. */
-const BUILT = [process.execPath, fileURLToPath(new URL('../src/cli/main.js', import.meta.url)), 'serve'];
+const MAIN = fileURLToPath(new URL('../src/cli/main.js', import.meta.url));
+const BUILT = [process.execPath, MAIN, 'serve'];
 const SOURCES = fileURLToPath(new URL('../../bench/peers/', import.meta.url));
 const BUILD_LIMIT_MS = 300_000;
 
@@ -54,6 +57,7 @@ export function servers(
   const all: [ServerName, () => readonly string[]][] = [
     [YARDSTICK, () => [c]],
     ['C, spin', () => [c, '--wait', 'spin']],
+    [RECORDED, () => [process.execPath, MAIN, 'record-handler', '--trace', join(folder, 'c.trace'), '--', c]],
     ['uffd serve', () => BUILT],
     ['uffd serve, auto placement', () => [...BUILT, '--placement', 'auto']],
     ['uffd serve, adaptive window', () => BUILT],

@@ -83,6 +83,7 @@ function load() {
     library.func(name, result, types) as never;
   // The arguments for one list of vectors: its address and its length.
   const pair = ['void *', 'ulong'] as const;
+  const range = ['uintptr_t', 'ulong'] as const;
   return {
     koffi,
     errno: koffi.errno as () => number,
@@ -124,6 +125,9 @@ function load() {
     msync: declare('msync', 'int', ['uintptr_t', 'size_t', 'int']),
     process_vm_readv: declare('process_vm_readv', 'intptr_t', ['int', ...pair, ...pair, 'ulong']),
     process_vm_writev: declare('process_vm_writev', 'intptr_t', ['int', ...pair, ...pair, 'ulong']),
+    // With addresses, which koffi passes four times as fast as arrays.
+    read_process: declare('process_vm_readv', 'intptr_t', ['int', ...range, ...range, 'ulong']),
+    write_process: declare('process_vm_writev', 'intptr_t', ['int', ...range, ...range, 'ulong']),
     flock: declare('flock', 'int', ['int', 'int']),
     memfd_create: declare('memfd_create', 'int', ['str', 'uint']),
     ftruncate: declare('ftruncate', 'int', ['int', 'int64_t']),

@@ -33,6 +33,8 @@ const EINTR = -4;
 const ENOSYS = -38;
 
 const O_CLOEXEC = 0x80000;
+/** struct iovec. */
+const IOVEC_BYTES = 16;
 /** struct seccomp_notif_addfd. */
 const ADDFD_BYTES = 24;
 
@@ -78,15 +80,15 @@ export class NotificationChannel {
   readonly answer = new DataView(new ArrayBuffer(ANSWER_BYTES));
   readonly #listener: number;
   readonly #notified: Uint8Array;
-  readonly #at: bigint;
-  readonly #answerAt: bigint;
+  readonly #at: number;
+  readonly #answerAt: number;
 
   constructor(listener: number) {
     const { koffi } = libc();
     this.#listener = listener;
     this.#notified = new Uint8Array(this.notification.buffer);
-    this.#at = koffi.address(this.#notified);
-    this.#answerAt = koffi.address(new Uint8Array(this.answer.buffer));
+    this.#at = Number(koffi.address(this.#notified));
+    this.#answerAt = Number(koffi.address(new Uint8Array(this.answer.buffer)));
   }
 
   /** Receives the next trapped call, or waits for one. −ENOENT: the caller was killed; −EINTR: try again. */
@@ -132,7 +134,7 @@ export function makePipe(blocking = false): [number, number] {
 /** Waits until one of the descriptors is readable or closed: their indexes as bits; 0: the time is up, −errno. */
 export class Readiness {
   readonly #entries: DataView;
-  readonly #at: bigint;
+  readonly #at: number;
   readonly #count: number;
 
   constructor(fds: readonly number[]) {
@@ -142,7 +144,7 @@ export class Readiness {
       this.#entries.setInt16(8 * index + 4, 1, true);
     }
     this.#count = fds.length;
-    this.#at = libc().koffi.address(new Uint8Array(this.#entries.buffer));
+    this.#at = Number(libc().koffi.address(new Uint8Array(this.#entries.buffer)));
   }
 
   wait(timeoutMs: number): number {
@@ -188,8 +190,11 @@ export function becomeProgram(
 export class ForeignMemory {
   /** Whether process_vm_readv works here. If not, /proc/PID/mem is used. */
   #direct = true;
-  readonly #local = new BigUint64Array(2);
-  readonly #remote = new BigUint64Array(2);
+  /** Two vectors, the local one first, in halves of 32 bits, because whole words would be bigints, and so garbage. */
+  readonly #vectors = new Uint32Array(8);
+  #vectorsAt = 0;
+  /** Addresses of buffers, which never move. */
+  readonly #bases = new WeakMap<ArrayBufferLike, number>();
 
   /** Copies `into.length` bytes from an address of a process. 0, or −errno: EFAULT if not all of them can be read. */
   read(pid: number, address: number, into: Uint8Array): number {
@@ -205,16 +210,32 @@ export class ForeignMemory {
     if (bytes.length === 0) return 0;
     if (!this.#direct) return this.#byFile(pid, address, bytes, writes);
     const c = libc();
-    this.#local[0] = c.koffi.address(bytes);
-    this.#local[1] = BigInt(bytes.length);
-    this.#remote[0] = BigInt(address);
-    this.#remote[1] = BigInt(bytes.length);
-    const call = writes ? c.process_vm_writev : c.process_vm_readv;
-    const copied = orErrno(call(pid, this.#local, 1, this.#remote, 1, 0));
+    if (this.#vectorsAt === 0) this.#vectorsAt = Number(c.koffi.address(this.#vectors));
+    this.#vector(0, this.#addressOf(bytes), bytes.length);
+    this.#vector(4, address, bytes.length);
+    const call = writes ? c.write_process : c.read_process;
+    const copied = orErrno(call(pid, this.#vectorsAt, 1, this.#vectorsAt + IOVEC_BYTES, 1, 0));
     if (copied === bytes.length) return 0;
     if (copied !== EPERM && copied !== ENOSYS) return copied < 0 ? copied : EFAULT;
     this.#direct = false;
     return this.#byFile(pid, address, bytes, writes);
+  }
+
+  #vector(first: number, address: number, length: number): void {
+    const vectors = this.#vectors;
+    vectors[first] = address % 2 ** 32;
+    vectors[first + 1] = address / 2 ** 32;
+    vectors[first + 2] = length % 2 ** 32;
+    vectors[first + 3] = length / 2 ** 32;
+  }
+
+  #addressOf(bytes: Uint8Array): number {
+    let base = this.#bases.get(bytes.buffer);
+    if (base === undefined) {
+      base = Number(libc().koffi.address(new Uint8Array(bytes.buffer)));
+      this.#bases.set(bytes.buffer, base);
+    }
+    return base + bytes.byteOffset;
   }
 
   #byFile(pid: number, address: number, bytes: Uint8Array, writes: boolean): number {

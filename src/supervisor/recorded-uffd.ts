@@ -64,6 +64,9 @@ export class RecordedUffd {
   readonly #before = new BigUint64Array(STRUCT_BYTES_MOST / 8);
   readonly #letThrough = new Map<number, LetThrough>();
   #copied = new Uint8Array(COPY_BUFFER);
+  /** The buffer whose address is known. */
+  #addressed: Uint8Array | undefined;
+  #address = 0n;
   /** The result of a call that the handler itself has made, and its struct. */
   #made: { readonly after: Uint8Array; readonly result: number } | undefined;
 
@@ -91,7 +94,7 @@ export class RecordedUffd {
           }
           if (request !== REQUEST.COPY) return ioctl(fd, request, at);
           const source = this.#words[SOURCE] as bigint;
-          this.#words[SOURCE] = port.addressOf(this.#copied);
+          this.#words[SOURCE] = this.#copiedAt(port);
           const result = ioctl(fd, request, at);
           this.#words[SOURCE] = source;
           return result;
@@ -99,6 +102,15 @@ export class RecordedUffd {
         return port;
       },
     };
+  }
+
+  /** The address of the fetched bytes. */
+  #copiedAt(port: KernelPort): bigint {
+    if (this.#addressed !== this.#copied) {
+      this.#addressed = this.#copied;
+      this.#address = port.addressOf(this.#copied);
+    }
+    return this.#address;
   }
 
   // ---- ioctl -----------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ What it does:
 
 What is different for the handler:
   Its calls on userfaultfds are made one after the other, also those of several
-  threads. A fault takes some 10 us longer (Linux 6.6), or 80.
+  threads. A fault takes 30 to 40 us longer.
   The userfaultfd is non-blocking for all processes that have it; reads that
   have to wait still do. A signal interrupts such a read only if it is fatal.
   It cannot gain privileges (no setuid).
@@ -41,12 +41,12 @@ What it needs:
   program may answer the handler's system calls (EBUSY).
 
 Exit codes:
-  the handler's own; 128 and the signal's number if a signal has ended it
-  1    the handler could not be recorded; the reason is on stderr
-  2    an option or an argument is wrong
-  126, 127  the handler cannot be executed
-  130  interrupted (Ctrl-C)
-  143  terminated (SIGTERM)
+  0 to 255  the handler's own; 128 and the signal's number if a signal ended it
+  1    also: the handler could not be recorded; the reason is on stderr
+  2    also: an option or an argument is wrong
+  127  also: there is no such program
+  130  also: interrupted (Ctrl-C)
+  143  also: terminated (SIGTERM)
 
 Examples:
   uffd record-handler --trace run.trace -- ./my-handler /run/uffd.sock memory
