@@ -183,6 +183,9 @@ test('the commands replay, inspect and report read the trace', async () => {
   const inspected = await uffd(['inspect', recorded.trace]);
   assert.match(inspected.stdout, /^faults +3 \(missing read 3\)$/m);
   assert.match(inspected.stdout, /^userfaultfd +by handler; event-remove$/m);
+  const events = newPath('perfetto.json');
+  assert.equal((await uffd(['inspect', recorded.trace, '--perfetto', events])).code, 0);
+  assert.ok(JSON.parse(readFileSync(events, 'utf8')).traceEvents.length >= 3);
   const page = newPath('report.html');
   assert.equal((await uffd(['report', recorded.trace, '-o', page])).code, 0);
   assert.ok(readFileSync(page, 'utf8').includes('</html>'));
@@ -246,7 +249,7 @@ test('a handler that uses no userfaultfd, one that is not there, and wrong optio
   const trace = newPath('trace');
   const idle = await uffd(['record-handler', '--trace', trace, '--', 'sh', '-c', 'echo "out"; exit 7']);
   assert.deepEqual([idle.code, idle.stdout], [7, 'out\n']);
-  assert.match(idle.stderr, /the handler has used no userfaultfd, so nothing was recorded/);
+  assert.match(idle.stderr, /no use of a userfaultfd was recorded, so there is no trace/);
   assert.equal((await uffd(['record-handler', '--trace', trace, '--', './nowhere'])).code, 127);
   const missing = await uffd(['record-handler', '--trace', trace]);
   assert.deepEqual([missing.code, /the handler's command is missing/.test(missing.stderr)], [2, true]);

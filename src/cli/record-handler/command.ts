@@ -83,7 +83,7 @@ async function record(command: string[], { trace }: Flags): Promise<void> {
 }
 
 function told(traces: HandlerRecording['traces']): string[] {
-  if (traces.length === 0) return ['the handler has used no userfaultfd, so nothing was recorded'];
+  if (traces.length === 0) return ['no use of a userfaultfd was recorded, so there is no trace'];
   return traces.map(({ file, records, unseen, failure }) => {
     const unknown = unseen > 0 ? `; the results of ${counted(unseen, 'call')} are not known (ENODATA)` : '';
     return failure === undefined
