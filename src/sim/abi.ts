@@ -62,6 +62,7 @@ export const E = {
   BADF: -9,
   AGAIN: -11,
   NOMEM: -12,
+  ACCES: -13,
   FAULT: -14,
   BUSY: -16,
   EXIST: -17,

@@ -17,7 +17,7 @@ import { Clock, STEP_MS, Stuck } from './clock.js';
 import { drop, type File, Files } from './files.js';
 import { type Inject, Injector } from './injection.js';
 import type { Context, EventMessage } from './memory.js';
-import { AddressSpace, NEXT_OBJECT, NOT_DUMPED, tableSpan, type Vma } from './memory.js';
+import { AddressSpace, NEXT_OBJECT, NOT_DUMPED, PRIVATE, tableSpan, type Vma } from './memory.js';
 import { madvise } from './memory-syscalls.js';
 import { HugePool } from './pool.js';
 import { SimulatedPort } from './port.js';
@@ -86,7 +86,7 @@ export interface SimulatedMemory {
   objects?: readonly number[];
 }
 
-/** Options of mapping a shared memory object. */
+/** Options of mapping a memory object. */
 export interface SharedMapping {
   /** PROT_READ 1 | PROT_WRITE 2; both by default. */
   protection?: number;
@@ -94,6 +94,11 @@ export interface SharedMapping {
   process?: SimulatedProcess;
   /** The page of the object that is mapped first; default 0. */
   firstPage?: number;
+  /**
+   * Whether the mapping is private (MAP_PRIVATE): it shows the object's pages, and a page that is written becomes a copy
+   * of its own. Default: shared (MAP_SHARED).
+   */
+  private?: boolean;
   /**
    * Pages of the mapping; default: up to the end of the object. A touch of a page beyond the end of the object raises
    * SIGBUS.
@@ -273,14 +278,15 @@ export class SimulatedKernel implements Kernel {
     return new SharedMemory(pages, this.pageSize, { spaces, preempt: () => this.preempt() });
   }
 
-  /** Maps a shared memory object (MAP_SHARED). No other mapping is adjacent to it. */
+  /** Maps a shared memory object. No other mapping is adjacent to it. */
   mapShared(object: SharedMemory, options: SharedMapping = {}): bigint {
     const { protection = PROT.READ | PROT.WRITE, process = this.process, firstPage = 0 } = options;
-    const { pages = object.pages - firstPage } = options;
+    const { pages = object.pages - firstPage, private: copies = false } = options;
     checkInteger(firstPage, 'firstPage', 0, Number.MAX_SAFE_INTEGER);
     checkInteger(pages, 'pages', 1, Number.MAX_SAFE_INTEGER);
     const address = this.place(pages * this.pageSize);
-    process.space.mapShared(address, pages * this.pageSize, protection, object, firstPage);
+    const traits = copies ? PRIVATE : 0;
+    process.space.mapObject(address, pages * this.pageSize, protection, object, firstPage, traits);
     return BigInt(address);
   }
 

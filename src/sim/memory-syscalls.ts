@@ -16,6 +16,7 @@ import {
   clearProtection,
   type Entry,
   type EventMessage,
+  isShared,
   LOCKED,
   NOT_DUMPED,
   NOT_FORKED,
@@ -135,7 +136,7 @@ function* advise(
   let now: Vma | undefined = vma;
   if (context?.has(FEATURE.EVENT_REMOVE)) {
     context.changing++;
-    if (!vma.object) space.observer?.removing(space, from, to);
+    if (!isShared(vma)) space.observer?.removing(space, from, to);
     yield* post(context, EVENT.REMOVE, [from, to, 0]);
     // Another mapping may be at this address by now. The caller repeats the part that it does not cover, with a new
     // message.
@@ -144,11 +145,12 @@ function* advise(
     if (!now) return E.NOMEM;
     end = Math.min(to, now.end);
   }
-  // The pages of shared memory cannot be freed lazily. Linux finds that out after it has posted the message.
+  // The pages of an object cannot be freed lazily. Linux finds that out after it has posted the message.
   if (advice === ADVICE.FREE && now.object) return E.INVAL;
-  if (now.object) zapShared(space, now, from, end, 'drops poison');
+  if (now.object) zapShared(space, now, from, end, 'drops all');
   else if (advice === ADVICE.DONTNEED) zap(space, from, end);
   else dropPoison(space, from, end);
+  if (now.object && !isShared(now)) space.observer?.removed(space, from, end);
   return end;
 }
 
@@ -156,6 +158,7 @@ function* advise(
 function* removeFromObject(space: AddressSpace, vma: Vma, from: number, to: number): SyscallSteps<number> {
   const { context, object, traits } = vma;
   if (!object || traits & LOCKED) return E.INVAL;
+  if (!isShared(vma)) return E.ACCES;
   const first = pageOfObject(space, vma, space.pageOf(from));
   if (context?.has(FEATURE.EVENT_REMOVE)) {
     context.changing++;

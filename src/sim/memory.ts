@@ -1,5 +1,6 @@
 // A simulated address space: its mappings, and the page table entry of each page. Memory is private and anonymous, in
-// small pages or in huge pages of a pool, or it is a shared mapping of an object in small pages (docs/kernel.md).
+// small pages or in huge pages of a pool, or it is a mapping of a memory object in small pages, shared or private
+// (docs/kernel.md).
 //
 // Rules:
 //  - Addresses are numbers, because user addresses end below 2^47. A page is numbered by its distance from address 0,
@@ -62,16 +63,16 @@ export interface Vma {
   /** Bytes of its pages: small ones, or huge ones. */
   pageSize: number;
   /**
-   * How it was mapped and advised; 0: nothing special. Mappings with different traits are not merged. Only LOCKED and
-   * NOT_FORKED have another effect in the simulation.
+   * How it was mapped and advised; 0: nothing special. Mappings with different traits are not merged. Only LOCKED,
+   * NOT_FORKED and PRIVATE have another effect in the simulation.
    */
   traits: number;
   /**
    * The number that its first page had where the memory was first mapped. mremap keeps it, unless no page was installed
-   * yet. If the memory is shared: the page of the object that is mapped first.
+   * yet. If an object is mapped: the page of the object that is mapped first.
    */
   origin: number;
-  /** The object that it maps. Undefined: the memory is private and anonymous. */
+  /** The object that it maps. Undefined: the memory is anonymous. */
   object: SharedPages | undefined;
   /** Stands for Linux's anon_vma: mappings that share it may be merged. Undefined until a page was installed. */
   family: object | undefined;
@@ -84,6 +85,8 @@ export const NOT_DUMPED = 4;
 export const BOUND = 8;
 /** Trait: a forked process does not get the mapping (MADV_DONTFORK). */
 export const NOT_FORKED = 16;
+/** Trait: a private mapping of an object (MAP_PRIVATE): a page that is written becomes the mapping's own. */
+export const PRIVATE = 32;
 /**
  * Added to the traits once for each further memory object, so that the mappings of adjacent memfds, for example, are
  * not merged.
@@ -147,8 +150,15 @@ export class AddressSpace {
     });
   }
 
-  /** Maps a shared object at a free address. `origin`: the page of the object that is mapped first. */
-  mapShared(start: number, length: number, protection: number, object: SharedPages, origin: number): void {
+  /** Maps an object at a free address. `origin`: the page of the object that is mapped first. `traits`: 0 or PRIVATE. */
+  mapObject(
+    start: number,
+    length: number,
+    protection: number,
+    object: SharedPages,
+    origin: number,
+    traits: number,
+  ): void {
     this.insert({
       start,
       end: start + length,
@@ -156,7 +166,7 @@ export class AddressSpace {
       context: undefined,
       modes: 0,
       pageSize: this.pageSize,
-      traits: 0,
+      traits,
       origin,
       object,
       family: undefined,
@@ -239,7 +249,7 @@ export class AddressSpace {
    * no family, unless it has guards.
    */
   populate(vma: Vma, guards = false): void {
-    if (vma.object && !guards) return;
+    if (isShared(vma) && !guards) return;
     vma.family ??= this.#neighbour(vma) ?? {};
   }
 
@@ -352,8 +362,8 @@ export class AddressSpace {
   }
 
   /**
-   * The bytes at an address, without a page fault. The bytes of a missing page are zero, or those in the page cache of
-   * shared memory.
+   * The bytes at an address, without a page fault. The bytes of a missing page are zero, or those in the page cache of an
+   * object.
    */
   peek(address: number, length: number): Uint8Array {
     const bytes = new Uint8Array(length);
@@ -363,20 +373,25 @@ export class AddressSpace {
       const some = Math.min(this.sizeAt(start) - offset, length - done);
       const entry = this.#pages.get(this.pageOf(start));
       const frame = entry?.is === 'page' ? entry.frame : this.#cached(start);
-      if (frame) bytes.set(frame.bytes.subarray(offset, offset + some), done);
+      if (frame && entry?.is !== 'zero') bytes.set(frame.bytes.subarray(offset, offset + some), done);
       done += some;
     }
     return bytes;
   }
 
-  /** The page of the page cache that a touch of an address would find. Undefined: none, or the memory is not shared. */
+  /** The page of the page cache that a touch of an address would find. Undefined: none, or the memory is anonymous. */
   #cached(address: number): Frame | undefined {
     const vma = this.at(address);
     return vma?.object?.frame(pageOfObject(this, vma, this.pageOf(address)));
   }
 }
 
-/** The page of its object that a page of a shared mapping shows. */
+/** Whether a mapping shows what others write to its object, and they see what is written here. */
+export function isShared(vma: Vma): boolean {
+  return vma.object !== undefined && (vma.traits & PRIVATE) === 0;
+}
+
+/** The page of its object that a page of a mapping shows. */
 export function pageOfObject(space: AddressSpace, vma: Vma, page: number): number {
   return vma.origin + page - vma.start / space.pageSize;
 }

@@ -12,6 +12,7 @@ import {
   type AddressSpace,
   type Context,
   type Entry,
+  isShared,
   LOCKED,
   pageOfObject,
   type SharedPages,
@@ -122,15 +123,17 @@ function install(
   if (!vma?.context || start + length > vma.end) return failed(E.NOENT);
   const protect = (mode & BIT.COPY_WP) !== 0;
   if (protect && !(vma.modes & MODE.WP)) return failed(E.INVAL);
-  if (vma.object) {
-    const { object } = vma;
+  const { object } = vma;
+  // To fill a private mapping of an object never changes the object.
+  const fills = request === REQUEST.COPY || request === REQUEST.ZEROPAGE;
+  if (object && (isShared(vma) || !fills)) {
     return eachPage(space.pageSize, length, (offset) => {
       const page: SharedPage = { space, vma, object, address: start + offset };
       space.makeTable(page.address);
       return installShared(page, request, protect, () => caller.read(source + offset, space.pageSize));
     });
   }
-  // Only shared memory supports CONTINUE; huge pages have no zero page.
+  // Only mappings of objects support CONTINUE; huge pages have no zero page.
   if (request === REQUEST.CONTINUE) return failed(E.INVAL);
   const { pageSize } = vma;
   const huge = pageSize > space.pageSize;
@@ -140,6 +143,7 @@ function install(
     const page = space.pageOf(start + offset);
     space.makeTable(start + offset);
     const found = space.entry(page);
+    if (object && pageOfObject(space, vma, page) >= object.pages) return E.FAULT;
     if (request === REQUEST.COPY) {
       if (found?.is === 'page' || found?.is === 'zero') return E.EXIST;
       const bytes = caller.read(source + offset, pageSize);
@@ -158,7 +162,7 @@ function install(
   });
 }
 
-/** A page of a shared mapping. */
+/** A page of a mapping of an object. */
 interface SharedPage {
   space: AddressSpace;
   vma: Vma;
@@ -166,7 +170,7 @@ interface SharedPage {
   address: number;
 }
 
-/** Fills one page of a shared mapping. Returns 0 or −errno. `bytes` reads the source of COPY. */
+/** Fills one page of a shared mapping, or maps one privately. Returns 0 or −errno. `bytes` reads the source of COPY. */
 function installShared(
   { space, vma, object, address }: SharedPage,
   request: number,
@@ -187,7 +191,7 @@ function installShared(
   if (request === REQUEST.CONTINUE) {
     if (beyond) return E.INVAL;
     if (!frame) return E.FAULT;
-    if (found?.is === 'page') return E.EXIST;
+    if (found?.is === 'page' || found?.is === 'zero') return E.EXIST;
   } else {
     // Linux reads the source before it looks into the page cache.
     const source = request === REQUEST.COPY ? bytes() : undefined;
@@ -217,7 +221,7 @@ function writeProtect(context: Context, { start, length, mode }: Fill): CallResu
 }
 
 function protectIn(space: AddressSpace, vma: Vma, start: number, end: number, on: boolean): void {
-  // Shared memory always has markers.
+  // Mappings of objects always have markers.
   const unpopulated = vma.object !== undefined || vma.context?.has(FEATURE.WP_UNPOPULATED) === true;
   for (let address = start; address < end; address += vma.pageSize) {
     const page = space.pageOf(address);

@@ -1,16 +1,25 @@
-// Shared memory objects of the simulated kernel: what memfd_create(2) makes. An object has a page cache, and any number
-// of mappings, in any process.
+// Memory objects of the simulated kernel: what memfd_create(2) makes. An object has a page cache, and any number of
+// mappings, shared and private, in any process.
 //
 // Rules:
 //  - A page is in the page cache from its first write, touch or fill until a hole is punched there. Until then it stays
 //    in the cache, even if no mapping refers to it.
 //  - A frame's `mappers` counts the page table entries that refer to it. The page cache itself is not counted.
+//  - A private mapping shows the pages of the page cache until it writes to them: then it has copies of its own, which a
+//    punched hole leaves alone.
 //  - If an entry of a write-protected page is removed, a write-protect marker takes its place. Only unmapping the memory
 //    or removing the protection removes the marker.
 
 import { checkInteger, outOfRange } from '../errors/arguments.js';
 import { MODE } from './abi.js';
-import type { AddressSpace, Frame, SharedPages, Vma } from './memory.js';
+import {
+  type AddressSpace,
+  type Frame,
+  isShared,
+  pageOfObject,
+  type SharedPages,
+  type Vma,
+} from './memory.js';
 
 /** What an object needs from the kernel. */
 export interface SharedMemoryHost {
@@ -140,7 +149,7 @@ export class SharedMemory implements SharedPages {
 
   /**
    * Removes the pages from `first` up to `end`, exclusive, from the page cache and from every mapping. Calls `removed`
-   * for each part of a mapping.
+   * for each part of a shared mapping.
    *
    * @internal
    */
@@ -156,8 +165,8 @@ export class SharedMemory implements SharedPages {
         const from = Math.max(vma.start, base + first * this.pageSize);
         const to = Math.min(vma.end, base + end * this.pageSize);
         if (from >= to) continue;
-        zapShared(space, vma, from, to, 'keeps poison');
-        removed?.(space, from, to);
+        zapShared(space, vma, from, to, 'keeps copies');
+        if (isShared(vma)) removed?.(space, from, to);
       }
     }
     for (let page = first; page < Math.min(end, this.pages); page++) this.#cache.delete(page);
@@ -177,20 +186,28 @@ export function mapFrame(
   return entry;
 }
 
+/** Whether an entry of a mapping shows a page of the page cache, and not a copy of it. */
+export function isCached(space: AddressSpace, vma: Vma, page: number): boolean {
+  const entry = space.entry(page);
+  return entry?.is === 'page' && vma.object?.frame(pageOfObject(space, vma, page)) === entry.frame;
+}
+
 /**
- * Removes the entries of a part of a shared mapping, and keeps the page cache. MADV_DONTNEED drops poison, a punched
- * hole keeps it.
+ * Removes the entries of a part of a mapping of an object, and keeps the page cache. MADV_DONTNEED drops poison, and the
+ * copies of a private mapping; a punched hole keeps them.
  */
 export function zapShared(
   space: AddressSpace,
   vma: Vma,
   start: number,
   end: number,
-  how: 'drops poison' | 'keeps poison',
+  how: 'drops all' | 'keeps copies',
 ): void {
   for (const page of space.pagesIn(start, end)) {
     const entry = space.entry(page);
-    if (entry?.is === 'page') space.set(page, entry.wp && vma.modes & MODE.WP ? { is: 'wp' } : undefined);
-    else if (entry?.is === 'poison' && how === 'drops poison') space.set(page, undefined);
+    const shown = entry?.is === 'page' || entry?.is === 'zero';
+    if (shown && how === 'keeps copies' && entry.is === 'page' && !isCached(space, vma, page)) continue;
+    if (shown) space.set(page, entry.wp && vma.modes & MODE.WP ? { is: 'wp' } : undefined);
+    else if (entry?.is === 'poison' && how === 'drops all') space.set(page, undefined);
   }
 }

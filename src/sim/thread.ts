@@ -3,7 +3,7 @@
 
 import { hex } from '../errors/format.js';
 import { ADVICE, E, PROT } from './abi.js';
-import { AddressSpace, LOCKED } from './memory.js';
+import { AddressSpace, isShared, LOCKED } from './memory.js';
 import {
   fork,
   madvise,
@@ -328,7 +328,10 @@ export function lock(address: bigint, length: number): Action {
       thread.space.change(start, start + length, (vma) => {
         vma.traits |= LOCKED;
       });
-      return yield* populate(thread, address, length, (at) => thread.space.at(at)?.object === undefined);
+      return yield* populate(thread, address, length, (at) => {
+        const vma = thread.space.at(at);
+        return vma === undefined || !isShared(vma);
+      });
     },
   };
 }

@@ -6,13 +6,14 @@ import {
   type AddressSpace,
   type Context,
   type Entry,
+  isShared,
   pageOfObject,
   type SharedPages,
   tableSpan,
   type Vma,
   type Waiter,
 } from './memory.js';
-import { mapFrame } from './shared-memory.js';
+import { isCached, mapFrame } from './shared-memory.js';
 
 export interface FaultingThread {
   readonly tid: number;
@@ -79,7 +80,7 @@ function allows(vma: Vma, write: boolean): boolean {
 }
 
 /**
- * The mode that reports a touch of a page of shared memory that is not mapped here: minor if it is in the page cache,
+ * The mode that reports a touch of a page of an object that is not mapped here: minor if it is in the page cache,
  * else missing. Undefined: it lies beyond the end of the object.
  */
 function kindOfShared(space: AddressSpace, vma: Vma, object: SharedPages, page: number): number | undefined {
@@ -92,7 +93,7 @@ function kindOfShared(space: AddressSpace, vma: Vma, object: SharedPages, page: 
 const AROUND_BYTES = 65536;
 
 /**
- * A read fault of shared memory also maps the pages around it that are in the page cache (Linux: fault-around), unless
+ * A read fault of an object's page also maps the pages around it that are in the page cache (Linux: fault-around), unless
  * the mapping is registered for minor faults or write-protection.
  */
 function mapAround(space: AddressSpace, vma: Vma, object: SharedPages, page: number): void {
@@ -110,8 +111,8 @@ function mapAround(space: AddressSpace, vma: Vma, object: SharedPages, page: num
 
 /**
  * The page's entry. If there is none, one is made: the zero page for a read; a page of zeros for a write, or for any
- * touch of huge pages, which have no zero page; the page of the page cache for shared memory. Undefined: no huge page is
- * free.
+ * touch of huge pages, which have no zero page; the page of the page cache for an object, or a copy of it for a write to a
+ * private mapping. Undefined: no huge page is free.
  */
 function present(
   space: AddressSpace,
@@ -125,7 +126,11 @@ function present(
   const { object, pageSize } = vma;
   if (object) {
     const index = pageOfObject(space, vma, page);
-    return mapFrame(space, page, object.frame(index) ?? object.allocate(index), wp);
+    const frame = object.frame(index) ?? object.allocate(index);
+    if (!write || isShared(vma)) return mapFrame(space, page, frame, wp);
+    const copy = { ...(space.take(pageSize, frame.bytes) as Entry & { is: 'page' }), wp };
+    space.set(page, copy);
+    return copy;
   }
   let entry: Entry & { is: 'zero' | 'page' } = { is: 'zero', wp };
   if (write || pageSize > space.pageSize) {
@@ -138,7 +143,8 @@ function present(
 }
 
 /**
- * The page to write to. It is a copy if the installed page is the zero page, or private and shared with a forked process.
+ * The page to write to. It is a copy if the installed page is the zero page, or, in a private mapping, of the page cache
+ * or shared with a forked process.
  * Undefined: no huge page is free.
  */
 function own(
@@ -147,8 +153,9 @@ function own(
   page: number,
   entry: Entry & { is: 'zero' | 'page' },
 ): (Entry & { is: 'page' }) | undefined {
-  if (entry.is === 'page' && vma.object) return entry;
-  if (entry.is === 'page' && (entry.exclusive || entry.frame.mappers === 1)) {
+  if (entry.is === 'page' && isShared(vma)) return entry;
+  const copied = isCached(space, vma, page);
+  if (entry.is === 'page' && !copied && (entry.exclusive || entry.frame.mappers === 1)) {
     entry.exclusive = true;
     return entry;
   }

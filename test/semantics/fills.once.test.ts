@@ -441,6 +441,31 @@ check(
 );
 
 check(
+  'minor.private-shmem.filled',
+  'COPY and ZEROPAGE fill a private mapping of shmem only, over the page cache too; CONTINUE needs the page cache',
+  (world) => {
+    const { uffd, area, base, thread } = shared(world);
+    const bytes = source(world, 2);
+    assert.deepEqual(uffd.continue(base, P), EFAULT);
+    assert.deepEqual(uffd.copy(base, bytes, P), DONE);
+    assert.deepEqual(uffd.zeropage(at(base, 1), P), DONE);
+    assert.deepEqual(uffd.continue(base, P), EFAULT);
+    assert.deepEqual(world.thread().write(at(area.alias, 2), 5), 0);
+    assert.deepEqual(uffd.copy(at(base, 2), bytes + BigInt(P), P), DONE);
+    assert.deepEqual(uffd.continue(at(base, 2), P), EEXIST);
+    assert.deepEqual(
+      [0, 1, 2].map((page) => thread.read(at(base, page))),
+      [0x61, 0, 0x62],
+    );
+    assert.deepEqual(
+      [0, 1, 2].map((page) => world.thread().read(at(area.alias, page))),
+      [0, 0, 5],
+    );
+  },
+  PRIVATE_SHMEM,
+);
+
+check(
   'continue.efault.not-cached',
   'a page that is not in the page cache: EFAULT',
   (world) => {

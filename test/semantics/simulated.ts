@@ -205,6 +205,7 @@ export class SimulatedWorld implements World {
     const has: readonly Facility[] = [
       'anonymous',
       'shmem',
+      'private-shmem',
       'private-hugetlb',
       'guard',
       'privileges',
@@ -215,7 +216,8 @@ export class SimulatedWorld implements World {
   }
 
   map(kind: MemoryKind, pages: number, { protection, objectLength }: MapOptions = {}): Area {
-    if (kind === 'shmem') return this.#mapShared(pages, (objectLength ?? pages * P) / P, protection);
+    if (kind === 'shmem' || kind === 'private-shmem')
+      return this.#mapObject(pages, (objectLength ?? pages * P) / P, kind === 'private-shmem', protection);
     const huge = kind === 'private-hugetlb';
     const pageSize = huge ? this.kernel.hugePageSize : P;
     const memory = protection === undefined ? { huge } : { huge, protection };
@@ -223,9 +225,9 @@ export class SimulatedWorld implements World {
     return { address, length: pages * pageSize, pageSize, alias: 0n };
   }
 
-  #mapShared(pages: number, objectPages: number, protection = 3): Area {
+  #mapObject(pages: number, objectPages: number, isPrivate: boolean, protection = 3): Area {
     const object = this.kernel.memfd(objectPages);
-    const address = this.kernel.mapShared(object, { pages, protection });
+    const address = this.kernel.mapShared(object, { pages, protection, private: isPrivate });
     const alias = this.kernel.mapShared(object, { pages });
     return { address, length: pages * P, pageSize: P, alias };
   }

@@ -99,6 +99,31 @@ test('an alias that is not watched sees the same bytes, and needs no handler', (
   assert.deepEqual([outcomes, faults], [[0, 9], ['minor']]);
 });
 
+test('private mappings show the pages of the object until they write; MADV_DONTNEED shows them again', () => {
+  const kernel = new SimulatedKernel({ seed: 1 });
+  const object = kernel.memfd(PAGES);
+  const [one, other] = [
+    kernel.mapShared(object, { private: true }),
+    kernel.mapShared(object, { private: true }),
+  ];
+  object.write(0, new Uint8Array(P).fill(3));
+  const outcomes: Outcome[] = [];
+  kernel.thread(
+    (function* (): Program {
+      for (const memory of [one, other]) outcomes.push(yield read(memory));
+      outcomes.push(yield write(one, 9));
+      object.write(0, new Uint8Array(1).fill(4));
+      for (const memory of [one, other]) outcomes.push(yield read(memory));
+      outcomes.push(yield advise(one, P, 9), yield advise(one, P, 4));
+      outcomes.push(yield read(one));
+      outcomes.push(yield write(one + BigInt(P), 7), yield read(other + BigInt(P)));
+    })(),
+  );
+  while (kernel.step());
+  assert.deepEqual(outcomes, [3, 3, 0, 9, 4, 'EACCES', 0, 4, 0, 0]);
+  assert.deepEqual([object.read(0, 1)[0], object.holds(1)], [4, true]);
+});
+
 test('a forked process shares the bytes; MADV_DONTFORK leaves a mapping out', () => {
   const { object, kernel, uffd, run } = pager();
   const shared = kernel.mapShared(object);

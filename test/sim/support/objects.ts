@@ -4,7 +4,15 @@
 import { strict as assert } from 'node:assert';
 import { closeSync, readSync, writeSync } from 'node:fs';
 import { libc, orErrno } from '../../../shim/libc.js';
-import { MAP_SHARED, madvise, memfdCreate, mmap, PROT_READ, PROT_WRITE } from '../../../shim/memory.js';
+import {
+  MAP_PRIVATE,
+  MAP_SHARED,
+  madvise,
+  memfdCreate,
+  mmap,
+  PROT_READ,
+  PROT_WRITE,
+} from '../../../shim/memory.js';
 import type { SharedMemory } from '../../../src/sim/index.js';
 import { SimulatedWorld } from '../../semantics/simulated.js';
 import type { World } from '../../semantics/world.js';
@@ -18,7 +26,7 @@ const PUNCH_HOLE_KEEP_SIZE = 3;
 /** A shared memory object of a world. */
 export interface SharedObject {
   /** Maps the object at free addresses, which end with the world. The mapping may go beyond the end of the object. */
-  map(firstPage: number, pages: number): bigint;
+  map(firstPage: number, pages: number, isPrivate: boolean): bigint;
   write(offset: number, bytes: Uint8Array): void;
   read(offset: number, length: number): Uint8Array;
   punchHole(offset: number, length: number): void;
@@ -47,8 +55,8 @@ class SimulatedObject implements SharedObject {
     this.#object = world.kernel.memfd(pages);
   }
 
-  map(firstPage: number, pages: number): bigint {
-    return this.#world.kernel.mapShared(this.#object, { firstPage, pages });
+  map(firstPage: number, pages: number, isPrivate: boolean): bigint {
+    return this.#world.kernel.mapShared(this.#object, { firstPage, pages, private: isPrivate });
   }
 
   write(offset: number, bytes: Uint8Array): void {
@@ -96,9 +104,9 @@ class RealObject implements SharedObject {
     world.defer(() => closeSync(this.#fd));
   }
 
-  map(firstPage: number, pages: number): bigint {
+  map(firstPage: number, pages: number, isPrivate: boolean): bigint {
     const wanted = this.#world.vacant(pages);
-    const flags = MAP_SHARED | MAP_FIXED_NOREPLACE;
+    const flags = (isPrivate ? MAP_PRIVATE : MAP_SHARED) | MAP_FIXED_NOREPLACE;
     const address = mmap(wanted, pages * P, PROT_READ | PROT_WRITE, flags, this.#fd, firstPage * P);
     assert.equal(address, wanted, 'mmap of an object');
     return address;

@@ -134,13 +134,17 @@ const SHARED_KINDS = SHARED_WEIGHTS.flatMap(([kind, weight]) => Array<Step['do']
 
 /** The objects of programs with shared memory: their pages. */
 const OBJECTS = [6, 4];
-/** Their mappings, which are the last areas: the object, and the page of it that is mapped first. */
-const MAPPINGS: readonly (readonly [object: number, firstPage: number])[] = [
-  [0, 0],
-  [0, 0],
-  [0, 2],
-  [1, 0],
+/** Their mappings, which are the last areas: the object, the page of it that is mapped first, whether it is private. */
+const MAPPINGS: readonly (readonly [object: number, firstPage: number, isPrivate: boolean])[] = [
+  [0, 0, false],
+  [0, 0, false],
+  [0, 2, false],
+  [1, 0, false],
+  [0, 0, true],
+  [0, 2, true],
 ];
+/** The index of the first private one. */
+const PRIVATE = 4;
 
 /** Draws a program of `length` steps. */
 export function draw(chooser: Chooser, length: number, shared = false): Plan {
@@ -149,31 +153,32 @@ export function draw(chooser: Chooser, length: number, shared = false): Plan {
   const chanceOf = (bit: bigint): number => (shared && bit === Feature.eventRemove ? 0.25 : 0.5);
   for (const bit of OPTIONAL) if (chooser.chance(chanceOf(bit))) features |= bit;
   for (const bit of RARE) if (chooser.chance(0.08)) features |= bit;
+  const main = shared ? AREAS + PLACES + (chooser.chance(0.5) ? PRIVATE : 0) : 0;
   const steps: Step[] = [
     {
       do: 'register',
       uffd: 0,
       mode: 1 + chooser.below(shared ? 7 : 3),
-      area: shared ? AREAS + PLACES : 0,
+      area: main,
       page: 0,
       pages: shared ? PAGES : 1 + chooser.below(PAGES),
     },
   ];
-  while (steps.length < length) steps.push(drawStep(chooser, shared));
+  while (steps.length < length) steps.push(drawStep(chooser, shared, main));
   return { features, areas: AREAS, steps, ...(shared ? { shared } : {}) };
 }
 
-/** Draws an area. In programs with shared memory, most are the mapping that is registered first. */
-function drawArea(chooser: Chooser, shared: boolean): number {
+/** Draws an area. In programs with shared memory, most are the mapping that is registered first (`main`). */
+function drawArea(chooser: Chooser, shared: boolean, main: number): number {
   if (!shared || chooser.chance(0.1)) return chooser.below(AREAS + PLACES);
-  return AREAS + PLACES + (chooser.chance(0.6) ? 0 : chooser.below(MAPPINGS.length));
+  return chooser.chance(0.6) ? main : AREAS + PLACES + chooser.below(MAPPINGS.length);
 }
 
-function drawStep(chooser: Chooser, shared: boolean): Step {
+function drawStep(chooser: Chooser, shared: boolean, main: number): Step {
   const pick = <T>(...choices: readonly T[]): T => choices[chooser.below(choices.length)] as T;
   const kinds = shared ? SHARED_KINDS : KINDS;
   const kind = kinds[chooser.below(kinds.length)] as Step['do'];
-  const area = drawArea(chooser, shared);
+  const area = drawArea(chooser, shared, main);
   const page = chooser.below(PAGES);
   const most = shared ? Math.min(3, PAGES - page) : PAGES - page;
   const part: Part = { area, page, pages: 1 + chooser.below(most) };
@@ -219,7 +224,7 @@ function drawStep(chooser: Chooser, shared: boolean): Step {
         do: kind,
         uffd,
         mode: pick(0, 0, 1, 2),
-        from: drawArea(chooser, shared),
+        from: drawArea(chooser, shared, main),
         fromPage: chooser.below(PAGES),
         ...part,
       };
@@ -248,7 +253,7 @@ function drawStep(chooser: Chooser, shared: boolean): Step {
       return {
         do: kind,
         actor,
-        to: shared ? pick(-1, 0, 1, 2, 3, 4, 5) : pick(-1, 0, 1, 2, 3),
+        to: shared ? pick(-1, 0, 1, 2, 3, main, main + 1) : pick(-1, 0, 1, 2, 3),
         newPages: 1 + chooser.below(PAGES),
         flags: pick(0, 1, 1, 5),
         ...part,
@@ -296,8 +301,8 @@ export class Run {
 
   #mapObjects(): void {
     this.#objects.push(...OBJECTS.map((pages) => makeObject(this.#world, pages)));
-    for (const [object, firstPage] of MAPPINGS) {
-      const address = (this.#objects[object] as SharedObject).map(firstPage, PAGES);
+    for (const [object, firstPage, isPrivate] of MAPPINGS) {
+      const address = (this.#objects[object] as SharedObject).map(firstPage, PAGES, isPrivate);
       this.#areas.push({ address, length: PAGES * 4096, pageSize: 4096, alias: 0n });
     }
   }
