@@ -61,6 +61,7 @@ import {
   faultTake,
   faultWait,
   KIND_MISSING,
+  KIND_WRITE_PROTECT,
 } from './faults';
 import { PAGE_PRESENT, PAGE_REMOVED, pageState, pagesSet, pageWasRemoved } from './pages';
 import {
@@ -358,9 +359,9 @@ function takeFault(): bool {
     faultWait(now, tries);
   }
   // The kernel takes pages away after the event of their removal was read. It also takes a page that was filled in
-  // between.
+  // between. In a private mapping of shared memory the next fault is then a minor one, if the page cache has the page.
   const page = fault.page;
-  if (fault.kind == KIND_MISSING && pageState(page) == PAGE_PRESENT && pageWasRemoved(page)) {
+  if (fault.kind != KIND_WRITE_PROTECT && pageState(page) == PAGE_PRESENT && pageWasRemoved(page)) {
     pagesSet(page, page + pageSizeAt(page), PAGE_REMOVED);
   }
   return true;

@@ -454,6 +454,13 @@ const MUTANTS: Mutant[] = [
     test: 'core/pages',
   },
   {
+    breaks: 'a minor fault of a page that was removed and filled since is one of a removed page',
+    file: 'session.ts',
+    from: 'fault.kind != KIND_WRITE_PROTECT && pageState(page)',
+    to: 'fault.kind == KIND_MISSING && pageState(page)',
+    test: 'core/pages',
+  },
+  {
     breaks: 'unregistering keeps what was removed',
     file: 'index.ts',
     from: '  pagesLeave(from, to);',

@@ -13,6 +13,8 @@ const COUNTS = [
   'copied',
   'hole',
   'removed',
+  /** Bytes among all installed ones that were mapped from the memory that guests share. */
+  'shared',
   /** Bytes installed in the background. */
   'prefetched',
   'eager',

@@ -22,7 +22,7 @@ import { type Region, SYSTEM_PAGE } from './handoff-protocol.js';
 import { ImageSource, type MappedImage } from './image-source.js';
 import { extentsOf, type MappedFile, mapAhead } from './memory-file.js';
 import { openRecord } from './record-file.js';
-import { presentFrom, putPages } from './shared-pages.js';
+import { memfdWriter, sharedSource } from './shared-pages.js';
 import type { Pool } from './shortage.js';
 import { SnapshotHandler, type Source } from './snapshot-handler.js';
 import { featuresOf } from './uffd-features.js';
@@ -282,12 +282,7 @@ class WorkerSession {
     return new SnapshotHandler({
       regions,
       source,
-      ...(shared && {
-        share: {
-          put: (offset, length) => putPages(shared, source, offset, length),
-          presentFrom: (offset, most) => presentFrom(shared, offset, most),
-        },
-      }),
+      ...(shared && { share: sharedSource(shared.marks, memfdWriter(shared.address, source)) }),
       ...(deadlineMs === undefined ? {} : { deadlineMs }),
       tally,
       shortage: { onStarved, pool: poolOf, report: (reason) => this.#report({ is: 'short', reason }) },

@@ -28,7 +28,7 @@ import {
 import { UffdError } from '../errors/errors.js';
 import { wholePages } from '../memory/whole-pages.js';
 import { HandOffError, type Region, SYSTEM_PAGE } from './handoff-protocol.js';
-import type { Source } from './snapshot-handler.js';
+import type { SharedSource, Source } from './snapshot-handler.js';
 import { featuresOf } from './uffd-features.js';
 
 /** The memory, as a session's thread gets it. Can be posted. */
@@ -125,53 +125,57 @@ export function sharesPages(regions: readonly Region[], fd: number, lent: boolea
   return true;
 }
 
-/**
- * Puts the pages of a range into the shared memory that are not there yet. Threads of several guests may do so for the
- * same page: both write the same bytes.
- *
- * @throws UffdError ENOMEM; EFAULT if the image cannot be read
- */
-export function putPages(
-  { address, marks }: SharedMemory,
-  source: Pick<Source, 'bytesAt'>,
-  offset: number,
-  length: number,
-): void {
-  const end = (offset + length) / SYSTEM_PAGE;
-  for (let page = offset / SYSTEM_PAGE; page < end; ) {
-    let next = page;
-    while (next < end && !isMarked(marks, next)) next++;
-    if (next === page) {
-      page++;
-      continue;
-    }
-    put(address, source, page * SYSTEM_PAGE, (next - page) * SYSTEM_PAGE);
-    for (; page < next; page++) Atomics.or(marks, page >> 5, 1 << (page & 31));
-  }
-}
+/** Writes whole pages of an image into the shared memory. */
+type WritePages = (offset: number, length: number) => void;
 
-/** Bytes in whole pages, at most `most`, that are there from an offset on. */
-export function presentFrom({ marks }: SharedMemory, offset: number, most: number): number {
-  let length = 0;
-  while (length < most && isMarked(marks, (offset + length) / SYSTEM_PAGE)) length += SYSTEM_PAGE;
-  return length;
+/**
+ * The shared memory as a guest's handler uses it. Its `put` writes the pages that are not marked yet, and marks them.
+ * Threads of several guests may do so for the same page: both write the same bytes. It throws what `write` throws.
+ */
+export function sharedSource(marks: Int32Array, write: WritePages): SharedSource {
+  return {
+    put(offset, length) {
+      const end = (offset + length) / SYSTEM_PAGE;
+      for (let page = offset / SYSTEM_PAGE; page < end; ) {
+        let next = page;
+        while (next < end && !isMarked(marks, next)) next++;
+        if (next === page) {
+          page++;
+          continue;
+        }
+        write(page * SYSTEM_PAGE, (next - page) * SYSTEM_PAGE);
+        for (; page < next; page++) Atomics.or(marks, page >> 5, 1 << (page & 31));
+      }
+    },
+    presentFrom(offset, most) {
+      let length = 0;
+      while (length < most && isMarked(marks, (offset + length) / SYSTEM_PAGE)) length += SYSTEM_PAGE;
+      return length;
+    },
+  };
 }
 
 function isMarked(marks: Int32Array, page: number): boolean {
   return (Atomics.load(marks, page >> 5) & (1 << (page & 31))) !== 0;
 }
 
-function put(address: bigint, source: Pick<Source, 'bytesAt'>, offset: number, length: number): void {
-  const to = address + BigInt(offset);
-  const populated = madvise(to, length, MADV_POPULATE_WRITE);
-  if (populated < 0) throw new UffdError(populated, 'madvise', { length });
-  const into = new Uint8Array(view(to, length));
-  const bytes = source.bytesAt(offset, length);
-  if (typeof bytes !== 'bigint') {
-    into.set(bytes);
-    return;
-  }
-  const read = readMemory(bytes, into);
-  if (read < length)
-    throw new UffdError(read < 0 ? read : -constants.errno.EFAULT, 'process_vm_readv', { length });
+/**
+ * Writes pages of an image into the memfd that is mapped at an address. The function throws UffdError: ENOMEM; EFAULT if
+ * the image cannot be read.
+ */
+export function memfdWriter(address: bigint, source: Pick<Source, 'bytesAt'>): WritePages {
+  return (offset, length) => {
+    const to = address + BigInt(offset);
+    const populated = madvise(to, length, MADV_POPULATE_WRITE);
+    if (populated < 0) throw new UffdError(populated, 'madvise', { length });
+    const into = new Uint8Array(view(to, length));
+    const bytes = source.bytesAt(offset, length);
+    if (typeof bytes !== 'bigint') {
+      into.set(bytes);
+      return;
+    }
+    const read = readMemory(bytes, into);
+    if (read < length)
+      throw new UffdError(read < 0 ? read : -constants.errno.EFAULT, 'process_vm_readv', { length });
+  };
 }

@@ -416,7 +416,7 @@ export class SnapshotHandler implements FaultHandler {
   }
 
   #copy(uffd: Userfaultfd, region: Region, from: bigint, length: number): number {
-    const { source, share } = this.#options;
+    const { source, share, tally } = this.#options;
     const at = region.offset + Number(from - region.start);
     if (!share) return uffd.copy(from, source.bytesAt(at, length), length);
     share.put(at, length);
@@ -424,7 +424,9 @@ export class SnapshotHandler implements FaultHandler {
     const left = Math.min(AHEAD_BYTES, region.offset + region.length - at - length);
     const present = share.presentFrom(at + length, left);
     const more = missingRun(uffd, from + BigInt(length), present, region.pageSize);
-    return uffd.continue(from, length + more);
+    const done = uffd.continue(from, length + more);
+    tally.add('shared', done - this.#countAbsent(uffd, region, from, done));
+    return done;
   }
 
   #zero(uffd: Userfaultfd, { pageSize }: Region, start: bigint, length: number): number {

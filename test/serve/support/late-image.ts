@@ -30,13 +30,18 @@ const HELD_MS = 1;
 /** PROT_READ | PROT_WRITE. */
 const READ_WRITE = 3;
 
+/** What an image needs of its world. */
+export type ImageWorld = Pick<World, 'kernel' | 'chooser' | 'pages' | 'pageSize' | 'source'>;
+
 export class LateImage {
   readonly source: ImageSource;
-  /** How often a chunk was asked for. */
+  /** How often a chunk was asked for, by all sources together. */
   readonly wanted: number[] = [];
+  /** How often a chunk was fetched; a fetch that fails goes on. */
+  readonly fetched: number[] = [];
   /** Called when chunks have come. */
   arrived = (): void => {};
-  readonly #world: World;
+  readonly #world: ImageWorld;
   readonly #lateness: Lateness;
   readonly #states: Uint8Array;
   readonly #indexOf: (offset: number) => number;
@@ -47,7 +52,7 @@ export class LateImage {
   /** The kind of mapping. */
   readonly #traits: number;
 
-  constructor(world: World, lateness: Lateness, indexOf: (offset: number) => number) {
+  constructor(world: ImageWorld, lateness: Lateness, indexOf: (offset: number) => number) {
     const { kernel, pages, pageSize, chooser } = world;
     this.#world = world;
     this.#lateness = lateness;
@@ -61,27 +66,34 @@ export class LateImage {
       space.remove(Number(area), Number(area) + small * kernel.pageSize);
     const count = Math.ceil(pages / lateness.chunkPages);
     this.#states = new Uint8Array(new SharedArrayBuffer(count));
-    const image = {
-      ...{ path: '', bytes: pages * pageSize, chunkSize: lateness.chunkPages * pageSize },
-      ...{ address: this.#address, spill: this.#spill, states: this.#states },
-    };
-    this.source = new ImageSource(
-      image,
-      (address, into) => this.#read(address, into),
-      (chunks) => this.#want(chunks),
-    );
-    const stretchAt = this.source.stretchAt.bind(this.source);
-    // Time passes while the handler works.
-    this.source.stretchAt = (offset, size) => {
-      this.#settle();
-      return stretchAt(offset, size);
-    };
+    this.source = this.another();
     for (let chunk = 0; chunk < count; chunk++) {
       if (this.#offsetsOf(chunk).every((offset) => lateness.hole(indexOf(offset))))
         this.#states[chunk] = ChunkState.zeros;
       else if (chooser.below(1000) < lateness.cached * 1000) this.#put(chunk);
-      else if (lateness.ahead) this.#fetch(chunk);
+      else if (lateness.ahead) this.#begin(chunk);
     }
+  }
+
+  /** A source of the same image for another guest. */
+  another(): ImageSource {
+    const { pages, pageSize } = this.#world;
+    const image = {
+      ...{ path: '', bytes: pages * pageSize, chunkSize: this.#lateness.chunkPages * pageSize },
+      ...{ address: this.#address, spill: this.#spill, states: this.#states },
+    };
+    const source = new ImageSource(
+      image,
+      (address, into) => this.#read(address, into),
+      (chunks) => this.#want(chunks),
+    );
+    const stretchAt = source.stretchAt.bind(source);
+    // Time passes while the handler works.
+    source.stretchAt = (offset, size) => {
+      this.#settle();
+      return stretchAt(offset, size);
+    };
+    return source;
   }
 
   /** The offsets of the small pages of a chunk. */
@@ -98,8 +110,13 @@ export class LateImage {
   #want(chunks: readonly number[]): void {
     for (const chunk of chunks) {
       this.wanted[chunk] = (this.wanted[chunk] ?? 0) + 1;
-      if (!this.#due.has(chunk)) this.#fetch(chunk);
+      if (!this.#due.has(chunk)) this.#begin(chunk);
     }
+  }
+
+  #begin(chunk: number): void {
+    this.fetched[chunk] = (this.fetched[chunk] ?? 0) + 1;
+    this.#fetch(chunk);
   }
 
   #fetch(chunk: number, ms = 0.01 * 4 ** this.#world.chooser.below(LATENCIES)): void {
@@ -137,6 +154,14 @@ export class LateImage {
       space.set(space.pageOf(at), space.take(kernel.pageSize, bytes));
     }
     this.#states[chunk] = spilled ? ChunkState.spilled : ChunkState.mapped;
+  }
+
+  /** The bytes at an address, as process_vm_readv gives them; undefined: a chunk is not there. */
+  bytesAt(address: bigint, length: number): Uint8Array | undefined {
+    const { space } = this.#world.kernel.process;
+    const [first, end] = [space.pageOf(Number(address)), space.pageOf(Number(address) + length)];
+    for (let page = first; page < end; page++) if (!space.entry(page)) return undefined;
+    return space.peek(Number(address), length);
   }
 
   #read(address: bigint, into: Uint8Array): void {
