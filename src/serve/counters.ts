@@ -13,7 +13,7 @@ const COUNTS = [
   'copied',
   'hole',
   'removed',
-  /** Bytes among all installed ones that were mapped from the memory that guests share. */
+  /** Bytes, of those that were installed for any reason, that were mapped from the memory that guests share. */
   'shared',
   /** Bytes installed in the background. */
   'prefetched',

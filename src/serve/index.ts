@@ -17,6 +17,7 @@ export { notifySystemd } from './notify.js';
 export { RecordError } from './record-file.js';
 export type { StorageCounts } from './remote-memory.js';
 export { CACHE_BYTES, type ServeOptions, type Server, serve } from './server.js';
+export type { SharingCounts } from './shared-pages.js';
 export { type Pool, type Shortage, ShortageError, type ShortageOptions } from './shortage.js';
 export {
   type SharedSource,

@@ -34,7 +34,7 @@ import { checkRecord, type ProtectedFile, protectedFile, recordPath } from './re
 import { NO_RETENTION, NoThreads, scratchHandOff } from './rehearsal.js';
 import type { RemoteMemory, RemoteStorage, StorageCounts } from './remote-memory.js';
 import { RetainedUffds, type Retention } from './retained-uffds.js';
-import { SharedImages, type SharedPages, sharesPages } from './shared-pages.js';
+import { SharedImages, type SharedPages, type SharingCounts, sharesPages } from './shared-pages.js';
 import { ListeningSocket, SocketError } from './socket-path.js';
 import { postableError, type SessionRecord, type SessionTask } from './worker-messages.js';
 import { WorkerPool } from './worker-pool.js';
@@ -315,6 +315,13 @@ export class Server extends ServerEmitter implements AsyncDisposable {
   /** What was loaded from the cache and the store; undefined if all memory is in local files. */
   get storage(): StorageCounts | undefined {
     return this.#storage?.counts;
+  }
+
+  /** What guests share; undefined if the server shares no pages. */
+  get sharing(): SharingCounts | undefined {
+    if (!this.#options.sharePages) return undefined;
+    const guests = [...this.sessions].filter(({ regions }) => regions.some(({ shared }) => shared)).length;
+    return { guests, memoryBytes: this.#sharedImages.memoryBytes };
   }
 
   /** Guests that were served since the start. */

@@ -8,6 +8,7 @@
 //  - A page is never taken out of the memfd. It is freed as a whole, when no connection, no session and no monitor has it.
 //  - The kernel writes, so that a lack of memory, or a file that shrinks, is an error and no signal.
 
+import { fstatSync } from 'node:fs';
 import { constants } from 'node:os';
 import { readMemory } from '../../shim/access.js';
 import { closeDescriptor } from '../../shim/descriptors.js';
@@ -30,6 +31,9 @@ import { wholePages } from '../memory/whole-pages.js';
 import { HandOffError, type Region, SYSTEM_PAGE } from './handoff-protocol.js';
 import type { SharedSource, Source } from './snapshot-handler.js';
 import { featuresOf } from './uffd-features.js';
+
+/** Bytes of the blocks that stat(2) counts. */
+const BLOCK_BYTES = 512;
 
 /** The memory, as a session's thread gets it. Can be posted. */
 export interface SharedMemory {
@@ -80,9 +84,22 @@ export class SharedPages {
   }
 }
 
+/** What the guests of a server share now. */
+export interface SharingCounts {
+  /** Guests whose regions are shared memory. */
+  readonly guests: number;
+  /** Bytes of memory that the shared pages of all images take, each counted once. */
+  readonly memoryBytes: number;
+}
+
 /** The shared memory of each image that a connection or a session has. */
 export class SharedImages {
   readonly #pages = new Map<object, SharedPages>();
+
+  /** Bytes of memory that all of it takes. */
+  get memoryBytes(): number {
+    return [...this.#pages.values()].reduce((sum, { fd }) => sum + fstatSync(fd).blocks * BLOCK_BYTES, 0);
+  }
 
   /** The memory of an image; give it back with `release`. @throws UffdError */
   hold(image: object, bytes: number): SharedPages {

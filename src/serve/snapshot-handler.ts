@@ -138,7 +138,7 @@ export class SnapshotHandler implements FaultHandler {
 
   /** Installs the pages that threads wait for and that the source has by now. */
   arrived(uffd: Userfaultfd): void {
-    const { tally, latency, now, window } = this.#options;
+    const { latency, now, window } = this.#options;
     for (const [page, since] of this.#awaited) {
       if (uffd.closed) return;
       const region = regionAt(this.#regions, page);
@@ -157,7 +157,7 @@ export class SnapshotHandler implements FaultHandler {
         single ? { start: page, length: region.pageSize, data: false } : part,
       );
       if (done === 0) continue;
-      tally.add(part.data ? 'copied' : 'hole', done);
+      this.#countInstalled(part.data ? 'copied' : 'hole', done, part.data);
       latency((now() - since) * 1e6, 1);
     }
   }
@@ -270,8 +270,14 @@ export class SnapshotHandler implements FaultHandler {
     const { data, start: from, length: bytes } = part;
     const done = data ? this.#copy(uffd, region, from, bytes) : this.#zero(uffd, region, from, bytes);
     const leftOut = this.#countAbsent(uffd, region, from, done);
-    tally.add(count, done - leftOut);
+    this.#countInstalled(count, done - leftOut, data);
     return { seen: done, leftOut };
+  }
+
+  #countInstalled(count: Count, bytes: number, data: boolean): void {
+    const { share, tally } = this.#options;
+    tally.add(count, bytes);
+    if (share && data) tally.add('shared', bytes);
   }
 
   /** How many of the bytes that a fill reported as done are not installed. */
@@ -325,7 +331,7 @@ export class SnapshotHandler implements FaultHandler {
       return true;
     }
     shortage.over(page);
-    tally.add(removed ? 'removed' : data ? 'copied' : 'hole', done);
+    this.#countInstalled(removed ? 'removed' : data ? 'copied' : 'hole', done, data);
     return true;
   }
 
@@ -416,7 +422,7 @@ export class SnapshotHandler implements FaultHandler {
   }
 
   #copy(uffd: Userfaultfd, region: Region, from: bigint, length: number): number {
-    const { source, share, tally } = this.#options;
+    const { source, share } = this.#options;
     const at = region.offset + Number(from - region.start);
     if (!share) return uffd.copy(from, source.bytesAt(at, length), length);
     share.put(at, length);
@@ -424,9 +430,7 @@ export class SnapshotHandler implements FaultHandler {
     const left = Math.min(AHEAD_BYTES, region.offset + region.length - at - length);
     const present = share.presentFrom(at + length, left);
     const more = missingRun(uffd, from + BigInt(length), present, region.pageSize);
-    const done = uffd.continue(from, length + more);
-    tally.add('shared', done - this.#countAbsent(uffd, region, from, done));
-    return done;
+    return uffd.continue(from, length + more);
   }
 
   #zero(uffd: Userfaultfd, { pageSize }: Region, start: bigint, length: number): number {

@@ -6,7 +6,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import * as assert from 'uvu/assert';
 import { serveMetrics } from '../../src/cli/serve/metrics.js';
 import { ServedTotals } from '../../src/cli/serve/totals.js';
-import type { Server, Session } from '../../src/serve/index.js';
+import { type Server, type Session, Tally } from '../../src/serve/index.js';
 import { atRest } from '../serve/support/serve-process.js';
 import { P, until } from '../serve/support/server.js';
 import { freePort } from '../support/free-port.js';
@@ -193,6 +193,31 @@ test('chunks that came from the cache and from the store, with an index only', a
   });
   await metricsOf({}, async (port) => {
     assert.ok(!(await ask(port, request('/metrics'))).includes('uffd_chunk'));
+  });
+});
+
+test('what guests share, with --share-pages only', async () => {
+  const tally = new Tally();
+  for (const [count, bytes] of [
+    ['copied', 40],
+    ['hole', 3],
+    ['prefetched', 10],
+    ['shared', 45],
+  ] as const)
+    tally.add(count, bytes);
+  const sessions = new Set([{ tally, resident: 0 } as unknown as Session]);
+  await metricsOf({ sessions, sharing: { guests: 2, memoryBytes: 8192 } }, async (port) => {
+    const text = await ask(port, request('/metrics'));
+    for (const line of [
+      'uffd_sharing_guests 2',
+      'uffd_shared_memory_bytes 8192',
+      'uffd_shared_bytes_total 45',
+      'uffd_unshared_bytes_total 8',
+    ])
+      assert.ok(text.includes(`\n${line}\n`), line);
+  });
+  await metricsOf({}, async (port) => {
+    assert.ok(!(await ask(port, request('/metrics'))).includes('shared'));
   });
 });
 

@@ -75,6 +75,13 @@ test("one copy of each page for all guests; holes take none; a written page is i
     const guests = await Promise.all([1, 2, 3].map((regions) => scene.guest({ sharePages: true, regions })));
     await Promise.all(guests.map((guest) => correct(guest)));
     assert.deepEqual(pagesOfMemfds(), [DATA]);
+    assert.deepEqual(scene.server.sharing, { guests: 3, memoryBytes: DATA * P });
+    // A guest may go on before its page is counted.
+    await until(() =>
+      [...scene.server.sessions].every(
+        ({ tally }) => tally.get('shared') === DATA * P && tally.get('hole') === (PAGES - DATA) * P,
+      ),
+    );
     for (const guest of guests) {
       const { pss, own } = pagesOf(guest);
       assert.equal(own, 0);
@@ -85,6 +92,7 @@ test("one copy of each page for all guests; holes take none; a written page is i
     const plain = await scene.guest();
     await correct(plain);
     assert.equal(pagesOf(plain).pss, 0);
+    assert.equal(scene.server.sharing?.guests, 3);
     const [first, second] = guests as [Guest, Guest];
     await correct(first, { writes: 1, from: 0, to: 64 });
     assert.ok(pagesOf(first).own >= 56, `${pagesOf(first).own}`);

@@ -68,8 +68,10 @@ export class LiveDisplay {
     const chunks = storage
       ? `; all guests: ${grouped(storage.cache.chunks)} chunks from the cache, ${grouped(storage.store.chunks)} from the store`
       : '';
+    const shared = session.tally.get('shared');
+    const ofThese = shared > 0 ? `, ${byteSize(shared)} mapped from shared memory` : '';
     this.say(
-      `vm ${session.id} ${why}: ${grouped(session.tally.get('faults'))} faults, ${byteSize(session.resident)} resident${chunks}`,
+      `vm ${session.id} ${why}: ${grouped(session.tally.get('faults'))} faults, ${byteSize(session.resident)} resident${ofThese}${chunks}`,
     );
   }
 

@@ -1,7 +1,13 @@
 // Metrics for Prometheus, liveness and readiness, over HTTP.
 
 import { Counter, Gauge, type MetricObjectWithValues, type MetricValue, Registry } from 'prom-client';
-import { type Count, LATENCY_BOUNDS, type Server, type StorageCounts } from '../../serve/index.js';
+import {
+  type Count,
+  LATENCY_BOUNDS,
+  type Server,
+  type SharingCounts,
+  type StorageCounts,
+} from '../../serve/index.js';
 import { printable } from '../text.js';
 import { type HttpAnswer, serveHttp } from './http.js';
 import type { ServedTotals } from './totals.js';
@@ -92,9 +98,26 @@ function createRegistry(server: Server, ledger: ServedTotals): Registry {
       { labels: {}, ...totals().latencies },
     ]) as never,
   );
-  // If all memory is in local files, these would only be zeros.
+  // Without shared pages, and if all memory is in local files, these would only be zeros.
+  if (server.sharing) addSharing();
   if (server.storage) addStorage();
   return registry;
+
+  function addSharing(): void {
+    const sharing = (): SharingCounts => server.sharing as SharingCounts;
+    gauge('uffd_sharing_guests', 'Guests that share pages now', () => sharing().guests);
+    gauge(
+      'uffd_shared_memory_bytes',
+      'Memory of the pages that guests share, once for all',
+      () => sharing().memoryBytes,
+    );
+    counted('uffd_shared_bytes_total', 'Bytes that were mapped from the shared memory', 'shared');
+    // Zeros, and what guests have without sharing.
+    counter('uffd_unshared_bytes_total', "Bytes that were installed as a guest's own", () => {
+      const { counts } = totals();
+      return CLASSES.reduce((sum, count) => sum + (counts[count] ?? 0), 0) - (counts.shared ?? 0);
+    });
+  }
 
   function addStorage(): void {
     const storage = (): StorageCounts => server.storage as StorageCounts;
