@@ -144,6 +144,7 @@ const LAYERS = [
   ['src/serve/image-source.ts', 'src/serve/memory-file.ts'],
   ['src/serve/layered-mapping.ts'],
   ['src/serve/memory-image.ts'],
+  ['src/serve/layered-plan.ts'],
   ['src/serve/extents.ts', 'src/serve/mapping-limit.ts', 'src/serve/shared-pages.ts'],
   ['src/serve/snapshot-handler.ts'],
   [

@@ -4,7 +4,6 @@
 // Rules:
 //  - The mapping has the extents that the files had when it was made. A file that changes is mapped again for the next
 //    guest.
-//  - The kernel maps whole pages. A page of which a diff has only a part is kept in memory.
 //  - The kernel limits the mappings of a process. If there are too many extents, those with the smallest gaps between
 //    them are kept in memory, together with what lies in the gaps.
 
@@ -21,21 +20,11 @@ import {
   view,
 } from '../../shim/memory.js';
 import { UffdError } from '../errors/errors.js';
-import { wholePages } from '../memory/whole-pages.js';
 import { type SharedRanges, shared } from './extents.js';
-import { SYSTEM_PAGE } from './handoff-protocol.js';
+import { clustered, type Piece, planned } from './layered-plan.js';
 import { countMappings, mappingsLeft } from './mapping-limit.js';
 import type { MemoryIdentity } from './memory-identity.js';
 import { MemoryImage, MemoryImageError } from './memory-image.js';
-
-/** A part that is mapped over the memory file. */
-interface Piece {
-  readonly from: number;
-  /** Whole pages, or the end of the memory. */
-  readonly to: number;
-  /** The layer whose file is mapped; undefined: memory, with the bytes of all layers. */
-  readonly layer: number | undefined;
-}
 
 /** Bytes that are read into memory at a time. */
 const READ_BYTES = 2 ** 20;
@@ -69,7 +58,7 @@ export class LayeredMapping {
         throw new MemoryImageError(
           `${base} lies on hugetlbfs, where a diff cannot be mapped over a part of it`,
         );
-      const { data, pieces } = planned(image);
+      const { data, pieces } = planned(image.size, (offset) => image.at(offset));
       // A piece also splits the mapping below it. The other half is left to other memory.
       const few = clustered(pieces, Math.floor(mappingsLeft(mappingsMost) / 4));
       address = mmap(0n, image.size, PROT_READ, MAP_PRIVATE | MAP_NORESERVE, this.fd);
@@ -97,50 +86,6 @@ export class LayeredMapping {
     countMappings(-this.#made);
     this.#image.close();
   }
-}
-
-/** Where there is data, and what is to be mapped over the memory file, both in ascending order. */
-function planned(image: MemoryImage): { data: { offset: number; length: number }[]; pieces: Piece[] } {
-  const { size } = image;
-  const data: { offset: number; length: number }[] = [];
-  const pieces: Piece[] = [];
-  /** Adds the page around a boundary that lies inside of it. */
-  const addMixed = (boundary: number): void => {
-    const from = boundary - (boundary % SYSTEM_PAGE);
-    if (pieces.at(-1)?.from !== from)
-      pieces.push({ from, to: Math.min(from + SYSTEM_PAGE, size), layer: undefined });
-  };
-  for (let at = 0; at < size; ) {
-    const { to, data: any, layer } = image.at(at);
-    const last = data.at(-1);
-    if (any && last && last.offset + last.length === at) last.length += to - at;
-    else if (any) data.push({ offset: at, length: to - at });
-    if (any && layer > 0) {
-      const first = wholePages(at, SYSTEM_PAGE);
-      const end = to === size ? to : to - (to % SYSTEM_PAGE);
-      if (at < first) addMixed(at);
-      if (first < end) pieces.push({ from: first, to: end, layer });
-      if (end < to) addMixed(to);
-    }
-    at = to;
-  }
-  return { data, pieces };
-}
-
-/** At most so many pieces: those with the smallest gaps become one, in memory. */
-function clustered(pieces: readonly Piece[], most: number): readonly Piece[] {
-  const surplus = pieces.length - Math.max(1, most);
-  if (surplus <= 0) return pieces;
-  const gaps = pieces.slice(1).map(({ from }, index) => from - (pieces[index] as Piece).to);
-  const order = gaps.map((_, index) => index).sort((a, b) => (gaps[a] as number) - (gaps[b] as number));
-  const joined = new Set(order.slice(0, surplus));
-  const clusters: Piece[] = [];
-  for (const [index, piece] of pieces.entries()) {
-    const last = clusters.at(-1);
-    if (last && joined.has(index - 1)) clusters.splice(-1, 1, { ...last, to: piece.to, layer: undefined });
-    else clusters.push(piece);
-  }
-  return clusters;
 }
 
 /** Maps a piece over the memory file. @throws UffdError, MemoryImageError */

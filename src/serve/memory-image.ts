@@ -10,6 +10,7 @@ import { hugeFilePageSize } from '../../shim/memory.js';
 import { UffdError } from '../errors/errors.js';
 import { Extents } from './extents.js';
 import { SYSTEM_PAGE } from './handoff-protocol.js';
+import { type LayerExtent, layerAt } from './layered-plan.js';
 import { identifyBy, type MemoryIdentity, sizeOf } from './memory-identity.js';
 
 /** A memory file, or a diff on top of it, that cannot be used. */
@@ -26,19 +27,12 @@ interface Layer {
   readonly version: string;
 }
 
-/** A part of the memory whose bytes are in one layer, or zeros. */
-interface LayerExtent {
-  readonly from: number;
-  readonly to: number;
-  readonly data: boolean;
-  /** The layer that has the bytes: 0 is the memory file. */
-  readonly layer: number;
-}
-
 export class MemoryImage {
   /** Bytes. */
   readonly size: number;
   readonly #layers: Layer[] = [];
+  /** The extents of each layer. */
+  readonly #extents: Extents[] = [];
 
   /**
    * @param base the memory file; a block device, too
@@ -78,6 +72,7 @@ export class MemoryImage {
       const extents = new Extents({ fd, bytes, sparse, readUnit });
       if (expected !== undefined) checkBlocks(path, extents, bytes, stat.blksize);
       this.#layers.push({ path, fd, extents, version: versionOf(fd) });
+      this.#extents.push(extents);
       return bytes;
     } catch (error) {
       closeSync(fd);
@@ -91,14 +86,7 @@ export class MemoryImage {
    * @internal
    */
   at(offset: number): LayerExtent {
-    let [from, to] = [0, this.size];
-    for (let layer = this.#layers.length - 1; layer >= 0; layer--) {
-      const extent = (this.#layers[layer] as Layer).extents.at(offset);
-      from = Math.max(from, extent.from);
-      to = Math.min(to, extent.to);
-      if (extent.data) return { from, to, data: true, layer };
-    }
-    return { from, to, data: false, layer: 0 };
+    return layerAt(this.#extents, this.size, offset);
   }
 
   /**

@@ -32,7 +32,10 @@ export interface Served {
 }
 
 /** The world's memory as three regions, of which the second is first in the file. `indexOf`: page at a file offset. */
-function layout({ pageSize, pages, address }: World): { regions: Region[]; indexOf(offset: number): number } {
+export function layout({ pageSize, pages, address }: World): {
+  regions: Region[];
+  indexOf(offset: number): number;
+} {
   const third = Math.ceil(pages / 3);
   const second = Math.min(third, pages - third);
   const region = (first: number, count: number, offset: number): Region => ({
