@@ -16,7 +16,17 @@ const MS_ASYNC = 1;
  *   is refused
  */
 export function readMemory(address: bigint, into: Uint8Array): number {
-  return transfer(libc().process_vm_readv, address, into);
+  return transfer(libc().process_vm_readv, address, libc().koffi.address(into), into.length);
+}
+
+/**
+ * Copies `length` bytes at `from` to `to`.
+ *
+ * @returns bytes copied: fewer than requested if the next page cannot be read or written. −errno if the call itself is
+ *   refused
+ */
+export function copyMemory(from: bigint, to: bigint, length: number): number {
+  return transfer(libc().process_vm_readv, from, to, length);
 }
 
 /**
@@ -26,16 +36,15 @@ export function readMemory(address: bigint, into: Uint8Array): number {
  *   itself is refused
  */
 export function writeMemory(address: bigint, from: Uint8Array): number {
-  return transfer(libc().process_vm_writev, address, from);
+  return transfer(libc().process_vm_writev, address, libc().koffi.address(from), from.length);
 }
 
 /** The kernel may stop at any page boundary. Only the next call shows whether the page there can be accessed. */
-function transfer(call: Libc['process_vm_readv'], address: bigint, bytes: Uint8Array): number {
+function transfer(call: Libc['process_vm_readv'], address: bigint, local: bigint, length: number): number {
   const c = libc();
-  const local = c.koffi.address(bytes);
   let done = 0;
-  while (done < bytes.length) {
-    const left = BigInt(bytes.length - done);
+  while (done < length) {
+    const left = BigInt(length - done);
     const here = new BigUint64Array([local + BigInt(done), left]);
     const there = new BigUint64Array([address + BigInt(done), left]);
     const copied = call(process.pid, here, 1, there, 1, 0);

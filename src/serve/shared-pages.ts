@@ -10,7 +10,7 @@
 
 import { fstatSync } from 'node:fs';
 import { constants } from 'node:os';
-import { readMemory } from '../../shim/access.js';
+import { copyMemory, writeMemory } from '../../shim/access.js';
 import { closeDescriptor } from '../../shim/descriptors.js';
 import {
   MADV_NOHUGEPAGE,
@@ -24,7 +24,6 @@ import {
   PROT_WRITE,
   sealableMemfd,
   sealMemfd,
-  view,
 } from '../../shim/memory.js';
 import { UffdError } from '../errors/errors.js';
 import { wholePages } from '../memory/whole-pages.js';
@@ -183,16 +182,17 @@ function isMarked(marks: Int32Array, page: number): boolean {
 export function memfdWriter(address: bigint, source: Pick<Source, 'bytesAt'>): WritePages {
   return (offset, length) => {
     const to = address + BigInt(offset);
-    const populated = madvise(to, length, MADV_POPULATE_WRITE);
-    if (populated < 0) throw new UffdError(populated, 'madvise', { length });
-    const into = new Uint8Array(view(to, length));
-    const bytes = source.bytesAt(offset, length);
-    if (typeof bytes !== 'bigint') {
-      into.set(bytes);
-      return;
+    const from = source.bytesAt(offset, length);
+    const copy = (): number =>
+      typeof from === 'bigint' ? copyMemory(from, to, length) : writeMemory(to, from);
+    let done = copy();
+    if (done >= 0 && done < length) {
+      // The call does not say which side stopped it.
+      const populated = madvise(to, length, MADV_POPULATE_WRITE);
+      if (populated < 0) throw new UffdError(populated, 'madvise', { length });
+      done = copy();
     }
-    const read = readMemory(bytes, into);
-    if (read < length)
-      throw new UffdError(read < 0 ? read : -constants.errno.EFAULT, 'process_vm_readv', { length });
+    if (done < length)
+      throw new UffdError(done < 0 ? done : -constants.errno.EFAULT, 'process_vm_readv', { length });
   };
 }

@@ -12,8 +12,10 @@ import type { Guest } from '../../src/cli/guest/guest.js';
 import { Mapping, Userfaultfd } from '../../src/index.js';
 import type { KnownFeature } from '../../src/kernel/features.js';
 import { handOver, type Region, requestSharedMemory, type Session } from '../../src/serve/index.js';
+import { memfdWriter, SharedPages, sharedSource } from '../../src/serve/shared-pages.js';
 import { inDirectory } from '../cli/support/command.js';
 import { suite } from '../support/harness.js';
+import { needKernel } from '../support/real-kernel.js';
 import { P, writeMemory } from './support/serve-process.js';
 import { type Scene, serving, until } from './support/server.js';
 import { assertRight, withSnapshot } from './support/snapshot-store.js';
@@ -196,6 +198,26 @@ test('a monitor cannot write to the memory, and what it makes the kernel allocat
     munmap(there, bytes);
     shared.close();
   });
+});
+
+test('a page whose image cannot be read is an error, and no data for any guest until it can', () => {
+  needKernel();
+  const pages = new SharedPages(2 * P);
+  const { address, marks } = pages.memory;
+  let bytes: bigint | Uint8Array = 4096n;
+  const share = sharedSource(marks, memfdWriter(address, { bytesAt: () => bytes }));
+  assert.throws(() => share.put(0, P), { code: 'EFAULT' });
+  assert.equal(share.presentFrom(0, 2 * P), 0);
+  bytes = new Uint8Array(P).fill(7);
+  share.put(0, P);
+  assert.equal(share.presentFrom(0, 2 * P), P);
+  // What is there is not read again: from here on it comes from the first page.
+  bytes = address;
+  share.put(0, 2 * P);
+  const found = new Uint8Array(2 * P);
+  assert.equal(readMemory(address, found), 2 * P);
+  assert.deepEqual(new Set(found), new Set([7]));
+  assert.ok(pages.release());
 });
 
 test('what cannot be shared is refused, and the reason told', async () => {
