@@ -2,13 +2,14 @@
 // did and keeps the kernel's rules, and it is complete however the run ends.
 
 import { strict as assert } from 'node:assert';
-import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
+import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import {
   chmodSync,
   copyFileSync,
   existsSync,
   mkdtempSync,
+  readdirSync,
   readFileSync,
   rmSync,
   writeFileSync,
@@ -196,7 +197,7 @@ test('a handler that is killed while faults wait: the trace is complete', async 
   const recorded = new Recorded(handler());
   await withGuest(recorded, async (thread, base) => {
     await thread.read(at(base, 5));
-    const [pid = 0] = childrenNamed('handler');
+    const [pid = 0] = handlers();
     process.kill(pid, 'SIGKILL');
     const { code, stderr } = await recorded.ended;
     // As a shell says it: 128 and SIGKILL.
@@ -205,20 +206,28 @@ test('a handler that is killed while faults wait: the trace is complete', async 
   assert.equal((await summaryOf(recorded.trace)).faults, 1);
 });
 
-/** The processes that run a program of this test. */
-function childrenNamed(word: string): number[] {
-  const { stdout } = spawnSync('pgrep', ['-f', `^\\S*/${word}\\S* ${folder}`], { encoding: 'utf8' });
-  return stdout.split('\n').filter(Boolean).map(Number);
+/** The processes that run a handler of this test. */
+function handlers(): number[] {
+  return readdirSync('/proc').flatMap((name) => {
+    try {
+      const words = readFileSync(`/proc/${name}/cmdline`, 'latin1').split('\0');
+      const isHandler = words[0]?.includes('/handler') && words.some((word) => word.startsWith(folder));
+      return isHandler && Number(name) > 0 ? [Number(name)] : [];
+    } catch {
+      // It is no process, or it has ended.
+      return [];
+    }
+  });
 }
 
 test('no process is left if the recorder is killed', async () => {
   needKernel();
   const recorded = new Recorded(handler());
   await recorded.ready();
-  assert.equal(childrenNamed('handler').length, 1);
+  assert.equal(handlers().length, 1);
   recorded.child.kill('SIGKILL');
   await recorded.ended;
-  await until(() => childrenNamed('handler').length === 0, 'the handler to end');
+  await until(() => handlers().length === 0, 'the handler to end');
 });
 
 test('a full disk ends the recording, and not the handler', async () => {
