@@ -58,6 +58,13 @@ async function summaryOf(trace: string): Promise<TraceSummary> {
   return summarize(TraceReader.fromFile(trace));
 }
 
+/** The recorders that have not ended: those of a test that has failed. */
+const running = new Set<ChildProcess>();
+const endAllRecorders = (): void => {
+  for (const child of running) child.kill('SIGKILL');
+};
+process.on('exit', endAllRecorders);
+
 /** A recorded handler, as a child. */
 class Recorded {
   readonly socket = newPath('socket');
@@ -72,14 +79,13 @@ class Recorded {
     const words = command.map((word) => word.replace('{socket}', this.socket).replace('{memory}', file));
     const [program = '', ...rest] = [...under, ...recorder(this.trace), ...words];
     this.child = spawn(program, rest, { stdio: ['ignore', 'ignore', 'pipe'] });
-    const kill = (): void => void this.child.kill('SIGKILL');
-    process.once('exit', kill);
+    running.add(this.child);
     let stderr = '';
     this.child.stderr?.on('data', (bytes) => {
       stderr += bytes;
     });
     this.ended = once(this.child, 'close').then(([code]) => {
-      process.off('exit', kill);
+      running.delete(this.child);
       return { code, stderr };
     });
   }
@@ -105,6 +111,9 @@ async function withGuest(
     );
     try {
       await body(thread, base);
+    } catch (error) {
+      endAllRecorders();
+      throw error;
     } finally {
       handed.close();
     }
