@@ -83,14 +83,16 @@ const LAYERS = [
   ['src/serve/chunk-checker-thread.ts', 'src/serve/chunk-loader.ts', 'src/serve/warm-cache.ts'],
   ['src/serve/chunk-checker.ts'],
   [
-    ...['src/store/pack.ts', 'src/store/prune.ts', 'src/store/unpack.ts', 'src/store/verify.ts'],
+    ...['src/store/pack.ts', 'src/store/pack-seekable.ts', 'src/store/prune.ts'],
+    ...['src/store/unpack.ts', 'src/store/verify.ts'],
     'src/store/working-set-file.ts',
   ],
-  ['src/pager/chunk-source.ts'],
+  ['src/pager/chunk-source.ts', 'src/store/seekable-reader.ts'],
   [
     ...['src/serve/chunk-cache.ts', 'src/store/chunk-reader.ts', 'src/store/open-store.ts'],
     'src/store/parallel.ts',
   ],
+  ['src/store/frame-check.ts'],
   ['src/store/http-store.ts', 'src/store/s3-store.ts'],
   ['src/store/s3-credentials.ts'],
   [
@@ -99,7 +101,7 @@ const LAYERS = [
     'src/store/http-client.ts',
     'src/store/s3-list.ts',
   ],
-  ['src/store/store.ts'],
+  ['src/store/seekable-table.ts', 'src/store/store.ts'],
   [
     ...['src/pager/http-source.ts', 'src/pager/options.ts', 'src/pager/overlay-file.ts'],
     ...['src/pager/program-calls.ts', 'src/pager/server.ts'],
@@ -234,6 +236,7 @@ const INLINED: Record<string, RegExp> = {
   'prom-client': /^src\/cli\//,
   aws4: /^src\/store\/s3-store/,
   undici: /^src\/(pager|store)\/http-/,
+  'xxhash-wasm': /^src\/store\/frame-check/,
   zstddec: /^src\/store\/compression/,
 };
 

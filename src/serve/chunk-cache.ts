@@ -3,6 +3,9 @@
 //   FOLDER/<first two hex digits>/<id>           its plain bytes
 //   FOLDER/<first two hex digits>/<id>.partial   while it is written; the writer has its lock (flock)
 //
+// The id of a chunk is the hash of its bytes. Where an id is only a name, the file has a seal behind the bytes: a hash of
+// the id and the bytes. Neither kind is ever taken for the other: their lengths differ, and so do their ids.
+//
 // Rules:
 //  - A file gets its name only when all of it is written. What a loss of power left of it is noticed by its hash: a file
 //    is verified when a process uses it for the first time, and a damaged one is removed.
@@ -12,6 +15,7 @@
 //    written meanwhile may exceed the bound until then.
 //  - One process fetches a chunk; others see that it is locked, and look for the file again.
 
+import { createHash } from 'node:crypto';
 import {
   closeSync,
   constants,
@@ -31,7 +35,7 @@ import {
 import { dirname, join, resolve } from 'node:path';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { openLocked } from '../../shim/descriptors.js';
-import { type Digest, idOf } from '../store/chunk-index.js';
+import { type Chunks, idOf } from '../store/chunk-index.js';
 
 const PARTIAL = '.partial';
 /** A file that is only written and read by its owner: it holds a guest's memory. */
@@ -50,6 +54,13 @@ const FREED_SHARE = 1 / 64;
 const REMOVED_A_TURN = 16;
 /** Remains of a killed process are removed after this time. */
 const PARTIAL_LASTS_MS = 3_600_000;
+
+/** How the file of a chunk is verified. */
+export type FileProof = Chunks['digest'];
+
+/** A seal is SHA-256, and begins at a whole page, because the pages before it are mapped. */
+const SEAL_BYTES = 32;
+const PAGE = 4096;
 
 /** The lock of a chunk that this process may fetch. */
 export interface ChunkLock {
@@ -113,7 +124,7 @@ export class ChunkCache {
    * Opens a chunk's file, if there is one with its length. Undefined: it is not in the cache. The caller closes the
    * descriptor, and compares the bytes (`isWhole`) before it uses them: then it says so with `used` or `remove`.
    */
-  open(id: string, length: number): number | undefined {
+  open(id: string, length: number, proof: FileProof): number | undefined {
     const path = this.pathOf(id);
     let fd: number;
     try {
@@ -124,7 +135,7 @@ export class ChunkCache {
       return undefined;
     }
     const stat = fstatSync(fd);
-    if (stat.isFile() && stat.size === length) return fd;
+    if (stat.isFile() && stat.size === fileBytes(length, proof)) return fd;
     closeSync(fd);
     this.remove(id);
     return undefined;
@@ -180,10 +191,11 @@ export class ChunkCache {
    *
    * @throws the errors of write(2), with nothing left in the cache
    */
-  put(lock: ChunkLock, bytes: Uint8Array): number {
+  put(lock: ChunkLock, bytes: Uint8Array, proof: FileProof): number {
     const path = this.pathOf(lock.id);
     try {
-      this.#write(lock.fd, bytes);
+      const sealed = proof === 'seal' ? sealOf(lock.id, bytes) : undefined;
+      this.#write(lock.fd, bytes, sealed);
       renameSync(path + PARTIAL, path);
       const fd = openSync(path, constants.O_RDONLY | constants.O_NOFOLLOW);
       closeSync(lock.fd);
@@ -197,14 +209,14 @@ export class ChunkCache {
     }
   }
 
-  #write(fd: number, bytes: Uint8Array): void {
+  #write(fd: number, bytes: Uint8Array, seal: Uint8Array | undefined): void {
     try {
-      writeWhole(fd, bytes);
+      writeChunk(fd, bytes, seal);
     } catch (error) {
       const { code } = error as NodeJS.ErrnoException;
       if (code !== 'ENOSPC' && code !== 'EDQUOT') throw error;
       if (!this.#free(Math.max(FREED_CHUNKS * bytes.length, this.counts.bytes * FREED_SHARE))) throw error;
-      writeWhole(fd, bytes);
+      writeChunk(fd, bytes, seal);
     }
     fchmodSync(fd, MODE);
   }
@@ -318,26 +330,52 @@ function markUsed(fd: number): void {
   }
 }
 
+/** Bytes of the file of a chunk. */
+function fileBytes(length: number, proof: FileProof): number {
+  return proof === 'seal' ? sealAt(length) + SEAL_BYTES : length;
+}
+
+function sealAt(length: number): number {
+  return Math.ceil(length / PAGE) * PAGE;
+}
+
+function sealOf(id: string, bytes: Uint8Array): Buffer {
+  return createHash('sha256').update(`uffd sealed ${id} `).update(bytes).digest();
+}
+
 /** Reads the file of a chunk into `bytes`, which has its length: whether they are those that the id stands for. */
-export function isWhole(fd: number, bytes: Uint8Array, digest: Digest, id: string): boolean {
+export function isWhole(fd: number, bytes: Uint8Array, proof: FileProof, id: string): boolean {
   try {
-    return readWhole(fd, bytes) && idOf(bytes, digest) === id;
+    if (!readWhole(fd, bytes, 0)) return false;
+    if (proof !== 'seal') return idOf(bytes, proof) === id;
+    // The rest of the last page is mapped, too, and is zeros.
+    const rest = Buffer.alloc(fileBytes(bytes.length, proof) - bytes.length);
+    const zeros = rest.length - SEAL_BYTES;
+    if (!readWhole(fd, rest, bytes.length) || rest.subarray(0, zeros).some((byte) => byte !== 0))
+      return false;
+    return sealOf(id, bytes).equals(rest.subarray(zeros));
   } catch {
     // It cannot be read, so it is as good as damaged.
     return false;
   }
 }
 
-function readWhole(fd: number, bytes: Uint8Array): boolean {
+function readWhole(fd: number, bytes: Uint8Array, offset: number): boolean {
   for (let done = 0; done < bytes.length; ) {
-    const read = readSync(fd, bytes, done, bytes.length - done, done);
+    const read = readSync(fd, bytes, done, bytes.length - done, offset + done);
     if (read === 0) return false;
     done += read;
   }
   return true;
 }
 
-function writeWhole(fd: number, bytes: Uint8Array): void {
+function writeChunk(fd: number, bytes: Uint8Array, seal: Uint8Array | undefined): void {
   ftruncateSync(fd, 0);
-  for (let done = 0; done < bytes.length; ) done += writeSync(fd, bytes, done, bytes.length - done, done);
+  writeWhole(fd, bytes, 0);
+  if (seal) writeWhole(fd, seal, sealAt(bytes.length));
+}
+
+function writeWhole(fd: number, bytes: Uint8Array, offset: number): void {
+  for (let done = 0; done < bytes.length; )
+    done += writeSync(fd, bytes, done, bytes.length - done, offset + done);
 }

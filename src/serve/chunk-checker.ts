@@ -7,23 +7,30 @@
 //  - Like all threads that load koffi, it is not ended while it starts: it ends itself when it is asked to.
 
 import type { Worker } from 'node:worker_threads';
-import type { Digest } from '../store/chunk-index.js';
-import { checkFrame, type FrameCheck } from '../store/chunk-reader.js';
-import { type Decompressor, openDecompressor } from '../store/compression.js';
+import {
+  checkFrame,
+  type FrameCheck,
+  type FrameProof,
+  type FrameTools,
+  openFrameTools,
+} from '../store/frame-check.js';
 import type { Room } from '../store/store.js';
 import { ENTRY } from '../workers/entry-file.js';
 import { startThread } from '../workers/launcher.js';
-import { isWhole } from './chunk-cache.js';
+import { type FileProof, isWhole } from './chunk-cache.js';
 
-/** What is to be checked: a frame from a store, or a file of the cache. */
+/** What a chunk is checked in, and by: what a store has of it, or the descriptor of its file in the cache. */
+type Checkable =
+  | { readonly frame: Uint8Array; readonly by: FrameProof }
+  | { readonly fd: number; readonly by: FileProof };
+
+/** What is to be checked. */
 export interface CheckTask {
+  readonly what: Checkable;
   readonly number: number;
   /** Where its plain bytes go, in memory that both threads have. */
   readonly into: Uint8Array;
-  readonly digest: Digest;
   readonly id: string;
-  /** A frame, or the descriptor of a file. */
-  readonly from: Uint8Array | number;
 }
 
 /** What the thread answers. `why`: what is wrong with it; undefined: nothing. Without a number: it takes tasks now. */
@@ -32,7 +39,10 @@ export interface Checked {
   readonly why?: string | undefined;
 }
 
-interface Waiting extends Omit<CheckTask, 'into'> {
+interface Waiting {
+  readonly what: Checkable;
+  readonly number: number;
+  readonly id: string;
   /** Gives the memory when the thread can fill it. */
   readonly into: () => Uint8Array;
   readonly urgent: () => boolean;
@@ -49,7 +59,7 @@ const SPARE = 64 << 10;
 const MOST = 2;
 
 export class ChunkChecker {
-  readonly #decompressor: Decompressor;
+  readonly #tools: FrameTools;
   #worker: Worker | undefined;
   /** Resolves when the thread has ended. */
   #ended: Promise<void> = Promise.resolve();
@@ -63,11 +73,11 @@ export class ChunkChecker {
   #free: Uint8Array[] = [];
 
   static async open(): Promise<ChunkChecker> {
-    return new ChunkChecker(await openDecompressor());
+    return new ChunkChecker(await openFrameTools());
   }
 
-  private constructor(decompressor: Decompressor) {
-    this.#decompressor = decompressor;
+  private constructor(tools: FrameTools) {
+    this.#tools = tools;
     try {
       this.#start();
     } catch {
@@ -136,23 +146,28 @@ export class ChunkChecker {
 
   /** Checks frames. `urgent`: whether a thread of a guest waits. */
   frames(urgent: () => boolean): FrameCheck {
-    return (from, into, digest, id) => this.#check({ from, into, digest, id, urgent });
+    return (frame, into, by, id) => this.#check({ frame, by }, into, id, urgent);
   }
 
   /** Reads the file of a chunk into memory. Undefined: it is whole. */
   file(
     fd: number,
     into: () => Uint8Array,
-    digest: Digest,
+    by: FileProof,
     id: string,
     urgent: () => boolean,
   ): Promise<string | undefined> {
-    return this.#check({ from: fd, into, digest, id, urgent });
+    return this.#check({ fd, by }, into, id, urgent);
   }
 
-  #check(task: Omit<Waiting, 'number' | 'done'>): Promise<string | undefined> {
+  #check(
+    what: Checkable,
+    into: () => Uint8Array,
+    id: string,
+    urgent: () => boolean,
+  ): Promise<string | undefined> {
     return new Promise((done) => {
-      this.#queue.push({ ...task, number: ++this.#number, done });
+      this.#queue.push({ what, into, id, urgent, number: ++this.#number, done });
       this.#next();
     });
   }
@@ -162,15 +177,16 @@ export class ChunkChecker {
       const urgent = this.#queue.findIndex((task) => task.urgent());
       const [task] = this.#queue.splice(Math.max(0, urgent), 1) as [Waiting];
       if (!this.#worker) {
-        task.done(checkChunk(this.#decompressor, { ...task, into: task.into() }));
+        task.done(checkChunk(this.#tools, { ...task, into: task.into() }));
         continue;
       }
       this.#given.set(task.number, task);
-      const { number, digest, id } = task;
+      const { number, id } = task;
       const into = task.into();
-      const from = typeof task.from === 'number' ? task.from : this.#sharedFrame(task, task.from);
+      const what =
+        'fd' in task.what ? task.what : { ...task.what, frame: this.#sharedFrame(task, task.what.frame) };
       this.#worker.ref();
-      this.#worker.postMessage({ number, into, digest, id, from } satisfies CheckTask);
+      this.#worker.postMessage({ number, what, into, id } satisfies CheckTask);
     }
   }
 
@@ -191,15 +207,15 @@ export class ChunkChecker {
     this.#worker?.ref();
     this.#worker?.postMessage('end');
     await this.#ended;
-    this.#decompressor.close();
+    this.#tools.decompressor.close();
   }
 }
 
 /** Does a task: fills `into`. Undefined: the chunk is whole. */
 export function checkChunk(
-  decompressor: Decompressor,
-  { from, into, digest, id }: Pick<CheckTask, 'from' | 'into' | 'digest' | 'id'>,
+  tools: FrameTools,
+  { what, into, id }: Pick<CheckTask, 'what' | 'into' | 'id'>,
 ): string | undefined {
-  if (typeof from !== 'number') return checkFrame(decompressor, from, () => into, digest, id);
-  return isWhole(from, into, digest, id) ? undefined : 'its file is damaged';
+  if ('frame' in what) return checkFrame(tools, what.frame, () => into, what.by, id);
+  return isWhole(what.fd, into, what.by, id) ? undefined : 'its file is damaged';
 }

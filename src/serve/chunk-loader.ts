@@ -10,17 +10,17 @@
 import { setMaxListeners } from 'node:events';
 import { closeSync } from 'node:fs';
 import { setImmediate as nextTurn } from 'node:timers/promises';
-import { chunkBytes, chunkId } from '../store/chunk-index.js';
+import { type Chunks, chunkBytes, chunkId } from '../store/chunk-index.js';
 import { type ChunkReader, DamagedChunkError } from '../store/chunk-reader.js';
 import { StoreError } from '../store/store.js';
-import type { ChunkCache, ChunkLock } from './chunk-cache.js';
+import type { ChunkCache, ChunkLock, FileProof } from './chunk-cache.js';
 import type { ChunkChecker } from './chunk-checker.js';
 import { LATENCY_BOUNDS } from './counters.js';
 import type { ImageMapping } from './image-mapping.js';
 
 /** What a loader needs of an image. */
 export interface LoadedImage {
-  readonly reader: Pick<ChunkReader, 'index' | 'fetch'>;
+  readonly reader: Pick<ChunkReader, 'fetch'> & { readonly index: Chunks };
   readonly mapping: Pick<ImageMapping, 'has' | 'map' | 'keep'>;
   /** Whether its memory is gone. */
   readonly closed: boolean;
@@ -217,7 +217,7 @@ export class ChunkLoader {
   async #loadInto(task: Task, length: number, into: () => Uint8Array): Promise<number | undefined> {
     const { cache } = this.#options;
     const { id } = task;
-    const found = cache.open(id, length);
+    const found = cache.open(id, length, task.image.reader.index.digest);
     if (found !== undefined && (await this.#isWhole(task, found, into))) {
       this.#place(task, found, into(), this.counts.cache);
       return undefined;
@@ -234,7 +234,12 @@ export class ChunkLoader {
       throw error;
     }
     const bytes = into();
-    this.#place(task, lock && this.#put(lock, bytes), bytes, this.counts.store);
+    this.#place(
+      task,
+      lock && this.#put(lock, bytes, task.image.reader.index.digest),
+      bytes,
+      this.counts.store,
+    );
     this.#recovered();
     return undefined;
   }
@@ -287,9 +292,9 @@ export class ChunkLoader {
     }
   }
 
-  #put(lock: ChunkLock, bytes: Uint8Array): number | undefined {
+  #put(lock: ChunkLock, bytes: Uint8Array, proof: FileProof): number | undefined {
     try {
-      const fd = this.#options.cache.put(lock, bytes);
+      const fd = this.#options.cache.put(lock, bytes, proof);
       this.#options.report('cache', undefined);
       return fd;
     } catch (error) {

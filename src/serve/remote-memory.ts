@@ -1,7 +1,8 @@
-// The memory of a snapshot that is in a chunk store: its index, its image, and the sessions that wait for chunks of it.
+// The memory of a snapshot that is in a chunk store, or in a zstd file in the seekable format: its index, its image, and
+// the sessions that wait for chunks of it.
 //
 // Rules:
-//  - The index is read once, when the server begins.
+//  - The index, or seek table, is read once, when the server begins.
 //  - A session's thread asks for the chunks that its guest waits for, and is woken when they have come. A chunk that came
 //    before it was asked for wakes the thread, too.
 //  - Chunks are given up only when no session has the image.
@@ -10,7 +11,8 @@ import { wholePages } from '../memory/whole-pages.js';
 import { chunkId, INDEX_BYTES_MOST, indexHash, parseIndex } from '../store/chunk-index.js';
 import { ChunkReader } from '../store/chunk-reader.js';
 import { openStore, readPlace } from '../store/open-store.js';
-import type { StoreOptions } from '../store/options.js';
+import { PARALLEL, type StoreOptions } from '../store/options.js';
+import { isSeekableName, SeekableReader } from '../store/seekable-reader.js';
 import { type Store, StoreError } from '../store/store.js';
 import { parseWorkingSet, WORKING_SET_BYTES_MOST, workingSetPlace } from '../store/working-set-file.js';
 import { ChunkCache } from './chunk-cache.js';
@@ -29,8 +31,8 @@ export interface ChunkWaiter {
 }
 
 export interface RemoteOptions {
-  /** Where the chunks are. */
-  readonly store: string;
+  /** Where the chunks of indexes are. Undefined: there are only files in the seekable format. */
+  readonly store: string | undefined;
   readonly storeOptions?: StoreOptions;
   /** The folder of the cache, and its most bytes. */
   readonly cache: string;
@@ -51,30 +53,31 @@ export interface StorageCounts extends LoaderCounts {
   readonly cacheBytes: number;
 }
 
-/** A store and its cache, for all indexes of a server. */
+/** The cache, and the store, for all indexes and files in the seekable format of a server. */
 export class RemoteStorage {
   readonly loader: ChunkLoader;
   readonly cache: ChunkCache;
-  readonly #store: Store;
+  readonly #store: Store | undefined;
   readonly #checker: ChunkChecker;
   readonly #storeOptions: StoreOptions;
-  readonly #readers: ChunkReader[] = [];
+  readonly #readers: (ChunkReader | SeekableReader)[] = [];
 
   /** @throws StoreError; the errors of mkdir(2), TypeError, RangeError */
   static async open(options: RemoteOptions): Promise<RemoteStorage> {
-    const store = await openStore(options.store, options.storeOptions);
+    const store =
+      options.store === undefined ? undefined : await openStore(options.store, options.storeOptions);
     try {
       const cache = new ChunkCache(options.cache, options.cacheBytes);
       return new RemoteStorage(options, store, cache, await ChunkChecker.open());
     } catch (error) {
-      store.close();
+      store?.close();
       throw error;
     }
   }
 
   private constructor(
     { storeOptions = {}, report }: RemoteOptions,
-    store: Store,
+    store: Store | undefined,
     cache: ChunkCache,
     checker: ChunkChecker,
   ) {
@@ -82,7 +85,10 @@ export class RemoteStorage {
     this.#checker = checker;
     this.#storeOptions = storeOptions;
     this.cache = cache;
-    this.loader = new ChunkLoader({ cache, checker, parallel: store.parallel, report });
+    this.loader = new ChunkLoader({
+      ...{ cache, checker, report },
+      parallel: store?.parallel ?? storeOptions.parallel ?? PARALLEL,
+    });
   }
 
   get counts(): StorageCounts {
@@ -92,13 +98,20 @@ export class RemoteStorage {
   }
 
   /**
-   * Reads an index and its working set, if it has one.
+   * Reads an index and its working set, if it has one, or the seek table of a file.
    *
-   * @param place of the index, a path or a URL
+   * @param place of the index or the file, a path or a URL
    * @throws IndexError, StoreError, Node's errors for a path
    */
   async openMemory(place: string): Promise<RemoteMemory> {
     const name = place.replace(/\?.*/, '');
+    if (isSeekableName(place)) {
+      const reader = await SeekableReader.open(place, this.#storeOptions);
+      this.#readers.push(reader);
+      return new RemoteMemory(name, this, reader, reader.identity, []);
+    }
+    if (!this.#store)
+      throw new StoreError('unable', `${name} is an index, and there is no store of its chunks`);
     const bytes = await readPlace(place, INDEX_BYTES_MOST, this.#storeOptions);
     const index = parseIndex(bytes, name);
     const reader = await ChunkReader.open(index, this.#store);
@@ -112,7 +125,7 @@ export class RemoteStorage {
   /** No session may have an image any more. Resolves when no chunk is being decompressed. */
   async close(): Promise<void> {
     const closed = this.loader.close();
-    this.#store.close();
+    this.#store?.close();
     await closed;
     await this.#checker.close();
     for (const reader of this.#readers) reader.close();
@@ -147,7 +160,7 @@ export interface HeldImage {
 export class RemoteMemory implements LoadedImage {
   readonly path: string;
   readonly bytes: number;
-  readonly reader: ChunkReader;
+  readonly reader: ChunkReader | SeekableReader;
   readonly mapping: ImageMapping;
   readonly identity: MemoryIdentity;
   /** The working set that lies beside the index, in the order of installation. */
@@ -163,7 +176,7 @@ export class RemoteMemory implements LoadedImage {
   constructor(
     path: string,
     storage: RemoteStorage,
-    reader: ChunkReader,
+    reader: ChunkReader | SeekableReader,
     hash: string,
     workingSet: readonly FileRange[],
   ) {

@@ -101,9 +101,9 @@ export interface ServeOptions {
   socketOwner?: { readonly uid: number; readonly gid: number };
   /** Where the chunks of memory files that are indexes (`.caibx`) are: a folder, or a URL: http:, https: or s3:. */
   store?: string;
-  /** How the store is reached. */
+  /** How the store, and memory files in zstd's seekable format (`.zst`: a path or such a URL), are reached. */
   storeOptions?: StoreOptions;
-  /** The folder that keeps chunks on this machine. Servers may share it. Must be given with `store`. */
+  /** The folder that keeps chunks on this machine. Servers may share it. Needed for indexes and `.zst` files. */
   cache?: string;
   /** Most bytes of the cache; default 20 GiB. */
   cacheBytes?: number;
@@ -116,8 +116,9 @@ export interface ServeOptions {
 
 /** The default of `cacheBytes`. */
 export const CACHE_BYTES = 20 * 2 ** 30;
-/** An index, by its name. */
+/** An index, or a file in zstd's seekable format, by its name. */
 const INDEX_NAME = /\.caibx(\?|$)/;
+const CHUNKS_NAME = /\.(caibx|zst)(\?|$)/;
 
 /**
  * The most descriptors of a guest: its connection, its userfaultfd and a memfd, a trace, two pidfds, an eventfd; and
@@ -384,11 +385,21 @@ export class Server extends ServerEmitter implements AsyncDisposable {
   /** Opens the store and the cache, if there is memory in them. */
   async #openStorage(): Promise<void> {
     const { vms, store, storeOptions, cache, cacheBytes = CACHE_BYTES } = this.#options;
-    if (store === undefined || cache === undefined) {
-      const [index] = vms.filter(({ memory }) => INDEX_NAME.test(memory));
-      if (index === undefined) return;
+    const remote = vms.find(({ memory }) => CHUNKS_NAME.test(memory));
+    const index = vms.find(({ memory }) => INDEX_NAME.test(memory));
+    if (index !== undefined && (store === undefined || cache === undefined)) {
       throw new MemoryFileError(
         `${index.memory} is an index, and ${store === undefined ? 'store' : 'cache'} says nothing about its chunks: give a store and a cache (--store, --cache)`,
+      );
+    }
+    if (store === undefined && cache !== undefined && remote === undefined)
+      throw new MemoryFileError(
+        'there is a cache, and no memory for it: it must be an index (.caibx), with a store, or a file in the seekable format (.zst)',
+      );
+    if (cache === undefined) {
+      if (remote === undefined) return;
+      throw new MemoryFileError(
+        `${remote.memory} is compressed (zstd), and its parts are kept in a cache: give its folder (--cache)`,
       );
     }
     // The clients of stores are loaded when they are needed.
@@ -404,7 +415,7 @@ export class Server extends ServerEmitter implements AsyncDisposable {
     const { prefetch = [], force = false, eager = false, socketMode, socketOwner } = this.#options;
     // Check this before a monitor connects.
     const memory =
-      this.#storage && INDEX_NAME.test(vm.memory)
+      this.#storage && CHUNKS_NAME.test(vm.memory)
         ? await this.#storage.openMemory(vm.memory)
         : new MemoryFile(vm.memory, vm.layers);
     // The caller cannot listen for events yet.
@@ -808,8 +819,8 @@ function checkOptions(options: ServeOptions): void {
     if (value !== undefined && (typeof value !== 'string' || value === ''))
       throw wrongType(name, 'a text that is not empty', value);
   }
-  if ((options.store === undefined) !== (options.cache === undefined))
-    throw invalidValue('store and cache must be given together');
+  if (options.store !== undefined && options.cache === undefined)
+    throw invalidValue('store must be given with cache');
   if (cacheBytes !== undefined) checkInteger(cacheBytes, 'cacheBytes', 1, Number.MAX_SAFE_INTEGER);
   if (storeDeadlineMs !== undefined) checkInteger(storeDeadlineMs, 'storeDeadlineMs', 1, 2 ** 31 - 1);
   // The kernel takes the highest 32-bit number as "do not change".
@@ -820,8 +831,10 @@ function checkOptions(options: ServeOptions): void {
 function checkLayers({ memory, layers = [] }: Vm): void {
   const texts = Array.isArray(layers) && layers.every((layer) => typeof layer === 'string' && layer !== '');
   if (!texts) throw wrongType('layers', 'paths of diff snapshots', layers);
-  if (layers.length > 0 && INDEX_NAME.test(memory))
-    throw invalidValue(`${memory} is an index, on which no diff can lie; pack the diffs with it (--layer)`);
+  if (layers.length > 0 && CHUNKS_NAME.test(memory))
+    throw invalidValue(
+      `${memory} is ${INDEX_NAME.test(memory) ? 'an index' : 'compressed'}, on which no diff can lie; pack the diffs with the memory (uffd pack --layer)`,
+    );
 }
 
 /** Checks the notes for the traces: notes that cannot be written would end each recording. */

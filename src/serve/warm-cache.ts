@@ -82,7 +82,7 @@ async function warm(
   const bytes = reader.bufferFor(chunk);
   for (;;) {
     signal.throwIfAborted();
-    const found = cache.open(id, bytes.length);
+    const found = cache.open(id, bytes.length, reader.index.digest);
     if (found !== undefined) {
       const whole = isWhole(found, bytes, reader.index.digest, id);
       if (whole) cache.used(found);
@@ -99,7 +99,7 @@ async function warm(
       cache.unlock(lock);
       throw error;
     }
-    closeSync(cache.put(lock, bytes));
+    closeSync(cache.put(lock, bytes, reader.index.digest));
     return 'fetchedChunks';
   }
 }

@@ -25,17 +25,23 @@ export class IndexError extends Error {
 export type Digest = 'sha512-256' | 'sha256';
 export const DIGESTS: readonly Digest[] = ['sha512-256', 'sha256'];
 
-/** A snapshot as chunks. */
-export interface ChunkIndex {
+/** Memory as chunks. */
+export interface Chunks {
   /** Bytes of the data. */
   readonly size: number;
   /** Bytes of each chunk but the last, which has at least 1. */
   readonly chunkSize: number;
-  readonly digest: Digest;
+  /** What an id is: the hash of the chunk's bytes, or, with `seal`, only a name: the cache seals such chunks. */
+  readonly digest: Digest | 'seal';
   /** The number of chunks. */
   readonly count: number;
   /** The ids, 32 bytes each. */
   readonly ids: Uint8Array;
+}
+
+/** A snapshot as chunks whose ids are hashes. */
+export interface ChunkIndex extends Chunks {
+  readonly digest: Digest;
 }
 
 const HEADER_BYTES = 48;
@@ -164,12 +170,17 @@ export function parseIndex(bytes: Uint8Array, name: string): ChunkIndex {
 }
 
 /** The bytes of a chunk. */
-export function chunkBytes({ size, chunkSize }: ChunkIndex, chunk: number): number {
+export function chunkBytes({ size, chunkSize }: Pick<Chunks, 'size' | 'chunkSize'>, chunk: number): number {
   return Math.min(chunkSize, size - chunk * chunkSize);
 }
 
+/** Most bytes of a zstd frame of so many bytes: zstd's own bound, and room for the headers of many blocks. */
+export function frameMost(bytes: number): number {
+  return bytes + (bytes >>> 7) + 1024;
+}
+
 /** The id of a chunk, in hexadecimal. */
-export function chunkId({ ids }: ChunkIndex, chunk: number): string {
+export function chunkId({ ids }: Chunks, chunk: number): string {
   return Buffer.from(ids.buffer, ids.byteOffset + chunk * ID_BYTES, ID_BYTES).toString('hex');
 }
 

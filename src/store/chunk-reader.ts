@@ -1,7 +1,7 @@
 // Reads the chunks of an index from a store. Each is verified before a byte of it is handed over.
 
-import { type ChunkIndex, chunkBytes, chunkId, chunkKey, type Digest, idOf, zeroIds } from './chunk-index.js';
-import { type Decompressor, openDecompressor } from './compression.js';
+import { type ChunkIndex, chunkBytes, chunkId, chunkKey, frameMost, zeroIds } from './chunk-index.js';
+import { checkFrame, type FrameCheck, type FrameTools, openFrameTools } from './frame-check.js';
 import type { Room, Store } from './store.js';
 
 /** A chunk whose bytes in the store are not those that its id stands for. */
@@ -10,31 +10,20 @@ export class DamagedChunkError extends Error {
   readonly code = 'ERR_UFFD_DAMAGED_CHUNK';
 }
 
-/**
- * Decompresses a frame into as many bytes as its chunk has, and compares their hash. Returns what is wrong; undefined:
- * nothing is. `into` is called when the bytes are needed, because frames may wait for their check.
- */
-export type FrameCheck = (
-  frame: Uint8Array,
-  into: () => Uint8Array,
-  digest: Digest,
-  id: string,
-) => string | undefined | Promise<string | undefined>;
-
 export class ChunkReader {
   readonly index: ChunkIndex;
   readonly #store: Store;
-  readonly #decompressor: Decompressor;
+  readonly #tools: FrameTools;
   readonly #zero: ReturnType<typeof zeroIds>;
 
   static async open(index: ChunkIndex, store: Store): Promise<ChunkReader> {
-    return new ChunkReader(index, store, await openDecompressor());
+    return new ChunkReader(index, store, await openFrameTools());
   }
 
-  private constructor(index: ChunkIndex, store: Store, decompressor: Decompressor) {
+  private constructor(index: ChunkIndex, store: Store, tools: FrameTools) {
     this.index = index;
     this.#store = store;
-    this.#decompressor = decompressor;
+    this.#tools = tools;
     this.#zero = zeroIds(index);
   }
 
@@ -63,7 +52,7 @@ export class ChunkReader {
     chunk: number,
     into: () => Uint8Array,
     signal?: AbortSignal,
-    check: FrameCheck = (frame, ...rest) => checkFrame(this.#decompressor, frame, ...rest),
+    check: FrameCheck = (frame, ...rest) => checkFrame(this.#tools, frame, ...rest),
     room?: Room,
   ): Promise<void> {
     const id = chunkId(this.index, chunk);
@@ -84,27 +73,6 @@ export class ChunkReader {
   }
 
   close(): void {
-    this.#decompressor.close();
+    this.#tools.decompressor.close();
   }
-}
-
-/** A FrameCheck with a decompressor. */
-export function checkFrame(
-  decompressor: Decompressor,
-  ...[frame, room, digest, id]: Parameters<FrameCheck>
-): string | undefined {
-  if (!isZstd(frame)) return 'it is no zstd frame (casync must make it with --compression=zstd)';
-  const into = room();
-  if (!decompressor.decompress(frame, into)) return `it cannot be decompressed to ${into.length} bytes`;
-  if (idOf(into, digest) !== id) return 'its bytes have another hash';
-  return undefined;
-}
-
-/** Most bytes of a zstd frame of a chunk: zstd's own bound, and room for the headers of many blocks. */
-function frameMost(bytes: number): number {
-  return bytes + (bytes >>> 7) + 1024;
-}
-
-function isZstd(frame: Uint8Array): boolean {
-  return [0x28, 0xb5, 0x2f, 0xfd].every((byte, at) => frame[at] === byte);
 }

@@ -4,6 +4,7 @@
 // Not the namespace: webpack makes named imports of its properties, and those that a Node lacks would be errors.
 import zlib from 'node:zlib';
 import { openLibzstd } from '../../shim/zstd.js';
+import { UnsupportedError } from '../kernel/port.js';
 
 export interface Decompressor {
   readonly kind: 'node:zlib' | 'libzstd' | 'zstddec';
@@ -29,6 +30,18 @@ interface NodeZstd {
   zstdCompress(bytes: Uint8Array, options: object, done: (error: Error | null, frame: Buffer) => void): void;
   zstdDecompressSync?(bytes: Uint8Array, options: object): Buffer;
   constants: { ZSTD_c_compressionLevel?: number };
+}
+
+/** The level of what is stored: zstd's default, and casync's. */
+export const LEVEL_STORED = 3;
+
+/** @throws UnsupportedError if this process has no zstd */
+export function needCompressor(): Compressor {
+  const compressor = openCompressor();
+  if (compressor) return compressor;
+  throw new UnsupportedError(
+    'packing needs zstd: Node 22.15 or newer, or libzstd.so.1 on this machine (Debian: libzstd1)',
+  );
 }
 
 /** Undefined: this process has no zstd. */

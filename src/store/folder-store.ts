@@ -67,7 +67,7 @@ export class FolderStore implements Store {
         throw new StoreError('failed', `${this.#place(key)} has changed`);
       if (offset + length > size)
         throw new StoreError('failed', `${this.#place(key)} has only ${size} bytes`);
-      return { bytes: this.#read(fd, key, offset, length), version: now };
+      return { bytes: this.#read(fd, key, offset, length), version: now, size, identity: now };
     });
   }
 

@@ -17,6 +17,7 @@ import { ReadBuffers } from '../pager/http-buffers.js';
 import { type Connections, openConnections } from '../pager/http-connections.js';
 import type { TransportOptions } from '../pager/http-description.js';
 import { connectionFailure, Exchange } from '../pager/http-exchange.js';
+import { PARALLEL } from './options.js';
 import { type ObjectRange, type Room, StoreError } from './store.js';
 
 export interface Outgoing {
@@ -52,7 +53,6 @@ export interface Errand {
 
 const TIMEOUT_MS = 30_000;
 const ATTEMPTS = 5;
-export const PARALLEL = 8;
 /** An attempt ends after so many time-outs, however its bytes trickle. */
 const TIMEOUTS_MOST = 10;
 /** Requests of one attempt, with redirects and renewed signatures. */
@@ -157,7 +157,10 @@ export class HttpClient {
       try {
         const answered = await exchange.done;
         this.#bandwidth?.use(length);
-        if ('version' in answered) return { bytes: into, version: answered.version };
+        if ('version' in answered) {
+          const { version } = answered;
+          return { bytes: into, version, size: version.size, identity: identityOf(version) };
+        }
         throw new RequestFailure('the server redirected a request for a part', 'permanent');
       } finally {
         signal.removeEventListener('abort', stop);
@@ -376,6 +379,11 @@ class Call implements Dispatcher.DispatchHandler {
 
 function tooLong(length: number, most: number): RequestFailure {
   return new RequestFailure(`the object has at least ${length} bytes, more than ${most}`, 'permanent');
+}
+
+/** Undefined: the server sends neither an ETag nor a date. */
+function identityOf({ pinned, value, weak }: Version): string | undefined {
+  return pinned === 'size' && weak === undefined ? undefined : JSON.stringify([pinned, value, weak]);
 }
 
 const MISSING = [404, 410];

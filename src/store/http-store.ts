@@ -1,8 +1,8 @@
 // A store on a web server: GET and HEAD; PUT, if the server allows it. It cannot be listed.
 
 import { headersFor, redirected, targetOf } from '../pager/http-target.js';
-import { type Errand, HttpClient, PARALLEL } from './http-client.js';
-import type { StoreOptions } from './options.js';
+import { type Errand, HttpClient } from './http-client.js';
+import { PARALLEL, type StoreOptions } from './options.js';
 import { checkKey, type ListedObject, type ObjectRange, type Room, type Store, StoreError } from './store.js';
 
 export class HttpStore implements Store {

@@ -8,6 +8,7 @@ export {
   CHUNK_LEAST,
   CHUNK_MOST,
   type ChunkIndex,
+  type Chunks,
   chunkBytes,
   chunkId,
   chunkKey,
@@ -22,11 +23,15 @@ export {
   parseIndex,
   zeroIds,
 } from './chunk-index.js';
-export { ChunkReader, DamagedChunkError, type FrameCheck } from './chunk-reader.js';
+export { ChunkReader, DamagedChunkError } from './chunk-reader.js';
+export type { FrameCheck, FrameProof } from './frame-check.js';
 export { openStore, readPlace, writePlace } from './open-store.js';
 export { checkStoreOptions, type StoreOptions } from './options.js';
 export { type PackCounts, type PackOptions, pack } from './pack.js';
+export { type PackSeekableCounts, type PackSeekableOptions, packSeekable } from './pack-seekable.js';
 export { type PruneCounts, type PruneOptions, prune } from './prune.js';
+export { isSeekableName, SeekableReader } from './seekable-reader.js';
+export type { ChunkParts, FramePart, SeekTable } from './seekable-table.js';
 export {
   type Abilities,
   GRACE_MS,

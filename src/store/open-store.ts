@@ -10,7 +10,7 @@ import {
   statSync,
   writeFileSync,
 } from 'node:fs';
-import { dirname } from 'node:path';
+import { basename, dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { FallbackStore } from './fallback-store.js';
 import { FolderStore } from './folder-store.js';
@@ -84,7 +84,7 @@ export async function writePlace(
   options: StoreOptions = {},
   signal?: AbortSignal,
 ): Promise<void> {
-  if (!isUrl(place)) writeDurably(place, bytes);
+  if (!isUrl(place)) await writeDurably(place, (fd) => writeFileSync(fd, bytes));
   else await withPlace(place, options, (store, key) => store.put(key, bytes, signal));
 }
 
@@ -92,14 +92,29 @@ function isUrl(place: string): boolean {
   return /^[a-z][a-z0-9+.-]*:\/\//i.test(place);
 }
 
-async function withPlace<T>(
+/**
+ * Opens the store that a file or an object lies in.
+ *
+ * @param place its path, or its URL
+ * @returns the store, for the caller to close, and the name of the object there
+ * @throws StoreError
+ */
+export async function openPlace(
   place: string,
   { fallback: _, ...options }: StoreOptions,
-  use: (store: Store, key: string) => Promise<T>,
-): Promise<T> {
+): Promise<{ store: Store; key: string }> {
+  if (!isUrl(place)) return { store: new FolderStore(dirname(place)), key: basename(place) };
   const [, folder = '', key = '', query = ''] = /^([^?#]*)\/([^/?#]+)(\?[^#]*)?$/.exec(place) ?? [];
   if (key === '') throw new StoreError('unable', `${place.slice(0, 200)} names no object of a store`);
-  const store = await openOne(folder + query, options);
+  return { store: await openOne(folder + query, checkStoreOptions(options)), key };
+}
+
+async function withPlace<T>(
+  place: string,
+  options: StoreOptions,
+  use: (store: Store, key: string) => Promise<T>,
+): Promise<T> {
+  const { store, key } = await openPlace(place, options);
   try {
     return await use(store, key);
   } finally {
@@ -107,12 +122,14 @@ async function withPlace<T>(
   }
 }
 
-function writeDurably(path: string, bytes: Uint8Array): void {
+/** As `writePlace`, for what `write` writes. Nothing is left of it if that fails. */
+export async function writeDurably<T>(path: string, write: (fd: number) => T | Promise<T>): Promise<T> {
+  let result: T;
   const partial = `${path}${PARTIAL_SUFFIX}`;
   try {
     const fd = openSync(partial, 'w');
     try {
-      writeFileSync(fd, bytes);
+      result = await write(fd);
       fsyncSync(fd);
     } finally {
       closeSync(fd);
@@ -128,4 +145,5 @@ function writeDurably(path: string, bytes: Uint8Array): void {
   } finally {
     closeSync(folder);
   }
+  return result;
 }

@@ -3,6 +3,9 @@
 import { checkBoolean, checkInteger, checkOptions, invalidValue, wrongType } from '../errors/arguments.js';
 import { checkTransport, type TransportOptions } from '../pager/http-description.js';
 
+/** The default of `parallel`. */
+export const PARALLEL = 8;
+
 /** Options of a store. Those about servers are ignored by a folder. All are plain data. */
 export interface StoreOptions extends TransportOptions {
   /** Most bytes a second, in both directions together. Default: no limit. */

@@ -6,7 +6,6 @@
 // index is made, each chunk that the store had is looked for once more.
 
 import { setImmediate as turn } from 'node:timers/promises';
-import { UnsupportedError } from '../kernel/port.js';
 import type { MemoryImage } from '../serve/memory-image.js';
 import {
   CHUNK_DEFAULT,
@@ -19,7 +18,7 @@ import {
   idOf,
   zeroIds,
 } from './chunk-index.js';
-import { type Compressor, openCompressor } from './compression.js';
+import { type Compressor, LEVEL_STORED, needCompressor } from './compression.js';
 import { type TaskPool, tasksFor, withTasks } from './parallel.js';
 import { GRACE_MS, type Store, StoreError } from './store.js';
 
@@ -53,8 +52,6 @@ export interface PackCounts {
   readonly storedBytes: number;
 }
 
-/** zstd's default, and casync's. */
-const LEVEL = 3;
 /** A chunk of this age, in milliseconds, is made young, so that `prune` leaves it for as long once more. */
 const REFRESHED_MS = GRACE_MS / 2;
 
@@ -72,12 +69,7 @@ export async function pack(
 ): Promise<{ index: Buffer; counts: PackCounts }> {
   const { chunkSize = CHUNK_DEFAULT, digest = 'sha512-256', signal } = options;
   checkChunking(image.size, chunkSize, digest);
-  const compressor = openCompressor();
-  if (!compressor) {
-    throw new UnsupportedError(
-      'packing needs zstd: Node 22.15 or newer, or libzstd.so.1 on this machine (Debian: libzstd1)',
-    );
-  }
+  const compressor = needCompressor();
   try {
     const packing = new Packing(image, store, compressor, chunkSize, digest, options.progress);
     await withTasks(tasksFor(store.parallel, chunkSize), signal, (pool) => packing.run(pool));
@@ -195,7 +187,7 @@ class Packing {
       this.#present.push(key);
       return;
     }
-    const frame = await this.#compressor.compressLater(bytes, LEVEL);
+    const frame = await this.#compressor.compressLater(bytes, LEVEL_STORED);
     await this.#store.put(key, frame, signal);
     this.#storedChunks++;
     this.#storedBytes += frame.length;

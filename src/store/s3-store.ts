@@ -5,8 +5,8 @@
 import { createHash } from 'node:crypto';
 import aws4 from 'aws4';
 import { RequestFailure } from '../pager/http-answer.js';
-import { type Errand, HttpClient, type Incoming, type Outgoing, PARALLEL } from './http-client.js';
-import { checkEndpoint, type StoreOptions } from './options.js';
+import { type Errand, HttpClient, type Incoming, type Outgoing } from './http-client.js';
+import { checkEndpoint, PARALLEL, type StoreOptions } from './options.js';
 import { CredentialChain, regionOfProfile } from './s3-credentials.js';
 import { elementOf, parseListPage } from './s3-list.js';
 import { checkKey, type ListedObject, type ObjectRange, type Room, type Store, StoreError } from './store.js';

@@ -21,6 +21,10 @@ export interface ObjectRange {
   readonly bytes: Uint8Array;
   /** What tells this version of the object from others: pass it on to the next call. */
   readonly version: unknown;
+  /** Bytes of the whole object. */
+  readonly size: number;
+  /** The same as a text, which other processes can compare. Undefined: the server sends nothing that tells versions apart. */
+  readonly identity: string | undefined;
 }
 
 export interface ListedObject {

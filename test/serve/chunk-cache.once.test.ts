@@ -63,7 +63,7 @@ test('chunks that are written while the cache is looked through count: it is bou
       bytes.writeUInt32LE(chunk);
       const lock = cache.lock(idOf(bytes, 'sha256'));
       assert.ok(typeof lock === 'object');
-      closeSync(cache.put(lock, bytes));
+      closeSync(cache.put(lock, bytes, 'sha256'));
       if (chunk % 10 === 0) await nextTurn();
     }
     await cache.bounded();

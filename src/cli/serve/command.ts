@@ -68,6 +68,12 @@ A snapshot in a store (--memory NAME.caibx --store STORE --cache DIR):
   guests wait, and /readyz says why; --store-deadline ends them like a guest
   that cannot be served. Servers may share DIR.
 
+A memory compressed with zstd (--memory NAME.zst --cache DIR):
+  NAME.zst, a path or an http(s):// or s3:// URL, is in zstd's seekable format:
+  the frames that a guest touches are read by ranges, verified and kept in DIR.
+  It needs no store. A file that changes while it is served is refused, and
+  guests wait for the old one. A plain .zst file cannot be served.
+
 Guests that share pages (--share-pages):
   A monitor may ask for a sealed memfd with the memory (docs/firecracker.md has
   the protocol). Its guest then shares each page with the guests of others that
@@ -94,6 +100,7 @@ Examples:
   uffd serve --socket vm.sock --memory snapshot.mem --metrics 9100
   uffd serve --socket vm.sock --memory base.mem --layer monday.diff
   uffd serve --socket vm.sock --memory vm.caibx --store chunks --cache cache
+  uffd serve --socket vm.sock --memory https://host/vm.mem.zst --cache cache
 
 docs/guides/serve-a-snapshot.md has the API calls in order; docs/firecracker.md
 has the jailer, privileges, failures and metrics.
@@ -267,7 +274,7 @@ function serveOptions(flags: Flags): ServeOptions & { vms: readonly Vm[] } {
     cache,
     ...rest
   } = flags;
-  if ((store === undefined) !== (cache === undefined)) throw new Usage('--store and --cache belong together');
+  if (store !== undefined && cache === undefined) throw new Usage('--store needs --cache');
   if ((socket === undefined) !== (memory === undefined)) {
     throw new Usage('--socket and --memory belong together');
   }
@@ -282,8 +289,8 @@ function serveOptions(flags: Flags): ServeOptions & { vms: readonly Vm[] } {
     handOffMs: handOffTimeout,
     ...(acceptTimeout === undefined ? {} : { acceptMs: acceptTimeout }),
     ...(allowUid === undefined ? {} : { allowUids: allowUid }),
-    ...(store !== undefined && { store, storeOptions: storeOptions(flags) }),
-    ...(cache !== undefined && { cache }),
+    ...(store !== undefined && { store }),
+    ...(cache !== undefined && { cache, storeOptions: storeOptions(flags) }),
     ...(cacheSize !== undefined && { cacheBytes: cacheSize }),
     ...(storeDeadline !== undefined && { storeDeadlineMs: storeDeadline * 1000 }),
   };

@@ -4,8 +4,10 @@ import type { Command } from 'commander';
 import {
   chunkId,
   indexHash,
+  isSeekableName,
   parseWorkingSet,
   readPlace,
+  SeekableReader,
   StoreError,
   WORKING_SET_BYTES_MOST,
   workingSetPlace,
@@ -14,7 +16,7 @@ import {
 import { EXIT_HELP } from '../exit.js';
 import { interruptible } from '../signals.js';
 import { renderTable } from '../table.js';
-import { byteSize, counted, grouped, outputStyleOf } from '../text.js';
+import { byteSize, counted, grouped, outputStyleOf, printable } from '../text.js';
 import { addStoreOptions, type ReadIndex, readIndex, type StoreFlags, storeOptions } from './options.js';
 
 const HELP = `
@@ -26,10 +28,13 @@ What it shows:
 Fields of the JSON object:
   index sha256 size chunkSize digest chunks zeroChunks distinctChunks
   workingSet (file ranges bytes; null if there is none)
+  of a file in zstd's seekable format: file fileBytes size chunkSize chunks
+  frames checksums ("table" or "frames")
 ${EXIT_HELP}
 Examples:
   uffd info vm.caibx
   uffd info s3://snapshots/vm.caibx --json
+  uffd info https://host/vm.mem.zst
 `;
 
 interface Flags extends StoreFlags {
@@ -41,13 +46,14 @@ export function addInfo(program: Command): void {
     .command('info')
     .summary('show what the index of a packed snapshot describes')
     .description('Shows what the index of a packed snapshot describes.')
-    .argument('<INDEX>', 'the index, a path or URL')
+    .argument('<INDEX>', 'the index, or a file in the seekable format of zstd; a path or URL')
     .option('--json', 'print JSON');
   addStoreOptions(command, false).addHelpText('after', HELP).action(run);
 }
 
 async function run(place: string, flags: Flags): Promise<void> {
   const options = storeOptions(flags);
+  if (isSeekableName(place)) return describeSeekable(place, flags);
   await interruptible(async (signal) => {
     const read = await readIndex(place, options, signal);
     const { size, chunkSize, digest, count } = read.index;
@@ -77,6 +83,33 @@ async function run(place: string, flags: Flags): Promise<void> {
         'working set',
         touched ? `${byteSize(touched.bytes)} in ${counted(touched.ranges, 'range')}` : 'none is recorded',
       ],
+    ];
+    process.stdout.write(`${renderTable(rows, outputStyleOf(process.stdout).columns)}\n`);
+  });
+}
+
+async function describeSeekable(place: string, flags: Flags): Promise<void> {
+  await interruptible(async (signal) => {
+    const reader = await SeekableReader.open(place, storeOptions(flags), signal);
+    reader.close();
+    const { fileBytes, index, table } = reader;
+    const file = printable(place.replace(/\?.*/, ''));
+    const report = {
+      ...{ file, fileBytes, size: index.size, chunkSize: index.chunkSize },
+      ...{ chunks: index.count, frames: table.frames, checksums: table.checksums ? 'table' : 'frames' },
+    };
+    if (flags.json) {
+      process.stdout.write(`${JSON.stringify(report)}\n`);
+      return;
+    }
+    const rows: [string, string][] = [
+      ['file', `${file}, ${byteSize(fileBytes)}`],
+      ['memory', `${byteSize(index.size)} (${grouped(index.size)} bytes)`],
+      [
+        'frames',
+        `${grouped(table.frames)}, with checksums in ${table.checksums ? 'the seek table' : 'the frames'}`,
+      ],
+      ['chunks', `${grouped(index.count)} of ${byteSize(index.chunkSize)}`],
     ];
     process.stdout.write(`${renderTable(rows, outputStyleOf(process.stdout).columns)}\n`);
   });

@@ -7,10 +7,12 @@ import {
   DIGESTS,
   type Digest,
   indexHash,
+  isSeekableName,
   MemoryImage,
   makeWorkingSet,
   openStore,
   pack,
+  packSeekable,
   workingSetPlace,
   writePlace,
 } from '../../store/index.js';
@@ -47,12 +49,18 @@ Diff snapshots:
   memory below". So copy a diff with its holes, and with no others: not with
   cp --sparse=always, which makes holes of pages of zeros.
 
+One file (--seekable, instead of --store):
+  Writes MEMORY.zst, a zstd file in the seekable format, which any zstd
+  decompresses. Put it on a web server, or in S3, as one object. uffd serve
+  reads the parts of it that a guest touches.
+
 Working set:
   --trace takes a trace of a guest that this memory was served to (uffd serve
   --record). The pages that the guest touched are listed in NAME.working-set
   beside the index, in the order of the first touch.
 ${STORE_HELP}
-Fields of the JSON object:
+Fields of the JSON object (with --seekable: file fileBytes size chunkSize frames
+seconds):
   index indexSha256 store size chunkSize digest chunks zeroChunks
   distinctChunks presentChunks storedChunks storedBytes workingSet (file
   ranges bytes; null without --trace) seconds
@@ -62,12 +70,14 @@ Examples:
   uffd pack vm.mem --store s3://snapshots/chunks -o vm.caibx
   uffd pack base.mem --layer monday.diff --layer tuesday.diff --store chunks
   uffd pack vm.mem --store s3://snapshots/chunks -o s3://snapshots/vm.caibx
+  uffd pack vm.mem --seekable -o vm.mem.zst
 
 docs/guides/snapshots-in-s3.md has the steps from an empty bucket on.
 `;
 
 interface Flags extends StoreFlags {
-  store: string;
+  store?: string;
+  seekable?: boolean;
   output?: string;
   chunk: number;
   digest: Digest;
@@ -83,8 +93,12 @@ export function addPack(program: Command): void {
     .summary('store the memory of a snapshot as chunks, in a folder or in S3')
     .description('Stores the memory of a snapshot as chunks, in a folder or in S3.')
     .argument('<MEMORY>', "the snapshot's memory file")
-    .requiredOption('--store <STORE>', 'where the chunks go')
-    .option('-o, --output <INDEX>', 'the index, a path or URL (default: MEMORY.caibx, here)')
+    .option('--store <STORE>', 'where the chunks go')
+    .option('--seekable', 'write one file instead, in the seekable format of zstd')
+    .option(
+      '-o, --output <INDEX>',
+      'the index, a path or URL, or the file (default: MEMORY.caibx or MEMORY.zst, here)',
+    )
     .option('--chunk <SIZE>', 'bytes of a chunk: a multiple of 4096', byteCount(4096), CHUNK_DEFAULT)
     .addOption(
       new Option('--digest <name>', 'the hash that names chunks').choices(DIGESTS).default('sha512-256'),
@@ -98,18 +112,22 @@ export function addPack(program: Command): void {
 
 async function run(memory: string, flags: Flags): Promise<void> {
   const { layer = [], trace = [], chunk, digest, force = false, json = false } = flags;
-  const output = flags.output ?? `${basename(memory)}.caibx`;
+  if (flags.store !== undefined ? flags.seekable : !flags.seekable)
+    throw new Usage('give either --store STORE or --seekable');
+  if (flags.seekable && trace.length > 0) throw new Usage('--trace needs --store');
+  const output = flags.output ?? `${basename(memory)}${flags.seekable ? '.zst' : '.caibx'}`;
   if (chunk % 4096 !== 0) throw new Usage(`--chunk must be a multiple of 4096; it is ${chunk}`);
   checkOutput(output, [memory, ...layer, ...trace]);
+  if (flags.store === undefined) return runSeekable(memory, output, flags);
+  const place = flags.store;
   const options = storeOptions(flags);
   const begun = performance.now();
   await interruptible(async (signal) => {
     const image = new MemoryImage(memory, layer);
-    const store = await openStore(flags.store, options);
+    const store = await openStore(place, options);
     const progress = await TaskProgress.begin('packing', json);
     try {
-      for (const diff of image.wholeDiffs)
-        process.stderr.write(`uffd: ${printable(diff)} has no holes: it replaces all memory below it\n`);
+      warnOfWholeDiffs(image);
       const { index, counts } = await pack(image, store, {
         chunkSize: chunk,
         digest,
@@ -135,6 +153,46 @@ async function run(memory: string, flags: Flags): Promise<void> {
     } finally {
       progress?.end();
       store.close();
+      image.close();
+    }
+  });
+}
+
+function warnOfWholeDiffs({ wholeDiffs }: MemoryImage): void {
+  for (const diff of wholeDiffs)
+    process.stderr.write(`uffd: ${printable(diff)} has no holes: it replaces all memory below it\n`);
+}
+
+async function runSeekable(memory: string, output: string, flags: Flags): Promise<void> {
+  const { layer = [], chunk, json = false } = flags;
+  if (!isSeekableName(output)) throw new Usage(`uffd serve knows the file by its name: let it end with .zst`);
+  if (/^[a-z][a-z0-9+.-]*:\/\//i.test(output))
+    throw new Usage('--seekable writes a file: copy it to the server then');
+  const begun = performance.now();
+  await interruptible(async (signal) => {
+    const image = new MemoryImage(memory, layer);
+    const progress = await TaskProgress.begin('packing', json);
+    try {
+      warnOfWholeDiffs(image);
+      const { size, frames, fileBytes } = await packSeekable(image, output, {
+        ...{ chunkSize: chunk, signal },
+        progress: (counts) =>
+          progress?.show(counts.doneBytes, counts.size, `${byteSize(counts.fileBytes)} written`),
+      });
+      progress?.end();
+      const seconds = Math.round(performance.now() - begun) / 1000;
+      const report = { file: output, fileBytes, size, chunkSize: chunk, frames, seconds };
+      const rows: [string, string][] = [
+        ['memory', `${byteSize(size)}, ${counted(frames, 'frame')} of ${byteSize(chunk)}`],
+        ['file', `${printable(output)}, ${byteSize(fileBytes)}`],
+      ];
+      process.stdout.write(
+        json
+          ? `${JSON.stringify(report)}\n`
+          : `${renderTable(rows, outputStyleOf(process.stdout).columns)}\n`,
+      );
+    } finally {
+      progress?.end();
       image.close();
     }
   });

@@ -87,8 +87,11 @@ export interface StoreScene {
   readonly chunks: string;
   readonly cache: string;
   readonly store: SnapshotStore;
-  /** Starts a server. It, and its guests, have ended when `body` of the scene has returned. */
-  serve(options?: Partial<ServeOptions>): Promise<Served>;
+  /**
+   * Starts a server of the index, or of memory at another place, which needs no store. It, and its guests, have ended when
+   * `body` of the scene has returned.
+   */
+  serve(options?: Partial<ServeOptions>, place?: string): Promise<Served>;
 }
 
 let servers = 0;
@@ -112,10 +115,10 @@ export async function withSnapshot(body: (scene: StoreScene) => Promise<void>): 
     try {
       await body({
         ...{ directory, memory, index, chunks, cache, store },
-        async serve(options = {}) {
+        async serve(options = {}, place = index) {
           const socket = join(directory, `socket${++servers}`);
           const server = await serve({
-            ...{ vms: [{ socket, memory: index }], store: store.url, cache },
+            ...{ vms: [{ socket, memory: place }], cache, ...(place === index && { store: store.url }) },
             storeOptions: { attempts: 1 },
             ...options,
           });
