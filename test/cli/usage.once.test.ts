@@ -38,7 +38,7 @@ const WRONG: [string[], RegExp][] = [
   [['demo', '--resident', '64M'], /--resident <SIZE>' needs '--pager/],
   [['demo', '--record'], /--record <FILE>' argument missing/],
   [['pack', '--store', 'one'], /missing required argument 'MEMORY'/],
-  [['pack', 'one'], /required option '--store <STORE>' not specified/],
+  [['pack', 'one'], /give either --store STORE or --seekable/],
   [['pack', 'one', '--store', 'two', '--chunk', '5000'], /--chunk must be a multiple of 4096; it is 5000/],
   [['pack', 'one', '--store', 'two', '--digest', 'md5'], /--digest <name>.*sha512-256, sha256/],
   [['pack', 'one', '--store', 'two', '--fallback', 'three'], /unknown option '--fallback'/],
