@@ -46,10 +46,12 @@ const LAYERS = [
   ['src/supervisor/search.ts'],
   ['src/supervisor/handler-run.ts', 'src/supervisor/support.ts'],
   ['src/supervisor/handler-calls.ts'],
+  ['src/supervisor/replay-guest.ts'],
   [
     ...['src/supervisor/guest.ts', 'src/supervisor/launcher.ts', 'src/supervisor/recorded-uffd.ts'],
     ...['src/supervisor/seen-hand-offs.ts', 'src/supervisor/waits.ts'],
   ],
+  ['src/supervisor/evidence.ts', 'src/supervisor/monitor-fills.ts', 'src/supervisor/recording.ts'],
   ['src/supervisor/caller.ts', 'src/supervisor/launcher-process.ts', 'src/supervisor/trapped-call.ts'],
   ['src/testing/explore.ts'],
   ['src/testing/shrink.ts'],

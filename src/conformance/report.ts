@@ -28,7 +28,7 @@ function withHexadecimal(_: string, value: unknown): unknown {
 
 /** What there is to say of a result, a line each. */
 export function linesOf(result: ScenarioResult): string[] {
-  const { verdict, why, reason, page, details = [], seed, evidence } = result;
+  const { verdict, why, reason, page, details = [], seed, evidence, trace } = result;
   const asked = verdict === 'fail' ? [`why it matters: ${why}`] : [];
   return [
     ...(reason === undefined ? [] : [reason]),
@@ -44,6 +44,7 @@ export function linesOf(result: ScenarioResult): string[] {
     ...(seed === undefined ? [] : [`seed: ${seed}`]),
     ...details,
     ...(evidence === undefined ? [] : [`evidence: ${evidence}`]),
+    ...(trace === undefined ? [] : [`trace: ${trace}`]),
   ];
 }
 

@@ -34,6 +34,8 @@ export interface ScenarioResult {
   readonly seed?: number;
   /** The folder with the files that were kept of the failure. */
   readonly evidence?: string;
+  /** The trace of the run that failed, in that folder (simulated suite): `uffd inspect`, `replay` and `report` read it. */
+  readonly trace?: string;
   /** Duration of all its runs, in milliseconds. */
   readonly milliseconds: number;
 }

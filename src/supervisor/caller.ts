@@ -61,6 +61,16 @@ export function interestsOf(pid: number, epoll: number): number[] {
   }
 }
 
+/** The process of a process's pidfd; undefined: it is none. */
+export function pidOf(pid: number, fd: number): number | undefined {
+  try {
+    const [, target] = /^Pid:\s*(\d+)/m.exec(readFileSync(`/proc/${pid}/fdinfo/${fd}`, 'latin1')) ?? [];
+    return target === undefined ? undefined : Number(target);
+  } catch {
+    return undefined;
+  }
+}
+
 /** How many threads the process of a thread has. */
 export function threadCount(pid: number): number {
   return threadsOf(pid).length;

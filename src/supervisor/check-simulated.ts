@@ -9,7 +9,13 @@ import { INVARIANTS } from '../testing/failure.js';
 import { ENTRY } from '../workers/entry-file.js';
 import { startThread } from '../workers/launcher.js';
 import { HandlerNotReady } from './handler-run.js';
-import { type SearchOptions, type SearchResult, searchHandler } from './search.js';
+import {
+  type FoundFailure,
+  type SearchOptions,
+  type SearchResult,
+  SHRINK_MS,
+  searchHandler,
+} from './search.js';
 import { knowsArchitecture } from './system-calls.js';
 
 export interface CheckSimulatedOptions extends Omit<SearchOptions, 'command' | 'from' | 'count'> {
@@ -99,20 +105,39 @@ function verdictOf(result: SearchResult): Omit<ScenarioResult, 'scenario' | 'why
   const opened = ownUffd ? ', and the handler tried to open a userfaultfd of its own, which was refused' : '';
   if (!found)
     return { verdict: 'pass', reason: `${runs} guests with ${faults} faults broke nothing${opened}` };
-  const { failure, lines, repeats, seed, errors } = found;
+  const { failure, lines, repeats, seed, errors, kept } = found;
   return {
     verdict: 'fail',
     reason: `${INVARIANTS[failure.invariant]}: ${failure.detail}`,
     // The first two lines are the reason and the seed.
-    details: [...lines.slice(2), ...causes(result), ...errors.map((line) => `standard error: ${line}`)],
+    details: [
+      ...lines.slice(2),
+      ...remarks(found),
+      ...causes(result),
+      ...errors.map((line) => `standard error: ${line}`),
+    ],
     repeats,
     seed,
+    ...(kept && kept.failure === undefined ? { evidence: kept.folder, trace: kept.trace } : {}),
   };
+}
+
+/** What there is to say of how a failure was found. */
+function remarks({ cut, alone, kept }: FoundFailure): string[] {
+  return [
+    ...(cut ? [`shrinking has ended after ${SHRINK_MS / 1000} s: there may be a shorter schedule`] : []),
+    ...(alone
+      ? []
+      : [
+          'a new process of the handler passes with this guest: it fails because of what it keeps of earlier guests (--reuse)',
+        ]),
+    ...(kept?.failure === undefined ? [] : [`the files of the failure were not kept: ${kept.failure}`]),
+  ];
 }
 
 /** Why a run may not repeat. */
 function causes({ found, abilities }: SearchResult): string[] {
-  if (!found || found.repeats.failed === found.repeats.of) return [];
+  if (!found?.alone || found.repeats.failed === found.repeats.of) return [];
   return [
     'the run does not repeat each time: threads, clocks, or hash tables with random seeds may decide differently',
     ...(abilities.fixed

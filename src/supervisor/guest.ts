@@ -1,29 +1,29 @@
 // The simulated guest of a real handler: its memory in one or more regions, its threads, the userfaultfd that it hands
 // over, and the checks of what the handler does. The handler's calls come from outside, through `port`, and the guest's
-// threads run only within them.
+// threads run only within them: the same calls on an equal guest have the same results.
 
-import { hex } from '../errors/format.js';
 import type { KernelPort } from '../kernel/port.js';
 import type { Region } from '../serve/handoff-protocol.js';
-import { BIT, EVENT, FEATURE, MESSAGE_BYTES, MODE, OPEN, REQUEST, UFFD_API } from '../sim/abi.js';
+import { E, EVENT, FEATURE, MESSAGE_BYTES, MODE, OPEN, POLL, REQUEST, UFFD_API } from '../sim/abi.js';
 import type { Noted } from '../sim/chooser.js';
 import {
-  type Action,
   type Inject,
-  type Program,
   SimulatedKernel,
   type SimulatedProcess,
   type SimulatedThread,
   Stuck,
 } from '../sim/index.js';
 import type { Context } from '../sim/memory.js';
-import { type Caller, resolve } from '../sim/resolve.js';
+import type { Caller } from '../sim/resolve.js';
 import type { Failure } from '../testing/failure.js';
 import { type ObservedCall, observedPort } from '../testing/observed-port.js';
 import { PageOracle } from '../testing/page-oracle.js';
 import { Schedule } from '../testing/schedule.js';
 import { type WorkloadWorld, workload } from '../testing/workload.js';
 import { patterned } from '../testing/world.js';
+import type { TraceWriter } from '../trace/writer.js';
+import { monitorFills } from './monitor-fills.js';
+import { recordingPort } from './recording.js';
 
 export interface GuestOptions {
   /** Bytes of a page: 4096 or 2 MiB. */
@@ -50,6 +50,11 @@ export const MESSAGES_MOST = (SCRATCH_BYTES - MESSAGES_AT) / MESSAGE_BYTES;
 const FEATURES_AT = 8;
 const LENGTH_AT = 8;
 const MODE_AT = 16;
+/** Offsets in struct pollfd: what is wanted, and what has happened. */
+const EVENTS_AT = 4;
+const REVENTS_AT = 6;
+/** The longest time limit of poll(2), in milliseconds. */
+const POLL_MOST_MS = 2 ** 31 - 1;
 const SMALL_PAGE = 4096;
 /** One guest in TEMPERS has many threads, and one has threads that run more often. */
 const TEMPERS = 5;
@@ -59,6 +64,14 @@ const BUSY_PREEMPTION = 0.7;
 const PREEMPTION = 0.3;
 /** The monitor fills fewer pages than this. */
 const MONITOR_FILLS = 3;
+
+/** What is kept of a run. */
+export interface GuestOutput {
+  /** Whether a schedule is written. */
+  readonly schedule?: boolean;
+  /** Records the handler's calls. `choices`: all that decide the run. */
+  readonly record?: { readonly writer: TraceWriter; readonly choices: readonly number[] } | undefined;
+}
 
 interface Temper {
   readonly threads: number;
@@ -94,9 +107,21 @@ export class Guest implements WorkloadWorld {
   readonly #steps: number;
   readonly #firstPage: number;
   #monitorThread: SimulatedThread | undefined;
+  /** Whether the last wait ended because threads can do nothing more, ever, unless the handler makes a call. */
+  #dry = false;
+  /** The time limit of the next wait, if poll(2) cannot express it. */
+  #exactMs: number | undefined;
+  /** Where COPY has read last in the handler's memory. */
+  #readAt = 0;
 
-  constructor(options: GuestOptions, chooser: Noted, readCaller: Caller['read'], withSchedule: boolean) {
+  constructor(
+    options: GuestOptions,
+    chooser: Noted,
+    readCaller: Caller['read'],
+    { schedule = false, record }: GuestOutput = {},
+  ) {
     const { pageSize, pages, inject } = options;
+    const made = chooser.choices.length;
     const huge = pageSize > SMALL_PAGE;
     this.chooser = chooser;
     this.pageSize = pageSize;
@@ -119,20 +144,54 @@ export class Guest implements WorkloadWorld {
     );
     for (const { start, length, offset } of this.regions)
       this.#oracle.watch(this.process.space, Number(start), length / pageSize, pageSize, offset / pageSize);
-    if (withSchedule) this.schedule = this.#write();
-    const inner = this.kernel.attachForeign(this.scratch, readCaller);
-    this.port = observedPort(inner, this.scratch, {
-      read: (_, view, bytes) => this.#read(view, bytes),
-      answered: (_, call) => this.#answered(call),
-    });
+    if (schedule) this.schedule = this.#write();
     this.fd = this.#open();
     const file = this.kernel.files.get(this.fd);
     if (file?.is !== 'userfaultfd') throw new Error('the simulated userfaultfd is missing');
     this.#context = file.context;
     const fills = chooser.below(MONITOR_FILLS);
-    if (fills > 0) this.#monitorThread = this.kernel.thread(this.#monitor(fills), this.process);
+    const monitor = monitorFills(fills, {
+      ...{ context: this.#context, chooser, pageSize },
+      missing: (start) => this.#oracle.missing(this.process.space, start),
+      othersAreDone: () => this.#othersAreDone(),
+    });
+    if (fills > 0) this.#monitorThread = this.kernel.thread(monitor, this.process);
     for (const program of workload(this, temper)) this.kernel.thread(program, this.process);
     this.planned = chooser.choices.length;
+    if (!record) {
+      this.port = this.#attach(readCaller);
+      return;
+    }
+    const port = this.#attach((address, length) => this.#noteRead(address, readCaller(address, length)));
+    const choices = record.choices.slice(made);
+    this.port = recordingPort(port, this, record.writer, { ...options, choices });
+  }
+
+  /** The handler's port. A call that breaks an invariant, or in which threads make no progress, ends the run. */
+  #attach(readCaller: Caller['read']): KernelPort {
+    const port = this.kernel.attachForeign(this.scratch, readCaller);
+    const observed = observedPort(port, this.scratch, {
+      read: (_, view, bytes) => this.#read(view, bytes),
+      answered: (_, call) => this.#answered(call),
+    });
+    const { ioctl, read } = observed;
+    return Object.assign(observed, {
+      ioctl: (fd, request, at) => this.#guarded(() => ioctl(fd, request, at)) ?? E.SRCH,
+      read: (fd, at, length) => this.#guarded(() => read(fd, at, length)) ?? E.AGAIN,
+      poll: (at, count, timeoutMs) => this.#guarded(() => this.#poll(at, count, timeoutMs)) ?? 0,
+      after: (delayMs) => {
+        this.#exactMs = delayMs;
+        return { close() {} };
+      },
+      addressOf: () => BigInt(this.#readAt),
+    } satisfies Pick<KernelPort, 'ioctl' | 'read' | 'poll' | 'after' | 'addressOf'>);
+  }
+
+  /** Records bytes that COPY has read from the handler's memory. */
+  #noteRead(address: number, bytes: Uint8Array | undefined): Uint8Array | undefined {
+    this.#readAt = address;
+    if (bytes) this.port.addressOf(bytes);
+    return bytes;
   }
 
   /** How the guest's threads behave: how many there are, how much each does, and how often they run before a call. */
@@ -143,45 +202,7 @@ export class Guest implements WorkloadWorld {
     return { threads, actions, preemption, pages: PAGES };
   }
 
-  /**
-   * The monitor, which has the userfaultfd, too: it fills pages for which threads wait, and does not wake them. That is
-   * how a fill of the handler finds a page present while its thread sleeps.
-   */
-  *#monitor(fills: number): Program {
-    for (let fill = 0; fill < fills; fill++) yield this.#monitorFill();
-  }
-
-  #monitorFill(): Action {
-    const guest = this;
-    let filled = 'nothing';
-    return {
-      get text() {
-        return `the monitor fills ${filled}`;
-      },
-      *steps() {
-        const context = guest.#context;
-        const asleep = (): number[] =>
-          [...context.pending, ...context.reading].map(({ address }) => context.space.startOf(address));
-        yield { place: 'read', over: () => asleep().length > 0 || guest.#othersAreDone() };
-        const waiting = asleep();
-        const start = waiting[guest.chooser.below(waiting.length)];
-        const bytes = start === undefined ? undefined : guest.#oracle.missing(context.space, start);
-        if (start === undefined || !bytes) return 0;
-        filled = `${hex(BigInt(start))}, without a wake`;
-        const fill = {
-          request: REQUEST.COPY,
-          start,
-          source: start,
-          length: guest.pageSize,
-          mode: BIT.DONTWAKE,
-        };
-        const page = (address: number, length: number): Uint8Array =>
-          bytes.subarray(address - start, address - start + length);
-        return resolve(context, { space: context.space, read: page }, fill).result === 0 ? 1 : 0;
-      },
-    };
-  }
-
+  /** Whether all threads but the monitor's are finished. */
   #othersAreDone(): boolean {
     return this.kernel.threads.every((thread) => thread.idle || thread === this.#monitorThread);
   }
@@ -302,10 +323,14 @@ export class Guest implements WorkloadWorld {
    */
   attempt<T>(act: () => T): T | undefined {
     if (this.failure) return undefined;
+    const result = this.#guarded(act);
+    if (this.kernel.steps > this.#steps) this.stuck('busy', `${this.kernel.steps} steps were not enough`);
+    return this.failure ? undefined : result;
+  }
+
+  #guarded<T>(act: () => T): T | undefined {
     try {
-      const result = act();
-      if (this.kernel.steps > this.#steps) this.stuck('busy', `${this.kernel.steps} steps were not enough`);
-      return this.failure ? undefined : result;
+      return act();
     } catch (error) {
       if (error instanceof Stuck) this.stuck(error.how, error.message);
       else if (!this.failure) throw error;
@@ -315,27 +340,61 @@ export class Guest implements WorkloadWorld {
 
   /**
    * Lets threads run until the userfaultfd has a message, all threads are finished, or the time is up (−1: no limit).
-   * Returns whether threads that are not finished can do nothing more, ever, unless the handler makes a call.
+   * Returns whether threads that are not finished can do nothing more, ever, unless the handler makes a call. Undefined:
+   * the run is over.
    */
-  sleep(limitMs: number): boolean {
-    try {
-      this.kernel.sleep(() => this.readable || this.finished, limitMs);
-      return false;
-    } catch (error) {
-      // The clock's own errors are about the whole run. This one is about this wait, which another thread may end.
-      if (error instanceof Stuck && error.how === 'asleep' && !this.kernel.halted) return true;
-      throw error;
-    }
+  wait(limitMs: number): boolean | undefined {
+    const view = new DataView(this.scratch.buffer);
+    view.setInt32(0, this.fd, true);
+    view.setInt16(EVENTS_AT, POLL.IN, true);
+    return this.attempt(() => this.#waitBy(1, limitMs)) === undefined ? undefined : this.#dry;
   }
 
   /** Lets threads run for virtual milliseconds. */
   pass(forMs: number): void {
-    this.kernel.sleep(() => false, forMs);
+    this.attempt(() => this.#waitBy(0, forMs));
+  }
+
+  /** Waits by a poll of the first descriptors of the scratch memory. */
+  #waitBy(count: number, limitMs: number): number {
+    const timeoutMs = Math.min(Math.ceil(limitMs), POLL_MOST_MS);
+    if (timeoutMs !== limitMs) this.port.after(limitMs, () => {});
+    return this.port.poll(0, count, timeoutMs);
+  }
+
+  #poll(at: number, count: number, timeoutMs: number): number {
+    const limitMs = this.#exactMs ?? timeoutMs;
+    this.#exactMs = undefined;
+    this.#dry = false;
+    if (count === 0) {
+      this.kernel.sleep(() => false, limitMs);
+      return 0;
+    }
+    this.kernel.preempt();
+    if (limitMs !== 0) this.#sleep(limitMs);
+    new DataView(this.scratch.buffer).setInt16(at + REVENTS_AT, this.readable ? POLL.IN : 0, true);
+    return this.readable ? 1 : 0;
+  }
+
+  #sleep(limitMs: number): void {
+    try {
+      this.kernel.sleep(() => this.readable || this.finished, limitMs);
+    } catch (error) {
+      // The clock's own errors are about the whole run. This one is about this wait, which another thread may end.
+      if (!(error instanceof Stuck) || error.how !== 'asleep' || this.kernel.halted) throw error;
+      this.#dry = true;
+    }
   }
 
   /** Compares all pages, when the handler has nothing more to do. */
   compareAll(): void {
     this.#oracle.compareAll('in the end there was');
+  }
+
+  /** The handler makes no more calls: all pages are compared, or threads that are not finished sleep for ever. */
+  conclude(): void {
+    if (!this.finished && this.wait(-1)) this.stuck('asleep', 'the handler waits, and nothing wakes it');
+    if (!this.failure && this.finished) this.compareAll();
   }
 
   /** Records that threads make no progress. */

@@ -13,7 +13,7 @@ import { closeDescriptor, isNonBlocking } from '../../shim/descriptors.js';
 import { makePipe } from '../../shim/seccomp.js';
 import { E, MESSAGE_BYTES } from '../sim/abi.js';
 import { Random } from '../sim/chooser.js';
-import { kindOf, memory, ownLink, threadCount, UFFD_LINK, vectorsOf } from './caller.js';
+import { kindOf, memory, ownLink, pidOf, threadCount, UFFD_LINK, vectorsOf } from './caller.js';
 import { type Guest, MESSAGES_AT, MESSAGES_MOST } from './guest.js';
 import type { Launcher } from './launcher.js';
 import { type CallName, UFFD_TYPE } from './system-calls.js';
@@ -51,6 +51,8 @@ export class HandlerCalls {
   uses = 0;
   /** The thread that made the last call on the userfaultfd. */
   pid = 0;
+  /** Whether the handler has sent a signal to the process that has connected. That process does not get it. */
+  killsPeer = false;
   /** Whether the handler has tried to open a userfaultfd of its own. */
   ownUffd = false;
   /** Called when the handler has called listen(2). */
@@ -115,6 +117,7 @@ export class HandlerCalls {
     this.#callers.clear();
     this.over = false;
     this.idle = false;
+    this.killsPeer = false;
     this.uses = 0;
     this.#mirrors = false;
     [this.#inPipe, this.#messages, this.#emptyReads] = [0, 0, 0];
@@ -154,6 +157,10 @@ export class HandlerCalls {
         return undefined;
       case 'getrandom':
         return this.#fillRandom(pid);
+      case 'kill':
+        return this.#signal(this.#signed(0));
+      case 'pidfd_send_signal':
+        return this.#signal(pidOf(pid, this.#signed(0)));
       case 'ioctl':
         return this.#ioctl(pid);
     }
@@ -192,6 +199,14 @@ export class HandlerCalls {
     const bytes = Uint8Array.from({ length }, () => this.#random.below(256));
     const errno = memory.write(pid, this.#call.argument(0), bytes);
     return errno < 0 ? errno : length;
+  }
+
+  /** A signal to the process that has connected is noted, and answered as if it had arrived. */
+  #signal(target: number | undefined): number | undefined {
+    if (target === undefined || target !== this.#launcher.connectorPid || this.#signed(1) === 0)
+      return undefined;
+    this.killsPeer = true;
+    return 0;
   }
 
   /** Notes a call on the userfaultfd. */
@@ -271,7 +286,7 @@ export class HandlerCalls {
 
   /** Lets a read of a blocking descriptor wait. */
   #block(guest: Guest, read: HeldRead): number | 'held' {
-    const dry = guest.attempt(() => guest.sleep(-1));
+    const dry = guest.wait(-1);
     if (guest.readable && !guest.failure) return this.#readInto(guest, read.pid, read.buffer, read.length);
     this.#held.push(read);
     if (dry !== undefined) this.#rest(guest, read.pid, dry, true);
@@ -314,7 +329,7 @@ export class HandlerCalls {
     if (limitMs === undefined) return undefined;
     this.#uses(pid);
     guest.note(`handler: sleeps for ${limitMs} ms`);
-    guest.attempt(() => guest.pass(limitMs));
+    guest.pass(limitMs);
     return 0;
   }
 
@@ -322,10 +337,7 @@ export class HandlerCalls {
   #wait(guest: Guest, { pid, known, limitMs, inVain }: Waiting): number | undefined {
     this.#uses(pid);
     this.#emptyReads = 0;
-    const dry = guest.attempt(() => {
-      guest.kernel.preempt();
-      return limitMs === 0 ? false : guest.sleep(limitMs);
-    });
+    const dry = guest.wait(limitMs);
     if (dry === undefined) return undefined;
     if (guest.readable) guest.note('handler: waits no more: there is a message');
     else {

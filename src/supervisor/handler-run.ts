@@ -12,6 +12,7 @@ import { type Chooser, Noted, Random, Script } from '../sim/chooser.js';
 import type { Inject } from '../sim/index.js';
 import type { Attempt } from '../testing/simulate.js';
 import { patterned } from '../testing/world.js';
+import type { TraceWriter } from '../trace/writer.js';
 import { isAsleep } from './caller.js';
 import { Guest } from './guest.js';
 import { HandlerCalls } from './handler-calls.js';
@@ -43,6 +44,8 @@ export interface Decisions {
   /** Most steps of threads. */
   readonly steps?: number | undefined;
   readonly schedule?: boolean;
+  /** Records the run, which must have `choices`. */
+  readonly record?: TraceWriter | undefined;
 }
 
 /** What the kernel may do at any time, and how likely it is at each opportunity. */
@@ -56,6 +59,7 @@ export const INJECTED: Inject = {
   short: 0.05,
   dry: 0.01,
   exit: 0.002,
+  split: 0.005,
 };
 
 /** A handler that cannot be tested: it does not start, or never listens. */
@@ -124,14 +128,27 @@ export class HandlerRuns {
     return this.#launcher.abilities;
   }
 
+  /** From now on each run has a process of its own. Returns whether that is new. */
+  forgoReuse(): boolean {
+    const reused = this.#reuse;
+    this.#reuse = false;
+    return reused;
+  }
+
   /** Whether the handler has tried to open a userfaultfd of its own, which is refused. */
   get ownUffd(): boolean {
     return this.#calls.ownUffd;
   }
 
+  /** What the handler has written. */
+  get said(): { stdout: string; stderr: string } {
+    const { output, errors } = this.#launcher;
+    return { stdout: readFileSync(output, 'utf8'), stderr: readFileSync(errors, 'utf8') };
+  }
+
   /** The last lines that the handler has written to its standard error. */
   get lastErrors(): string[] {
-    const text = readFileSync(this.#launcher.errors, 'utf8').trimEnd();
+    const text = this.said.stderr.trimEnd();
     return text === '' ? [] : text.split('\n').slice(-ERRORS_SHOWN);
   }
 
@@ -148,14 +165,17 @@ export class HandlerRuns {
    *
    * @throws HandlerNotReady if the handler does not start or never listens
    */
-  attempt({ seed = 1, choices, fallback, steps = STEPS_MOST, schedule = false }: Decisions): Attempt {
+  attempt({ seed = 1, choices, fallback, steps = STEPS_MOST, schedule, record }: Decisions): Attempt {
     const chooser = new Noted(choices ? new Script(choices, fallback) : new Random(seed));
     const { huge = true, inject = INJECTED, regions = 3, threads = 3, actions = 8 } = this.#options;
     const isHuge = huge && chooser.below(HUGE_ONE_IN) === HUGE_ONE_IN - 1;
     const [pages, pageSize] = isHuge ? [HUGE_PAGES, HUGE_PAGE] : [SMALL_PAGES, SMALL_PAGE];
     const { readCaller } = this.#calls;
     const options = { pageSize, pages, inject, regions, threads, actions, steps };
-    const guest = new Guest(options, chooser, readCaller, schedule);
+    const guest = new Guest(options, chooser, readCaller, {
+      ...(schedule && { schedule }),
+      ...(record && { record: { writer: record, choices: choices ?? [] } }),
+    });
     const memory = isHuge ? 1 : 0;
     this.#prepare(memory);
     this.#handOver(guest);
@@ -285,7 +305,7 @@ export class HandlerRuns {
   }
 
   #finish(guest: Guest): void {
-    if (this.#launcher.connectorGone)
+    if (this.#calls.killsPeer)
       guest.fail({ invariant: 'ended', detail: 'it has killed the process that connected' });
     if (!guest.failure) guest.compareAll();
     const keep = this.#runs && this.#reuse && !guest.failure;

@@ -221,9 +221,9 @@ export class Launcher {
     return connection;
   }
 
-  /** Whether the process that connects was killed. */
-  get connectorGone(): boolean {
-    return this.#connector?.gone === true;
+  /** The process that connects. */
+  get connectorPid(): number | undefined {
+    return this.#connector?.pid;
   }
 
   /** The process group of the shell and its handlers. */
@@ -307,9 +307,8 @@ class Connector {
     this.#readiness = new Readiness([channel]);
   }
 
-  /** Whether its process has ended: no answer is waited for, so only the end of the channel can be read. */
-  get gone(): boolean {
-    return this.#readiness.wait(0) > 0;
+  get pid(): number | undefined {
+    return this.#process.pid;
   }
 
   connect(): number | undefined {

@@ -35,6 +35,8 @@ const X64 = {
   nanosleep: 35,
   clock_nanosleep: 230,
   getrandom: 318,
+  kill: 62,
+  pidfd_send_signal: 424,
   userfaultfd: 323,
 } as const;
 
@@ -59,6 +61,8 @@ const ARM64: Partial<Record<CallName, number>> = {
   nanosleep: 101,
   clock_nanosleep: 115,
   getrandom: 278,
+  kill: 129,
+  pidfd_send_signal: 424,
   userfaultfd: 282,
 };
 

@@ -28,7 +28,7 @@ export interface CheckHandlerOptions {
   ready?: RegExp | undefined;
   /**
    * Whether the handler is tested in simulated kernels instead: with random guests, any schedule, and no privileges.
-   * `env`, `ready`, `scenarios`, `repeat`, `deadlineMs` and `evidence` are not for this. Default false.
+   * `env`, `ready`, `scenarios`, `repeat` and `deadlineMs` are not for this. Default false.
    */
   simulated?: boolean | undefined;
   /** With `simulated`: how many seeds to try, from 1 on, or which ones; 1 to 2^32 − 1. Default 300. */
@@ -43,7 +43,10 @@ export interface CheckHandlerOptions {
   repeat?: number | undefined;
   /** Milliseconds that each part of a scenario may take, 100 to 3,600,000. Default 10,000. */
   deadlineMs?: number | undefined;
-  /** A folder where each failed scenario leaves the handler's output, the guest's steps and the threads' states. */
+  /**
+   * A folder where each failed scenario leaves the handler's output, the guest's steps and the threads' states. With
+   * `simulated`: the handler's output, the schedule, and a trace, which `replayGuest` repeats.
+   */
   evidence?: string | undefined;
   /** Ends the check: the handler is killed, and `checkHandler` rejects with the signal's reason. */
   signal?: AbortSignal | undefined;
@@ -57,7 +60,7 @@ const DEADLINE_MOST_MS = 3_600_000;
 const REPEAT_MOST = 1_000_000;
 const SEED_MOST = 2 ** 32 - 1;
 /** Options for one of the two kinds of kernels. */
-const REAL = ['env', 'ready', 'scenarios', 'repeat', 'deadlineMs', 'evidence'] as const;
+const REAL = ['env', 'ready', 'scenarios', 'repeat', 'deadlineMs'] as const;
 const SIMULATED = ['seeds', 'reuse', 'onProgress'] as const;
 
 /** Checks by option name. */
@@ -128,10 +131,11 @@ export async function checkHandler(options: CheckHandlerOptions): Promise<CheckR
     );
   const { checkSimulated, runSuite } = await loadSuite();
   if (!simulated) return runSuite({ ...options, deadlineMs: options.deadlineMs ?? DEADLINE_MS });
-  const { command, seeds, reuse, signal, onProgress, onResult } = options;
+  const { command, seeds, reuse, evidence, signal, onProgress, onResult } = options;
   const report = await checkSimulated(command, {
     ...(seeds !== undefined && { seeds }),
     ...(reuse !== undefined && { reuse }),
+    ...(evidence !== undefined && { evidence }),
     ...(signal && { signal }),
     ...(onProgress && { progress: onProgress }),
   });

@@ -15,6 +15,7 @@ export {
   type Verdict,
   type WrongPage,
 } from '../conformance/result.js';
+export { type GuestReplay, isOfGuest, replayWithGuest } from '../supervisor/replay-guest.js';
 export {
   type CheckHandlerOptions,
   checkHandler,

@@ -159,7 +159,7 @@ function result(word = 0n): string {
 const double = new DataView(new ArrayBuffer(8));
 
 /** The number whose double has these bits. */
-function numberOf(bits: bigint): number {
+export function numberOf(bits: bigint): number {
   double.setBigUint64(0, bits);
   return double.getFloat64(0);
 }

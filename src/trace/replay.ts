@@ -71,7 +71,8 @@ export interface ReplayOptions {
  * ```
  *
  * @param factory makes the handler to replay with; by default, a handler repeats the recorded handler's calls
- * @throws TraceError if the trace does not say how its userfaultfd was opened; what `factory` throws; TypeError
+ * @throws TraceError if the trace does not say how its userfaultfd was opened, or is not of this library (`replayWithGuest`
+ *   of `userfaultfd/testing`); what `factory` throws; TypeError
  */
 export async function replay(
   reader: TraceReader,
@@ -83,6 +84,12 @@ export async function replay(
   checkOptions(options, 'options');
   const { patienceMs = PATIENCE_MS } = options;
   checkInteger(patienceMs, 'patienceMs', 0, PATIENCE_MOST_MS);
+  if (reader.meta.guest !== undefined) {
+    reader.close();
+    throw new TraceError(
+      'this trace is of a program that was checked with a simulated guest: replayWithGuest of userfaultfd/testing replays it',
+    );
+  }
   const playback = new ReplayKernel(reader);
   const origin = openParametersOf(reader.meta);
   if (origin?.how === 'handler') return replayForeign(playback, reader, origin, factory);

@@ -1,4 +1,4 @@
-// Each of the twelve broken handlers fails in the simulated kernel, within 2,000 guests; the honest one passes.
+// Each broken handler, in C and in Rust, fails in the simulated kernel, within 2,000 guests; the honest one passes.
 
 import { strict as assert } from 'node:assert';
 import { spawnSync } from 'node:child_process';
@@ -9,6 +9,7 @@ import { fileURLToPath } from 'node:url';
 import type { ScenarioResult } from '../../src/conformance/result.js';
 import { type CheckSimulatedOptions, checkSimulated } from '../../src/supervisor/check-simulated.js';
 import { skip, suite } from '../support/harness.js';
+import { rustHandler } from './support/rust-handler.js';
 
 const test = suite('broken handlers');
 const folder = mkdtempSync(join(tmpdir(), 'uffd-broken-'));
@@ -32,6 +33,8 @@ const FAULTS: Readonly<Record<number, readonly [what: string, says: RegExp]>> = 
   10: ['it fills huge pages by 4 KiB', /has ended|does not hold/],
   11: ['it takes a short copy for a whole one', /removed holds data|sleeps for ever|does not hold/],
   12: ['it ends when a fill fails with ESRCH', /has ended/],
+  13: ['it kills its monitor, and goes on', /it has killed the process that connected/],
+  15: ['it takes ENOENT at a border of mappings for the end of the memory', /sleeps for ever/],
 };
 
 async function check(fault: number, options: CheckSimulatedOptions): Promise<ScenarioResult> {
@@ -45,6 +48,29 @@ async function check(fault: number, options: CheckSimulatedOptions): Promise<Sce
   if (built.status !== 0) throw new Error(built.stderr);
   const { results } = await checkSimulated([target, '{socket}', '{memory}'], options);
   return results[0] as ScenarioResult;
+}
+
+/** Faults of the handler in Rust, by its third word. */
+const RUST: Readonly<Record<string, readonly [what: string, says: RegExp]>> = {
+  unwrap: ['it panics at EAGAIN', /has ended.*: exit status 101/],
+  // A dropped message may be a fault or a removal.
+  first: ['it takes the first message of a batch', /sleeps for ever|removed holds data/],
+  patient: ['it defers a fault without a time limit', /sleeps for ever/],
+};
+
+for (const [fault, [what, says]] of Object.entries(RUST)) {
+  test(
+    `in Rust: ${what}`,
+    async () => {
+      const command = [rustHandler(), '{socket}', '{memory}', fault];
+      const { results } = await checkSimulated(command, { seeds: SEEDS, shrinks: 0 });
+      const [{ verdict, reason, repeats }] = results as [ScenarioResult];
+      assert.equal(verdict, 'fail', reason);
+      assert.match(reason ?? '', says);
+      assert.deepEqual(repeats, { failed: 3, of: 3 });
+    },
+    LIMIT_MS,
+  );
 }
 
 for (const [fault, [what, says]] of Object.entries(FAULTS)) {
@@ -61,11 +87,14 @@ for (const [fault, [what, says]] of Object.entries(FAULTS)) {
   );
 }
 
-test('a handler that kills its monitor, and goes on, is found', async () => {
-  // The process may end a moment after the run, so that the next one tells.
-  const { verdict, reason } = await check(13, { seeds: 5, shrinks: 0 });
+test('what one process keeps of earlier guests is found with --reuse, and the report says so', async () => {
+  const { verdict, reason, details, repeats } = await check(14, { seeds: SEEDS, shrinks: 0, reuse: true });
   assert.equal(verdict, 'fail', reason);
-  assert.match(reason ?? '', /it has killed the process that connected/);
+  assert.match(reason ?? '', /does not hold|makes? progress|sleeps for ever/);
+  assert.ok(details?.some((line) => /a new process of the handler passes with this guest/.test(line)));
+  assert.deepEqual(repeats, { failed: 0, of: 1 });
+  const apart = await check(14, { seeds: 40 });
+  assert.equal(apart.verdict, 'pass', apart.reason);
 });
 
 test('the honest handler passes', async () => {

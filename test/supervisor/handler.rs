@@ -1,9 +1,13 @@
 // A handler in Rust, without crates, for tests of the simulated userfaultfd:
 //
-//   handler SOCKET MEMORY [racy]
+//   handler SOCKET MEMORY [FAULT]
 //
-// `racy`: it handles the faults of a batch before the removals of the same batch. That shows only if a thread removes
-// pages while another one faults on them.
+// FAULT, and what goes wrong:
+//   racy     it handles the faults of a batch before the removals of the same batch. That shows only if a thread removes
+//            pages while another one faults on them
+//   unwrap   it expects each fill to succeed, and panics at EAGAIN
+//   first    it takes the first message of a batch, and drops the others
+//   patient  it waits for a message without a time limit, although a fault is deferred
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -57,7 +61,7 @@ fn hand_off(connection: i32) -> (Vec<Region>, i32) {
     (regions.collect(), control[2] as i32)
 }
 
-struct Handler { uffd: i32, memory: File, regions: Vec<Region>, removed: HashSet<u64> }
+struct Handler { uffd: i32, memory: File, regions: Vec<Region>, removed: HashSet<u64>, unwraps: bool }
 
 impl Handler {
     /// Fills a page. False: later.
@@ -71,7 +75,7 @@ impl Handler {
         let mut copy = [page, bytes.as_ptr() as u64, region.page, 0, 0];
         if unsafe { ioctl(self.uffd, UFFDIO_COPY, copy.as_mut_ptr()) } == 0 { return true; }
         match std::io::Error::last_os_error().raw_os_error().unwrap() {
-            EAGAIN => false,
+            EAGAIN if !self.unwraps => false,
             EEXIST => unsafe { ioctl(self.uffd, UFFDIO_WAKE, [page, region.page].as_mut_ptr()) == 0 },
             ENOENT | ESRCH => true,
             errno => panic!("UFFDIO_COPY: errno {errno}"),
@@ -86,23 +90,25 @@ impl Handler {
 
 fn main() {
     let words: Vec<String> = std::env::args().collect();
-    let racy = words.get(3).is_some_and(|word| word == "racy");
+    let fault = words.get(3).map_or("", String::as_str);
     let listener = UnixListener::bind(&words[1]).expect("bind");
     let (connection, _) = listener.accept().expect("accept");
     let (regions, uffd) = hand_off(connection.as_raw_fd());
     let memory = File::open(&words[2]).expect("the memory file");
-    let mut handler = Handler { uffd, memory, regions, removed: HashSet::new() };
+    let mut handler = Handler { uffd, memory, regions, removed: HashSet::new(), unwraps: fault == "unwrap" };
     let mut waiting: Vec<u64> = Vec::new();
     let mut messages = [[0u64; 4]; 64];
     loop {
         let mut fds = [PollFd { fd: uffd, events: 1, revents: 0 }, PollFd { fd: connection.as_raw_fd(), events: 1, revents: 0 }];
-        unsafe { poll(fds.as_mut_ptr(), 2, if waiting.is_empty() { -1 } else { 1 }) };
+        let limit = if waiting.is_empty() || fault == "patient" { -1 } else { 1 };
+        unsafe { poll(fds.as_mut_ptr(), 2, limit) };
         if fds[1].revents != 0 { return; }
         let mut removals = Vec::new();
         loop {
             let bytes = unsafe { read(uffd, messages.as_mut_ptr().cast(), std::mem::size_of_val(&messages)) };
             if bytes <= 0 { break; }
-            for message in &messages[..bytes as usize / 32] {
+            let read = if fault == "first" { 1 } else { bytes as usize / 32 };
+            for message in &messages[..read] {
                 match message[0] & 0xff {
                     PAGEFAULT => waiting.push(message[2]),
                     REMOVE => removals.push((message[1], message[2])),
@@ -110,7 +116,7 @@ fn main() {
                 }
             }
         }
-        if !racy { for (start, end) in removals.drain(..) { handler.remove(start, end); } }
+        if fault != "racy" { for (start, end) in removals.drain(..) { handler.remove(start, end); } }
         waiting.retain(|&address| !handler.fill(address));
         for (start, end) in removals { handler.remove(start, end); }
     }

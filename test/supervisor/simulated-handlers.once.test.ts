@@ -12,9 +12,10 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { CheckReport, ScenarioResult } from '../../src/conformance/result.js';
 import { type CheckSimulatedOptions, checkSimulated } from '../../src/supervisor/check-simulated.js';
-import { leaveOut, skip, suite } from '../support/harness.js';
+import { skip, suite } from '../support/harness.js';
 import { compileProgram } from '../support/real-kernel.js';
 import type { RestrictedOrder } from './support/restricted.js';
+import { rustHandler } from './support/rust-handler.js';
 
 const test = suite('simulated handlers');
 const long = process.env.UFFD_LONG !== undefined;
@@ -27,20 +28,6 @@ const folder = mkdtempSync(join(tmpdir(), 'uffd-handlers-'));
 // Another user runs what is in it.
 chmodSync(folder, 0o755);
 process.on('exit', () => rmSync(folder, { recursive: true, force: true }));
-
-let rust: string | undefined;
-
-/** The handler in Rust. */
-function rustHandler(): string {
-  if (rust) return rust;
-  const source = fileURLToPath(new URL('../../../test/supervisor/handler.rs', import.meta.url));
-  const target = join(folder, 'rust-handler');
-  const built = spawnSync('rustc', ['-O', '--edition', '2021', '-o', target, source], { encoding: 'utf8' });
-  if (built.error) leaveOut(`there is no Rust compiler: ${built.error.message}`);
-  if (built.status !== 0) throw new Error(built.stderr);
-  rust = target;
-  return target;
-}
 
 /** The only result of a check. */
 function only(report: CheckReport): ScenarioResult {

@@ -48,7 +48,9 @@ With --simulated:
   seed. A handler that opens a userfaultfd of its own gets EPERM.
 
 With --evidence each failed scenario leaves a folder: the handler's output, the
-guest's steps, and what /proc says of the handler's threads.
+guest's steps, and what /proc says of the handler's threads. With --simulated:
+the schedule, the handler's output, and a trace of its calls, for uffd inspect,
+replay and report.
 ${EXIT_HELP}
 Examples:
   uffd check-handler -- ./my-handler {socket} {memory}
@@ -71,6 +73,7 @@ interface Flags {
   deadline?: number;
   ready?: RegExp;
   evidence?: string;
+  requireAll?: boolean;
   list?: boolean;
   json?: boolean;
   junit?: string;
@@ -91,7 +94,7 @@ export function addCheckHandler(program: Command): void {
       integer(1, DEADLINE_MOST),
     )
     .option('--ready <PATTERN>', 'the handler prints this when it is ready (a regular expression)', pattern)
-    .option('--evidence <DIR>', 'keep files of each failed scenario here')
+    .option('--evidence <DIR>', 'keep files of each failed scenario here, and its trace if simulated')
     .option('--simulated', 'test in simulated kernels: no privileges, any schedule')
     .option(
       '--seeds <N>',
@@ -100,6 +103,7 @@ export function addCheckHandler(program: Command): void {
     )
     .option('--seed <N>', 'with --simulated: this seed alone', integer(1, SEED_MOST))
     .option('--reuse', 'with --simulated: one process of the handler for all guests (faster)')
+    .option('--require-all', 'exit with 1 if a scenario does not apply here, too')
     .option('--list', 'print the scenarios, and why each matters')
     .option('--json', 'print one JSON object instead of a table')
     .option('--tap', 'print TAP instead of a table')
@@ -132,7 +136,8 @@ async function check(command: string[], flags: Flags): Promise<void> {
   else if (flags.tap) process.stdout.write(formatReport(report, 'tap'));
   else process.stdout.write(`${summaryOf(report)}\n`);
   if (flags.junit !== undefined) writeFileSync(flags.junit, formatReport(report, 'junit'));
-  if (countOf(report, 'fail') > 0) process.exitCode = EXIT.failed;
+  const missing = flags.requireAll ? countOf(report, 'not applicable') : 0;
+  if (countOf(report, 'fail') + missing > 0) process.exitCode = EXIT.failed;
 }
 
 /** Runs the check. The lines of the table are printed as soon as they are known. */

@@ -4,6 +4,7 @@ import { statSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import type { Command } from 'commander';
+import { isOfGuest, replayWithGuest } from '../../testing/index.js';
 import { type HandlerFactory, replay } from '../../trace/index.js';
 import { EXIT, Refusal, Usage } from '../exit.js';
 import { followReading } from '../reading-progress.js';
@@ -23,6 +24,10 @@ What it does:
   A trace of uffd record-handler is not run again, because its handler is not
   known. Each of its calls is compared with what the kernel's rules allow.
 
+  A trace of uffd check-handler --simulated is of another program. Its recorded
+  calls are made again with an equal guest, and what the guest finds broken is
+  printed as 'broken'.
+
 MODULE is a JavaScript file. Its default export is called once, with the
 userfaultfd and the trace's description, and returns a handler:
 
@@ -36,11 +41,12 @@ userfaultfd and the trace's description, and returns a handler:
   difference. Other calls outside of the handler (for example by a program that
   fills ahead) are made as the trace has them, and counted in 'performed'.
 
-Fields of the JSON object (difference, error and damage: null if there is none):
+Fields of the JSON object (difference, error, damage and broken: null if there
+is none):
   file identical records faults performed recordedMs durationMs
   difference  index expected came before error
               fault (page address access kind tid)
-  damage
+  damage broken
 
 Exit codes:
   0  identical, to the end of the trace
@@ -72,11 +78,17 @@ export function addReplay(program: Command): void {
 async function run(file: string, { handler, json = false }: Flags): Promise<void> {
   const factory = handler === undefined ? undefined : await load(handler);
   const reader = openTrace(file);
+  if (factory && isOfGuest(reader)) {
+    reader.close();
+    throw new Usage(
+      `${printable(file)} is of another program's handler: --handler is for traces of this library`,
+    );
+  }
   const endProgress = await followReading(reader, statSync(file).size, json);
   const begun = performance.now();
   let recordedMs = 0;
   try {
-    const result = await replay(reader, factory);
+    const result = isOfGuest(reader) ? replayWithGuest(reader) : await replay(reader, factory);
     recordedMs = reader.codec.time / 1000;
     const report = createReport(file, result, recordedMs, performance.now() - begun);
     endProgress();

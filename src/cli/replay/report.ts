@@ -2,6 +2,7 @@
 
 import { inspect } from 'node:util';
 import type { Pagefault } from '../../index.js';
+import { type GuestReplay, INVARIANTS } from '../../testing/index.js';
 import type { ReplayResult } from '../../trace/index.js';
 import { counted, grouped, type OutputStyle, printable, rounded } from '../text.js';
 
@@ -10,7 +11,15 @@ export type ReplayReport = ReturnType<typeof createReport>;
 
 export function createReport(
   file: string,
-  { identical, records, faults, performed, difference, damage }: ReplayResult,
+  {
+    identical,
+    records,
+    faults,
+    performed,
+    difference,
+    damage,
+    failure,
+  }: ReplayResult & Pick<GuestReplay, 'failure'>,
   recordedMs: number,
   durationMs: number,
 ) {
@@ -20,6 +29,7 @@ export function createReport(
     durationMs: rounded(durationMs),
     difference: difference ? differenceOf(difference) : null,
     damage: damage ?? null,
+    broken: failure ? `${INVARIANTS[failure.invariant]}: ${failure.detail}` : null,
   };
 }
 
@@ -38,7 +48,7 @@ function differenceOf({ error, fault, ...where }: NonNullable<ReplayResult['diff
 }
 
 export function render(report: ReplayReport, { colors }: OutputStyle): string {
-  const { records, faults, performed, recordedMs, durationMs, difference, damage } = report;
+  const { records, faults, performed, recordedMs, durationMs, difference, damage, broken } = report;
   const size = `${counted(records, 'record')}, ${counted(faults, 'fault')}`;
   const times = `in ${grouped(durationMs)} ms; recorded in ${grouped(recordedMs)} ms`;
   const lines: string[] = [];
@@ -50,6 +60,7 @@ export function render(report: ReplayReport, { colors }: OutputStyle): string {
     lines.push(
       `${counted(performed, 'call')} outside of the handler, made as the trace has ${performed === 1 ? 'it' : 'them'}`,
     );
+  if (broken !== null) lines.push(`broken: ${broken}`);
   if (damage !== null) lines.push(`${colors.red('NOT WHOLE')}: ${printable(damage)}`);
   return lines.join('\n');
 }
