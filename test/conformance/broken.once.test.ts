@@ -1,8 +1,9 @@
-// Each of the twelve broken handlers fails the scenario that is made for its fault, for the reason that its author needs;
+// Each broken handler, in C and in Rust, fails the scenario that is made for its fault, for the reason that its author needs;
 // the honest one, which differs from each by a few lines, passes all of them.
 
 import { strict as assert } from 'node:assert';
 import { type CheckHandlerOptions, checkHandler, formatReport } from '../../src/testing/index.js';
+import { rustHandler } from '../supervisor/support/rust-handler.js';
 import { suite } from '../support/harness.js';
 import { withHugePages } from '../support/huge-pages.js';
 import { needKernel } from '../support/real-kernel.js';
@@ -30,6 +31,9 @@ const FAULTS: readonly [fault: number, name: string, scenario: string, reason: R
   [8, 'a lost fault in a batch', 'batch', HANGS],
   [9, 'a wrong offset', 'regions', /page 40 has the bytes of page 41/],
   [11, 'short copies ignored', 'short-fill', HANGS],
+  [14, "another guest's pages", 'monitor-exits', /serves the next monitor: page 0 has zeros/],
+  [15, 'ENOENT at a border', 'split-mappings', HANGS],
+  [13, 'a killed monitor', 'reads', /the monitor .*SIGKILL.*the handler may have killed it/],
   [12, 'death by ESRCH', 'fill-after-the-end', /exited with status 1 because its guest has ended/],
 ];
 
@@ -41,20 +45,32 @@ async function check(
   return checkHandler({ command: handler(fault), scenarios, ...options });
 }
 
-for (const [fault, name, scenario, reason] of FAULTS) {
-  test(name, async () => {
-    needKernel();
-    // One run after the other, up to the first that fails.
-    for (let run = 1; ; run++) {
-      const { results } = await check(fault, [scenario], { deadlineMs: HANG_MS });
-      const [result] = results;
-      if (result?.verdict === 'pass' && run < RUNS) continue;
-      assert.equal(result?.verdict, 'fail', `${scenario} passes`);
-      assert.match(result?.reason ?? '', reason);
-      return;
-    }
-  });
+/** A scenario fails, for this reason: it runs again up to the first run that fails. */
+async function fails(command: readonly string[], scenario: string, reason: RegExp): Promise<void> {
+  needKernel();
+  for (let run = 1; ; run++) {
+    const { results } = await checkHandler({ command, scenarios: [scenario], deadlineMs: HANG_MS });
+    const [result] = results;
+    if (result?.verdict === 'pass' && run < RUNS) continue;
+    assert.equal(result?.verdict, 'fail', `${scenario} passes`);
+    assert.match(result?.reason ?? '', reason);
+    return;
+  }
 }
+
+for (const [fault, name, scenario, reason] of FAULTS)
+  test(name, () => fails(handler(fault), scenario, reason));
+
+/** The faults of the handler in Rust (test/supervisor/handler.rs). */
+const RUST: readonly [fault: string, scenario: string, reason: RegExp][] = [
+  ['racy', 'remove-while-paused', STALE],
+  ['unwrap', 'long-eagain', /the handler exited with status 101/],
+  ['first', 'batch', HANGS],
+  ['patient', 'long-eagain', HANGS],
+];
+
+for (const [fault, scenario, reason] of RUST)
+  test(`in Rust: ${fault}`, () => fails([rustHandler(), '{socket}', '{memory}', fault], scenario, reason));
 
 test('huge pages by 4 KiB, and the honest handler in huge pages', () => {
   needKernel();

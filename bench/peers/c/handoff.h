@@ -90,6 +90,10 @@ static int is_sound(const struct region *region, uint64_t file_bytes) {
          region->offset <= file_bytes - region->size && region->start < UINT64_MAX - region->size;
 }
 
+static int overlaps(const struct region *a, const struct region *b) {
+  return a->start < b->start + b->size && b->start < a->start + a->size;
+}
+
 // Returns the number of regions, 0 if the text is incomplete, or −1 if it is wrong.
 static int parse_regions(const char *bytes, size_t length, struct region *regions, uint64_t file_bytes) {
   struct reader text = {bytes, bytes + length, 0};
@@ -98,7 +102,10 @@ static int parse_regions(const char *bytes, size_t length, struct region *region
     do {
       if (count == REGIONS_MOST) return -1;
       if (!read_region(&text, &regions[count])) return text.short_ ? 0 : -1;
-      if (!is_sound(&regions[count++], file_bytes)) return -1;
+      if (!is_sound(&regions[count], file_bytes)) return -1;
+      for (int i = 0; i < count; i++)
+        if (overlaps(&regions[i], &regions[count])) return -1;
+      count++;
     } while (next_is(&text, ','));
     if (next_is(&text, ']')) return count;
   }

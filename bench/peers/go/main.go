@@ -293,14 +293,22 @@ func receive(connection *net.UnixConn, source []byte, window int) (*guest, error
 			return nil, g.refused(err)
 		}
 	}
+	if len(regions) == 0 {
+		return nil, g.refused(errors.New("there is no region"))
+	}
 	for _, one := range regions {
 		if one.PageSize == 0 {
 			one.PageSize = max(one.OldPageSize, smallPage)
 		}
 		mask := one.PageSize - 1
 		if one.PageSize != smallPage && one.PageSize != hugePage || (one.Base|one.Size|one.Offset)&mask != 0 ||
-			one.Size == 0 || one.Size > uintptr(len(source)) || one.Offset > uintptr(len(source))-one.Size {
+			one.Size == 0 || one.Base+one.Size < one.Base || one.Size > uintptr(len(source)) || one.Offset > uintptr(len(source))-one.Size {
 			return nil, g.refused(fmt.Errorf("a region does not fit the memory file: %+v", one))
+		}
+		for i := range g.memory {
+			if other := g.memory[i].region; one.Base < other.Base+other.Size && other.Base < one.Base+one.Size {
+				return nil, g.refused(errors.New("two regions overlap"))
+			}
 		}
 		g.memory = append(g.memory, memory{one, make([]state, one.Size/one.PageSize)})
 	}

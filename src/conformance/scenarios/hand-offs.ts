@@ -8,6 +8,8 @@ import type { Scenario } from '../scenario.js';
 
 const PIECES = 5;
 const PAUSE_MS = 30;
+/** The address of the last page that 64 bits can express: the end of a longer region wraps around. */
+const LAST_PAGE = 2n ** 64n - 4096n;
 
 /** The regions as the hand-off has them, with other members. */
 function textWith(
@@ -76,6 +78,19 @@ export const HAND_OFFS: readonly Scenario[] = [
     },
   },
   {
+    name: 'hand-off-three-descriptors',
+    why: 'Descriptors that the handler does not know must be closed: the first one is the userfaultfd.',
+    handsOver: true,
+    handlerMay: 'refuse',
+    async play(guest) {
+      await guest.connect();
+      const file = openSync(guest.file, 'r');
+      await guest.send(handOffText(guest.regions), [guest.uffd, file, file]);
+      closeSync(file);
+      expectSome(guest);
+    },
+  },
+  {
     name: 'hand-off-more-members',
     why: 'A later version of the monitor may send members that the handler does not know, in another order.',
     handsOver: true,
@@ -124,6 +139,46 @@ export const HAND_OFFS: readonly Scenario[] = [
     (guest) =>
       guest.send(
         textWith(guest, (region) => ({ ...region, offset: guest.pages * guest.pageSize })),
+        [guest.uffd],
+      ),
+  ),
+  refused('hand-off-empty', 'An array without regions is no guest: nothing would ever be served.', (guest) =>
+    guest.send(Buffer.from('[]'), [guest.uffd]),
+  ),
+  refused('hand-off-empty-region', 'A region without a page is an error of the monitor.', (guest) =>
+    guest.send(
+      textWith(guest, (region) => ({ ...region, size: 0 })),
+      [guest.uffd],
+    ),
+  ),
+  refused('hand-off-unaligned', 'A region that begins inside of a page cannot be filled.', (guest) =>
+    guest.send(
+      textWith(guest, ({ base_host_virt_addr: start, ...region }) => ({
+        ...{ base_host_virt_addr: (start as number) + 512, ...region },
+      })),
+      [guest.uffd],
+    ),
+  ),
+  refused(
+    'hand-off-overflow',
+    'The sum of address and size must not wrap around to a small number.',
+    (guest) => {
+      const text = Buffer.from(handOffText(guest.regions)).toString();
+      const start = text.replace(/("base_host_virt_addr":)\d+/, `$1${LAST_PAGE}`);
+      return guest.send(Buffer.from(start), [guest.uffd]);
+    },
+  ),
+  refused(
+    'hand-off-overlap',
+    'Of two regions with the same address, no rule says which one holds.',
+    (guest) => guest.send(handOffText([...guest.regions, ...guest.regions]), [guest.uffd]),
+  ),
+  refused(
+    'hand-off-page-size',
+    'A page size that the handler does not know must be refused, not rounded.',
+    (guest) =>
+      guest.send(
+        textWith(guest, (region) => ({ ...region, page_size: 12_288, page_size_kib: 12_288 })),
         [guest.uffd],
       ),
   ),

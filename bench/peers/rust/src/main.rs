@@ -258,6 +258,9 @@ fn receive(connection: &UnixStream) -> Outcome<(Uffd, serde_json::Value)> {
 /// The memory of the regions that were handed over.
 fn memory_of(regions: &serde_json::Value, file_bytes: usize) -> Outcome<Vec<Memory>> {
     let regions = regions.as_array().ok_or("not an array of regions")?;
+    if regions.is_empty() {
+        return Err("there is no region".into());
+    }
     let memory = regions.iter().map(|region| {
         let member = |name: &str| region[name].as_u64().map(|value| value as usize);
         let needed = |name: &str| member(name).ok_or_else(|| format!("a region has no {name}"));
@@ -265,12 +268,19 @@ fn memory_of(regions: &serde_json::Value, file_bytes: usize) -> Outcome<Vec<Memo
         let page_size = member("page_size").or(member("page_size_kib")).unwrap_or(SMALL_PAGE);
         let (base, size, offset) = (needed("base_host_virt_addr")?, needed("size")?, needed("offset")?);
         let whole = [SMALL_PAGE, HUGE_PAGE].contains(&page_size) && (base | size | offset) % page_size == 0;
-        if !whole || size == 0 || offset.checked_add(size).map_or(true, |end| end > file_bytes) {
+        let fits = offset.checked_add(size).map_or(false, |end| end <= file_bytes);
+        if !whole || size == 0 || !fits || base.checked_add(size).is_none() {
             return Err(format!("a region does not fit the memory file: {region}").into());
         }
         Ok(Memory { base, size, offset, page_size, states: vec![State::Missing; size / page_size] })
     });
-    memory.collect()
+    let memory = memory.collect::<Outcome<Vec<_>>>()?;
+    let mut ends: Vec<_> = memory.iter().map(|one| (one.base, one.base + one.size)).collect();
+    ends.sort();
+    if ends.windows(2).any(|two| two[0].1 > two[1].0) {
+        return Err("two regions overlap".into());
+    }
+    Ok(memory)
 }
 
 fn main() -> Outcome<()> {
