@@ -30,6 +30,9 @@ export type PageContents = (index: number) => Uint8Array;
 
 type Fail = (failure: Failure) => void;
 
+/** Pages are compared by words of this many bytes. */
+const WORD_BYTES = 4;
+
 export class PageOracle implements MemoryObserver {
   readonly #contents: PageContents;
   readonly #fail: Fail;
@@ -174,20 +177,12 @@ export class PageOracle implements MemoryObserver {
   #comparePage(expected: ExpectedPage, entry: Entry | undefined, what: string): void {
     if (entry?.is !== 'page' && entry?.is !== 'zero') return;
     const source = this.#contents(expected.index);
-    const bytes = entry.is === 'page' ? entry.frame.bytes : undefined;
+    const zeros = zerosOf(source.length);
+    const bytes = entry.is === 'page' ? entry.frame.bytes : zeros;
     const { written } = expected;
-    const differing = (expected: Uint8Array | undefined): number => {
-      if (!bytes && !expected && written.size === 0) return -1;
-      for (let offset = 0; offset < source.length; offset++) {
-        const base = expected ? (expected[offset] as number) : 0;
-        const right = written.size > 0 ? (written.get(offset) ?? base) : base;
-        if ((bytes ? (bytes[offset] as number) : 0) !== right) return offset;
-      }
-      return -1;
-    };
-    let offset = expected.removed ? differing(undefined) : differing(source);
-    if (offset >= 0 && expected.removing && !expected.removed) offset = differing(undefined);
-    if (offset >= 0) this.#differs(expected, offset, bytes?.[offset] ?? 0, what);
+    let offset = wrongByte(bytes, expected.removed ? zeros : source, written);
+    if (offset >= 0 && expected.removing && !expected.removed) offset = wrongByte(bytes, zeros, written);
+    if (offset >= 0) this.#differs(expected, offset, bytes[offset] as number, what);
   }
 
   /** Whether the page may have this value at this offset. */
@@ -213,6 +208,44 @@ export class PageOracle implements MemoryObserver {
       detail: `${what} ${value} at byte ${offset} of page ${expected.index}, which should be ${right}`,
     });
   }
+}
+
+/** The offset of the first byte that is neither what was written there nor, if nothing was, that of `base`; −1: none. */
+function wrongByte(bytes: Uint8Array, base: Uint8Array, written: ReadonlyMap<number, number>): number {
+  let first = bytes.length;
+  for (const [offset, value] of written) if (bytes[offset] !== value && offset < first) first = offset;
+  for (let at = differenceFrom(bytes, base, 0); at < first; at = differenceFrom(bytes, base, at + 1))
+    if (!written.has(at)) return at;
+  return first < bytes.length ? first : -1;
+}
+
+/** The first offset from `from` on at which two pages differ; their length: none. Words are compared while they are equal. */
+function differenceFrom(a: Uint8Array, b: Uint8Array, from: number): number {
+  let at = from;
+  if (((a.byteOffset | b.byteOffset | a.length) & (WORD_BYTES - 1)) === 0) {
+    const [x, y] = [wordsOf(a), wordsOf(b)];
+    let word = Math.ceil(from / WORD_BYTES);
+    while (at < word * WORD_BYTES) {
+      if (a[at] !== b[at]) return at;
+      at++;
+    }
+    while (word < x.length && x[word] === y[word]) word++;
+    at = word * WORD_BYTES;
+  }
+  while (at < a.length && a[at] === b[at]) at++;
+  return at;
+}
+
+function wordsOf({ buffer, byteOffset, length }: Uint8Array): Uint32Array {
+  return new Uint32Array(buffer, byteOffset, length / WORD_BYTES);
+}
+
+let zeros = new Uint8Array();
+
+/** A page of zeros. */
+function zerosOf(length: number): Uint8Array {
+  if (zeros.length < length) zeros = new Uint8Array(length);
+  return zeros.subarray(0, length);
 }
 
 function expected(index: number): ExpectedPage {
