@@ -198,11 +198,21 @@ export class Guest {
   /** Waits until the handler has closed the connection. */
   async untilClosed(): Promise<void> {
     this.step('waits until the handler closes the connection or exits');
-    const buffer = new Uint8Array(64);
-    await this.until(() => {
-      const { result } = receive(this.#socket, buffer);
-      return result === 0 || (result < 0 && result !== EAGAIN);
-    });
+    await this.until(() => this.#isClosed());
+  }
+
+  #isClosed(): boolean {
+    const { result } = receive(this.#socket, new Uint8Array(64));
+    return result === 0 || (result < 0 && result !== EAGAIN);
+  }
+
+  /** Waits until the handler has filled a page. @throws ConnectionClosed if it has refused the hand-off instead */
+  async untilServed(page: number): Promise<void> {
+    const threads = this.reading([page]);
+    await this.until(() => threads.left === 0 || this.#isClosed());
+    if (threads.left > 0)
+      throw new ConnectionClosed('the handler closed the connection, and the guest hangs');
+    await this.joinReaders([page], threads);
   }
 
   // ---- pages -----------------------------------------------------------------------------------------------

@@ -183,7 +183,7 @@ test('without userfaultfd the error says what to do, and no handler is started',
 });
 
 test('--simulated: the seed and the schedule of a failure, which the printed command repeats', async () => {
-  const command = handler(1);
+  const command = handler(6);
   const found = await uffd(['check-handler', '--simulated', '--', ...command]);
   assert.equal(found.code, 1, found.stderr);
   assert.match(found.stdout, /^FAIL {2}random guests +\d+ ms {2}a page that was removed holds data:/);

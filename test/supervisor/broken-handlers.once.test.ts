@@ -8,6 +8,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { ScenarioResult } from '../../src/conformance/result.js';
 import { type CheckSimulatedOptions, checkSimulated } from '../../src/supervisor/check-simulated.js';
+import { guideTable } from '../conformance/support/guide-table.js';
 import { skip, suite } from '../support/harness.js';
 import { rustHandler } from './support/rust-handler.js';
 
@@ -86,6 +87,14 @@ for (const [fault, [what, says]] of Object.entries(FAULTS)) {
     LIMIT_MS,
   );
 }
+
+test('the guide says which faults the simulated check finds', () => {
+  for (const [fault, { simulated }] of guideTable()) {
+    // `racy` has a test of its own.
+    const found = fault in FAULTS || fault in RUST || fault === 'racy';
+    assert.equal(simulated, found ? 'found' : 'with `--reuse` only', `fault ${fault}`);
+  }
+});
 
 test('what one process keeps of earlier guests is found with --reuse, and the report says so', async () => {
   const { verdict, reason, details, repeats } = await check(14, { seeds: SEEDS, shrinks: 0, reuse: true });

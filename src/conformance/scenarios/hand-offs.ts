@@ -62,6 +62,7 @@ export const HAND_OFFS: readonly Scenario[] = [
       await guest.send(handOffText(guest.regions));
       await sleep(PAUSE_MS);
       await guest.send(Buffer.from(' '), [guest.uffd]);
+      await guest.untilServed(1);
       expectSome(guest);
     },
   },
@@ -87,6 +88,7 @@ export const HAND_OFFS: readonly Scenario[] = [
       const file = openSync(guest.file, 'r');
       await guest.send(handOffText(guest.regions), [guest.uffd, file, file]);
       closeSync(file);
+      await guest.untilServed(1);
       expectSome(guest);
     },
   },
@@ -116,6 +118,7 @@ export const HAND_OFFS: readonly Scenario[] = [
         textWith(guest, ({ page_size, ...region }) => region),
         [guest.uffd],
       );
+      await guest.untilServed(1);
       expectSome(guest);
     },
   },
