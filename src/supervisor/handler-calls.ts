@@ -158,9 +158,9 @@ export class HandlerCalls {
       case 'getrandom':
         return this.#fillRandom(pid);
       case 'kill':
-        return this.#signal(this.#signed(0));
+        return this.#signal(this.#call.signed(0));
       case 'pidfd_send_signal':
-        return this.#signal(pidOf(pid, this.#signed(0)));
+        return this.#signal(pidOf(pid, this.#call.signed(0)));
       case 'ioctl':
         return this.#ioctl(pid);
     }
@@ -203,7 +203,7 @@ export class HandlerCalls {
 
   /** A signal to the process that has connected is noted, and answered as if it had arrived. */
   #signal(target: number | undefined): number | undefined {
-    if (target === undefined || target !== this.#launcher.connectorPid || this.#signed(1) === 0)
+    if (target === undefined || target !== this.#launcher.connectorPid || this.#call.signed(1) === 0)
       return undefined;
     this.killsPeer = true;
     return 0;

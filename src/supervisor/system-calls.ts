@@ -70,7 +70,7 @@ const ARM64: Partial<Record<CallName, number>> = {
 const SIMULATED: readonly CallName[] = [
   ...(['read', 'readv', 'preadv2', 'poll', 'ppoll', 'select', 'pselect6', 'epoll_wait'] as const),
   ...(['epoll_pwait', 'epoll_pwait2', 'ioctl', 'listen', 'readlink', 'readlinkat', 'nanosleep'] as const),
-  ...(['clock_nanosleep', 'getrandom', 'userfaultfd'] as const),
+  ...(['clock_nanosleep', 'getrandom', 'kill', 'pidfd_send_signal', 'userfaultfd'] as const),
 ];
 
 /** What is trapped of handlers that are recorded. Their waits are not: the kernel carries them out. */
