@@ -62,7 +62,7 @@ async function sizes(): Promise<Size[]> {
   const bundles = await Promise.all(entries.map(bundled));
   const { whole, documents } = packed();
   return [
-    { what: 'the package, packed, without its documents', bytes: whole - documents, aim: 640_000 },
+    { what: 'the package, packed, without its documents', bytes: whole - documents, aim: 660_000 },
     { what: 'its documents, packed: `docs/`', bytes: documents, aim: 330_000 },
     { what: 'the core, release build', bytes: bytesOf('build/core/release.wasm'), aim: 24 * 1024 },
     { what: 'the codec of traces, release build', bytes: bytesOf('build/core/trace.wasm'), aim: 16 * 1024 },
