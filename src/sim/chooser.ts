@@ -77,7 +77,7 @@ export class Script implements Chooser {
 
   below(end: number): number {
     const choice = this.#choices[this.#next++] ?? this.#fallback?.below(end) ?? 0;
-    return choice < end ? choice : 0;
+    return choice >= 0 && choice < end ? choice : 0;
   }
 
   chance(probability: number): boolean {

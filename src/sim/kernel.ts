@@ -70,6 +70,8 @@ const HUGE_PAGES = [HUGE_PAGE, 2 ** 21];
 
 /** Most pages that an injected split turns into a mapping of their own. */
 const SPLIT_MOST = 4;
+/** After so many calls of the port in a row in which no thread has run, one does: a thread that can run is not starved. */
+const ALONE_MOST = 128;
 
 /** Options of mapping memory. */
 export interface SimulatedMemory {
@@ -174,6 +176,8 @@ export class SimulatedKernel implements Kernel {
   /** The pool of huge pages. */
   readonly hugePool: HugePool;
   readonly #preemption: number;
+  /** Calls of the port in a row during which no thread has run. */
+  #alone = 0;
   readonly #hugePageSize: number;
   readonly #watches = new Set<Readiness>();
   /** Cached results of `isAtLeast`, which every call needs. */
@@ -553,9 +557,20 @@ export class SimulatedKernel implements Kernel {
     }
   }
 
-  /** Lets threads run before a call of the port. */
+  /** Lets threads run before a call of the port. A thread that can run does, sooner or later, whatever is chosen. */
   preempt(): void {
     this.#clock.call(false);
+    const stepped = this.steps;
+    this.#preemptWhileChosen();
+    if (this.steps !== stepped) this.#alone = 0;
+    else if (this.#preemption > 0 && ++this.#alone >= ALONE_MOST) {
+      this.#alone = 0;
+      const candidates = this.#runnable();
+      if (candidates.length > 0) this.#choose(candidates);
+    }
+  }
+
+  #preemptWhileChosen(): void {
     while (this.#preemption > 0 && this.chooser.chance(this.#preemption)) {
       const candidates = this.#runnable();
       if (candidates.length === 0) {

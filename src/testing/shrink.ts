@@ -117,7 +117,7 @@ export class Shrinker {
     for (let at = this.#best.choices.length - 1; at >= 0 && !this.#spent; at--) {
       const value = this.#best.choices[at] ?? 0;
       for (const lower of new Set([0, Math.floor(value / 2), value - 1])) {
-        if (lower >= value) continue;
+        if (lower < 0 || lower >= value) continue;
         for (const shift of SHIFTS) {
           const { choices } = this.#best;
           const behind = choices.slice(at + 1 + Math.max(-shift, 0));

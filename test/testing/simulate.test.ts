@@ -2,6 +2,7 @@
 
 import { strict as assert } from 'node:assert';
 import type { FaultHandler } from '../../src/index.js';
+import { Random, Script } from '../../src/sim/chooser.js';
 import {
   advise,
   exec,
@@ -355,6 +356,11 @@ test('the choices of a run repeat it', async () => {
   const { choices, steps } = await simulate(randomWorld(5));
   const again = await simulate({ ...randomWorld(5), choices });
   assert.deepEqual([again.choices, again.steps], [choices, steps]);
+});
+
+test('choices that fit nothing are made plain ones', () => {
+  const script = new Script([-1, 5, -1], new Random(1));
+  assert.deepEqual([script.below(3), script.below(3), script.chance(1)], [0, 0, false]);
 });
 
 // ---- what a failure says -----------------------------------------------------------------------------------
