@@ -88,7 +88,8 @@ export async function writePlace(
   else await withPlace(place, options, (store, key) => store.put(key, bytes, signal));
 }
 
-function isUrl(place: string): boolean {
+/** Whether a place is a URL, and no path. */
+export function isUrl(place: string): boolean {
   return /^[a-z][a-z0-9+.-]*:\/\//i.test(place);
 }
 

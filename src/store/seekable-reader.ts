@@ -5,12 +5,15 @@
 //  - A file whose changes could not be noticed is refused: one whose server sends neither an ETag nor a date, if the
 //    table has no checksums.
 //  - Each chunk is verified before a byte of it is handed over (frame-check.ts).
+//  - A checksum of the table is short, so bytes can be made to fit it. Therefore what was read from one place is never
+//    taken, by way of a cache, for what another place has, even if version, length and table are the same.
 
 import { createHash } from 'node:crypto';
+import { resolve } from 'node:path';
 import { type Chunks, chunkId, IndexError } from './chunk-index.js';
 import { DamagedChunkError } from './chunk-reader.js';
 import { type FrameCheck, hasOwnChecksum, isZstd } from './frame-check.js';
-import { openPlace } from './open-store.js';
+import { isUrl, openPlace } from './open-store.js';
 import type { StoreOptions } from './options.js';
 import { FOOTER_BYTES, SeekTable, seekTableBytes } from './seekable-table.js';
 import type { ObjectRange, Store } from './store.js';
@@ -28,7 +31,7 @@ export function isSeekableName(place: string): boolean {
 export class SeekableReader {
   readonly index: Chunks;
   readonly table: SeekTable;
-  /** SHA-256, in hexadecimal, of the table and of what tells this version of the file from others. */
+  /** SHA-256, in hexadecimal, of the table; if it has no checksums, also of what tells this version from others. */
   readonly identity: string;
   /** Bytes of the file. */
   readonly fileBytes: number;
@@ -70,11 +73,13 @@ export class SeekableReader {
           );
         }
       }
-      const identity = createHash('sha256')
-        .update(JSON.stringify([first.size, first.identity ?? '']))
-        .update(bytes.subarray(-needed))
-        .digest('hex');
-      return new SeekableReader(store, key, first, table, identity);
+      const hash = (...about: (string | number | undefined)[]): string =>
+        createHash('sha256').update(JSON.stringify(about)).update(bytes.subarray(-needed)).digest('hex');
+      const from = isUrl(name) ? name : resolve(name);
+      return new SeekableReader(store, key, first, table, {
+        identity: table.checksums ? hash(first.size) : hash(first.size, first.identity),
+        chunks: table.chunks(hash(options.endpoint, from, first.size, first.identity)),
+      });
     } catch (error) {
       store.close();
       throw error;
@@ -86,7 +91,7 @@ export class SeekableReader {
     key: string,
     { version, size }: ObjectRange,
     table: SeekTable,
-    identity: string,
+    { identity, chunks }: { identity: string; chunks: Chunks },
   ) {
     this.#store = store;
     this.#key = key;
@@ -94,7 +99,7 @@ export class SeekableReader {
     this.fileBytes = size;
     this.table = table;
     this.identity = identity;
-    this.index = table.chunks(identity);
+    this.index = chunks;
   }
 
   /** Which chunks are zeros is not known before they are decompressed. */

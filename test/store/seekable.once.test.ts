@@ -5,7 +5,7 @@ import { strict as assert } from 'node:assert';
 import { execFileSync } from 'node:child_process';
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { chunkBytes, IndexError } from '../../src/store/chunk-index.js';
+import { chunkBytes, chunkId, IndexError } from '../../src/store/chunk-index.js';
 import { openCompressor } from '../../src/store/compression.js';
 import { checkFrame, type FrameTools, openFrameTools } from '../../src/store/frame-check.js';
 import { DamagedChunkError, MemoryImage, packSeekable, SeekableReader } from '../../src/store/index.js';
@@ -234,6 +234,22 @@ test('without any checksums it is refused; so is a table without them on a serve
       server.close();
     }
   }));
+
+test('what a cache has of one place is not taken for another place with the same version, length and table', async () => {
+  const server = new FileServer(PYZSTD_FILE);
+  await server.listen();
+  try {
+    const [first, second] = await Promise.all(
+      ['/a.zst', '/b.zst'].map((path) => SeekableReader.open(server.url(path), {})),
+    );
+    assert.ok(first && second);
+    assert.equal(first.identity, second.identity, 'a trace fits both');
+    assert.notEqual(chunkId(first.index, 0), chunkId(second.index, 0));
+    for (const reader of [first, second]) reader.close();
+  } finally {
+    server.close();
+  }
+});
 
 test('a memory that changes while it is packed leaves no file', () =>
   inDirectory(async (folder) => {

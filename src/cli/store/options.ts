@@ -6,6 +6,7 @@ import { type Command, InvalidArgumentError } from 'commander';
 import {
   type ChunkIndex,
   INDEX_BYTES_MOST,
+  isUrl,
   parseIndex,
   readPlace,
   type StoreOptions,
@@ -113,7 +114,7 @@ export async function readIndex(
 export function checkOutput(output: string, inputs: readonly string[]): void {
   const same = inputs.find((input) => isSame(input, output));
   if (same !== undefined) throw new Usage(`${printable(output)} is an input, and would be replaced`);
-  if (!/^[a-z][a-z0-9+.-]*:\/\//i.test(output)) accessSync(dirname(resolve(output)), constants.W_OK);
+  if (!isUrl(output)) accessSync(dirname(resolve(output)), constants.W_OK);
 }
 
 /** Prints a sentence, wrapped to the width of a terminal. */

@@ -8,6 +8,7 @@ import {
   type Digest,
   indexHash,
   isSeekableName,
+  isUrl,
   MemoryImage,
   makeWorkingSet,
   openStore,
@@ -166,8 +167,7 @@ function warnOfWholeDiffs({ wholeDiffs }: MemoryImage): void {
 async function runSeekable(memory: string, output: string, flags: Flags): Promise<void> {
   const { layer = [], chunk, json = false } = flags;
   if (!isSeekableName(output)) throw new Usage(`uffd serve knows the file by its name: let it end with .zst`);
-  if (/^[a-z][a-z0-9+.-]*:\/\//i.test(output))
-    throw new Usage('--seekable writes a file: copy it to the server then');
+  if (isUrl(output)) throw new Usage('--seekable writes a file: copy it to the server then');
   const begun = performance.now();
   await interruptible(async (signal) => {
     const image = new MemoryImage(memory, layer);
