@@ -24,7 +24,7 @@ import type { SessionCommand, SessionReport, ThreadData } from './worker-message
  * Most idle threads that are kept, for a while and after that. Guests that arrived together may do so again, and
  * starting a thread costs more than serving a thousand faults. An idle thread has some 12 MiB of private memory.
  */
-const IDLE_MOST = 32;
+export const IDLE_MOST = 32;
 const IDLE_FEW = 2;
 const IDLE_MS = 30_000;
 /**

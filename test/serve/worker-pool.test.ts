@@ -3,14 +3,11 @@
 import { strict as assert } from 'node:assert';
 import { spawnSync } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';
-import { type SessionThread, WorkerPool } from '../../src/serve/worker-pool.js';
+import { IDLE_MOST as KEPT, type SessionThread, WorkerPool } from '../../src/serve/worker-pool.js';
 import { skip, suite } from '../support/harness.js';
 import { needKernel, until } from '../support/real-kernel.js';
 
 const test = suite('serve/worker-pool');
-
-/** The constant IDLE_MOST of src/serve/worker-pool.ts. */
-const KEPT = 16;
 
 /** How the threads serve scratch guests while they warm up. */
 const SERVED = { window: 1, wait: 'adaptive' } as const;
