@@ -85,6 +85,14 @@ function compiled(): string {
   return waits;
 }
 
+test('uffd serve passes', async () => {
+  const uffd = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
+  const command = [process.execPath, uffd, 'serve', '--socket', '{socket}', '--memory', '{memory}'];
+  const seeds = { from: 1, count: long ? 300 : 8 };
+  const result = only(await checkSimulated(command, { seeds }));
+  assert.equal(result.verdict, 'pass', JSON.stringify(result));
+}, 120_000);
+
 test('without privileges and without userfaultfd, a race in a Rust handler is found, and its seed repeats', async () => {
   const command = [rustHandler(), '{socket}', '{memory}', 'racy'];
   const shrinks = 100;
