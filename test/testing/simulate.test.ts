@@ -13,6 +13,7 @@ import {
   type Injection,
   type Program,
   read,
+  SimulatedKernel,
   write,
 } from '../../src/sim/index.js';
 import {
@@ -361,6 +362,18 @@ test('the choices of a run repeat it', async () => {
 test('choices that fit nothing are made plain ones', () => {
   const script = new Script([-1, 5, -1], new Random(1));
   assert.deepEqual([script.below(3), script.below(3), script.chance(1)], [0, 0, false]);
+});
+
+test('a thread that can run does, although every choice is to let the handler go on', () => {
+  const kernel = new SimulatedKernel({ chooser: new Script([]), preemption: 0.5 });
+  const memory = kernel.mapMemory(1);
+  const thread = kernel.thread(
+    (function* () {
+      yield write(memory, 1);
+    })(),
+  );
+  for (let call = 0; call < 1000 && !thread.idle; call++) kernel.preempt();
+  assert.ok(thread.idle, 'it is starved');
 });
 
 // ---- what a failure says -----------------------------------------------------------------------------------
