@@ -3,7 +3,7 @@
 import { resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { checkInteger, checkOptions, wrongType } from '../errors/arguments.js';
-import { checkStoreOptions, type StoreOptions } from '../store/options.js';
+import { checkStoreOptions, isUrl, type StoreOptions } from '../store/options.js';
 
 /** Options of a snapshot in a chunk store. All are plain data. */
 export interface ChunkSourceOptions extends StoreOptions {
@@ -68,5 +68,5 @@ function isPlace(value: unknown): value is string | URL {
 function placeOf(place: string | URL): string {
   const text = String(place);
   if (text.startsWith('file:')) return fileURLToPath(text);
-  return /^[a-z][a-z0-9+.-]*:\/\//i.test(text) ? text : resolve(text);
+  return isUrl(text) ? text : resolve(text);
 }

@@ -25,8 +25,8 @@ export {
 } from './chunk-index.js';
 export { ChunkReader, DamagedChunkError } from './chunk-reader.js';
 export type { FrameCheck, FrameProof } from './frame-check.js';
-export { isUrl, openStore, readPlace, writePlace } from './open-store.js';
-export { checkStoreOptions, type StoreOptions } from './options.js';
+export { openStore, readPlace, writePlace } from './open-store.js';
+export { checkStoreOptions, isUrl, type StoreOptions } from './options.js';
 export { type PackCounts, type PackOptions, pack } from './pack.js';
 export { type PackSeekableCounts, type PackSeekableOptions, packSeekable } from './pack-seekable.js';
 export { type PruneCounts, type PruneOptions, prune } from './prune.js';

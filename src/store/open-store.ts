@@ -14,7 +14,7 @@ import { basename, dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { FallbackStore } from './fallback-store.js';
 import { FolderStore } from './folder-store.js';
-import { checkStoreOptions, type StoreOptions } from './options.js';
+import { checkStoreOptions, isUrl, type StoreOptions } from './options.js';
 import { PARTIAL_SUFFIX, type Store, StoreError } from './store.js';
 
 /**
@@ -86,11 +86,6 @@ export async function writePlace(
 ): Promise<void> {
   if (!isUrl(place)) await writeDurably(place, (fd) => writeFileSync(fd, bytes));
   else await withPlace(place, options, (store, key) => store.put(key, bytes, signal));
-}
-
-/** Whether a place is a URL, and no path. */
-export function isUrl(place: string): boolean {
-  return /^[a-z][a-z0-9+.-]*:\/\//i.test(place);
 }
 
 /**

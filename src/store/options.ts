@@ -3,6 +3,11 @@
 import { checkBoolean, checkInteger, checkOptions, invalidValue, wrongType } from '../errors/arguments.js';
 import { checkTransport, type TransportOptions } from '../pager/http-description.js';
 
+/** Whether a place is a URL, and no path. */
+export function isUrl(place: string): boolean {
+  return /^[a-z][a-z0-9+.-]*:\/\//i.test(place);
+}
+
 /** The default of `parallel`. */
 export const PARALLEL = 8;
 

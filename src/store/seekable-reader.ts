@@ -13,8 +13,8 @@ import { resolve } from 'node:path';
 import { type Chunks, chunkId, IndexError } from './chunk-index.js';
 import { DamagedChunkError } from './chunk-reader.js';
 import { type FrameCheck, hasOwnChecksum, isZstd } from './frame-check.js';
-import { isUrl, openPlace } from './open-store.js';
-import type { StoreOptions } from './options.js';
+import { openPlace } from './open-store.js';
+import { isUrl, type StoreOptions } from './options.js';
 import { FOOTER_BYTES, SeekTable, seekTableBytes } from './seekable-table.js';
 import type { ObjectRange, Store } from './store.js';
 
