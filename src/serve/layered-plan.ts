@@ -9,6 +9,11 @@ import { wholePages } from '../memory/whole-pages.js';
 import type { Extent, FileRange } from './extents.js';
 import { SYSTEM_PAGE } from './handoff-protocol.js';
 
+/** A file with holes: the extent around an offset. */
+interface Sparse {
+  at(offset: number): Extent;
+}
+
 /** A part of the memory whose bytes are in one layer, or zeros. */
 export interface LayerExtent {
   readonly from: number;
@@ -27,15 +32,15 @@ export interface Piece {
   readonly layer: number | undefined;
 }
 
-/** The part around an offset whose bytes are in the same layer. `layers`: the extents of each, the memory file first. */
+/** The part around an offset whose bytes are in the same layer. `layers`: the memory file first. */
 export function layerAt(
-  layers: readonly { at(offset: number): Extent }[],
+  layers: readonly { readonly extents: Sparse }[],
   size: number,
   offset: number,
 ): LayerExtent {
   let [from, to] = [0, size];
   for (let layer = layers.length - 1; layer >= 0; layer--) {
-    const extent = (layers[layer] as { at(offset: number): Extent }).at(offset);
+    const extent = (layers[layer] as { extents: Sparse }).extents.at(offset);
     from = Math.max(from, extent.from);
     to = Math.min(to, extent.to);
     if (extent.data) return { from, to, data: true, layer };

@@ -31,8 +31,6 @@ export class MemoryImage {
   /** Bytes. */
   readonly size: number;
   readonly #layers: Layer[] = [];
-  /** The extents of each layer. */
-  readonly #extents: Extents[] = [];
 
   /**
    * @param base the memory file; a block device, too
@@ -72,7 +70,6 @@ export class MemoryImage {
       const extents = new Extents({ fd, bytes, sparse, readUnit });
       if (expected !== undefined) checkBlocks(path, extents, bytes, stat.blksize);
       this.#layers.push({ path, fd, extents, version: versionOf(fd) });
-      this.#extents.push(extents);
       return bytes;
     } catch (error) {
       closeSync(fd);
@@ -86,7 +83,7 @@ export class MemoryImage {
    * @internal
    */
   at(offset: number): LayerExtent {
-    return layerAt(this.#extents, this.size, offset);
+    return layerAt(this.#layers, this.size, offset);
   }
 
   /**

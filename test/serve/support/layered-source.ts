@@ -78,8 +78,7 @@ export class LayeredSource {
     this.#world = world;
     this.#files = files;
     this.#cuts = cuts;
-    const extents = layers.map((layer) => layer.extents);
-    const { data, pieces } = planned(size, (offset) => layerAt(extents, size, offset));
+    const { data, pieces } = planned(size, (offset) => layerAt(layers, size, offset));
     this.#pieces = clustered(pieces, piecesMost);
     const { kernel } = world;
     this.#address = kernel.map(files.merged.length / P);
@@ -117,9 +116,8 @@ export class LayeredSource {
     const end = Math.min(size, (page + 1) * P);
     if (layer !== undefined) bytes.set((layers[layer] as LayerFile).bytes.subarray(page * P, end));
     else {
-      const extents = layers.map((one) => one.extents);
       for (let offset = page * P; offset < end; ) {
-        const { to, data, layer: its } = layerAt(extents, size, offset);
+        const { to, data, layer: its } = layerAt(layers, size, offset);
         const part = (layers[its] as LayerFile).bytes.subarray(offset, Math.min(to, end));
         if (data) bytes.set(part, offset - page * P);
         offset = Math.min(to, end);
