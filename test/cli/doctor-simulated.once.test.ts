@@ -7,7 +7,7 @@ import { atLeast, type Findings } from '../../src/cli/doctor/findings.js';
 import { diagnoseSimulated, type SimulatedDiagnosis } from '../../src/cli/doctor/simulated.js';
 import { type Diagnosis, diagnose } from '../../src/cli/doctor/verdict.js';
 import { skip, suite } from '../support/harness.js';
-import { NOBODY, needNobody, type RunOptions, uffd } from './support/command.js';
+import { needUnprivileged, type RunOptions, UNPRIVILEGED, uffd } from './support/command.js';
 import { type Change, ORDINARY, patient } from './support/doctor-findings.js';
 
 const test = suite('cli/doctor-simulated');
@@ -119,8 +119,8 @@ async function simulatedHere(options: RunOptions = {}): Promise<Report['simulate
 
 test('on this machine it works, also as a user without privileges', async () => {
   if (!atLeast(release(), '6.6')) skip('this kernel has limits');
-  needNobody();
-  const { verdict, problems, calls, memory } = await simulatedHere({ under: NOBODY });
+  needUnprivileged();
+  const { verdict, problems, calls, memory } = await simulatedHere({ under: UNPRIVILEGED });
   if (calls === 'EBUSY') skip('another program answers system calls of this one');
   assert.equal(
     { verdict, problems, calls, memory },

@@ -17,10 +17,10 @@ import { aloneWithHugePages, withHugePages } from '../support/huge-pages.js';
 import {
   commandLine,
   inDirectory,
-  NOBODY,
   needKernel,
-  needNobody,
+  needUnprivileged,
   type RunOptions,
+  UNPRIVILEGED,
   uffd,
   uffdOnTerminal,
 } from './support/command.js';
@@ -77,7 +77,7 @@ function needRoot(): void {
 /** Skips the test unless a user without privileges gets user-mode faults only. */
 function needOrdinaryUser(): void {
   needRoot();
-  needNobody();
+  needUnprivileged();
   const setting = readFileSync('/proc/sys/vm/unprivileged_userfaultfd', 'utf8').trim();
   if (setting !== '0') skip(`vm.unprivileged_userfaultfd is ${setting}`);
 }
@@ -95,7 +95,7 @@ test('root: usable, everything was tried and works, exit code 0', async () => {
 
 test('an unprivileged user: usable for faults of user mode, with the ways out, exit code 1', async () => {
   needOrdinaryUser();
-  const { code, report } = await examined({ under: NOBODY });
+  const { code, report } = await examined({ under: UNPRIVILEGED });
   assert.is(report.verdict, 'usable with limits');
   assert.is(code, 1);
   assert.equal(codes(report), ['user-mode-only', 'event-fork']);
@@ -125,7 +125,7 @@ test('an unprivileged user who may open the device: all faults through it, and n
     const under = ['unshare', '--mount', 'sh', '-c', script, 'sh'];
     const tried = spawnSync(under[0] as string, [...under.slice(1), 'true'], { encoding: 'utf8' });
     if (tried.status !== 0) skip(`no device can be mounted here: ${tried.error?.message ?? tried.stderr}`);
-    const { code, report } = await examined({ under: [...under, ...NOBODY] });
+    const { code, report } = await examined({ under: [...under, ...UNPRIVILEGED] });
     assert.is(report.verdict, 'usable with limits');
     assert.is(code, 1);
     assert.equal(codes(report), ['device-only', 'event-fork']);
@@ -137,7 +137,7 @@ test('an unprivileged user who may open the device: all faults through it, and n
 
 test('root of a user namespace: its capability does not count', async () => {
   needOrdinaryUser();
-  const under = [...NOBODY, 'unshare', '--user', '--map-root-user'];
+  const under = [...UNPRIVILEGED, 'unshare', '--user', '--map-root-user'];
   const tried = spawnSync(under[0] as string, [...under.slice(1), 'true'], { encoding: 'utf8' });
   if (tried.status !== 0) skip(`no user namespace can be made here: ${tried.error?.message ?? tried.stderr}`);
   const { code, report } = await examined({ under });
@@ -155,8 +155,8 @@ for (const [name, errno, why] of [
   test(`a seccomp filter that answers ${name}: not usable, the filter is named, exit code 2`, async () => {
     needRoot();
     const env = { UFFD_SECCOMP_ERRNO: String(errno) };
-    for (const under of [[], NOBODY]) {
-      if (under.length > 0) needNobody();
+    for (const under of [[], UNPRIVILEGED]) {
+      if (under.length > 0) needUnprivileged();
       const { code, report } = await examined({ preload: './seccomp.js', env, under });
       assert.is(report.verdict, 'not usable');
       assert.is(code, 2);

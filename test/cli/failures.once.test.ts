@@ -13,10 +13,10 @@ import {
   type Ended,
   fileOf,
   inDirectory,
-  NOBODY,
   needKernel,
-  needNobody,
+  needUnprivileged,
   type RunOptions,
+  UNPRIVILEGED,
   uffd,
 } from './support/command.js';
 
@@ -105,15 +105,15 @@ test('a file larger than the memory is refused before it is tried', async () => 
 
 test('without privileges: served in user mode only; another user’s file is refused', async () => {
   needKernel();
-  needNobody();
+  needUnprivileged();
   await inDirectory(async (directory) => {
     chmodSync(directory, 0o755);
     const file = fileOf(directory, 'file', randomBytes(300_000));
-    const ended = await uffd(['demo', file, '--json'], { under: NOBODY });
+    const ended = await uffd(['demo', file, '--json'], { under: UNPRIVILEGED });
     assert.is(ended.code, 0, ended.stderr);
     assert.ok(JSON.parse(ended.stdout).equal);
     chmodSync(file, 0o600);
-    assertRefused(await uffd(['demo', file], { under: NOBODY }), /EACCES/);
+    assertRefused(await uffd(['demo', file], { under: UNPRIVILEGED }), /EACCES/);
   });
 });
 

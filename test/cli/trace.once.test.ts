@@ -10,11 +10,11 @@ import { suite } from '../support/harness.js';
 import {
   fileOf,
   inDirectory,
-  NOBODY,
   needKernel,
-  needNobody,
+  needUnprivileged,
   type RunOptions,
   sha256,
+  UNPRIVILEGED,
   uffd,
   uffdOnTerminal,
 } from './support/command.js';
@@ -90,16 +90,16 @@ test('a window of pages, recorded and replayed', async () => {
 
 test('a user who may not open a userfaultfd records on the simulated kernel, and replays any trace', async () => {
   needKernel();
-  needNobody();
+  needUnprivileged();
   await inDirectory(async (directory) => {
     chmodSync(directory, 0o777);
     const file = fileOf(directory, 'file', randomBytes(400_000));
     const real = join(directory, 'real');
     await good(['demo', file, '--record', real]);
-    assert.match(await good(['replay', real], { under: NOBODY }), /^identical/);
+    assert.match(await good(['replay', real], { under: UNPRIVILEGED }), /^identical/);
     for (const wait of ['poll', 'block', 'spin', 'adaptive']) {
       const trace = join(directory, `simulated-${wait}`);
-      const options = { preload: './seccomp.js', under: NOBODY };
+      const options = { preload: './seccomp.js', under: UNPRIVILEGED };
       const args = ['demo', file, '--json', '--wait', wait, '--seed', '5', '--record', trace];
       const ended = await uffd(args, options);
       assert.is(ended.code, 0, ended.stderr);

@@ -11,10 +11,10 @@ import { skip, suite } from '../support/harness.js';
 import {
   fileOf,
   inDirectory,
-  NOBODY,
   needKernel,
-  needNobody,
+  needUnprivileged,
   type RunOptions,
+  UNPRIVILEGED,
   uffd,
 } from './support/command.js';
 
@@ -42,14 +42,14 @@ interface Place {
 }
 
 const PLACES: Place[] = [
-  { name: 'a user without privileges', options: { under: NOBODY }, kernel: 'linux' },
+  { name: 'a user without privileges', options: { under: UNPRIVILEGED }, kernel: 'linux' },
   { name: 'no /dev', options: { under: NO_DEVICES }, kernel: 'linux' },
-  { name: 'no /dev, no privileges', options: { under: [...NO_DEVICES, ...NOBODY] }, kernel: 'linux' },
+  { name: 'no /dev, no privileges', options: { under: [...NO_DEVICES, ...UNPRIVILEGED] }, kernel: 'linux' },
   { name: 'userfaultfd forbidden', options: FORBIDDEN, kernel: 'simulated', says: /EPERM/ },
   { name: 'a kernel without userfaultfd', options: UNKNOWN, kernel: 'simulated', says: /ENOSYS/ },
   {
     name: 'no /dev, no privileges, and forbidden',
-    options: { ...FORBIDDEN, under: [...NO_DEVICES, ...NOBODY] },
+    options: { ...FORBIDDEN, under: [...NO_DEVICES, ...UNPRIVILEGED] },
     kernel: 'simulated',
     says: /EPERM/,
   },
@@ -76,7 +76,7 @@ async function recorded(file: string, trace: string): Promise<void> {
 /** Skips the test if the command cannot run in this place. */
 async function needPlace({ under }: RunOptions): Promise<void> {
   needKernel();
-  needNobody();
+  needUnprivileged();
   const { code, stderr } = await uffd(['--version'], under ? { under } : {});
   if (code !== 0) skip(`this cannot be played here: ${stderr.trim()}`);
 }

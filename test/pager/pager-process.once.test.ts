@@ -6,7 +6,7 @@ import { chmodSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileSource, httpSource, moduleSource, Pager, type PagerOptions } from '../../src/pager/index.js';
-import { inDirectory, NOBODY, needKernel, needNobody } from '../cli/support/command.js';
+import { inDirectory, needKernel, needUnprivileged, UNPRIVILEGED } from '../cli/support/command.js';
 import { leaveOut, seed, skip, suite } from '../support/harness.js';
 import { compileLibrary, holdings, until } from '../support/real-kernel.js';
 import { FileServer } from './support/http-server.js';
@@ -92,11 +92,11 @@ const USER_MODE = 'true\nEFAULT\n1000\n-1\nEFAULT\nclosed\n';
 
 for (const [name, under] of [
   ['userModeOnly', undefined],
-  ['a user without privileges', NOBODY],
+  ['a user without privileges', UNPRIVILEGED],
 ] as const) {
   test(`${name}: a system call on missing memory gets EFAULT, withPinned works, one warning; swap works`, async () => {
     needKernel();
-    if (under) needNobody();
+    if (under) needUnprivileged();
     await inFile(async (path, directory) => {
       // The other user makes files there.
       chmodSync(directory, 0o777);
@@ -110,10 +110,10 @@ for (const [name, under] of [
 
 test('a pager that the user has no privilege to open is refused, and leaves nothing', async () => {
   needKernel();
-  needNobody();
+  needUnprivileged();
   await inFile(async (path, directory) => {
     chmodSync(directory, 0o777);
-    const ran = await program('refused-user', [path, join(directory, 'out')], { under: NOBODY });
+    const ran = await program('refused-user', [path, join(directory, 'out')], { under: UNPRIVILEGED });
     if (ran.stdout.startsWith('opened')) leaveOut('this machine allows every user to open a userfaultfd');
     assert.equal(ran.stdout, 'EPERM\ndescriptors 0\n', ran.stderr);
   });

@@ -10,7 +10,16 @@ import { type Inject, type Injection, type Program, Random, read } from '../../s
 import { type SimulateOptions, simulate } from '../../src/testing/index.js';
 import { seed, suite } from '../support/harness.js';
 import { LateImage, type Lateness } from './support/late-image.js';
-import { always, answers, background, byteOf, reads, remove, when } from './support/simulated-world.js';
+import {
+  always,
+  answers,
+  background,
+  byteOf,
+  DISTURBANCES,
+  reads,
+  remove,
+  when,
+} from './support/simulated-world.js';
 
 const test = suite('serve/late-chunks');
 
@@ -30,10 +39,7 @@ const KINDS: Kind[] = [
   { says: 'huge pages that span chunks', inject: { partial: 0.1, eagain: 0.05 }, huge: true },
   {
     says: 'all of it at once',
-    inject: {
-      ...{ eagain: 0.03, partial: 0.05, held: 0.05, repeat: 0.03, wake: 0.03, signal: 0.03, short: 0.05 },
-      ...{ eintr: 0.03, split: 0.03, exit: 0.0005, exec: 0.0005, enomem: 0.03, eio: 0.03 },
-    },
+    inject: { ...DISTURBANCES, enomem: 0.03, eio: 0.03 },
     inBackground: ['enomem', 'eio'],
   },
 ];

@@ -10,7 +10,7 @@ import { type Inject, Random } from '../../src/sim/index.js';
 import { type SimulateOptions, simulate } from '../../src/testing/index.js';
 import { seed, suite } from '../support/harness.js';
 import { drawLayers, LayeredSource } from './support/layered-source.js';
-import { answers, background, layout } from './support/simulated-world.js';
+import { answers, background, DISTURBANCES, layout } from './support/simulated-world.js';
 
 const test = suite('serve/layered-worlds');
 
@@ -19,10 +19,7 @@ const LIMIT_MS = Math.max(60_000, SEEDS * 500);
 /** Milliseconds for which a file is cut: the handler tries a read again for longer. */
 const CUT_MS = 50;
 
-const ALL: Inject = {
-  ...{ eagain: 0.03, partial: 0.05, held: 0.05, repeat: 0.03, wake: 0.03, signal: 0.03, short: 0.05 },
-  ...{ eintr: 0.03, split: 0.03, exit: 0.0005, exec: 0.0005, enomem: 0.02, eio: 0.01 },
-};
+const ALL: Inject = { ...DISTURBANCES, enomem: 0.02, eio: 0.01 };
 
 function worldOf(one: number, tally: Tally, inject: Inject, cuts: number): SimulateOptions {
   const random = new Random(one ^ 0x1a9e);

@@ -9,6 +9,7 @@ import { Tally } from '../../src/serve/index.js';
 import { type Inject, type Program, Random, read, write } from '../../src/sim/index.js';
 import { seed, suite } from '../support/harness.js';
 import { runSharedWorld, type SharedGuest, type SharedWorldOptions } from './support/shared-world.js';
+import { DISTURBANCES } from './support/simulated-world.js';
 
 const test = suite('serve/shared-worlds');
 
@@ -16,10 +17,7 @@ const SEEDS = Number(process.env.UFFD_SEEDS ?? 40);
 const LIMIT_MS = Math.max(60_000, SEEDS * 500);
 const P = 4096;
 
-const ALL: Inject = {
-  ...{ eagain: 0.03, partial: 0.05, held: 0.05, repeat: 0.03, wake: 0.03, signal: 0.03, short: 0.05 },
-  ...{ eintr: 0.03, split: 0.03, exit: 0.0005, exec: 0.0005, enomem: 0.02 },
-};
+const ALL: Inject = { ...DISTURBANCES, enomem: 0.02 };
 
 function worldOf(one: number, tally: Tally, inject: Inject, troubled: boolean): SharedWorldOptions {
   const random = new Random(one ^ 0x5a4e);

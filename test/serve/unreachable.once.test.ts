@@ -5,7 +5,7 @@ import { spawnSync } from 'node:child_process';
 import { chmodSync, readdirSync, truncateSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { commandLine, inDirectory, NOBODY } from '../cli/support/command.js';
+import { commandLine, inDirectory, UNPRIVILEGED } from '../cli/support/command.js';
 import { skip, suite } from '../support/harness.js';
 import { needKernel } from '../support/real-kernel.js';
 import { P, Running, writeMemory } from './support/serve-process.js';
@@ -59,7 +59,7 @@ async function servedUnder(
 }
 
 for (const [what, under, why] of [
-  ['of another user', NOBODY, /was not killed: EPERM/],
+  ['of another user', UNPRIVILEGED, /was not killed: EPERM/],
   ['outside of the PID namespace', NAMESPACE, /was not killed: EINVAL: it lives in a PID namespace/],
 ] as const) {
   for (const fails of ['a page', 'the hand-off'] as const) {

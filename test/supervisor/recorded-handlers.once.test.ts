@@ -20,7 +20,7 @@ import * as memory from '../../shim/memory.js';
 import { handOver } from '../../src/serve/index.js';
 import { checkHandler, recordHandler } from '../../src/testing/index.js';
 import { replay, summarize, TraceReader, type TraceSummary } from '../../src/trace/index.js';
-import { commandLine, NOBODY, uffd } from '../cli/support/command.js';
+import { commandLine, UNPRIVILEGED, uffd } from '../cli/support/command.js';
 import { handler } from '../conformance/support/handlers.js';
 import { skip, suite } from '../support/harness.js';
 import {
@@ -253,7 +253,7 @@ test('a user without privileges records a handler of a privileged monitor', asyn
   const [program = '', ...words] = handler();
   const readable = newPath('handler');
   copyFileSync(program, readable);
-  const recorded = new Recorded([readable, ...words], NOBODY);
+  const recorded = new Recorded([readable, ...words], UNPRIVILEGED);
   await withGuest(recorded, async (thread, base) => {
     assert.deepEqual(await thread.read(at(base, 7)), [8]);
   });

@@ -19,7 +19,7 @@ import { rustHandler } from './support/rust-handler.js';
 
 const test = suite('simulated handlers');
 const long = process.env.UFFD_LONG !== undefined;
-const NOBODY = 65534;
+const UNPRIVILEGED_UID = 65534;
 const WAYS = [
   ...['poll', 'ppoll', 'select', 'pselect', 'epoll', 'edge', 'blocking', 'spin', 'sleep', 'threads'],
 ];
@@ -43,13 +43,13 @@ async function restricted(
 ): Promise<{ uid: number; report: CheckReport }> {
   const file = fileURLToPath(new URL('./support/restricted.js', import.meta.url));
   const root = process.getuid?.() === 0;
-  const user = root ? { uid: NOBODY, gid: NOBODY } : {};
+  const user = root ? { uid: UNPRIVILEGED_UID, gid: UNPRIVILEGED_UID } : {};
   const readable = spawnSync(
     process.execPath,
     ['-e', `require('fs').readFileSync(${JSON.stringify(file)})`],
     user,
   );
-  if (readable.status !== 0) skip(`the user ${NOBODY} cannot read this build`);
+  if (readable.status !== 0) skip(`the user ${UNPRIVILEGED_UID} cannot read this build`);
   const order: RestrictedOrder = { command, options, built };
   const child = spawn(process.execPath, [file, JSON.stringify(order)], {
     ...user,
@@ -97,7 +97,7 @@ test('without privileges and without userfaultfd, a race in a Rust handler is fo
   const command = [rustHandler(), '{socket}', '{memory}', 'racy'];
   const shrinks = 100;
   const first = await restricted(command, { seeds: 2000, shrinks });
-  if (process.getuid?.() === 0) assert.equal(first.uid, NOBODY);
+  if (process.getuid?.() === 0) assert.equal(first.uid, UNPRIVILEGED_UID);
   const found = only(first.report);
   assert.equal(found.verdict, 'fail', JSON.stringify(found));
   assert.match(
@@ -126,7 +126,7 @@ test('without privileges and without userfaultfd, the fixed handler passes', asy
 test("the built package's checkHandler does the same under Docker's default profile, without privileges", async () => {
   const handler = rustHandler();
   const passed = await restricted([handler, '{socket}', '{memory}'], { seeds: 10 }, true);
-  if (process.getuid?.() === 0) assert.equal(passed.uid, NOBODY);
+  if (process.getuid?.() === 0) assert.equal(passed.uid, UNPRIVILEGED_UID);
   assert.equal(only(passed.report).verdict, 'pass', JSON.stringify(passed.report));
   const failed = only(
     (await restricted([handler, '{socket}', '{memory}', 'racy'], { seeds: 100 }, true)).report,

@@ -4,7 +4,7 @@
 import { spawnSync } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import * as assert from 'uvu/assert';
-import { NOBODY, needNobody } from '../cli/support/command.js';
+import { needUnprivileged, UNPRIVILEGED } from '../cli/support/command.js';
 import { skip, suite } from '../support/harness.js';
 import { needKernel } from '../support/real-kernel.js';
 
@@ -37,8 +37,13 @@ const WITH_DEVICE = [
 ];
 
 const WAYS = [
-  { name: 'user mode only', prefix: NOBODY, via: 'syscall', userModeOnly: true },
-  { name: 'through the device', prefix: [...WITH_DEVICE, ...NOBODY], via: 'device', userModeOnly: false },
+  { name: 'user mode only', prefix: UNPRIVILEGED, via: 'syscall', userModeOnly: true },
+  {
+    name: 'through the device',
+    prefix: [...WITH_DEVICE, ...UNPRIVILEGED],
+    via: 'device',
+    userModeOnly: false,
+  },
 ] as const;
 
 interface Ended {
@@ -65,7 +70,7 @@ function says(prefix: readonly string[], script: string): unknown {
 
 function needPlay(prefix: readonly string[]): void {
   needKernel();
-  needNobody();
+  needUnprivileged();
   const tried = run(prefix, ['--version']);
   if (tried.status !== 0) skip(`this cannot be played here: ${tried.output.trim()}`);
 }
@@ -98,10 +103,10 @@ for (const { name, prefix, via, userModeOnly } of WAYS) {
 }
 
 test('what is refused says what would help', () => {
-  needPlay(NOBODY);
+  needPlay(UNPRIVILEGED);
   const message = (options: string): string =>
     says(
-      NOBODY,
+      UNPRIVILEGED,
       `try { Userfaultfd.open(${options}); console.log('"opened"'); }
       catch (error) { console.log(JSON.stringify(error.message)); }`,
     ) as string;

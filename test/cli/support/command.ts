@@ -17,7 +17,7 @@ const PUBLISHED = fileURLToPath(new URL('../../../../dist/uffd.js', import.meta.
 const CONDITIONS = process.execArgv.filter((argument) => argument.startsWith('--conditions'));
 
 /** The start of a command line that runs the rest as a user without privileges. */
-export const NOBODY = ['setpriv', '--reuid', '65534', '--regid', '65534', '--clear-groups'];
+export const UNPRIVILEGED = ['setpriv', '--reuid', '65534', '--regid', '65534', '--clear-groups'];
 
 /**
  * The program and arguments that run `uffd <args…>`: the published command, or with a core given by --conditions this
@@ -118,9 +118,9 @@ export function needKernel(): void {
 }
 
 /** Skips the test unless the command can run as another user, who must be able to read this build. */
-export function needNobody(): void {
+export function needUnprivileged(): void {
   if (process.getuid?.() !== 0) skip('only root can run the command as another user');
-  const [program, ...args] = [...NOBODY, ...commandLine(['--version'])] as [string, ...string[]];
+  const [program, ...args] = [...UNPRIVILEGED, ...commandLine(['--version'])] as [string, ...string[]];
   const tried = spawnSync(program, args, { encoding: 'utf8' });
   if (tried.status !== 0)
     skip(`the user 65534 cannot run the command: ${tried.error?.message ?? tried.stderr}`);

@@ -5,7 +5,7 @@ import type { Feature, Window } from '../../../src/index.js';
 import type { Answers } from '../../../src/serve/index.js';
 import { type Inject, type Injection, Random } from '../../../src/sim/index.js';
 import type { SimulateOptions } from '../../../src/testing/index.js';
-import { answers, background } from './simulated-world.js';
+import { answers, background, DISTURBANCES } from './simulated-world.js';
 
 const WAITS = ['poll', 'block', 'spin', 'adaptive'] as const;
 const REMOVES: Feature[] = ['event-remove'];
@@ -46,9 +46,8 @@ export const KINDS: Kind[] = [
   {
     says: 'all of it at once',
     inject: {
-      ...{ eagain: 0.03, partial: 0.05, held: 0.05, repeat: 0.03, wake: 0.03, signal: 0.03, short: 0.05 },
-      ...{ eintr: 0.03, split: 0.03, dry: 0.01, exit: 0.0005, exec: 0.0005 },
-      ...{ enomem: 0.03, enospc: 0.03, eio: 0.03 },
+      ...DISTURBANCES,
+      ...{ dry: 0.01, enomem: 0.03, enospc: 0.03, eio: 0.03 },
     },
     inBackground: ['enomem', 'enospc', 'eio'],
   },

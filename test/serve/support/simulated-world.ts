@@ -4,7 +4,7 @@
 import type { FaultHandler, Window } from '../../../src/index.js';
 import { BackgroundFiller } from '../../../src/serve/background-filler.js';
 import { Answers, type Region, type Source, Tally } from '../../../src/serve/index.js';
-import { type Action, advise, type Program, read } from '../../../src/sim/index.js';
+import { type Action, advise, type Inject, type Program, read } from '../../../src/sim/index.js';
 import { type SimulateOptions, simulate, type World } from '../../../src/testing/index.js';
 
 /** Runs of each scenario, each with a seed of its own. */
@@ -14,6 +14,12 @@ const DONTNEED = 4;
 const BACKGROUND_PAUSE_MS = 5;
 /** An unmapped address: a copy from there fails with EFAULT, like a copy from behind the end of a file. */
 const NOWHERE = 0x1000_0000_0000n;
+
+/** What may happen to any guest, with probabilities: what is not about memory or files. */
+export const DISTURBANCES: Inject = {
+  ...{ eagain: 0.03, partial: 0.05, held: 0.05, repeat: 0.03, wake: 0.03, signal: 0.03, short: 0.05 },
+  ...{ eintr: 0.03, split: 0.03, exit: 0.0005, exec: 0.0005 },
+};
 
 export interface Served {
   window?: Window;
